@@ -1,0 +1,609 @@
+"""Every decoder again in plain PyTorch: the oracle of the native core, and its maths written down.
+
+One row at a time and no cache: each pass runs the whole decoder over everything committed so far. fp32 models.
+The classes have the constructors and the `generate` of `kdtw_fast.decoders`; equations and algorithms are the
+paper's (arXiv 2502.17717). Depends on torch, transformers and kdtw_fast.random only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from kdtw_fast.random import STREAM_ACCEPT, STREAM_STUDENT, STREAM_TEACHER, uniform
+
+NONE, STUDENT, TEACHER, ACCEPTED, CORRECTED, FORCED = range(6)
+
+# A float32 decoder may differ from this one only where a decision was closer than these.
+CLOSE_LOGITS = 1e-4
+CLOSE_RELATIVE = 1e-4
+CLOSE_UNIFORM = 1e-5
+
+
+@dataclass
+class ReferenceRow:
+    """What became of one row; lists are indexed by output position (0 = first token after the start token).
+
+    `near_ties` are the positions of decisions so close that another order of summation may decide otherwise:
+    two best logits within 1e-4, a threshold within 1e-4 of what was tested (logits; probabilities relatively),
+    a uniform number within 1e-5 of the boundary it was compared with. Decisions about drafts that were
+    discarded later count too.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    student_logprobs: list[float] = field(default_factory=list)
+    teacher_logprobs: list[float] = field(default_factory=list)
+    teacher_calls: int = 0
+    drafted: int = 0
+    rolled_back: int = 0
+    near_ties: set[int] = field(default_factory=set)
+
+    @property
+    def accepted(self) -> int:
+        """Drafts that passed a check and stayed."""
+        return self.owners.count(ACCEPTED)
+
+    @property
+    def teacher_fraction(self) -> float:
+        """Part of the output that the teacher wrote (owners TEACHER and CORRECTED)."""
+        written = self.owners.count(TEACHER) + self.owners.count(CORRECTED)
+        return written / len(self.tokens) if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Warp:
+    """How logits become the distribution a token is taken from; temperature 0 takes the best token."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+# --- Picking: pure functions of logits -----------------------------------------------------------------
+
+
+def ban(logits: Tensor, banned: Iterable[int]) -> Tensor:
+    """`logits` [V] in float64, minus infinity at the `banned` ids (those beyond V are ignored)."""
+    allowed = logits.double().clone()
+    for token in banned:
+        if token < allowed.numel():
+            allowed[token] = -math.inf
+    return allowed
+
+
+def greedy_pick(logits: Tensor) -> tuple[int, bool]:
+    """The best id of `logits` [V], the lowest on ties; and whether the runner-up is close."""
+    best = int((logits == logits.max()).nonzero()[0])
+    others = logits.clone()
+    others[best] = -math.inf
+    return best, bool(logits[best] - others.max() < CLOSE_LOGITS)
+
+
+def warp(logits: Tensor, how: Warp) -> tuple[Tensor, bool]:
+    """Probabilities [V] of already banned `logits` [V] under `how`; and whether a cut was close.
+
+    Temperature, then top-k (0 = off, ties by lowest id), then top-p (1.0 = off: the shortest prefix, by
+    probability and then id, whose sum reaches top_p), then renormalised. Temperature 0 is one-hot.
+    """
+    if how.temperature == 0.0:
+        best, close = greedy_pick(logits)
+        return torch.nn.functional.one_hot(torch.tensor(best), logits.numel()).double(), close
+    close = False
+    scaled = logits / how.temperature
+    ranked, order = torch.sort(scaled, descending=True, stable=True)
+    if 0 < how.top_k < logits.numel():
+        close |= bool((ranked[how.top_k - 1] - ranked[how.top_k]) * how.temperature < CLOSE_LOGITS)
+        scaled[order[how.top_k :]] = -math.inf
+    probabilities = torch.softmax(scaled, dim=0)
+    if how.top_p < 1.0:
+        cumulative = torch.cumsum(probabilities[order], dim=0)
+        close |= bool(((cumulative - how.top_p).abs() < CLOSE_UNIFORM).any())
+        kept = max(1, int((cumulative < how.top_p).sum()) + 1)
+        if kept < logits.numel():
+            close |= bool((ranked[kept - 1] - ranked[kept]) * how.temperature < CLOSE_LOGITS)
+            probabilities[order[kept:]] = 0.0
+            probabilities = probabilities / probabilities.sum()
+    return probabilities, close
+
+
+def sample(probabilities: Tensor, u: float) -> tuple[int, bool]:
+    """Inverse CDF in ascending id order: the smallest id whose cumulative exceeds `u`; and whether u was close.
+
+    Where rounding leaves none, the last id with a positive probability.
+    """
+    cumulative = torch.cumsum(probabilities, dim=0)
+    above = (cumulative > u).nonzero()
+    picked = int(above[0]) if above.numel() else int(probabilities.nonzero()[-1])
+    inner = cumulative[:-1][probabilities[1:] > 0]
+    return picked, bool(((inner - u).abs() < CLOSE_UNIFORM).any())
+
+
+# --- One row ------------------------------------------------------------------------------------------
+
+
+class _Lane:
+    """One model reading one source. The encoder output depends on the source alone and is kept."""
+
+    def __init__(self, model: T5ForConditionalGeneration, source: Sequence[int]) -> None:
+        self.model = model
+        self.start: int = model.config.decoder_start_token_id
+        self.hidden = model.get_encoder()(input_ids=torch.tensor([list(source)]))[0]
+
+    def logits(self, tokens: Sequence[int], from_teacher: Sequence[bool] | None = None) -> Tensor:
+        """Logits [len(tokens) + 1, V]; row j predicts output position j from start + tokens[:j].
+
+        `from_teacher` marks the tokens whose embedding gets beta (Eq. 13 to 15); None = plain tokens.
+        """
+        inputs: dict[str, Any] = {}
+        if from_teacher is not None:
+            inputs["decoder_from_teacher"] = torch.tensor([[False, *from_teacher]])
+        output = self.model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
+            decoder_input_ids=torch.tensor([[self.start, *tokens]]),
+            use_cache=False,
+            **inputs,
+        )
+        return output.logits[0]
+
+
+@dataclass(kw_only=True)
+class _Row(ReferenceRow):
+    """A row while it decodes. `settled`: first position that no call has looked at yet."""
+
+    student: _Lane
+    teacher: _Lane
+    student_warp: Warp
+    teacher_warp: Warp
+    seed: int
+    key: int
+    min_new_tokens: int
+    max_new_tokens: int
+    max_teacher_fraction: float | None
+    max_teacher_calls: int | None
+    eos: int
+    tau: int | None
+    settled: int = 0
+    draft_probabilities: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def ended(self) -> bool:
+        return self.length == self.max_new_tokens or (self.length > 0 and self.tokens[-1] == self.eos)
+
+    def append(self, token: int, owner: int) -> None:
+        self.tokens.append(token)
+        self.owners.append(owner)
+
+    def roll_back(self, position: int) -> None:
+        self.rolled_back += self.length - position
+        del self.tokens[position:], self.owners[position:]
+        # The student's action at `position` was taken; what follows was not.
+        del self.student_logprobs[position + 1 :], self.teacher_logprobs[position + 1 :]
+
+    def banned(self, position: int, tau_allowed: bool = False) -> list[int]:
+        """EOS before `min_new_tokens`; tau unless the student may ask here."""
+        banned = [self.eos] if position < self.min_new_tokens else []
+        if self.tau is not None and not tau_allowed:
+            banned.append(self.tau)
+        return banned
+
+    def uniform(self, position: int, stream: int) -> float:
+        return float(uniform(self.seed, self.key, position, stream))
+
+    def note(self, close: bool, position: int) -> None:
+        if close:
+            self.near_ties.add(position)
+
+    def pick(self, logits: Tensor, how: Warp, position: int, stream: int) -> int:
+        """A token from already banned `logits`: the best one, or a sample when the temperature is positive."""
+        if how.temperature == 0.0:
+            token, close = greedy_pick(logits)
+        else:
+            probabilities, close = warp(logits, how)
+            token, close_uniform = sample(probabilities, self.uniform(position, stream))
+            close |= close_uniform
+        self.note(close, position)
+        return token
+
+
+def _set(values: list[float], position: int, value: float) -> None:
+    values.extend([math.nan] * (position + 1 - len(values)))
+    values[position] = value
+
+
+def _log_prob(logits: Tensor, token: int) -> float:
+    """log softmax over all ids at temperature 1, nothing banned."""
+    return float(torch.log_softmax(logits.double(), dim=0)[token])
+
+
+# --- The loop -----------------------------------------------------------------------------------------
+
+
+class _Decoder:
+    """The one loop. A method is its call rule (`must_call`, `act`) and its accept rule (`checked`, `passes`).
+
+    draft:   the student writes tokens until the call rule asks for the teacher
+    call:    the teacher reads everything in one pass
+    accept:  the first draft that fails is replaced by the teacher's token and what follows it is discarded;
+             if none fails the drafts stand and the teacher may add its token after them
+    """
+
+    marks_teacher = False  # the student sees which tokens the teacher wrote (Eq. 13)
+    checks_the_end = True  # a drafted EOS, or the last token that fits, still goes to the teacher
+    adds_token = True  # the teacher adds a token where all drafts stand
+
+    def __init__(
+        self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration | None = None
+    ) -> None:
+        self.student = student
+        self.teacher = student if teacher is None else teacher  # alone: never called
+
+    # Call rule.
+
+    def must_call(self, row: _Row) -> bool:
+        """True where the teacher is called without asking the student."""
+        return False
+
+    def act(self, row: _Row, logits: Tensor) -> int | None:
+        """The student's action at the next position given its logits [V]: a token, or None = call."""
+        return row.pick(ban(logits, row.banned(row.length)), row.student_warp, row.length, STREAM_STUDENT)
+
+    # Accept rule.
+
+    def checked(self, row: _Row) -> range:
+        """Positions of the drafts that this call checks, in order."""
+        return range(row.settled, row.length)
+
+    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+        """Whether the draft at `position` stands, given the teacher's banned logits [V] there."""
+        return True
+
+    def correct(self, row: _Row, position: int, logits: Tensor) -> int:
+        """The teacher's token in place of the draft that failed at `position`."""
+        return row.pick(logits, row.teacher_warp, position, STREAM_TEACHER)
+
+    def run(self, row: _Row) -> None:
+        while not row.ended:
+            while not self.must_call(row):
+                position = row.length
+                marks = [owner in (TEACHER, CORRECTED) for owner in row.owners]
+                logits = row.student.logits(row.tokens, marks if self.marks_teacher else None)[-1]
+                token = self.act(row, logits)
+                if token is None:
+                    break
+                _set(row.student_logprobs, position, _log_prob(logits, token))
+                row.append(token, STUDENT)
+                row.drafted += 1
+                if row.ended and not self.checks_the_end:
+                    return
+
+            read = row.teacher.logits(row.tokens)
+            row.teacher_calls += 1
+            for position in range(row.length):
+                _set(row.teacher_logprobs, position, _log_prob(read[position], row.tokens[position]))
+
+            for position in self.checked(row):
+                allowed = ban(read[position], row.banned(position))
+                if not self.passes(row, position, allowed):
+                    row.roll_back(position)
+                    self._teacher_writes(row, self.correct(row, position, allowed), CORRECTED, read)
+                    break
+                row.owners[position] = ACCEPTED
+            else:
+                if self.adds_token and not row.ended:
+                    position = row.length
+                    allowed = ban(read[position], row.banned(position))
+                    token = row.pick(allowed, row.teacher_warp, position, STREAM_TEACHER)
+                    self._teacher_writes(row, token, TEACHER, read)
+            row.settled = row.length
+
+    @staticmethod
+    def _teacher_writes(row: _Row, token: int, owner: int, read: Tensor) -> None:
+        _set(row.teacher_logprobs, row.length, _log_prob(read[row.length], token))
+        row.append(token, owner)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        teacher_inputs: dict[str, Any] | None = None,
+        max_new_tokens: int = 64,
+        min_new_tokens: int = 0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        teacher_temperature: float | None = None,
+        teacher_top_k: int | None = None,
+        teacher_top_p: float | None = None,
+        seed: int = 0,
+        row_ids: Sequence[int] | None = None,
+        num_return_sequences: int = 1,
+        forced_tokens: Sequence[int] = (),
+        max_teacher_fraction: float | Sequence[float | None] | None = None,
+        max_teacher_calls: int | Sequence[int | None] | None = None,
+    ) -> list[ReferenceRow]:
+        """Decode every row of `input_ids` [R, S] alone; returns R * num_return_sequences rows in order.
+
+        `attention_mask` [R, S] is 1 at source tokens and 0 at padding. Sequences of one source lie together;
+        row keys (`row_ids`) and the teacher limits count rows after that repetition or, given one per source
+        (limits only), are repeated with it. Teacher settings that are None equal the student's. Forced tokens
+        fill the first positions with owner FORCED; an EOS among them, or the length limit, ends the row there.
+
+        What the contract leaves open is read so: student log-probs belong to the student's own action, so at a
+        corrected position to its rejected draft; where it took none (a forced token, a bonus token, BiLD's hand
+        over) they are NaN. Teacher log-probs are there for every position up to the last teacher pass, forced
+        ones too.
+        """
+        sources = _rows(input_ids, attention_mask)
+        teacher_sources = sources
+        if teacher_inputs is not None:
+            teacher_sources = _rows(teacher_inputs["input_ids"], teacher_inputs.get("attention_mask"))
+        count = len(sources) * num_return_sequences
+        fractions = _per_row(max_teacher_fraction, count, num_return_sequences)
+        calls = _per_row(max_teacher_calls, count, num_return_sequences)
+        tau = getattr(self.student.config, "tau_token_id", None)
+        rows: list[ReferenceRow] = []
+        for index in range(count):
+            source = index // num_return_sequences
+            row = _Row(
+                student=_Lane(self.student, sources[source]),
+                teacher=_Lane(self.teacher, teacher_sources[source]),
+                student_warp=Warp(temperature, top_k, top_p),
+                teacher_warp=Warp(
+                    temperature if teacher_temperature is None else teacher_temperature,
+                    top_k if teacher_top_k is None else teacher_top_k,
+                    top_p if teacher_top_p is None else teacher_top_p,
+                ),
+                seed=seed,
+                key=index if row_ids is None else row_ids[index],
+                min_new_tokens=min_new_tokens,
+                max_new_tokens=max_new_tokens,
+                max_teacher_fraction=fractions[index],
+                max_teacher_calls=calls[index],
+                eos=self.student.config.eos_token_id,
+                tau=tau,
+            )
+            for token in forced_tokens:
+                if not row.ended:
+                    row.append(int(token), FORCED)
+            row.settled = row.length
+            self.run(row)
+            rows.append(_result(row))
+        return rows
+
+
+def _result(row: _Row) -> ReferenceRow:
+    for values in (row.student_logprobs, row.teacher_logprobs):
+        values.extend([math.nan] * (row.length - len(values)))
+    return ReferenceRow(**{name.name: getattr(row, name.name) for name in fields(ReferenceRow)})
+
+
+def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
+    ids = torch.as_tensor(input_ids)
+    kept = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
+    return [row[mask.bool()].tolist() for row, mask in zip(ids, kept, strict=True)]
+
+
+def _per_row(value: Any, count: int, repeats: int) -> list[Any]:
+    if value is None or isinstance(value, (int, float)):
+        return [value] * count
+    values = list(value)
+    return values if len(values) == count else [item for item in values for _ in range(repeats)]
+
+
+# --- The methods --------------------------------------------------------------------------------------
+
+
+class GreedyDecoder(_Decoder):
+    """One model alone: its best token each time, or a sample when the temperature is positive."""
+
+    checks_the_end = False
+
+    def __init__(self, model: T5ForConditionalGeneration) -> None:
+        super().__init__(model)
+
+
+class TrainingWheelsDecoder(_Decoder):
+    """The student writes until it picks tau, and the teacher writes that token (section 3 of the paper).
+
+    The ledger: the n-th call at position p is allowed iff n <= max_teacher_calls and
+    n <= floor(max_teacher_fraction (p + 1)); elsewhere tau is banned. `verify_lenience` l > 0 also checks the
+    drafts since the last call in the pass that happens anyway, by the lenience test of Algorithm 1 (also when
+    sampling), as far back as the ledger allows a teacher token to stand.
+    """
+
+    marks_teacher = True
+    checks_the_end = False
+
+    def __init__(
+        self,
+        student: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration,
+        verify_lenience: float = 0.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.verify_lenience = verify_lenience
+
+    @staticmethod
+    def allowed(row: _Row, call: int, position: int) -> bool:
+        """Whether the ledger allows the row's `call`-th teacher token at `position`."""
+        if row.max_teacher_calls is not None and call > row.max_teacher_calls:
+            return False
+        fraction = row.max_teacher_fraction
+        return fraction is None or call <= math.floor(fraction * (position + 1) + 1e-9)
+
+    def act(self, row: _Row, logits: Tensor) -> int | None:
+        position = row.length
+        banned = row.banned(position, tau_allowed=self.allowed(row, row.teacher_calls + 1, position))
+        token = row.pick(ban(logits, banned), row.student_warp, position, STREAM_STUDENT)
+        if token != row.tau:
+            return token
+        _set(row.student_logprobs, position, _log_prob(logits, token))
+        return None
+
+    def checked(self, row: _Row) -> range:
+        if self.verify_lenience == 0.0:
+            return range(0)
+        first = row.settled
+        while first < row.length and not self.allowed(row, row.teacher_calls, first):
+            first += 1
+        return range(first, row.length)
+
+    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+        return passes_lenience(row, position, logits, self.verify_lenience)
+
+
+class SpeculativeDecoder(_Decoder):
+    """`draft_length` student tokens, one teacher pass, and a bonus token where all stand (Algorithm 1, as corrected).
+
+    Greedy teacher: a draft fails where p(x) < l p(best); lenience l = 1 is the teacher's greedy output.
+    Sampling teacher: a draft x ~ q stands with probability min(1, p(x) / (l q(x))), its replacement comes
+    from max(0, p - l q) normalised; l = 1 samples exactly from p (Leviathan et al. 2023, Chen et al. 2023).
+    """
+
+    def __init__(
+        self,
+        student: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration,
+        draft_length: int = 5,
+        lenience: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.draft_length = draft_length
+        self.lenience = lenience
+
+    def must_call(self, row: _Row) -> bool:
+        full = row.length - row.settled == self.draft_length or row.length == row.max_new_tokens - 1
+        return full or row.ended
+
+    def act(self, row: _Row, logits: Tensor) -> int | None:
+        allowed = ban(logits, row.banned(row.length))
+        row.draft_probabilities[row.length] = warp(allowed, row.student_warp)[0]
+        return row.pick(allowed, row.student_warp, row.length, STREAM_STUDENT)
+
+    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+        if row.teacher_warp.temperature == 0.0:
+            return passes_lenience(row, position, logits, self.lenience)
+        token = row.tokens[position]
+        p, close = warp(logits, row.teacher_warp)
+        threshold = self.lenience * float(row.draft_probabilities[position][token])
+        u = row.uniform(position, STREAM_ACCEPT)
+        if threshold > 0.0:
+            close |= abs(u - float(p[token]) / threshold) < CLOSE_UNIFORM
+        row.note(close, position)
+        return u * threshold <= float(p[token])
+
+    def correct(self, row: _Row, position: int, logits: Tensor) -> int:
+        if row.teacher_warp.temperature == 0.0:
+            return super().correct(row, position, logits)
+        p, _ = warp(logits, row.teacher_warp)
+        q = row.draft_probabilities[position][: p.numel()]  # beyond p there is only tau, with q = 0
+        residual = (p - self.lenience * q).clamp(min=0.0)
+        mass = float(residual.sum())
+        probabilities = residual / mass if mass > 0.0 else p
+        token, close = sample(probabilities, row.uniform(position, STREAM_TEACHER))
+        # A small residual magnifies the error of p and q.
+        row.note(close or mass < CLOSE_RELATIVE, position)
+        return token
+
+
+class BigLittleDecoder(_Decoder):
+    """BiLD (Kim et al. 2023): hand over where the student is unsure, go back where the teacher disagrees.
+
+    Call: the student's best probability is below `fallback_threshold`, or `max_draft_length` drafts wait.
+    Accept: a draft fails where -log p(x) > `rollback_threshold`. Probabilities at temperature 1.
+    """
+
+    checks_the_end = False
+
+    def __init__(
+        self,
+        student: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration,
+        fallback_threshold: float = 0.6,
+        rollback_threshold: float = 5.0,
+        max_draft_length: int | None = None,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.fallback_threshold = fallback_threshold
+        self.rollback_threshold = rollback_threshold
+        self.max_draft_length = max_draft_length
+
+    def must_call(self, row: _Row) -> bool:
+        return row.length - row.settled == self.max_draft_length
+
+    def act(self, row: _Row, logits: Tensor) -> int | None:
+        allowed = ban(logits, row.banned(row.length))
+        best = float(torch.softmax(allowed, dim=0).max())
+        row.note(abs(best - self.fallback_threshold) < CLOSE_RELATIVE * best, row.length)
+        if best < self.fallback_threshold:
+            return None
+        return row.pick(allowed, row.student_warp, row.length, STREAM_STUDENT)
+
+    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+        surprise = -float(torch.log_softmax(logits, dim=0)[row.tokens[position]])
+        row.note(abs(surprise - self.rollback_threshold) < CLOSE_LOGITS, position)
+        return surprise <= self.rollback_threshold
+
+
+class InterleavedDecoder(_Decoder):
+    """SKD's interleaved sampling (Xu et al. 2024): a draft stands if it is among the teacher's `accept_top_k`.
+
+    The first that is not is replaced by the teacher's token. No bonus token where all stand.
+    """
+
+    adds_token = False
+
+    def __init__(
+        self,
+        student: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration,
+        draft_length: int = 5,
+        accept_top_k: int = 25,
+    ) -> None:
+        super().__init__(student, teacher)
+        self.draft_length = draft_length
+        self.accept_top_k = accept_top_k
+
+    def must_call(self, row: _Row) -> bool:
+        return row.length - row.settled == self.draft_length or row.ended
+
+    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+        if self.accept_top_k >= logits.numel():
+            return True
+        ranked, order = torch.sort(logits, descending=True, stable=True)
+        score, k = logits[row.tokens[position]], self.accept_top_k
+        inside = row.tokens[position] in order[:k].tolist()
+        margin = score - ranked[k] if inside else ranked[k - 1] - score
+        row.note(bool(margin < CLOSE_LOGITS), position)
+        return inside
+
+
+def passes_lenience(row: _Row, position: int, logits: Tensor, lenience: float) -> bool:
+    """Algorithm 1, line 6, as corrected: the draft stands iff p(x) >= l p(best), in logits x >= best + ln l.
+
+    l = 1 is strict: only the teacher's greedy pick stands, so ties cannot differ from it. l = 0 passes all.
+    """
+    token = row.tokens[position]
+    if lenience == 1.0:
+        best, close = greedy_pick(logits)
+        row.note(close, position)
+        return token == best
+    if lenience == 0.0:
+        return True
+    margin = float(logits[token] - (logits.max() + math.log(lenience)))
+    row.note(abs(margin) < CLOSE_LOGITS, position)
+    return margin >= 0.0
