@@ -1,0 +1,143 @@
+// What a device must be able to do for the model and the decode loop. Everything above this line of the
+// tree (model/, decode/) speaks only to this interface and never names a device. Float pointers are
+// device memory obtained from allocate(); token lists, requests and results live on the host.
+//
+// Shapes: R rows, T tokens of this pass (all rows' tokens flattened), H heads, D head size, M model
+// size, F feed-forward size, V vocabulary, S source length, N x K a weight's outputs x inputs.
+//
+// Contract that every backend keeps: the value computed for one token does not depend on T, on the
+// other tokens of the pass, or on the number of threads (one fixed accumulation order per output).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace kdtw {
+
+// A weight matrix [N, K] in the backend's own layout and number format.
+class Weight {
+ public:
+  Weight(int outputs, int inputs) : outputs(outputs), inputs(inputs) {}
+  virtual ~Weight() = default;
+  virtual size_t bytes() const = 0;
+  const int outputs, inputs;
+};
+
+// Keys and values of one attention layer for R rows of up to `capacity` positions, in the backend's own
+// layout. A lane's length says how much of it is valid, so rewinding moves no data.
+class KeyValueCache {
+ public:
+  virtual ~KeyValueCache() = default;
+  virtual size_t bytes() const = 0;
+};
+
+struct Buffer {  // device memory; freed with the handle
+  std::shared_ptr<void> memory;
+  float* data = nullptr;
+  size_t size = 0;  // floats
+};
+
+// One token of a pass: cache row and position. Keys 0..length-1 are visible to it.
+struct TokenAt {
+  int32_t row;
+  int32_t position;
+  int32_t length;
+};
+
+// T5's relative bias expanded over distance: table [H, lowest + highest + 1], entry (h, d + lowest) is
+// the bias for key position - query position = d, clamped to [-lowest, highest].
+struct PositionBias {
+  const float* table;
+  int lowest;
+  int highest;
+};
+
+enum class Activation { kRelu, kGatedGelu };
+
+struct Sampling {
+  float temperature = 0.0f;  // 0 = greedy
+  int top_k = 0;             // 0 = off
+  float top_p = 1.0f;        // 1 = off
+};
+
+// What is asked about a token that is already there (a draft) when the teacher's logits are known.
+enum class Check : uint8_t {
+  kNone,       // nothing: just pick
+  kScore,      // log-probability only; always passes
+  kLenience,   // logit(x) >= max logit + ln(threshold); threshold 1: x is the greedy pick (Algorithm 1, as corrected)
+  kRejection,  // u * threshold * q(x) <= p(x), on failure a draw from max(0, p - threshold * q) (Leviathan et al. 2023)
+  kTopK,       // among the threshold largest logits (SKD)
+  kDivergence  // -log p(x) <= threshold (BiLD)
+};
+
+// One decision over the vocabulary. Banned ids take no part in anything but raw log-probabilities.
+struct PickRequest {
+  Sampling sampling;
+  double uniform = 0.0;  // the draw that decides when sampling
+  std::span<const int32_t> banned;
+  Check check = Check::kNone;
+  int32_t draft = -1;
+  double threshold = 0.0;
+  double accept_uniform = 0.0;           // kRejection
+  const float* draft_logits = nullptr;   // kRejection: the student's logits [V_student], device memory
+  int draft_vocabulary = 0;              // kRejection: V_student
+  Sampling draft_sampling;               // kRejection: how the draft was drawn
+  std::span<const int32_t> draft_banned;
+  float* keep_logits = nullptr;  // where to leave this token's raw logits [V], device memory
+  bool want_log_prob = false;
+  bool want_confidence = false;
+};
+
+struct PickResult {
+  int32_t id = -1;          // the token picked (when the draft passed: undefined for sampling checks)
+  bool passed = true;       // the draft's standing under `check`
+  bool finite = true;       // false: a logit was NaN or infinite, nothing else is valid
+  float log_prob = 0.0f;    // raw log-softmax (temperature 1, nothing banned) of the draft if it passed, else of `id`
+  float confidence = 0.0f;  // largest softmax probability over the ids that are not banned, temperature 1
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string name() const = 0;
+
+  virtual Buffer allocate(size_t floats) = 0;
+  virtual void upload(Buffer& to, std::span<const float> from) = 0;
+  virtual void download(std::span<float> to, const float* from) = 0;
+
+  // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
+  virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
+                                       int inputs) = 0;
+  virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity) = 0;
+
+  // out[T, M] = table[ids[t]] (+ mark when marked[t], Eq. 15). `mark` and `marked` may be empty.
+  virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,
+                     const float* mark, float* out) = 0;
+  // out[T, M] = x / rms(x) * scale
+  virtual void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) = 0;
+  // out[T, N] = x[T, K] W^T, or += when accumulate
+  virtual void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) = 0;
+  // hidden [T, 2F] -> out [T, F] for gated activations (gate first), [T, F] -> [T, F] otherwise
+  virtual void activate(Activation activation, const float* hidden, int tokens, int size, float* out) = 0;
+  // Copies keys [T, H*D] and values, both with the given row stride, to (row, position) of the cache.
+  virtual void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
+                     int stride) = 0;
+  // out[T, H*D] = softmax(q k^T + bias) v over the visible keys; T5 does not scale. `bias` may be null.
+  virtual void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
+                      const PositionBias* bias, float* out) = 0;
+  // out[i] = x[indices[i]] for rows of `size` floats
+  virtual void gather(const float* x, std::span<const int32_t> indices, int size, float* out) = 0;
+  // Projects hidden [n, M] on the vocabulary and decides each request there; n results come back.
+  virtual void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
+                    std::span<PickResult> results) = 0;
+};
+
+// device: "cpu". Throws std::invalid_argument with one sentence for a device this build does not have.
+std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
+std::unique_ptr<Backend> make_cpu_backend(int threads);
+std::unique_ptr<Backend> make_cuda_backend(int index);
+
+}  // namespace kdtw

@@ -1,0 +1,22 @@
+// The CPU backend: packed fp32 weights, blocked key caches, one thread pool.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+
+namespace kdtw::cpu {
+
+// Names of the instruction sets that this processor and this build have, best first.
+std::vector<std::string> simd_levels();
+// Makes every decode from now on use `level`; throws std::invalid_argument when it is not available.
+void set_simd(const std::string& level);
+const Kernels& kernels();
+
+// Decides one request given its logits [V]; scratch is grown as needed. Pure but for `scratch`.
+PickResult decide(const Kernels& kernels, float* logits, int vocabulary, const PickRequest& request,
+                  std::vector<float>& scratch);
+
+}  // namespace kdtw::cpu

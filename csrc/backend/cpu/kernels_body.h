@@ -1,0 +1,269 @@
+// The CPU kernels, written once over a vector type `V` that the including file defines together with
+// kWidth, kMaxRows and load/store/set1/add/sub/mul/fma/max/less/... No contraction is left to the
+// compiler (-ffp-contract=off): every fused multiply-add below is written as one, so that the same
+// source gives the same bits in every instantiation of a template.
+// Included inside an anonymous namespace; must not include or define anything shared between files.
+
+constexpr int kVectors = kPanel / kWidth;  // vectors per panel row
+
+// rows x (panels * kPanel) outputs. One accumulator per output, k ascending: the sum for an output is the
+// same whatever kRows and kPanels are, which is what makes a catch-up over rows equal to single steps.
+template <int kRows, int kPanels>
+inline void gemm_tile(const float* __restrict x, const float* __restrict w, long panel_stride, int K, int N,
+                      float* __restrict out, int out_stride, bool accumulate) {
+  V acc[kRows][kPanels * kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < kPanels * kVectors; ++v) acc[r][v] = zero();
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const float* row = w + p * panel_stride + static_cast<long>(k) * kPanel;
+      prefetch(row + kPrefetch * kPanel);
+      if constexpr (kPanel * 4 > 64) prefetch(row + kPrefetch * kPanel + 16);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const V weight = load(row + v * kWidth);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r)
+          acc[r][p * kVectors + v] = fma(set1(x[k * kRows + r]), weight, acc[r][p * kVectors + v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* line = out + static_cast<long>(r) * out_stride;
+#pragma GCC unroll 16
+    for (int v = 0; v < kPanels * kVectors; ++v) {
+      const int column = v * kWidth;
+      if (column + kWidth <= N) {
+        store(line + column, accumulate ? add(load(line + column), acc[r][v]) : acc[r][v]);
+      } else {
+        float tail[kWidth];
+        store(tail, acc[r][v]);
+        for (int i = 0; column + i < N; ++i)
+          line[column + i] = accumulate ? line[column + i] + tail[i] : tail[i];
+      }
+    }
+  }
+}
+
+template <int kRows>
+void gemm_rows(const float* x, const float* panels, int first, int last, int K, int N, float* out, int out_stride,
+               bool accumulate) {
+  // Panels side by side: at least eight independent accumulators hide the latency of the multiply-add.
+  constexpr int kTogether = (8 + kRows * kVectors - 1) / (kRows * kVectors);
+  const long panel_stride = static_cast<long>(K) * kPanel;
+  int p = first;
+  for (; p + kTogether <= last; p += kTogether)
+    gemm_tile<kRows, kTogether>(x, panels + p * panel_stride, panel_stride, K, N - p * kPanel, out + p * kPanel,
+                                out_stride, accumulate);
+  for (; p < last; ++p)
+    gemm_tile<kRows, 1>(x, panels + p * panel_stride, panel_stride, K, N - p * kPanel, out + p * kPanel, out_stride,
+                        accumulate);
+}
+
+template <int kRows>
+void gemm_dispatch(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out,
+                   int out_stride, bool accumulate) {
+  if (rows == kRows) return gemm_rows<kRows>(x, panels, first, last, K, N, out, out_stride, accumulate);
+  if constexpr (kRows > 1) gemm_dispatch<kRows - 1>(x, rows, panels, first, last, K, N, out, out_stride, accumulate);
+}
+
+void gemm(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out,
+          int out_stride, bool accumulate) {
+  gemm_dispatch<kMaxRows>(x, rows, panels, first, last, K, N, out, out_stride, accumulate);
+}
+
+inline float sum_lanes(V v) {
+  float lanes[kWidth];
+  store(lanes, v);
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline float max_lanes(V v) {
+  float lanes[kWidth];
+  store(lanes, v);
+  float best = lanes[0];
+  for (int i = 1; i < kWidth; ++i) best = lanes[i] > best ? lanes[i] : best;
+  return best;
+}
+
+void rms_norm(const float* x, const float* scale, float epsilon, int size, float* out) {
+  V squares = zero();
+  int i = 0;
+  for (; i + kWidth <= size; i += kWidth) {
+    const V v = load(x + i);
+    squares = fma(v, v, squares);
+  }
+  float sum = sum_lanes(squares);
+  for (; i < size; ++i) sum += x[i] * x[i];
+  const float inverse = 1.0f / __builtin_sqrtf(sum / static_cast<float>(size) + epsilon);
+  const V factor = set1(inverse);
+  for (i = 0; i + kWidth <= size; i += kWidth) store(out + i, mul(mul(load(x + i), factor), load(scale + i)));
+  for (; i < size; ++i) out[i] = x[i] * inverse * scale[i];
+}
+
+// exp(x) to about 2 ulp (Cephes' polynomial), at least 1e-38; x <= 88. NaN stays NaN: max and min return
+// their second operand when one is NaN.
+inline V exp_vector(V x) {
+  x = max(set1(-87.33654f), x);
+  const V n = round_even(mul(x, set1(1.44269504088896341f)));
+  V r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  V p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, mul(r, r), r);
+  return scale_by_power(add(p, set1(1.0f)), n);
+}
+
+// Applies `function` to whole vectors and once more to a padded copy of the tail.
+template <typename Function>
+inline void map(int size, float* out, const Function& function, const float* a, const float* b) {
+  int i = 0;
+  for (; i + kWidth <= size; i += kWidth) store(out + i, function(load(a + i), load(b + i)));
+  if (i < size) {
+    float ta[kWidth] = {}, tb[kWidth] = {}, to[kWidth];
+    for (int j = 0; i + j < size; ++j) ta[j] = a[i + j], tb[j] = b[i + j];
+    store(to, function(load(ta), load(tb)));
+    for (int j = 0; i + j < size; ++j) out[i + j] = to[j];
+  }
+}
+
+// Function objects, not lambdas: a lambda's conversion function would be compiled without the target pragma.
+struct Relu {
+  V operator()(V a, V) const { return max(zero(), a); }
+};
+
+void relu(const float* x, int size, float* out) { map(size, out, Relu{}, x, x); }
+
+// gelu_new(g) * l with gelu_new(g) = g / (1 + exp(-2u)), u = sqrt(2/pi) (g + 0.044715 g^3): the tanh form.
+struct GatedGelu {
+  V operator()(V g, V l) const {
+    const V cubic = fma(mul(mul(g, g), g), set1(0.044715f), g);
+    const V e = exp_vector(min(set1(88.0f), mul(cubic, set1(-1.5957691216057308f))));
+    return mul(div(g, add(e, set1(1.0f))), l);
+  }
+};
+
+void gated_gelu(const float* gate, const float* linear, int size, float* out) {
+  map(size, out, GatedGelu{}, gate, linear);
+}
+
+void attend(const float* query, const float* keys, const float* values, int length, int head_size, int value_stride,
+            const float* bias_table, int lowest, int highest, int position, float* scores, float* scratch_out,
+            float* out) {
+  constexpr int kBlockVectors = kKeyBlock / kWidth;
+  for (int j = 0; j < length; j += kKeyBlock) {
+    const float* block = keys + static_cast<long>(j) * head_size;
+    V acc[kBlockVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) acc[v] = zero();
+    for (int d = 0; d < head_size; ++d) {
+      const V q = set1(query[d]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kBlockVectors; ++v) acc[v] = fma(q, load(block + d * kKeyBlock + v * kWidth), acc[v]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) store(scores + j + v * kWidth, acc[v]);
+  }
+  if (bias_table) {
+    for (int j = 0; j < length; ++j) {
+      int distance = j - position;
+      distance = distance < -lowest ? -lowest : distance > highest ? highest : distance;
+      scores[j] += bias_table[distance + lowest];
+    }
+  }
+  const int padded = (length + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  for (int j = length; j < padded; ++j) scores[j] = -3.0e38f;
+  V top = set1(-3.0e38f);
+  for (int j = 0; j < padded; j += kWidth) top = max(top, load(scores + j));
+  const float largest = max_lanes(top);
+  V total = zero();
+  for (int j = 0; j < padded; j += kWidth) {
+    V e = exp_vector(sub(load(scores + j), set1(largest)));
+    store(scores + j, e);
+  }
+  for (int j = length; j < padded; ++j) scores[j] = 0.0f;
+  for (int j = 0; j < padded; j += kWidth) total = add(total, load(scores + j));
+  const float inverse = 1.0f / sum_lanes(total);
+  for (int d = 0; d < value_stride; d += 2 * kWidth) {
+    V low = zero(), high = zero();
+    const float* column = values + d;
+    if (d + kWidth < value_stride) {
+      for (int j = 0; j < length; ++j, column += value_stride) {
+        const V p = set1(scores[j]);
+        low = fma(p, load(column), low);
+        high = fma(p, load(column + kWidth), high);
+      }
+      store(scratch_out + d + kWidth, mul(high, set1(inverse)));
+    } else {
+      for (int j = 0; j < length; ++j, column += value_stride) low = fma(set1(scores[j]), load(column), low);
+    }
+    store(scratch_out + d, mul(low, set1(inverse)));
+  }
+  for (int d = 0; d < head_size; ++d) out[d] = scratch_out[d];
+}
+
+void argmax(const float* x, int size, float* best, int* index, bool* finite) {
+  // x * 0 is 0 for finite values and NaN otherwise, and NaN stays in a sum.
+  V top = set1(-3.4028235e38f), poison = zero();
+  int i = 0;
+  for (; i + kWidth <= size; i += kWidth) {
+    const V v = load(x + i);
+    top = max(top, v);
+    poison = fma(v, zero(), poison);
+  }
+  float largest = max_lanes(top);
+  float poisoned = sum_lanes(poison);
+  for (; i < size; ++i) {
+    largest = x[i] > largest ? x[i] : largest;
+    poisoned += x[i] * 0.0f;
+  }
+  *finite = poisoned == 0.0f;
+  *best = largest;
+  const V target = set1(largest);
+  int first = 0;
+  while (first + kWidth <= size && !any_equal(load(x + first), target)) first += kWidth;
+  while (first < size && x[first] != largest) ++first;
+  *index = first;
+}
+
+double sum_exp(const float* x, int size, float shift) {
+  double total = 0.0;
+  int i = 0;
+  const V s = set1(shift);
+  // Partial sums of at most 64 vectors keep single precision harmless for large vocabularies.
+  while (i + kWidth <= size) {
+    V part = zero();
+    for (int v = 0; v < 64 && i + kWidth <= size; ++v, i += kWidth) part = add(part, exp_vector(sub(load(x + i), s)));
+    total += sum_lanes(part);
+  }
+  for (; i < size; ++i) {
+    float one[kWidth] = {};
+    one[0] = x[i];
+    store(one, exp_vector(sub(load(one), s)));
+    total += one[0];
+  }
+  return total;
+}
+
+struct ExpScaled {
+  float shift, scale;
+  V operator()(V a, V) const { return exp_vector(mul(sub(a, set1(shift)), set1(scale))); }
+};
+
+void exp_scaled(const float* x, int size, float shift, float scale, float* out) {
+  map(size, out, ExpScaled{shift, scale}, x, x);
+}
+
+constexpr Kernels table(const char* name) {
+  return {name, kMaxRows, gemm, rms_norm, relu, gated_gelu, attend, argmax, sum_exp, exp_scaled};
+}

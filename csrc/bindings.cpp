@@ -1,0 +1,282 @@
+// The extension module kdtw_fast._core: models, decoders and a few probes for tests. The only file that
+// includes pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/thread_pool.h"
+#include "core/error.h"
+#include "core/philox.h"
+#include "decode/decoder.h"
+
+namespace py = pybind11;
+using namespace kdtw;
+
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+Activation parse_activation(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gated-gelu") return Activation::kGatedGelu;
+  throw std::invalid_argument(concat("unknown activation '", name, "'; known are 'relu' and 'gated-gelu'"));
+}
+
+// `tensors(name)` gives a C-contiguous float32 array or None where the tensor does not exist. The head is
+// the one tensor that may be missing (tied embeddings).
+std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors) {
+  std::vector<FloatArray> held;  // until the layer is packed
+  const TensorSource source = [&](const std::string& name, int rows, int columns) -> std::span<const float> {
+    const py::object value = tensors(name);
+    if (value.is_none()) {
+      require(name == "lm_head.weight", config.name, ": tensor '", name, "' is missing from the checkpoint");
+      return {};
+    }
+    auto array = value.cast<FloatArray>();
+    std::string shape, expected = columns ? concat("[", rows, ", ", columns, "]") : concat("[", rows, "]");
+    for (py::ssize_t i = 0; i < array.ndim(); ++i) shape += (i ? ", " : "") + std::to_string(array.shape(i));
+    const bool fits = columns ? array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns
+                              : array.ndim() == 1 && array.shape(0) == rows;
+    require(fits, config.name, ": tensor '", name, "' has shape [", shape, "], but the config asks for ", expected);
+    held.assign(1, array);
+    return {array.data(), static_cast<size_t>(array.size())};
+  };
+  const auto backend = make_backend(device, 1);
+  return std::make_shared<T5>(*backend, config, source);
+}
+
+// Lets Python's signal handlers run every 20 ms without taking the lock more often than that.
+class SignalPoll {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(20)) return;
+    last_ = now;
+    py::gil_scoped_acquire lock;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+template <typename T, typename Get>
+py::array_t<T> padded(const std::vector<Row>& rows, size_t width, T fill, Get&& get) {
+  py::array_t<T> out({rows.size(), width});
+  auto view = out.template mutable_unchecked<2>();
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (size_t t = 0; t < width; ++t) view(r, t) = t < rows[r].tokens.size() ? get(rows[r], t) : fill;
+  return out;
+}
+
+template <typename Get>
+py::array_t<int64_t> per_row(const std::vector<Row>& rows, Get&& get) {
+  py::array_t<int64_t> out(rows.size());
+  for (size_t r = 0; r < rows.size(); ++r) out.mutable_at(r) = get(rows[r]);
+  return out;
+}
+
+py::dict to_python(const GenerateResult& result, int64_t pad, bool log_probs) {
+  const auto& rows = result.rows;
+  size_t width = 0;
+  for (const auto& row : rows) width = std::max(width, row.tokens.size());
+  py::dict out;
+  out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
+  out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
+  if (log_probs) {
+    const float nan = std::nanf("");
+    out["student_logprobs"] =
+        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.student_log_probs[t]; });
+    out["teacher_logprobs"] =
+        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
+  }
+  out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
+  out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
+  out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
+  out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });
+  out["rolled_back"] = per_row(rows, [](const Row& row) { return row.rolled_back; });
+  out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
+  out["student_passes"] = result.student_passes;
+  out["teacher_passes"] = result.teacher_passes;
+  out["seconds"] = py::make_tuple(result.encode_seconds, result.student_seconds, result.teacher_seconds,
+                                  result.other_seconds);
+  return out;
+}
+
+py::dict generate(const Decoder& decoder, GenerateRequest request, int64_t pad, const py::object& streamer) {
+  SignalPoll poll;
+  request.poll = [&poll] { poll(); };
+  if (!streamer.is_none()) {
+    request.stream = [&streamer](int row, int position, int32_t token, Owner owner) {
+      py::gil_scoped_acquire lock;
+      streamer(row, position, token, int(owner));
+    };
+  }
+  GenerateResult result;
+  {
+    py::gil_scoped_release unlocked;
+    result = decoder.generate(request);
+  }
+  return to_python(result, pad, request.want_log_probs);
+}
+
+// The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
+FloatArray decode_logits(const T5& model, const std::vector<int32_t>& source, const std::vector<int32_t>& tokens,
+                         const std::vector<uint8_t>& marked, const std::vector<int>& chunks, int threads) {
+  const auto backend = make_cpu_backend(threads);
+  const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
+  FloatArray out({T, V});
+  T5State state(*backend, model.config(), 1, static_cast<int>(source.size()), T);
+  Workspace work;
+  SignalPoll poll;
+  const int row = 0;
+  model.encode(*backend, state, work, std::span(&row, 1), std::span(&source, 1), [&] { poll(); });
+  int begin = 0;
+  for (const int size : chunks) {
+    std::vector<InputToken> pass;
+    std::vector<int32_t> wanted;
+    for (int i = 0; i < size; ++i) {
+      pass.push_back({tokens[begin + i], 0, begin + i, marked.empty() ? uint8_t{0} : marked[begin + i]});
+      wanted.push_back(i);
+    }
+    model.decode(*backend, state, work, pass, wanted, [&] { poll(); });
+    Buffer logits = backend->allocate(static_cast<size_t>(size) * V);
+    backend->linear(model.head(), work.gathered, size, logits.data, false);
+    backend->download(std::span(out.mutable_data() + static_cast<size_t>(begin) * V, static_cast<size_t>(size) * V),
+                      logits.data);
+    begin += size;
+  }
+  return out;
+}
+
+Ledger make_ledger(py::object max_calls, py::object max_fraction) {
+  Ledger ledger;
+  if (!max_calls.is_none()) ledger.max_calls = max_calls.cast<int>();
+  if (!max_fraction.is_none()) ledger.max_fraction = max_fraction.cast<double>();
+  return ledger;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = "g++ " __VERSION__;
+  info["torch"] = KDTW_TORCH_VERSION;
+  info["cuda"] = py::none();
+  info["simd_levels"] = cpu::simd_levels();
+  info["simd"] = cpu::kernels().name;
+  info["threads"] = cpu::hardware_threads();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native decoding core of kdtw_fast.";
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const NonFiniteError& e) {
+      PyErr_SetString(PyExc_FloatingPointError, e.what());
+    }
+  });
+
+  py::class_<T5Config>(m, "T5Config")
+      .def(py::init<>())
+      .def_readwrite("name", &T5Config::name)
+      .def_readwrite("vocab_size", &T5Config::vocabulary)
+      .def_readwrite("d_model", &T5Config::model_size)
+      .def_readwrite("d_kv", &T5Config::head_size)
+      .def_readwrite("num_heads", &T5Config::heads)
+      .def_readwrite("d_ff", &T5Config::feed_forward)
+      .def_readwrite("num_layers", &T5Config::encoder_layers)
+      .def_readwrite("num_decoder_layers", &T5Config::decoder_layers)
+      .def_readwrite("relative_attention_num_buckets", &T5Config::bias_buckets)
+      .def_readwrite("relative_attention_max_distance", &T5Config::bias_max_distance)
+      .def_readwrite("layer_norm_epsilon", &T5Config::epsilon)
+      .def_property(
+          "feed_forward_proj", [](const T5Config& c) { return c.gated() ? "gated-gelu" : "relu"; },
+          [](T5Config& c, const std::string& name) { c.activation = parse_activation(name); })
+      .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
+      .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark);
+
+  py::class_<T5, std::shared_ptr<T5>>(m, "T5")
+      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("tensors"))
+      .def_property_readonly("config", &T5::config)
+      .def_property_readonly("num_bytes", &T5::bytes)
+      .def("decode_logits", &decode_logits, py::arg("source"), py::arg("tokens"), py::arg("marked"), py::arg("chunks"),
+           py::arg("threads"));
+
+  py::class_<Sampling>(m, "Sampling")
+      .def(py::init([](float temperature, int top_k, float top_p) { return Sampling{temperature, top_k, top_p}; }),
+           py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f)
+      .def_readonly("temperature", &Sampling::temperature)
+      .def_readonly("top_k", &Sampling::top_k)
+      .def_readonly("top_p", &Sampling::top_p);
+
+  py::enum_<Check>(m, "Check")
+      .value("NONE", Check::kNone)
+      .value("SCORE", Check::kScore)
+      .value("LENIENCE", Check::kLenience)
+      .value("REJECTION", Check::kRejection)
+      .value("TOP_K", Check::kTopK)
+      .value("DIVERGENCE", Check::kDivergence);
+
+  py::class_<Method>(m, "Method")
+      .def(py::init([](bool two_models, bool marks_teacher, bool on_tau, int draft_length, double min_confidence,
+                       Check check, double threshold, bool teacher_continues, bool checks_all) {
+             return Method{two_models, marks_teacher, {on_tau, draft_length, min_confidence},
+                           {check, threshold, teacher_continues, checks_all}};
+           }),
+           py::kw_only(), py::arg("two_models") = false, py::arg("marks_teacher") = false, py::arg("on_tau") = false,
+           py::arg("draft_length") = 0, py::arg("min_confidence") = 0.0, py::arg("check") = Check::kNone,
+           py::arg("threshold") = 0.0, py::arg("teacher_continues") = true, py::arg("checks_all") = false);
+
+  py::class_<Ledger>(m, "Ledger")
+      .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none())
+      .def("allows", &Ledger::allows, py::arg("calls"), py::arg("position"))
+      .def("first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
+
+  py::class_<SpecialTokens>(m, "SpecialTokens")
+      .def(py::init([](int32_t start, std::vector<int32_t> end, int32_t tau) {
+             return SpecialTokens{start, std::move(end), tau};
+           }),
+           py::arg("start"), py::arg("end"), py::arg("tau") = -1);
+
+  py::class_<GenerateRequest>(m, "GenerateRequest")
+      .def(py::init<>())
+      .def_readwrite("student_sources", &GenerateRequest::student_sources)
+      .def_readwrite("teacher_sources", &GenerateRequest::teacher_sources)
+      .def_readwrite("row_keys", &GenerateRequest::row_keys)
+      .def_readwrite("ledgers", &GenerateRequest::ledgers)
+      .def_readwrite("forced_tokens", &GenerateRequest::forced_tokens)
+      .def_readwrite("max_new_tokens", &GenerateRequest::max_new_tokens)
+      .def_readwrite("min_new_tokens", &GenerateRequest::min_new_tokens)
+      .def_readwrite("student_sampling", &GenerateRequest::student_sampling)
+      .def_readwrite("teacher_sampling", &GenerateRequest::teacher_sampling)
+      .def_readwrite("seed", &GenerateRequest::seed)
+      .def_readwrite("max_seconds", &GenerateRequest::max_seconds)
+      .def_readwrite("want_log_probs", &GenerateRequest::want_log_probs)
+      .def_readwrite("threads", &GenerateRequest::threads);
+
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init([](const std::string& device, std::shared_ptr<T5> student, std::shared_ptr<T5> teacher,
+                       Method method, SpecialTokens special) {
+             return std::make_unique<Decoder>(device, std::move(student), std::move(teacher), method,
+                                              std::move(special));
+           }),
+           py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"))
+      .def("generate", &generate, py::arg("request"), py::arg("pad"), py::arg("streamer"));
+
+  m.def("uniform", [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
+    return uniform(seed, row, position, static_cast<Stream>(stream));
+  });
+  m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
+  m.def("draft_limit", &draft_limit, py::arg("method"), py::arg("room"));
+  m.def("build_info", &build_info);
+  m.def("set_simd", &cpu::set_simd, py::arg("level"));
+  m.def("hardware_threads", &cpu::hardware_threads);
+}

@@ -1,0 +1,64 @@
+// Every method is one loop with two rules: when the student asks for the teacher (call), and how many of
+// its drafted tokens stand (accept). Pure functions of results and counters; tested without a model.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "backend/backend.h"
+
+namespace kdtw {
+
+// Who wrote an output token. The codes are part of the Python API (kdtw_fast.outputs.Owner).
+enum class Owner : uint8_t { kNone = 0, kStudent = 1, kTeacher = 2, kAccepted = 3, kCorrected = 4, kForced = 5 };
+
+inline bool written_by_teacher(Owner owner) { return owner == Owner::kTeacher || owner == Owner::kCorrected; }
+
+struct CallRule {
+  bool on_tau = false;         // the student chose <tau> (Training Wheels)
+  int draft_length = 0;        // this many tokens are drafted; 0 = no such limit
+  double min_confidence = 0;   // the student's largest probability is below this (BiLD)
+
+  bool unsure(float confidence) const { return confidence < min_confidence; }
+};
+
+struct AcceptRule {
+  Check check = Check::kNone;  // kNone: all drafts stand
+  double threshold = 0;        // see Check
+  bool teacher_continues = true;  // when all drafts stand the teacher writes the next token
+  bool checks_all = false;        // nothing leaves the loop unchecked: a row that ends calls first
+};
+
+struct Method {
+  bool two_models = false;
+  bool marks_teacher = false;  // the student reads which tokens the teacher wrote (beta, Eq. 13-15)
+  CallRule call;
+  AcceptRule accept;
+};
+
+// How many tokens the student may draft now, with `room` outputs left. The teacher's own token needs a
+// place when it continues after the drafts.
+inline int draft_limit(const Method& method, int room) {
+  const int available = method.accept.checks_all && method.accept.teacher_continues ? room - 1 : room;
+  return method.call.draft_length > 0 ? std::min(method.call.draft_length, available) : available;
+}
+
+// The hard bound on teacher tokens of one row: at every prefix of the output, teacher tokens <= max_calls
+// and <= max_fraction * outputs.
+struct Ledger {
+  int max_calls = std::numeric_limits<int>::max();
+  double max_fraction = 1.0;
+
+  bool allows(int calls, int position) const {
+    return calls < max_calls && calls + 1 <= std::floor(max_fraction * (position + 1) + 1e-9);
+  }
+  // The first position that a check may replace by a teacher token without breaking the fraction.
+  int first_replaceable(int calls, int position) const {
+    while (position > 0 && calls + 1 <= std::floor(max_fraction * position + 1e-9)) --position;
+    return position;
+  }
+};
+
+}  // namespace kdtw

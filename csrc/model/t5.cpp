@@ -1,0 +1,250 @@
+#include "model/t5.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kdtw {
+namespace {
+
+// T5's bucket of a distance (key position - query position), as Hugging Face computes it in fp32.
+int bias_bucket(int distance, bool bidirectional, int buckets, int max_distance) {
+  int bucket = 0;
+  if (bidirectional) {
+    buckets /= 2;
+    if (distance > 0) bucket += buckets;
+    distance = std::abs(distance);
+  } else {
+    distance = std::max(-distance, 0);
+  }
+  const int exact = buckets / 2;
+  if (distance < exact) return bucket + distance;
+  const float ratio = std::log(static_cast<float>(distance) / static_cast<float>(exact)) /
+                      static_cast<float>(std::log(static_cast<double>(max_distance) / exact));
+  const int large = exact + static_cast<int>(ratio * static_cast<float>(buckets - exact));
+  return bucket + std::min(large, buckets - 1);
+}
+
+}  // namespace
+
+T5State::T5State(Backend& backend, const T5Config& config, int rows, int source_capacity, int target_capacity)
+    : rows(rows), source_capacity(source_capacity), target_capacity(target_capacity), source_length(rows, 0) {
+  for (int i = 0; i < config.decoder_layers; ++i) {
+    self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity));
+    cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity));
+  }
+}
+
+void Workspace::reserve(Backend& backend, const T5Config& config, int tokens) {
+  if (tokens <= tokens_) return;
+  const size_t M = config.model_size, inner = config.inner();
+  const size_t wide = std::max<size_t>(3 * inner, (config.gated() ? 2 : 1) * static_cast<size_t>(config.feed_forward));
+  const size_t mixed_size = std::max<size_t>(inner, config.feed_forward);
+  memory_ = backend.allocate(tokens * (3 * M + wide + mixed_size));
+  hidden = memory_.data;
+  normed = hidden + tokens * M;
+  gathered = normed + tokens * M;
+  projected = gathered + tokens * M;
+  mixed = projected + tokens * wide;
+  tokens_ = tokens;
+}
+
+T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_(std::move(config)) {
+  config_.validate();
+  const int M = config_.model_size, I = config_.inner(), F = config_.feed_forward;
+
+  const auto vector = [&](const std::string& name, int size, float factor = 1.0f) {
+    const auto values = tensors(name, size, 0);
+    Buffer buffer = backend.allocate(size);
+    std::vector<float> scaled(values.begin(), values.end());
+    for (float& value : scaled) value *= factor;
+    backend.upload(buffer, scaled);
+    return buffer;
+  };
+  // Stacks matrices of the same input size into one weight, so that one product computes them all.
+  const auto stack = [&](std::initializer_list<std::string> names, int outputs, int inputs) {
+    std::vector<std::vector<float>> copies;
+    std::vector<const float*> parts;
+    std::vector<int> sizes;
+    for (const auto& name : names) {
+      const auto values = tensors(name, outputs, inputs);
+      if (names.size() > 1) {
+        copies.emplace_back(values.begin(), values.end());
+      } else {
+        parts.push_back(values.data());
+      }
+      sizes.push_back(outputs);
+    }
+    for (const auto& copy : copies) parts.push_back(copy.data());
+    return backend.pack(parts, sizes, inputs);
+  };
+  const auto attention = [&](const std::string& prefix, const std::string& kind, bool cross) {
+    Attention layer;
+    const std::string base = prefix + "." + kind + ".";
+    layer.norm = vector(prefix + ".layer_norm.weight", M);
+    if (cross) {
+      layer.query = stack({base + "q.weight"}, I, M);
+      layer.key_value = stack({base + "k.weight", base + "v.weight"}, I, M);
+    } else {
+      layer.query_key_value = stack({base + "q.weight", base + "k.weight", base + "v.weight"}, I, M);
+    }
+    layer.output = stack({base + "o.weight"}, M, I);
+    return layer;
+  };
+  const auto feed_forward = [&](const std::string& prefix) {
+    FeedForward layer;
+    const std::string base = prefix + ".DenseReluDense.";
+    layer.norm = vector(prefix + ".layer_norm.weight", M);
+    layer.in = config_.gated() ? stack({base + "wi_0.weight", base + "wi_1.weight"}, F, M)
+                               : stack({base + "wi.weight"}, F, M);
+    layer.out = stack({base + "wo.weight"}, M, F);
+    return layer;
+  };
+
+  embedding_ = stack({"shared.weight"}, config_.vocabulary, M);
+  for (int i = 0; i < config_.encoder_layers; ++i) {
+    const std::string prefix = concat("encoder.block.", i, ".layer.");
+    encoder_.push_back({attention(prefix + "0", "SelfAttention", false), feed_forward(prefix + "1")});
+  }
+  for (int i = 0; i < config_.decoder_layers; ++i) {
+    const std::string prefix = concat("decoder.block.", i, ".layer.");
+    decoder_.push_back({attention(prefix + "0", "SelfAttention", false),
+                        attention(prefix + "1", "EncDecAttention", true), feed_forward(prefix + "2")});
+  }
+  encoder_norm_ = vector("encoder.final_layer_norm.weight", M);
+  // T5 v1.0 scales the decoder's output by M^-1/2: folded into the last norm.
+  const float output_scale = config_.scale_outputs ? 1.0f / std::sqrt(static_cast<float>(M)) : 1.0f;
+  decoder_norm_ = vector("decoder.final_layer_norm.weight", M, output_scale);
+  const std::string bias = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+  encoder_bias_ = expand_bias(backend, encoder_bias_table_,
+                              tensors("encoder" + bias, config_.bias_buckets, config_.heads), true);
+  decoder_bias_ = expand_bias(backend, decoder_bias_table_,
+                              tensors("decoder" + bias, config_.bias_buckets, config_.heads), false);
+  if (config_.has_mark) mark_ = vector("teacher_token_embedding", M);
+  const auto own_head = tensors("lm_head.weight", config_.vocabulary, M);
+  if (!own_head.empty()) {
+    const float* parts[] = {own_head.data()};
+    head_ = backend.pack(parts, std::span(&config_.vocabulary, 1), M);
+  }
+}
+
+size_t T5::bytes() const {
+  size_t total = embedding_->bytes() + (head_ ? head_->bytes() : 0);
+  const auto add = [&](const std::unique_ptr<Weight>& weight) {
+    if (weight) total += weight->bytes();
+  };
+  const auto add_attention = [&](const Attention& layer) {
+    add(layer.query), add(layer.key_value), add(layer.query_key_value), add(layer.output);
+  };
+  for (const auto& layer : encoder_) add_attention(layer.self), add(layer.feed_forward.in), add(layer.feed_forward.out);
+  for (const auto& layer : decoder_)
+    add_attention(layer.self), add_attention(layer.cross), add(layer.feed_forward.in), add(layer.feed_forward.out);
+  return total;
+}
+
+// The bias of every distance up to the last that has a bucket of its own; farther ones share it.
+PositionBias T5::expand_bias(Backend& backend, Buffer& to, std::span<const float> buckets, bool bidirectional) const {
+  const int lowest = config_.bias_max_distance, highest = bidirectional ? lowest : 0, H = config_.heads;
+  const int width = lowest + highest + 1;
+  std::vector<float> table(static_cast<size_t>(H) * width);
+  for (int distance = -lowest; distance <= highest; ++distance) {
+    const int bucket = bias_bucket(distance, bidirectional, config_.bias_buckets, config_.bias_max_distance);
+    for (int h = 0; h < H; ++h) table[static_cast<size_t>(h) * width + distance + lowest] = buckets[bucket * H + h];
+  }
+  to = backend.allocate(table.size());
+  backend.upload(to, table);
+  return {to.data, lowest, highest};
+}
+
+void T5::feed_forward(Backend& backend, Workspace& work, const FeedForward& layer, int tokens) const {
+  backend.rms_norm(work.hidden, layer.norm.data, config_.epsilon, tokens, config_.model_size, work.normed);
+  backend.linear(*layer.in, work.normed, tokens, work.projected, false);
+  backend.activate(config_.activation, work.projected, tokens, config_.feed_forward, work.mixed);
+  backend.linear(*layer.out, work.mixed, tokens, work.hidden, true);
+}
+
+void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
+                std::span<const std::vector<int32_t>> sources, const Poll& poll) const {
+  const int M = config_.model_size, I = config_.inner();
+  for (size_t first = 0; first < rows.size();) {
+    // As many whole rows as fit a pass, at least one: attention needs a whole row.
+    size_t last = first;
+    int count = 0, longest = 0;
+    while (last < rows.size() && (last == first || count + static_cast<int>(sources[last].size()) <= kMaxPass)) {
+      count += static_cast<int>(sources[last].size());
+      longest = std::max(longest, static_cast<int>(sources[last].size()));
+      ++last;
+    }
+    const int group = static_cast<int>(last - first);
+    std::vector<int32_t> ids;
+    std::vector<TokenAt> local, target;  // places in the pass's own cache, and in the state's
+    for (int i = 0; i < group; ++i) {
+      const auto& source = sources[first + i];
+      const int length = static_cast<int>(source.size());
+      for (int position = 0; position < length; ++position) {
+        ids.push_back(source[position]);
+        local.push_back({i, position, length});
+        target.push_back({rows[first + i], position, length});
+      }
+      state.source_length[rows[first + i]] = length;
+    }
+    work.reserve(backend, config_, count);
+    const auto cache = backend.make_cache(group, config_.heads, config_.head_size, longest);
+    backend.embed(*embedding_, ids, {}, nullptr, work.hidden);
+    for (const auto& layer : encoder_) {
+      poll();
+      backend.rms_norm(work.hidden, layer.self.norm.data, config_.epsilon, count, M, work.normed);
+      backend.linear(*layer.self.query_key_value, work.normed, count, work.projected, false);
+      backend.store(*cache, local, work.projected + I, work.projected + 2 * I, 3 * I);
+      backend.attend(*cache, local, work.projected, 3 * I, &encoder_bias_, work.mixed);
+      backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
+      poll();
+      feed_forward(backend, work, layer.feed_forward, count);
+    }
+    backend.rms_norm(work.hidden, encoder_norm_.data, config_.epsilon, count, M, work.normed);
+    for (size_t i = 0; i < decoder_.size(); ++i) {
+      poll();
+      backend.linear(*decoder_[i].cross.key_value, work.normed, count, work.projected, false);
+      backend.store(*state.cross[i], target, work.projected, work.projected + I, 2 * I);
+    }
+    first = last;
+  }
+}
+
+void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
+                std::span<const int32_t> wanted, const Poll& poll) const {
+  const int M = config_.model_size, I = config_.inner();
+  const int count = static_cast<int>(tokens.size());
+  std::vector<int32_t> ids(count);
+  std::vector<uint8_t> marked(config_.has_mark ? count : 0);
+  std::vector<TokenAt> self(count), cross(count);
+  for (int t = 0; t < count; ++t) {
+    const auto& token = tokens[t];
+    ids[t] = token.id;
+    if (config_.has_mark) marked[t] = token.marked;
+    self[t] = {token.row, token.position, token.position + 1};
+    cross[t] = {token.row, token.position, state.source_length[token.row]};
+  }
+  work.reserve(backend, config_, count);
+  backend.embed(*embedding_, ids, marked, mark_.data, work.hidden);
+  for (size_t i = 0; i < decoder_.size(); ++i) {
+    const auto& layer = decoder_[i];
+    poll();
+    backend.rms_norm(work.hidden, layer.self.norm.data, config_.epsilon, count, M, work.normed);
+    backend.linear(*layer.self.query_key_value, work.normed, count, work.projected, false);
+    backend.store(*state.self[i], self, work.projected + I, work.projected + 2 * I, 3 * I);
+    backend.attend(*state.self[i], self, work.projected, 3 * I, &decoder_bias_, work.mixed);
+    backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
+
+    backend.rms_norm(work.hidden, layer.cross.norm.data, config_.epsilon, count, M, work.normed);
+    backend.linear(*layer.cross.query, work.normed, count, work.projected, false);
+    backend.attend(*state.cross[i], cross, work.projected, I, nullptr, work.mixed);
+    backend.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
+    feed_forward(backend, work, layer.feed_forward, count);
+  }
+  // Only the positions that somebody asks about go on to the head.
+  const int asked = static_cast<int>(wanted.size());
+  backend.gather(work.hidden, wanted, M, work.normed);
+  backend.rms_norm(work.normed, decoder_norm_.data, config_.epsilon, asked, M, work.gathered);
+}
+
+}  // namespace kdtw

@@ -1,0 +1,100 @@
+// T5 (Raffel et al. 2020), encoder and decoder, written once over a Backend. A T5 is immutable and shared
+// between threads; what a decode changes lives in its T5State.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/t5_config.h"
+
+namespace kdtw {
+
+// Gives a named tensor's values, row-major fp32, of exactly `rows` x `columns` (columns 0: a vector). The
+// values must stay valid until the next call for another tensor of the same layer is made and packed.
+using TensorSource = std::function<std::span<const float>(const std::string& name, int rows, int columns)>;
+
+// Called between layers so that a long pass can be stopped; throws to stop.
+using Poll = std::function<void()>;
+
+// Caches and scratch of one model for R rows of one generate call.
+struct T5State {
+  T5State(Backend& backend, const T5Config& config, int rows, int source_capacity, int target_capacity);
+
+  const int rows, source_capacity, target_capacity;
+  std::vector<std::unique_ptr<KeyValueCache>> self;   // per decoder layer
+  std::vector<std::unique_ptr<KeyValueCache>> cross;  // per decoder layer
+  std::vector<int> source_length;                     // per row; 0 = not encoded yet
+};
+
+// Activations of one pass; grown to the largest pass seen.
+class Workspace {
+ public:
+  void reserve(Backend& backend, const T5Config& config, int tokens);
+  float *hidden = nullptr, *normed = nullptr, *projected = nullptr, *mixed = nullptr, *gathered = nullptr;
+
+ private:
+  int tokens_ = 0;
+  Buffer memory_;
+};
+
+struct InputToken {
+  int32_t id;
+  int32_t row;
+  int32_t position;
+  uint8_t marked;  // written by the teacher: embedded with beta (Eq. 13, 15)
+};
+
+class T5 {
+ public:
+  T5(Backend& backend, T5Config config, const TensorSource& tensors);
+
+  const T5Config& config() const { return config_; }
+  size_t bytes() const;
+
+  // Encodes the sources of `rows` and fills their cross-attention caches. sources[i] belongs to rows[i].
+  void encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
+              std::span<const std::vector<int32_t>> sources, const Poll& poll) const;
+
+  // Runs the decoder over `tokens` (each row's positions ascending and following what its cache holds) and
+  // leaves the normed hidden states of tokens[wanted[i]] at work.gathered, [wanted.size(), M].
+  void decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
+              std::span<const int32_t> wanted, const Poll& poll) const;
+
+  const Weight& head() const { return head_ ? *head_ : *embedding_; }
+
+  // Largest pass in tokens; longer work is cut (results do not depend on the cuts).
+  static constexpr int kMaxPass = 1024;
+
+ private:
+  struct Attention {
+    Buffer norm;
+    std::unique_ptr<Weight> query, key_value, query_key_value, output;
+  };
+  struct FeedForward {
+    Buffer norm;
+    std::unique_ptr<Weight> in, out;
+  };
+  struct EncoderLayer {
+    Attention self;
+    FeedForward feed_forward;
+  };
+  struct DecoderLayer {
+    Attention self, cross;
+    FeedForward feed_forward;
+  };
+
+  void feed_forward(Backend& backend, Workspace& work, const FeedForward& layer, int tokens) const;
+  PositionBias expand_bias(Backend& backend, Buffer& to, std::span<const float> buckets, bool bidirectional) const;
+
+  T5Config config_;
+  std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied
+  std::vector<EncoderLayer> encoder_;
+  std::vector<DecoderLayer> decoder_;
+  Buffer encoder_norm_, decoder_norm_, mark_, encoder_bias_table_, decoder_bias_table_;
+  PositionBias encoder_bias_{}, decoder_bias_{};
+};
+
+}  // namespace kdtw

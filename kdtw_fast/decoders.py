@@ -1,0 +1,494 @@
+"""The decoders users import: one native loop, one class per method, the same ``generate`` for all.
+
+Depends on the native core, models, options and outputs; a method is a call rule and an accept rule
+(docs/design.md), given to the core as one small ``_core.Method``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdtw_fast import _core
+from kdtw_fast.budgets import resolve_budget
+from kdtw_fast.model import NativeT5, load
+from kdtw_fast.options import GenerateOptions, check_int, check_real
+from kdtw_fast.outputs import FINISH_REASONS, GenerationOutput, Timings
+
+ModelLike = torch.nn.Module | NativeT5 | str | Path
+TokenStreamer = Callable[[int, int, int, int], None]
+
+
+class _Decoder:
+    """What the decoders share: checked inputs, prompts for strings, the native call, the output."""
+
+    student: NativeT5
+    teacher: NativeT5 | None
+    _calls_on_tau = False
+
+    def __init__(
+        self,
+        student: NativeT5,
+        teacher: NativeT5 | None,
+        method: _core.Method,
+        tokenizer: Any,
+        num_threads: int | None,
+    ):
+        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
+        if num_threads is not None:
+            check_int("num_threads", num_threads, 1)
+        self.num_threads = num_threads or _core.hardware_threads()
+        if teacher is not None:
+            _check_pair(student, teacher)
+        special = _core.SpecialTokens(
+            student.decoder_start_token_id,
+            student.eos_token_ids,
+            -1 if student.tau_token_id is None else student.tau_token_id,
+        )
+        self._core = _core.Decoder("cpu", student.core, teacher.core if teacher else None, method, special)
+
+    def generate(
+        self,
+        input_ids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+        attention_mask: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
+        *,
+        teacher_inputs: Mapping[str, Any] | None = None,
+        streamer: TokenStreamer | Any = None,
+        **options: Any,
+    ) -> GenerationOutput:
+        """Decodes R rows of ragged length; options are the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Args:
+            input_ids: the student's source tokens [R, S]; lists may be ragged, tensors are padded with
+                ``attention_mask`` 0 (or, without a mask, with the pad token at the end of a row).
+            attention_mask: [R, S], 1 for tokens; the ones of a row must be contiguous.
+            teacher_inputs: the teacher's ``input_ids`` and ``attention_mask``, when its prompt differs from the
+                student's; None = the same.
+            streamer: called as ``streamer(row, position, token_id, owner)`` with each token that nothing can
+                take back any more, or a Hugging Face streamer (``put``/``end``; one row).
+            **options: see :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            GenerationOutput.
+
+        Raises:
+            TypeError: a value of the wrong type or an unknown option (naming the nearest known one).
+            ValueError: a value out of range, an empty batch or row, ids outside the vocabulary, an over-long source.
+            FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
+            KeyboardInterrupt: Ctrl-C; the decoder stays usable.
+        """
+        parsed = GenerateOptions.parse(type(self).__name__, options)
+        rows = _rows(input_ids, attention_mask, "input_ids", self.student, parsed)
+        teacher_rows: list[list[int]] = []
+        if teacher_inputs is not None:
+            if self.teacher is None:
+                raise TypeError(f"teacher_inputs was given, but {type(self).__name__} has one model")
+            if not isinstance(teacher_inputs, Mapping) or "input_ids" not in teacher_inputs:
+                raise TypeError("teacher_inputs must be a mapping with 'input_ids' (and 'attention_mask')")
+            teacher_rows = _rows(
+                teacher_inputs["input_ids"],
+                teacher_inputs.get("attention_mask"),
+                "teacher_inputs['input_ids']",
+                self.teacher,
+                parsed,
+            )
+            if len(teacher_rows) != len(rows):
+                raise ValueError(f"teacher_inputs has {len(teacher_rows)} rows, but input_ids has {len(rows)}")
+        elif self.teacher is not None:
+            _check_ids(rows, self.teacher, "input_ids")
+        return self._run(rows, teacher_rows, parsed, streamer)
+
+    def __call__(
+        self, text: str | Sequence[str], budget: str | float | None = None, **options: Any
+    ) -> GenerationOutput:
+        """Decodes strings: builds the prompts each model was trained with, tokenizes, and fills ``.texts``.
+
+        Args:
+            text: one string or a list of strings.
+            budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
+                prompt; None = "no" for decoders that do not ask.
+            **options: as for :meth:`generate`.
+        """
+        if self.tokenizer is None:
+            raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or use generate(input_ids)")
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("the batch is empty; give at least one text")
+        for i, item in enumerate(texts):
+            if not isinstance(item, str):
+                raise TypeError(f"text {i} must be a string, got {item!r} of type {type(item).__name__}")
+            if not item.strip():
+                raise ValueError(f"text {i} is empty ({item!r})")
+        if budget is None and self._calls_on_tau:
+            raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
+        phrase = resolve_budget("no" if budget is None else budget).phrase
+
+        def encode(prompt: str | None) -> dict[str, Any]:
+            ids = self.tokenizer([(prompt or "") + item for item in texts])["input_ids"]
+            return {"input_ids": ids}
+
+        student_prompt = self.student.student_prompt
+        student_inputs = encode(
+            student_prompt.format(budget=phrase) if student_prompt is not None else self.student.teacher_prompt
+        )
+        if self.teacher is not None:
+            options.setdefault("teacher_inputs", encode(self.teacher.teacher_prompt))
+        out = self.generate(**student_inputs, **options)
+        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        return out
+
+    def _run(
+        self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
+    ) -> GenerationOutput:
+        repeats = options.num_return_sequences
+        request = _core.GenerateRequest()
+        request.student_sources = [row for row in rows for _ in range(repeats)]
+        request.teacher_sources = [row for row in teacher_rows for _ in range(repeats)]
+        count = len(rows) * repeats
+        request.row_keys = _row_keys(options.row_ids, count)
+        request.ledgers = self._ledgers(options, len(rows), repeats)
+        forced = [check_int("forced_tokens entry", token, 0, self.student.vocab_size - 1) for token in options.forced_tokens]
+        request.forced_tokens = forced
+        request.max_new_tokens, request.min_new_tokens = options.max_new_tokens, options.min_new_tokens
+        request.student_sampling = _core.Sampling(options.temperature, options.top_k, options.top_p)
+        request.teacher_sampling = _core.Sampling(
+            *(
+                own if of_teacher is None else of_teacher
+                for own, of_teacher in (
+                    (options.temperature, options.teacher_temperature),
+                    (options.top_k, options.teacher_top_k),
+                    (options.top_p, options.teacher_top_p),
+                )
+            )
+        )
+        request.seed = options.seed
+        request.max_seconds = options.max_time or 0.0
+        request.want_log_probs = options.output_logprobs
+        request.threads = options.num_threads or self.num_threads
+        put, end = _streaming(streamer, count, self.student.decoder_start_token_id)
+        result = self._core.generate(request, self.student.pad_token_id, put)
+        end()
+        return _output(result)
+
+    def _ledgers(self, options: GenerateOptions, rows: int, repeats: int) -> list[_core.Ledger]:
+        names = ("max_teacher_calls", "max_teacher_fraction")
+        if not self._calls_on_tau:
+            for name in names:
+                if getattr(options, name) is not None:
+                    raise TypeError(f"{name} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}")
+        limits = zip(*(options.per_row(name, rows) for name in names))
+        return [_core.Ledger(*limit) for limit in limits for _ in range(repeats)]
+
+
+class GreedyDecoder(_Decoder):
+    """One model alone: the student, or the teacher (samples when ``temperature`` > 0).
+
+    Args:
+        model: Hugging Face T5, NativeT5 or a safetensors folder.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+    """
+
+    def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None):
+        super().__init__(
+            load(model, "model"), None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads
+        )
+
+
+class _TwoModelDecoder(_Decoder):
+    def __init__(
+        self, student: ModelLike, teacher: ModelLike, method: _core.Method, tokenizer: Any, num_threads: int | None
+    ):
+        super().__init__(
+            load(student, "student"), load(teacher, "teacher"), method, tokenizer or _tokenizer_of(student), num_threads
+        )
+
+
+class TrainingWheelsDecoder(_TwoModelDecoder):
+    """KDTW: the student writes, and where it chose <tau> the teacher writes that one token (arXiv 2502.17717).
+
+    Args:
+        student: a TrainingWheelsT5, a NativeT5 with <tau>, or a folder of one.
+        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
+        verify_lenience: l in [0, 1]. 0 is the paper. Above 0, the teacher's catch-up pass, which happens at a
+            call anyway, also checks what was drafted since the last call with Algorithm 1's test
+            p(x) >= l max p, and replaces the first token that fails.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+    """
+
+    _calls_on_tau = True
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        verify_lenience: float = 0.0,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+    ):
+        self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
+        native = load(student, "student")
+        if native.tau_token_id is None:
+            raise ValueError(
+                "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
+            )
+        check = _core.Check.LENIENCE if verify_lenience > 0 else _core.Check.NONE
+        method = _core.Method(
+            two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
+        )
+        super().__init__(native, teacher, method, tokenizer or _tokenizer_of(student), num_threads)
+
+
+class SpeculativeDecoder(_TwoModelDecoder):
+    """Speculative decoding: K drafts, one teacher pass that checks them all, its own token after them.
+
+    With ``lenience`` 1 it is lossless: greedy output is the teacher's, sampled output has the teacher's
+    distribution (rejection sampling, Leviathan et al. 2023). Below 1 it is the paper's lossy baseline
+    (Algorithm 1, as corrected): greedy drafts pass where p(x) >= l max p; 0 lets everything pass.
+
+    Args:
+        student: drafts (a <tau> it may have is never used).
+        teacher: checks.
+        draft_length: K >= 1.
+        lenience: l in [0, 1].
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        draft_length: int = 5,
+        lenience: float = 1.0,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+    ):
+        self.draft_length = check_int("draft_length", draft_length, 1)
+        self.lenience = check_real("lenience", lenience, 0.0, 1.0)
+        method = _core.Method(
+            two_models=True,
+            draft_length=self.draft_length,
+            check=_core.Check.LENIENCE,
+            threshold=self.lenience,
+            checks_all=True,
+        )
+        super().__init__(student, teacher, method, tokenizer, num_threads)
+
+
+class BigLittleDecoder(_TwoModelDecoder):
+    """BiLD (Kim et al. 2023): the student hands over where it is unsure; the teacher's pass also rolls back.
+
+    Args:
+        student: the little model.
+        teacher: the big model.
+        fallback_threshold: in [0, 1]; the teacher is called where the student's largest probability is below it.
+        rollback_threshold: >= 0; the first draft x with -log p(x) above it is replaced, in nats.
+        max_draft_length: call at the latest after so many drafts; None = no such limit.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        fallback_threshold: float = 0.6,
+        rollback_threshold: float = 5.0,
+        max_draft_length: int | None = None,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+    ):
+        self.fallback_threshold = check_real("fallback_threshold", fallback_threshold, 0.0, 1.0)
+        self.rollback_threshold = check_real("rollback_threshold", rollback_threshold, 0.0)
+        self.max_draft_length = None if max_draft_length is None else check_int("max_draft_length", max_draft_length, 1)
+        method = _core.Method(
+            two_models=True,
+            draft_length=self.max_draft_length or 0,
+            min_confidence=self.fallback_threshold,
+            check=_core.Check.DIVERGENCE,
+            threshold=self.rollback_threshold,
+        )
+        super().__init__(student, teacher, method, tokenizer, num_threads)
+
+
+class InterleavedDecoder(_TwoModelDecoder):
+    """SKD's interleaved sampling (Xu et al. 2025): drafts in the teacher's top k stay, the first other is replaced.
+
+    Args:
+        student: proposes.
+        teacher: replaces.
+        draft_length: tokens proposed per teacher pass, K >= 1.
+        accept_top_k: a draft stays when it is among the teacher's so many most likely tokens, >= 1.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+    """
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        draft_length: int = 5,
+        accept_top_k: int = 25,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+    ):
+        self.draft_length = check_int("draft_length", draft_length, 1)
+        self.accept_top_k = check_int("accept_top_k", accept_top_k, 1)
+        method = _core.Method(
+            two_models=True,
+            draft_length=self.draft_length,
+            check=_core.Check.TOP_K,
+            threshold=self.accept_top_k,
+            teacher_continues=False,
+            checks_all=True,
+        )
+        super().__init__(student, teacher, method, tokenizer, num_threads)
+
+
+def _check_pair(student: NativeT5, teacher: NativeT5) -> None:
+    for field in ("pad_token_id", "decoder_start_token_id", "eos_token_ids"):
+        mine, other = getattr(student, field), getattr(teacher, field)
+        if mine != other:
+            raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
+    own_tau_row = student.tau_token_id == student.vocab_size - 1
+    if student.vocab_size != teacher.vocab_size and not (own_tau_row and student.vocab_size == teacher.vocab_size + 1):
+        raise ValueError(
+            f"student and teacher must share a vocabulary: the student has {student.vocab_size} rows, "
+            f"the teacher {teacher.vocab_size}"
+        )
+
+
+def _tokenizer_of(model: Any) -> Any:
+    """The tokenizer saved in a model's folder, or None."""
+    if not isinstance(model, (str, Path)) or not any(Path(model).glob("tokenizer*")):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def _rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
+    """Checked token lists, padding removed."""
+    lists = _lists(ids, name)
+    if not lists:
+        raise ValueError(f"{name} is an empty batch; give at least one row")
+    masks = None if mask is None else _lists(mask, "attention_mask")
+    if masks is not None and [len(m) for m in masks] != [len(row) for row in lists]:
+        raise ValueError(
+            f"attention_mask has shape {_shape(masks)}, but {name} has shape {_shape(lists)}; they must agree"
+        )
+    rows = []
+    for r, row in enumerate(lists):
+        if masks is None:
+            end = len(row)
+            while end > 0 and row[end - 1] == model.pad_token_id:
+                end -= 1
+            row = row[:end]
+        else:
+            on = [i for i, flag in enumerate(masks[r]) if flag]
+            if any(flag not in (0, 1) for flag in masks[r]) or (on and on[-1] - on[0] + 1 != len(on)):
+                raise ValueError(f"attention_mask row {r} must be zeros and ones with its ones in one run, got {masks[r]}")
+            row = [row[i] for i in on]
+        if not row:
+            raise ValueError(f"{name} row {r} is empty")
+        if all(token in model.eos_token_ids for token in row):
+            raise ValueError(f"{name} row {r} holds nothing but the end token {row}")
+        if len(row) > options.max_source_length:
+            if not options.truncation:
+                raise ValueError(
+                    f"{name} row {r} has {len(row)} tokens, more than max_source_length={options.max_source_length}; "
+                    f"raise max_source_length, or cut it with truncation=True"
+                )
+            ends = row[-1] in model.eos_token_ids
+            row = row[: options.max_source_length - ends] + row[-1:] * ends
+        rows.append(row)
+    _check_ids(rows, model, name)
+    return rows
+
+
+def _check_ids(rows: list[list[int]], model: NativeT5, name: str) -> None:
+    for r, row in enumerate(rows):
+        for token in row:
+            if not 0 <= token < model.vocab_size:
+                raise ValueError(
+                    f"{name} row {r} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}"
+                )
+
+
+def _lists(value: Any, name: str) -> list[list[int]]:
+    """A [R, S] tensor, array or list of lists as lists of ints."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu":
+            raise ValueError(f"{name} is on device '{value.device}'; this decoder runs on 'cpu'")
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iub":
+            raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+        if value.ndim != 2:
+            raise ValueError(f"{name} must have shape [rows, length], got {list(value.shape)}")
+        return value.astype(np.int64).tolist()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} must be a tensor or a list of lists of token ids, got {type(value).__name__}")
+    rows = []
+    for r, row in enumerate(value):
+        if isinstance(row, (torch.Tensor, np.ndarray)):
+            row = row.tolist()
+        if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+            raise TypeError(f"{name} must have shape [rows, length]; row {r} is {row!r}, not a list of token ids")
+        for token in row:
+            if isinstance(token, float) or not isinstance(token, (int, np.integer)):
+                raise TypeError(f"{name} row {r} must hold integers, got {token!r} of type {type(token).__name__}")
+        rows.append([int(token) for token in row])
+    return rows
+
+
+def _shape(rows: list[list[int]]) -> list[Any]:
+    lengths = sorted({len(row) for row in rows})
+    return [len(rows), lengths[0] if len(lengths) == 1 else f"{lengths[0]}..{lengths[-1]}"] if rows else [0]
+
+
+def _row_keys(row_ids: Sequence[int] | None, count: int) -> list[int]:
+    if row_ids is None:
+        return list(range(count))
+    keys = [check_int("row_ids entry", key, 0, 2**64 - 1) for key in row_ids]
+    if len(keys) != count:
+        raise ValueError(f"row_ids has {len(keys)} values for {count} output rows")
+    return keys
+
+
+def _streaming(streamer: Any, rows: int, start: int) -> tuple[TokenStreamer | None, Callable[[], None]]:
+    """A streamer as the core's callback and what to call at the end."""
+    if streamer is None:
+        return None, lambda: None
+    if hasattr(streamer, "put") and hasattr(streamer, "end"):
+        if rows != 1:
+            raise ValueError(f"a streamer with put() and end() takes one row, got {rows}; pass a callable for batches")
+        streamer.put(torch.tensor([start]))
+        return lambda row, position, token, owner: streamer.put(torch.tensor([token])), streamer.end
+    if not callable(streamer):
+        raise TypeError(f"streamer must be callable or have put() and end(), got {type(streamer).__name__}")
+    return streamer, lambda: None
+
+
+def _output(result: dict[str, Any]) -> GenerationOutput:
+    tensors = {key: torch.from_numpy(value) for key, value in result.items() if isinstance(value, np.ndarray)}
+    finish = tensors.pop("finish").tolist()
+    by_teacher = (tensors["owners"] == 2) | (tensors["owners"] == 4)
+    return GenerationOutput(
+        **tensors,
+        teacher_fraction=by_teacher.sum(dim=1).float() / tensors["lengths"].float(),
+        finish_reasons=[FINISH_REASONS[code] for code in finish],
+        student_passes=result["student_passes"],
+        teacher_passes=result["teacher_passes"],
+        timings=Timings(*result["seconds"]),
+    )

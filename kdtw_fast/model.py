@@ -1,0 +1,288 @@
+"""T5 models as the native core holds them: read from Hugging Face models or safetensors folders, checked, packed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from kdtw_fast import _core
+
+_REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+_OPTIONAL = (
+    "num_decoder_layers",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "layer_norm_epsilon",
+)
+# Fields of a T5 config.json that say nothing about the maths of a decode. Anything else is refused.
+_WITHOUT_EFFECT = frozenset(
+    """_name_or_path add_cross_attention architectures bos_token_id chunk_size_feed_forward classifier_dropout
+    decoder_start_token_id dropout_rate dtype eos_token_id finetuning_task gradient_checkpointing id2label
+    initializer_factor is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id max_length model_type
+    n_positions num_labels output_attentions output_hidden_states output_past pad_token_id prefix problem_type
+    return_dict sep_token_id student_prompt task_specific_params tau_token_id teacher_prompt teacher_token_embedding
+    tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version use_cache
+    dense_act_fn is_gated_act feed_forward_proj scale_decoder_outputs cross_attention_hidden_size
+    early_stopping num_beams length_penalty no_repeat_ngram_size layer_types""".split()
+)
+_TIED_NAMES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Some published T5 v1.0 checkpoints carry this tensor; no T5 has ever used it.
+_UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
+
+Tensors = Mapping[str, Callable[[], torch.Tensor]]
+
+
+class NativeT5:
+    """A T5 whose weights are packed for the native core. Immutable; decoders and threads may share it.
+
+    Make one with :meth:`from_model` or :meth:`from_pretrained`; decoders also take Hugging Face models and
+    folders and do so themselves.
+
+    Attributes:
+        name: what messages call it ("student", "teacher", …).
+        vocab_size: rows of the vocabulary head, V.
+        pad_token_id, decoder_start_token_id: token ids.
+        eos_token_ids: list of ids that end a row.
+        tau_token_id: the <tau> row of a Training Wheels student, or None.
+        student_prompt, teacher_prompt: prompt the model was trained with, or None.
+        core: the native object.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors, name: str, ignore_config_fields: Iterable[str]):
+        self.name = name
+        spec = _core_config(config, tensors, name, frozenset(ignore_config_fields))
+        self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name))
+        self.vocab_size: int = spec.vocab_size
+        self.pad_token_id: int = config.get("pad_token_id") or 0
+        start = config.get("decoder_start_token_id")
+        self.decoder_start_token_id: int = self.pad_token_id if start is None else start  # T5 starts from pad
+        eos = config.get("eos_token_id")
+        if eos is None:
+            raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
+        self.eos_token_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        self.tau_token_id: int | None = config.get("tau_token_id")
+        self.student_prompt: str | None = config.get("student_prompt")
+        self.teacher_prompt: str | None = config.get("teacher_prompt")
+        for field in ("pad_token_id", "decoder_start_token_id", "tau_token_id"):
+            token = getattr(self, field)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}: config field {field}={token} is outside the vocabulary of {self.vocab_size}")
+        for token in self.eos_token_ids:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}: config field eos_token_id={token} is outside the vocabulary of {self.vocab_size}")
+        if self.tau_token_id is not None and not spec.has_teacher_token_embedding:
+            raise ValueError(
+                f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
+            )
+
+    @classmethod
+    def from_model(
+        cls, model: torch.nn.Module, name: str = "model", ignore_config_fields: Iterable[str] = ()
+    ) -> NativeT5:
+        """Packs the weights of a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) in memory.
+
+        Raises:
+            TypeError: ``model`` is not such a model.
+            ValueError: its config or tensors are not a T5 that the core knows, naming the field or tensor.
+        """
+        from transformers import T5ForConditionalGeneration
+
+        if not isinstance(model, T5ForConditionalGeneration):
+            raise TypeError(
+                f"{name} must be a T5ForConditionalGeneration, a NativeT5 or a folder, got {type(model).__name__}"
+            )
+        config = {key: value for key, value in model.config.to_dict().items() if value is not None}
+        config["scale_decoder_outputs"] = bool(model.config.scale_decoder_outputs)
+        generation = getattr(model, "generation_config", None)
+        for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+            if config.get(field) is None and getattr(generation, field, None) is not None:
+                config[field] = getattr(generation, field)
+        state = model.state_dict()
+        if model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr():
+            state.pop("lm_head.weight", None)
+        for tensor_name, tensor in state.items():
+            if tensor.device.type == "meta":
+                raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
+        return cls(config, {key: (lambda t=value: t) for key, value in state.items()}, name, ignore_config_fields)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, name: str | None = None, ignore_config_fields: Iterable[str] = ()
+    ) -> NativeT5:
+        """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
+
+        Raises:
+            FileNotFoundError: the folder, its config or its safetensors files are not there.
+            ValueError: a file is corrupt, or config and tensors do not make a T5 that the core knows.
+        """
+        folder = Path(folder)
+        name = name or folder.name
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
+        config = _read_json(folder / "config.json", name)
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            files = sorted(set(_read_json(index, name)["weight_map"].values()))
+        elif (folder / "model.safetensors").is_file():
+            files = ["model.safetensors"]
+        else:
+            raise FileNotFoundError(
+                f"{name}: no model.safetensors in {folder} (pickled weights are not read; save_pretrained writes safetensors)"
+            )
+        tensors: dict[str, Callable[[], torch.Tensor]] = {}
+        handles = []  # keep the files mapped until the weights are packed
+        for file in files:
+            try:
+                handle = safe_open(folder / file, framework="pt")
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{name}: shard {file} named in {index.name} is not in {folder}") from None
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{name}: {folder / file} is not a whole safetensors file ({error})") from None
+            handles.append(handle)
+            for key in handle.keys():  # noqa: SIM118 - not a dict
+                tensors[key] = lambda h=handle, k=key: h.get_tensor(k)
+        return cls(config, tensors, name, ignore_config_fields)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self.core.num_bytes
+
+    def decode_logits(
+        self,
+        input_ids: Sequence[int],
+        decoder_input_ids: Sequence[int],
+        *,
+        from_teacher: Sequence[bool] = (),
+        chunks: Sequence[int] | None = None,
+        num_threads: int = 1,
+    ) -> np.ndarray:
+        """Raw decoder logits of one row, float32 [T, V].
+
+        Args:
+            input_ids: source tokens (length S >= 1).
+            decoder_input_ids: T decoder tokens, the start token first.
+            from_teacher: which of them the teacher wrote (adds beta, Eq. 15); empty = none.
+            chunks: sizes of the decoder passes, summing to T; None = one pass. The result does not depend on it.
+            num_threads: the result does not depend on it.
+        """
+        source, tokens = [int(i) for i in input_ids], [int(i) for i in decoder_input_ids]
+        sizes = [len(tokens)] if chunks is None else [int(c) for c in chunks]
+        if not source or not tokens:
+            raise ValueError(f"input_ids and decoder_input_ids need at least one token, got {len(source)} and {len(tokens)}")
+        if sum(sizes) != len(tokens) or min(sizes) < 1:
+            raise ValueError(f"chunks must be positive and sum to {len(tokens)}, got {sizes}")
+        if from_teacher and len(from_teacher) != len(tokens):
+            raise ValueError(f"from_teacher has {len(from_teacher)} flags for {len(tokens)} tokens")
+        for token in (*source, *tokens):
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        return self.core.decode_logits(source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
+
+
+def load(model: torch.nn.Module | NativeT5 | str | Path, name: str) -> NativeT5:
+    """Returns ``model`` (a NativeT5, a Hugging Face model or a folder) as a NativeT5 called ``name`` in messages."""
+    if isinstance(model, NativeT5):
+        return model
+    if isinstance(model, (str, Path)):
+        return NativeT5.from_pretrained(model, name)
+    return NativeT5.from_model(model, name)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {path} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: {path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: frozenset[str]) -> _core.T5Config:
+    if config.get("model_type", "t5") != "t5":
+        raise ValueError(f"{name}: model_type is {config['model_type']!r}; the core decodes 't5' models")
+    unknown = [key for key in config if key not in _WITHOUT_EFFECT | ignored and key not in _REQUIRED + _OPTIONAL]
+    if unknown:
+        raise ValueError(
+            f"{name}: config field {unknown[0]!r} (= {config[unknown[0]]!r}) is unknown and may change the maths; "
+            f"if it does not, pass ignore_config_fields=({unknown[0]!r},) to NativeT5.from_pretrained"
+        )
+    spec = _core.T5Config()
+    spec.name = name
+    for key in _REQUIRED + _OPTIONAL:
+        value = config.get(key)
+        if value is None:
+            if key in _REQUIRED:
+                raise ValueError(f"{name}: config field {key} is missing")
+            continue
+        try:
+            setattr(spec, key, value)
+        except TypeError:
+            raise ValueError(f"{name}: config field {key} must be a number, got {value!r}") from None
+    if config.get("num_decoder_layers") is None:
+        spec.num_decoder_layers = spec.num_layers
+    activation = config.get("feed_forward_proj", "relu")
+    expected = {"relu": ("relu", False), "gated-gelu": ("gelu_new", True)}
+    if activation not in expected:
+        raise ValueError(f"{name}: feed_forward_proj is {activation!r}; the core knows 'relu' and 'gated-gelu'")
+    for key, value in zip(("dense_act_fn", "is_gated_act"), expected[activation], strict=True):
+        if config.get(key, value) != value:
+            raise ValueError(f"{name}: config says feed_forward_proj={activation!r} but {key}={config[key]!r}")
+    spec.feed_forward_proj = activation
+    tied = config.get("tie_word_embeddings", True)
+    scaled = config.get("scale_decoder_outputs")
+    if "scale_decoder_outputs" not in config and tied is False and "lm_head.weight" not in tensors:
+        raise ValueError(
+            f"{name}: config says tie_word_embeddings=false, but tensor 'lm_head.weight' is missing from the checkpoint"
+        )
+    spec.scale_decoder_outputs = bool(tied is not False if scaled is None else scaled)
+    spec.has_teacher_token_embedding = "teacher_token_embedding" in tensors
+    extra = sorted(set(tensors) - _expected_names(spec) - _UNUSED - set(_TIED_NAMES))
+    if extra:
+        raise ValueError(f"{name}: tensor '{extra[0]}' is not part of a T5 with this config ({len(extra)} such tensors)")
+    for key in _TIED_NAMES:
+        if key in tensors and "shared.weight" in tensors and not torch.equal(tensors[key](), tensors["shared.weight"]()):
+            raise ValueError(f"{name}: tensor '{key}' differs from 'shared.weight'; T5 shares one embedding")
+    return spec
+
+
+def _expected_names(spec: _core.T5Config) -> set[str]:
+    names = {"shared.weight", "lm_head.weight", "teacher_token_embedding"}
+    attention = [f"{projection}.weight" for projection in "qkvo"]
+    feed_forward = ["wi_0.weight", "wi_1.weight"] if spec.feed_forward_proj == "gated-gelu" else ["wi.weight"]
+    for stack, layers in (("encoder", spec.num_layers), ("decoder", spec.num_decoder_layers)):
+        names |= {
+            f"{stack}.final_layer_norm.weight",
+            f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        }
+        kinds = [("SelfAttention", attention)]
+        kinds += [("EncDecAttention", attention)] if stack == "decoder" else []
+        kinds += [("DenseReluDense", [*feed_forward, "wo.weight"])]
+        for block in range(layers):
+            for layer, (kind, parts) in enumerate(kinds):
+                prefix = f"{stack}.block.{block}.layer.{layer}"
+                names |= {f"{prefix}.layer_norm.weight"} | {f"{prefix}.{kind}.{part}" for part in parts}
+    return names
+
+
+def _tensor_reader(tensors: Tensors, name: str) -> Callable[[str], np.ndarray | None]:
+    """Returns the function by which the core asks for one tensor at a time, as contiguous float32."""
+
+    def read(key: str) -> np.ndarray | None:
+        if key not in tensors:
+            return None
+        tensor = tensors[key]()
+        if key == "lm_head.weight" and torch.equal(tensor, tensors["shared.weight"]()):
+            return None  # a tied head that was written out: one copy is enough
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(f"{name}: tensor '{key}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read")
+        return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+    return read

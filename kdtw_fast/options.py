@@ -1,0 +1,135 @@
+"""The options of ``generate``, checked in one place: bad values are one sentence, unknown names get a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the known word nearest to ``word``, else the list of known words."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(map(repr, known))}"
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name} must be {limits}, got {value}")
+    return int(value)
+
+
+def check_real(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
+    """Returns ``value`` as a float in [low, high] (or (low, high]); TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    inside = low < number <= high if open_low else low <= number <= high
+    if not math.isfinite(number) or not inside:
+        upper = f"{high:g}]" if math.isfinite(high) else "inf)"
+        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low:g}, {upper}, got {value}")
+    return number
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Options that every decoder's ``generate`` takes as keywords.
+
+    Args:
+        max_new_tokens: most output tokens per row, at least 1; the end token and forced tokens count.
+        min_new_tokens: no end token before this many outputs.
+        temperature: 0 is greedy; above 0 the student samples.
+        top_k: keep the k most likely tokens when sampling, 0 = off.
+        top_p: keep the smallest set of tokens with this probability when sampling, in (0, 1], 1 = off.
+        teacher_temperature: the same for the teacher; None = as the student.
+        teacher_top_k: the same for the teacher; None = as the student.
+        teacher_top_p: the same for the teacher; None = as the student.
+        seed: random numbers are a function of (seed, row id, position) and of nothing else.
+        row_ids: names of the rows to the random numbers, one per output row; None = 0, 1, 2, …
+        num_return_sequences: outputs per input row (they differ only when sampling).
+        forced_tokens: ids every output begins with.
+        max_teacher_fraction: Training Wheels only, in [0, 1], one value or one per input row: at every
+            prefix of the output at most this fraction was written by the teacher; <tau> is masked otherwise.
+        max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row.
+        max_time: seconds after which rows stop where they are; None = no limit.
+        max_source_length: longer sources are an error, or cut when ``truncation`` is True.
+        truncation: cut over-long sources (keeping the end token) instead of raising.
+        output_logprobs: also return the log-probabilities of student and teacher.
+        num_threads: threads of this call; None = the decoder's.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    teacher_temperature: float | None = None
+    teacher_top_k: int | None = None
+    teacher_top_p: float | None = None
+    seed: int = 0
+    row_ids: Sequence[int] | None = None
+    num_return_sequences: int = 1
+    forced_tokens: Sequence[int] = ()
+    max_teacher_fraction: float | Sequence[float] | None = None
+    max_teacher_calls: int | Sequence[int] | None = None
+    max_time: float | None = None
+    max_source_length: int = 512
+    truncation: bool = False
+    output_logprobs: bool = False
+    num_threads: int | None = None
+
+    @classmethod
+    def parse(cls, method: str, keywords: dict[str, Any]) -> GenerateOptions:
+        """Builds options from keywords; TypeError names an unknown keyword and its nearest known one."""
+        known = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                raise TypeError(f"{method}.generate has no option {name!r}{nearest(name, known)}")
+        return cls(**keywords)
+
+    def __post_init__(self) -> None:
+        check_int("max_new_tokens", self.max_new_tokens, 1)
+        check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        check_int("num_return_sequences", self.num_return_sequences, 1)
+        check_int("max_source_length", self.max_source_length, 1)
+        check_int("seed", self.seed, 0, 2**64 - 1)
+        for prefix in ("", "teacher_"):
+            temperature, top_k, top_p = (getattr(self, prefix + n) for n in ("temperature", "top_k", "top_p"))
+            if not (prefix and temperature is None):
+                check_real(prefix + "temperature", temperature, 0.0)
+            if not (prefix and top_k is None):
+                check_int(prefix + "top_k", top_k, 0)
+            if not (prefix and top_p is None):
+                check_real(prefix + "top_p", top_p, 0.0, 1.0, open_low=True)
+        if self.max_time is not None:
+            check_real("max_time", self.max_time, 0.0, open_low=True)
+        if self.num_threads is not None:
+            check_int("num_threads", self.num_threads, 1)
+        if len(self.forced_tokens) >= self.max_new_tokens:
+            raise ValueError(
+                f"forced_tokens has {len(self.forced_tokens)} tokens and leaves no room in "
+                f"max_new_tokens={self.max_new_tokens}"
+            )
+
+    def per_row(self, name: str, rows: int) -> list[Any]:
+        """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
+        value = getattr(self, name)
+        values = list(value) if isinstance(value, Sequence) or hasattr(value, "tolist") else [value] * rows
+        if len(values) != rows:
+            raise ValueError(f"{name} has {len(values)} values for {rows} rows; give one value or one per row")
+        for item in values:
+            if item is None:
+                continue
+            if name == "max_teacher_fraction":
+                check_real(name, item, 0.0, 1.0)
+            else:
+                check_int(name, item, 0, 2**31 - 1)
+        return values
