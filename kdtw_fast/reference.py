@@ -170,6 +170,7 @@ class _Row(ReferenceRow):
     max_teacher_calls: int | None
     eos: int
     tau: int | None
+    forced: int = 0
     settled: int = 0
     draft_probabilities: dict[int, Tensor] = field(default_factory=dict)
 
@@ -290,7 +291,7 @@ class _Decoder:
 
             read = row.teacher.logits(row.tokens)
             row.teacher_calls += 1
-            for position in range(row.length):
+            for position in range(row.forced, row.length):
                 _set(row.teacher_logprobs, position, _log_prob(read[position], row.tokens[position]))
 
             for position in self.checked(row):
@@ -344,8 +345,8 @@ class _Decoder:
 
         What the contract leaves open is read so: student log-probs belong to the student's own action, so at a
         corrected position to its rejected draft; where it took none (a forced token, a bonus token, BiLD's hand
-        over) they are NaN. Teacher log-probs are there for every position up to the last teacher pass, forced
-        ones too.
+        over) they are NaN. Teacher log-probs are there for every position up to the last teacher pass but the
+        forced ones, which nobody chose.
         """
         sources = _rows(input_ids, attention_mask)
         teacher_sources = sources
@@ -355,6 +356,9 @@ class _Decoder:
         fractions = _per_row(max_teacher_fraction, count, num_return_sequences)
         calls = _per_row(max_teacher_calls, count, num_return_sequences)
         tau = getattr(self.student.config, "tau_token_id", None)
+        eos = self.student.config.eos_token_id
+        if not isinstance(eos, int):
+            raise TypeError(f"the model needs one eos_token_id, its config has {eos!r}")
         rows: list[ReferenceRow] = []
         for index in range(count):
             source = index // num_return_sequences
@@ -373,13 +377,13 @@ class _Decoder:
                 max_new_tokens=max_new_tokens,
                 max_teacher_fraction=fractions[index],
                 max_teacher_calls=calls[index],
-                eos=self.student.config.eos_token_id,
+                eos=eos,
                 tau=tau,
             )
             for token in forced_tokens:
                 if not row.ended:
                     row.append(int(token), FORCED)
-            row.settled = row.length
+            row.forced = row.settled = row.length
             self.run(row)
             rows.append(_result(row))
         return rows

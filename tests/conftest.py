@@ -1,0 +1,31 @@
+"""Session-wide settings of the tests and the oracle's tally at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from comparison import Tally
+
+ORACLE_TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ORACLE_TALLY] = Tally()
+    torch.set_num_threads(1)  # tiny models: more threads only cost
+
+
+@pytest.fixture
+def oracle_tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """A tally for one test; what it counts is added to the session's."""
+    tally = Tally()
+    yield tally
+    request.config.stash[ORACLE_TALLY].add(tally)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    tally = config.stash[ORACLE_TALLY]
+    if tally.cases:
+        terminalreporter.write_sep("-", "native against oracle")
+        terminalreporter.write_line(str(tally))
