@@ -47,9 +47,7 @@ def philox4x32(counter: npt.ArrayLike, key: npt.ArrayLike) -> npt.NDArray[np.uin
     return np.stack(np.broadcast_arrays(x0, x1, x2, x3), axis=-1).astype(np.uint32)
 
 
-def uniform(
-    seed: int, row: npt.ArrayLike, position: npt.ArrayLike, stream: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+def uniform(seed: int, row: npt.ArrayLike, position: npt.ArrayLike, stream: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Uniform numbers in [0, 1), multiples of 2^-53, one for each (row, position, stream).
 
     `seed` and `row` are unsigned 64-bit, `position` and `stream` unsigned 32-bit; row, position and stream

@@ -232,7 +232,7 @@ def _log_prob(logits: Tensor, token: int) -> float:
 
 
 class _Decoder:
-    """The one loop. A method is its call rule (`must_call`, `act`) and its accept rule (`checked`, `passes`).
+    """The one loop. A method is its call rule (`_must_call`, `_act`) and its accept rule (`_checked`, `_passes`).
 
     draft:   the student writes tokens until the call rule asks for the teacher
     call:    the teacher reads everything in one pass
@@ -244,43 +244,41 @@ class _Decoder:
     checks_the_end = True  # a drafted EOS, or the last token that fits, still goes to the teacher
     adds_token = True  # the teacher adds a token where all drafts stand
 
-    def __init__(
-        self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration | None = None
-    ) -> None:
+    def __init__(self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration | None = None) -> None:
         self.student = student
         self.teacher = student if teacher is None else teacher  # alone: never called
 
     # Call rule.
 
-    def must_call(self, row: _Row) -> bool:
+    def _must_call(self, row: _Row) -> bool:
         """True where the teacher is called without asking the student."""
         return False
 
-    def act(self, row: _Row, logits: Tensor) -> int | None:
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
         """The student's action at the next position given its logits [V]: a token, or None = call."""
         return row.pick(ban(logits, row.banned(row.length)), row.student_warp, row.length, STREAM_STUDENT)
 
     # Accept rule.
 
-    def checked(self, row: _Row) -> range:
+    def _checked(self, row: _Row) -> range:
         """Positions of the drafts that this call checks, in order."""
         return range(row.settled, row.length)
 
-    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+    def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         """Whether the draft at `position` stands, given the teacher's banned logits [V] there."""
         return True
 
-    def correct(self, row: _Row, position: int, logits: Tensor) -> int:
+    def _correct(self, row: _Row, position: int, logits: Tensor) -> int:
         """The teacher's token in place of the draft that failed at `position`."""
         return row.pick(logits, row.teacher_warp, position, STREAM_TEACHER)
 
-    def run(self, row: _Row) -> None:
+    def _run(self, row: _Row) -> None:
         while not row.ended:
-            while not self.must_call(row):
+            while not self._must_call(row):
                 position = row.length
                 marks = [owner in (TEACHER, CORRECTED) for owner in row.owners]
                 logits = row.student.logits(row.tokens, marks if self.marks_teacher else None)[-1]
-                token = self.act(row, logits)
+                token = self._act(row, logits)
                 if token is None:
                     break
                 _set(row.student_logprobs, position, _log_prob(logits, token))
@@ -294,11 +292,11 @@ class _Decoder:
             for position in range(row.forced, row.length):
                 _set(row.teacher_logprobs, position, _log_prob(read[position], row.tokens[position]))
 
-            for position in self.checked(row):
+            for position in self._checked(row):
                 allowed = ban(read[position], row.banned(position))
-                if not self.passes(row, position, allowed):
+                if not self._passes(row, position, allowed):
                     row.roll_back(position)
-                    self._teacher_writes(row, self.correct(row, position, allowed), CORRECTED, read)
+                    self._teacher_writes(row, self._correct(row, position, allowed), CORRECTED, read)
                     break
                 row.owners[position] = ACCEPTED
             else:
@@ -384,7 +382,7 @@ class _Decoder:
                 if not row.ended:
                     row.append(int(token), FORCED)
             row.forced = row.settled = row.length
-            self.run(row)
+            self._run(row)
             rows.append(_result(row))
         return rows
 
@@ -442,31 +440,31 @@ class TrainingWheelsDecoder(_Decoder):
         self.verify_lenience = verify_lenience
 
     @staticmethod
-    def allowed(row: _Row, call: int, position: int) -> bool:
+    def _allowed(row: _Row, call: int, position: int) -> bool:
         """Whether the ledger allows the row's `call`-th teacher token at `position`."""
         if row.max_teacher_calls is not None and call > row.max_teacher_calls:
             return False
         fraction = row.max_teacher_fraction
         return fraction is None or call <= math.floor(fraction * (position + 1) + 1e-9)
 
-    def act(self, row: _Row, logits: Tensor) -> int | None:
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
         position = row.length
-        banned = row.banned(position, tau_allowed=self.allowed(row, row.teacher_calls + 1, position))
+        banned = row.banned(position, tau_allowed=self._allowed(row, row.teacher_calls + 1, position))
         token = row.pick(ban(logits, banned), row.student_warp, position, STREAM_STUDENT)
         if token != row.tau:
             return token
         _set(row.student_logprobs, position, _log_prob(logits, token))
         return None
 
-    def checked(self, row: _Row) -> range:
+    def _checked(self, row: _Row) -> range:
         if self.verify_lenience == 0.0:
             return range(0)
         first = row.settled
-        while first < row.length and not self.allowed(row, row.teacher_calls, first):
+        while first < row.length and not self._allowed(row, row.teacher_calls, first):
             first += 1
         return range(first, row.length)
 
-    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+    def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         return passes_lenience(row, position, logits, self.verify_lenience)
 
 
@@ -489,16 +487,16 @@ class SpeculativeDecoder(_Decoder):
         self.draft_length = draft_length
         self.lenience = lenience
 
-    def must_call(self, row: _Row) -> bool:
+    def _must_call(self, row: _Row) -> bool:
         full = row.length - row.settled == self.draft_length or row.length == row.max_new_tokens - 1
         return full or row.ended
 
-    def act(self, row: _Row, logits: Tensor) -> int | None:
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
         allowed = ban(logits, row.banned(row.length))
         row.draft_probabilities[row.length] = warp(allowed, row.student_warp)[0]
         return row.pick(allowed, row.student_warp, row.length, STREAM_STUDENT)
 
-    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+    def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         if row.teacher_warp.temperature == 0.0:
             return passes_lenience(row, position, logits, self.lenience)
         token = row.tokens[position]
@@ -510,9 +508,9 @@ class SpeculativeDecoder(_Decoder):
         row.note(close, position)
         return u * threshold <= float(p[token])
 
-    def correct(self, row: _Row, position: int, logits: Tensor) -> int:
+    def _correct(self, row: _Row, position: int, logits: Tensor) -> int:
         if row.teacher_warp.temperature == 0.0:
-            return super().correct(row, position, logits)
+            return super()._correct(row, position, logits)
         p, _ = warp(logits, row.teacher_warp)
         q = row.draft_probabilities[position][: p.numel()]  # beyond p there is only tau, with q = 0
         residual = (p - self.lenience * q).clamp(min=0.0)
@@ -546,10 +544,10 @@ class BigLittleDecoder(_Decoder):
         self.rollback_threshold = rollback_threshold
         self.max_draft_length = max_draft_length
 
-    def must_call(self, row: _Row) -> bool:
+    def _must_call(self, row: _Row) -> bool:
         return row.length - row.settled == self.max_draft_length
 
-    def act(self, row: _Row, logits: Tensor) -> int | None:
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
         allowed = ban(logits, row.banned(row.length))
         best = float(torch.softmax(allowed, dim=0).max())
         row.note(abs(best - self.fallback_threshold) < CLOSE_RELATIVE * best, row.length)
@@ -557,7 +555,7 @@ class BigLittleDecoder(_Decoder):
             return None
         return row.pick(allowed, row.student_warp, row.length, STREAM_STUDENT)
 
-    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+    def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         surprise = -float(torch.log_softmax(logits, dim=0)[row.tokens[position]])
         row.note(abs(surprise - self.rollback_threshold) < CLOSE_LOGITS, position)
         return surprise <= self.rollback_threshold
@@ -582,10 +580,10 @@ class InterleavedDecoder(_Decoder):
         self.draft_length = draft_length
         self.accept_top_k = accept_top_k
 
-    def must_call(self, row: _Row) -> bool:
+    def _must_call(self, row: _Row) -> bool:
         return row.length - row.settled == self.draft_length or row.ended
 
-    def passes(self, row: _Row, position: int, logits: Tensor) -> bool:
+    def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         if self.accept_top_k >= logits.numel():
             return True
         ranked, order = torch.sort(logits, descending=True, stable=True)

@@ -27,9 +27,7 @@ class Tally:
         self.tokens += other.tokens
         self.near_ties += other.near_ties
         self.differing += other.differing
-        self.largest_logprob_difference = max(
-            self.largest_logprob_difference, other.largest_logprob_difference
-        )
+        self.largest_logprob_difference = max(self.largest_logprob_difference, other.largest_logprob_difference)
 
     def __str__(self) -> str:
         return (
@@ -108,9 +106,7 @@ def first_difference(native: dict[str, Any], oracle: dict[str, Any]) -> int:
     return min(len(pairs), len(others))
 
 
-def _compare_logprobs(
-    output: Any, index: int, reference: ReferenceRow, context: str, tolerance: float
-) -> float:
+def _compare_logprobs(output: Any, index: int, reference: ReferenceRow, context: str, tolerance: float) -> float:
     largest = 0.0
     for name in ("student_logprobs", "teacher_logprobs"):
         values = as_array(getattr(output, name))[index, 1 : 1 + len(reference.tokens)]

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from kdtw_fast.modeling import TrainingWheelsT5
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
-
-from kdtw_fast.modeling import TrainingWheelsT5
 
 START, EOS = 0, 1
 
@@ -48,9 +47,7 @@ SHAPES = [
 ]
 
 
-def random_t5(
-    shape: Shape, vocab_size: int, seed: int, *, logit_scale: float = 3.0
-) -> T5ForConditionalGeneration:
+def random_t5(shape: Shape, vocab_size: int, seed: int, *, logit_scale: float = 3.0) -> T5ForConditionalGeneration:
     """A random fp32 T5 in eval mode whose logits have a standard deviation of about `logit_scale`.
 
     Hugging Face's initial weights make a tied model repeat its last token; random signs before the head do not.
@@ -87,9 +84,7 @@ def random_t5(
                 parameter.copy_(1.0 + 0.2 * torch.randn(parameter.shape, generator=generator))
             elif name.endswith("relative_attention_bias.weight"):
                 normal(parameter, 1.5)
-            elif name == "shared.weight":
-                normal(parameter, 1.0)
-            elif name == "lm_head.weight":
+            elif name == "shared.weight" or name == "lm_head.weight":
                 normal(parameter, 1.0)
             else:
                 gains = {"SelfAttention.o.weight": 2.0, "EncDecAttention.o.weight": 0.7, "wo.weight": 2.0}
@@ -107,9 +102,7 @@ def scale_row(model: T5ForConditionalGeneration, token: int, factor: float) -> N
         model.lm_head.weight[token] *= factor
 
 
-def with_tau(
-    model: T5ForConditionalGeneration, tau: int, *, beta_scale: float, seed: int
-) -> TrainingWheelsT5:
+def with_tau(model: T5ForConditionalGeneration, tau: int, *, beta_scale: float, seed: int) -> TrainingWheelsT5:
     """`model` as a student that asks with `tau`, its teacher token embedding (beta) random."""
     student = TrainingWheelsT5.from_t5(copy.deepcopy(model), tau_token_id=tau).eval()
     with torch.no_grad():
@@ -122,9 +115,7 @@ def with_tau(
 RELATIONS = ["same", "unrelated", "noisy", "swapped"]
 
 
-def random_pair(
-    relation: str, seed: int, vocab_size: int = 43
-) -> tuple[TrainingWheelsT5, T5ForConditionalGeneration]:
+def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[TrainingWheelsT5, T5ForConditionalGeneration]:
     """A student and a teacher over the same ids; tau is the last id, or one row beyond the teacher's vocabulary.
 
     `relation`: the student's weights are the teacher's ("same"), others ("unrelated"), the teacher's with noise
@@ -156,9 +147,7 @@ def random_pair(
     return with_tau(base, tau, beta_scale=float(rng.choice([0.0, 1.0])), seed=seed), teacher
 
 
-def _copy_with_rows(
-    model: T5ForConditionalGeneration, vocab_size: int, seed: int
-) -> T5ForConditionalGeneration:
+def _copy_with_rows(model: T5ForConditionalGeneration, vocab_size: int, seed: int) -> T5ForConditionalGeneration:
     copied = copy.deepcopy(model)
     added = vocab_size - model.config.vocab_size
     if added:

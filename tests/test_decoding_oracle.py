@@ -91,8 +91,7 @@ def random_case(method: str, relation: str, index: int) -> tuple[Any, Any, dict[
     """(native decoder, oracle decoder, generate arguments, description) of one case."""
     rng = np.random.default_rng([METHODS.index(method), RELATIONS.index(relation), index])
     seed = int(rng.integers(PAIRS_PER_RELATION))
-    student, teacher = pair(relation, seed)
-    vocab_size = teacher.config.vocab_size
+    vocab_size = pair(relation, seed)[1].config.vocab_size
     name, options, settings = method_settings(method, rng)
     ids, mask = random_batch(rng, pick(rng, BATCH_SIZES), vocab_size)
     settings |= {"input_ids": ids, "attention_mask": mask}
