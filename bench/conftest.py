@@ -1,0 +1,40 @@
+"""Options of the benchmarks and what is recorded about the machine (its name is not)."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from typing import Any
+
+import kdtw_fast
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tiny", action="store_true", help="tiny models and two rounds: checks the benchmarks, measures nothing"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _torch_threads_unchanged() -> Any:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)
+    machine_info["kdtw"] = {
+        "cores": os.cpu_count(),
+        "simd": kdtw_fast.build_info()["simd"],
+        "tiny": bool(config.getoption("--tiny")),
+        "versions": {"kdtw_fast": kdtw_fast.__version__}
+        | {name: version(name) for name in ("torch", "transformers", "ctranslate2")},
+    }

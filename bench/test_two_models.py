@@ -1,0 +1,117 @@
+"""Two models, batch 1, fp32: every method's time beside the sum of its model passes, and beside the teacher alone.
+
+The models are random and agree on nothing, so checked drafts fail at once unless the check lets all pass:
+this measures the loop at its two extremes; what methods gain on real text is `kdtw demo`'s to say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pytest
+from kdtw_fast import (
+    BigLittleDecoder,
+    GreedyDecoder,
+    InterleavedDecoder,
+    NativeT5,
+    SpeculativeDecoder,
+    TrainingWheelsDecoder,
+)
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.models import (
+    FLAN_T5_BASE,
+    FLAN_T5_SMALL,
+    SMOKE,
+    TINY_STUDENT,
+    TINY_TEACHER,
+    Shape,
+    asking_student,
+    source,
+    teacher_without,
+)
+from bench.race import Recorded, race, replay_timer, report
+
+SOURCE_TOKENS = NEW_TOKENS = 64
+TEACHER = "teacher alone"
+WHEELS = "Training Wheels, 10 % teacher"
+LOSSLESS = "speculative, all drafts rejected"
+
+# Method name -> (decoder of student and teacher, options of generate)
+METHODS: dict[str, tuple[Callable[[NativeT5, NativeT5, int], Any], dict[str, Any]]] = {
+    "student alone": (lambda s, t, n: GreedyDecoder(s, num_threads=n), {}),
+    TEACHER: (lambda s, t, n: GreedyDecoder(t, num_threads=n), {}),
+    WHEELS: (lambda s, t, n: TrainingWheelsDecoder(s, t, num_threads=n), {"max_teacher_fraction": 0.1}),
+    LOSSLESS: (lambda s, t, n: SpeculativeDecoder(s, t, lenience=1.0, num_threads=n), {}),
+    "speculative, all drafts accepted": (lambda s, t, n: SpeculativeDecoder(s, t, lenience=0.0, num_threads=n), {}),
+    "BiLD, drafts of 5": (
+        lambda s, t, n: BigLittleDecoder(s, t, fallback_threshold=0.0, max_draft_length=5, num_threads=n),
+        {},
+    ),
+    "interleaved (SKD)": (lambda s, t, n: InterleavedDecoder(s, t, num_threads=n), {}),
+}
+PAIRS = [(FLAN_T5_SMALL, FLAN_T5_BASE), (TINY_STUDENT, TINY_TEACHER)]
+
+
+@dataclass(frozen=True)
+class Race:
+    student: Shape
+    teacher: Shape
+    threads: int
+    recorded: dict[str, Recorded]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0].name}+{pair[1].name}".replace(" ", "-"))
+def raced(request: pytest.FixtureRequest, tiny: bool) -> Iterator[Race]:
+    shapes = (SMOKE, SMOKE) if tiny else request.param
+    threads = min(2, os.cpu_count() or 1)
+    student = NativeT5.from_model(asking_student(shapes[0]), "student")
+    teacher = NativeT5.from_model(teacher_without(shapes[1], tau=shapes[0].vocab_size - 1), "teacher")
+    ids = source(shapes[0], SOURCE_TOKENS)
+
+    def contestant(name: str) -> Callable[[], Any]:
+        make, options = METHODS[name]
+        decoder = make(student, teacher, threads)
+        return lambda: decoder.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **options)
+
+    small = shapes[1].d_model < 512
+    recorded = race({name: contestant(name) for name in METHODS}, 2 if tiny else 41 if small else 7)
+    yield Race(*shapes, threads, recorded)
+
+
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("method", METHODS)
+def test_decoding_loop(benchmark: BenchmarkFixture, raced: Race, tiny: bool, method: str) -> None:
+    recorded = raced.recorded[method]
+    benchmark.group = f"two models, {raced.student.name} + {raced.teacher.name}"
+    report(benchmark, recorded)
+    out = recorded.results[0]
+    passes = [r.timings.encode + r.timings.student + r.timings.teacher for r in recorded.results]
+    alone = method in ("student alone", TEACHER)
+    benchmark.extra_info |= {
+        "kind": "two models",
+        "method": method,
+        "student": raced.student.name,
+        "teacher": raced.teacher.name,
+        "threads": raced.threads,
+        "source_tokens": SOURCE_TOKENS,
+        "new_tokens": int(out.lengths[0]),
+        "student_passes": 0 if method == TEACHER else out.student_passes,
+        "teacher_passes": out.student_passes if method == TEACHER else out.teacher_passes,
+        "teacher_fraction": None if alone else float(out.teacher_fraction[0]),
+        # of the wall clock around generate(), Python included
+        "overhead": median(1 - inside / wall for inside, wall in zip(passes, recorded.seconds)),
+        # of the native call
+        "loop_overhead": median(r.timings.other / r.timings.total for r in recorded.results),
+    }
+    assert int(out.lengths[0]) == NEW_TOKENS
+    if method == LOSSLESS:
+        assert out.sequences.tolist() == raced.recorded[TEACHER].results[0].sequences.tolist()
+    if method == WHEELS:
+        assert int(out.teacher_calls[0]) == NEW_TOKENS // 10
+    if not tiny:  # the smoke models' passes take microseconds
+        assert benchmark.extra_info["loop_overhead"] <= 0.05
