@@ -1,0 +1,75 @@
+"""The paper's six budgets: phrase, fraction of output tokens that the teacher may write, and the prompt.
+
+May depend on the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+
+STUDENT_PROMPT = "With {budget} teacher use, translate: "
+TEACHER_PROMPT = "translate: "
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget b: `phrase` stands in the student's prompt, `fraction` is what it means (0 to 0.5)."""
+
+    phrase: str
+    fraction: float
+
+
+BUDGETS: tuple[Budget, ...] = (
+    Budget("no", 0.0),
+    Budget("light", 0.1),
+    Budget("moderate-light", 0.2),
+    Budget("moderate", 0.3),
+    Budget("high", 0.4),
+    Budget("very high", 0.5),
+)
+
+
+def _table() -> str:
+    return ", ".join(f'"{budget.phrase}" ({budget.fraction:g})' for budget in BUDGETS)
+
+
+def resolve_budget(budget: str | float | Budget) -> Budget:
+    """The table's budget for a phrase ("light") or a fraction (0.1).
+
+    Raises ValueError for a phrase or number outside the table (naming the nearest phrase), TypeError for
+    anything that is neither.
+    """
+    if isinstance(budget, Budget):
+        budget = budget.phrase
+    if isinstance(budget, str):
+        words = " ".join(budget.split()).casefold()
+        phrases = [known.phrase for known in BUDGETS]
+        for known in BUDGETS:
+            if known.phrase == words:
+                return known
+        nearest = difflib.get_close_matches(words, phrases, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f'unknown budget {budget!r}; did you mean "{nearest}"? The six budgets are {_table()}'
+        )
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise TypeError(
+            f"budget must be a phrase or a number, got {type(budget).__name__}; the six are {_table()}"
+        )
+    for known in BUDGETS:
+        if math.isclose(known.fraction, budget, abs_tol=1e-9):
+            return known
+    raise ValueError(
+        f"budget {budget!r} is none of the six budgets {_table()}; use max_teacher_fraction for another bound"
+    )
+
+
+def student_prompt(budget: str | float | Budget, template: str = STUDENT_PROMPT) -> str:
+    """The student's instruction with the budget's phrase in it, ready to stand before the source text.
+
+    Raises ValueError if the template does not hold "{budget}" exactly once.
+    """
+    if template.count("{budget}") != 1:
+        raise ValueError(f'a student prompt holds "{{budget}}" exactly once, got {template!r}')
+    return template.replace("{budget}", resolve_budget(budget).phrase)

@@ -1,0 +1,149 @@
+"""The student: a T5 with the action <tau> ("let the teacher write this token") and the mark beta on teacher tokens.
+
+Eq. 13-15 of the paper. A saved student is a plain T5 checkpoint with one more tensor, so Hugging Face loads it.
+Depends on torch and transformers only.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
+
+T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
+BETA = "teacher_token_embedding"
+_VOCABULARY_TENSORS = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "lm_head.weight",
+)
+
+
+class TrainingWheelsT5(T5ForConditionalGeneration):
+    """A T5 student with <tau> in a vocabulary row and beta, the vector added to what the teacher wrote (Eq. 15).
+
+    config.tau_token_id is <tau>'s row; config.student_prompt (with "{budget}" in it) and config.teacher_prompt
+    are the instructions the pair was trained with. Make one with `from_t5`, or load one with `from_pretrained`.
+    Raises ValueError if the config names no valid tau_token_id.
+    """
+
+    def __init__(self, config: T5Config):
+        tau = getattr(config, "tau_token_id", None)
+        if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < config.vocab_size:
+            raise ValueError(
+                f"config.tau_token_id is {tau!r}, but a Training Wheels student needs a row of its vocabulary "
+                f"(0 to {config.vocab_size - 1}); make a student from a plain T5 with TrainingWheelsT5.from_t5(model)"
+            )
+        super().__init__(config)
+        self.teacher_token_embedding = nn.Parameter(torch.zeros(config.d_model))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, TrainingWheelsT5) and hasattr(module, BETA):
+            beta = module.teacher_token_embedding
+            if not getattr(beta, "_is_hf_initialized", False):
+                beta.zero_()
+
+    @classmethod
+    def from_t5(
+        cls,
+        model: T5ForConditionalGeneration,
+        tau_token_id: int | None = None,
+        tokenizer_size: int | None = None,
+        student_prompt: str | None = None,
+        teacher_prompt: str | None = None,
+    ) -> TrainingWheelsT5:
+        """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare vocabulary row.
+
+        Spare are the rows from `tokenizer_size` on (without it: from 32,100 on in a vocabulary of 32,128 rows, none
+        otherwise); <tau> takes the first one unless `tau_token_id` names another. Where none is spare the vocabulary
+        grows by one row, the mean of the others. Raises TypeError for a model that is no T5, ValueError for a
+        tau_token_id that the tokenizer uses or that lies outside the rows.
+        """
+        if not isinstance(model, T5ForConditionalGeneration):
+            raise TypeError(f"from_t5 expects a T5ForConditionalGeneration, got {type(model).__name__}")
+        rows = model.config.vocab_size
+        if tokenizer_size is None:
+            tokenizer_size = T5_TOKENS if rows == T5_ROWS else rows if tau_token_id is None else tau_token_id
+        if not 0 <= tokenizer_size <= rows:
+            raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but the model has {rows} rows")
+        tau = tokenizer_size if tau_token_id is None else tau_token_id
+        if not tokenizer_size <= tau <= rows:
+            raise ValueError(
+                f"tau_token_id {tau} is not a spare row: the tokenizer uses rows 0 to {tokenizer_size - 1}, "
+                f"the model has {rows} rows; choose one of {tokenizer_size} to {rows}"
+            )
+        config = copy.deepcopy(model.config)
+        config.tau_token_id = tau
+        config.vocab_size = max(rows, tau + 1)
+        config.student_prompt = student_prompt or getattr(config, "student_prompt", None) or STUDENT_PROMPT
+        config.teacher_prompt = teacher_prompt or getattr(config, "teacher_prompt", None) or TEACHER_PROMPT
+        config.architectures = ["T5ForConditionalGeneration"]
+        student = cls(config)
+        if model.lm_head.weight is not model.shared.weight:
+            student.lm_head.weight = nn.Parameter(torch.empty_like(student.shared.weight))
+        state = {key: value for key, value in model.state_dict().items() if key != BETA}
+        if config.vocab_size > rows:
+            for key in _VOCABULARY_TENSORS:
+                if key in state:
+                    state[key] = torch.cat((state[key], state[key].mean(0, keepdim=True)))
+        missing, unexpected = student.load_state_dict(state, strict=False)
+        assert not unexpected and set(missing) <= {BETA}, (missing, unexpected)
+        if isinstance(model, TrainingWheelsT5):
+            with torch.no_grad():
+                student.teacher_token_embedding.copy_(model.teacher_token_embedding)
+        return student.to(device=model.device, dtype=model.dtype).train(model.training)
+
+    def embed_decoder_inputs(
+        self, decoder_input_ids: torch.Tensor, decoder_from_teacher: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Embed(id) + beta where the teacher wrote the token (Eq. 15): [R, T] ids, bool [R, T] marks -> [R, T, M]."""
+        embedded = self.shared(decoder_input_ids)
+        if decoder_from_teacher is None:
+            return embedded
+        if decoder_from_teacher.shape != decoder_input_ids.shape:
+            raise ValueError(
+                f"decoder_from_teacher has shape {tuple(decoder_from_teacher.shape)}, but decoder_input_ids has "
+                f"{tuple(decoder_input_ids.shape)}; give one mark for each input token"
+            )
+        if decoder_from_teacher.dtype != torch.bool:
+            raise TypeError(f"decoder_from_teacher must be bool, got {decoder_from_teacher.dtype}")
+        return embedded + decoder_from_teacher.unsqueeze(-1).to(embedded.dtype) * self.teacher_token_embedding
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_from_teacher: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """T5's forward; `decoder_from_teacher` (bool [R, T]) marks the decoder inputs that the teacher wrote.
+
+        Raises ValueError for marks without decoder_input_ids or of another shape.
+        """
+        if decoder_from_teacher is not None:
+            if decoder_input_ids is None:
+                raise ValueError("decoder_from_teacher marks decoder_input_ids, but none were given")
+            kwargs["decoder_inputs_embeds"] = self.embed_decoder_inputs(
+                decoder_input_ids, decoder_from_teacher
+            )
+            decoder_input_ids = None
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, **kwargs
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's; the saved config names T5ForConditionalGeneration, so that every T5 loader takes it."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.config.architectures = ["T5ForConditionalGeneration"]
+            self.config.save_pretrained(save_directory)

@@ -1,0 +1,162 @@
+"""Token batches of fixed shapes: lengths padded to multiples of 8, one number of rows per target length.
+
+A batch is a pure function of (data, seed, step), so training resumes anywhere. Depends on torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kdtw_fast.budgets import BUDGETS, student_prompt
+
+from .debian import Example
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one example; `source` without prompt and without EOS, `target` with EOS."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass
+class Batch:
+    """R rows: source_ids, source_mask [R, S]; labels [R, T] with -100 in padding."""
+
+    source_ids: torch.Tensor
+    source_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+def encode(
+    examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80
+) -> list[Encoded]:
+    """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
+    sources = tokenizer([e.source for e in examples], add_special_tokens=False)["input_ids"]
+    targets = tokenizer([e.target for e in examples])["input_ids"]
+    return [
+        Encoded(tuple(source), tuple(target))
+        for source, target in zip(sources, targets, strict=True)
+        if 0 < len(source) <= max_source and 1 < len(target) <= max_target
+    ]
+
+
+def student_prompts(tokenizer, template: str) -> list[list[int]]:
+    """Token ids of the student's prompt for each of the six budgets, in the table's order."""
+    return [tokenizer(student_prompt(b, template), add_special_tokens=False)["input_ids"] for b in BUDGETS]
+
+
+def teacher_prompts(tokenizer, prompt: str) -> list[list[int]]:
+    """Token ids of the teacher's one prompt, as a list of one."""
+    return [tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def ceil_to(n: int, multiple: int) -> int:
+    """n rounded up to a multiple."""
+    return -(-n // multiple) * multiple
+
+
+def keyed_generator(*key: int) -> np.random.Generator:
+    """Random numbers that depend on the key alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def plan_epoch(rows: Sequence[Encoded], seed: int, epoch: int, target_tokens: int) -> list[list[int]]:
+    """The epoch's batches as row indices: rows of one target bucket, sources of like length, in shuffled order.
+
+    A bucket's number of rows is fixed: target_tokens // bucket, at least 1. A bucket's last batch may be smaller.
+    """
+    rng = keyed_generator(seed, epoch, 0)
+    order = rng.permutation(len(rows))
+    bucket = np.array([ceil_to(len(rows[i].target), 8) for i in order])
+    source = np.array([ceil_to(len(rows[i].source), 8) for i in order])
+    plan: list[list[int]] = []
+    for size in np.unique(bucket):
+        inside = np.flatnonzero(bucket == size)
+        inside = inside[np.argsort(source[inside], kind="stable")]  # equal lengths keep their shuffled order
+        count = max(1, target_tokens // int(size))
+        plan += [order[inside[i : i + count]].tolist() for i in range(0, len(inside), count)]
+    return [plan[i] for i in rng.permutation(len(plan))]
+
+
+def collate(
+    rows: Sequence[Encoded], prompts: Sequence[Sequence[int]], eos: int, pad: int, count: int | None = None
+) -> Batch:
+    """One batch: prompts[i] before row i, padded to multiples of 8 and, with rows that teach nothing, to `count` rows."""
+    count = max(len(rows), count or 0)
+    sources = [[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)]
+    width = ceil_to(max(map(len, sources)), 8)
+    height = ceil_to(max(len(row.target) for row in rows), 8)
+    source_ids = torch.full((count, width), pad)
+    labels = torch.full((count, height), IGNORED)
+    source_ids[len(rows) :, 0] = eos
+    for r, (source, row) in enumerate(zip(sources, rows, strict=True)):
+        source_ids[r, : len(source)] = torch.tensor(source)
+        labels[r, : len(row.target)] = torch.tensor(row.target)
+    return Batch(source_ids, (source_ids != pad).long(), labels)
+
+
+class Batches:
+    """Endless training batches: `batches[step]`, the same whenever it is asked for.
+
+    With several prompts a row draws one by (seed, epoch, row).
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Encoded],
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        target_tokens: int,
+        eos: int,
+        pad: int,
+    ):
+        if not rows:
+            raise ValueError(
+                "there are no training examples (all longer than max_source/max_target, or an empty file)"
+            )
+        self.rows, self.prompts, self.seed = rows, prompts, seed
+        self.target_tokens, self.eos, self.pad = target_tokens, eos, pad
+        self.per_epoch = len(plan_epoch(rows, seed, 0, target_tokens))
+        self._epoch = -1
+        self._plan: list[list[int]] = []
+
+    def _chosen(self, step: int) -> tuple[list[int], np.ndarray]:
+        epoch, index = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._plan, self._epoch = plan_epoch(self.rows, self.seed, epoch, self.target_tokens), epoch
+        chosen = self._plan[index]
+        draws = keyed_generator(self.seed, epoch, 1 + index).integers(len(self.prompts), size=len(chosen))
+        return chosen, draws
+
+    def _collate(self, chosen: Sequence[int], prompts: Sequence[Sequence[int]]) -> Batch:
+        rows = [self.rows[i] for i in chosen]
+        bucket = ceil_to(max(len(row.target) for row in rows), 8)
+        return collate(rows, prompts, self.eos, self.pad, max(1, self.target_tokens // bucket))
+
+    def __getitem__(self, step: int) -> Batch:
+        chosen, draws = self._chosen(step)
+        return self._collate(chosen, [self.prompts[d] for d in draws])
+
+    def draws(self, step: int) -> np.ndarray:
+        """Which prompt each row of the batch drew (padding rows excluded)."""
+        return self._chosen(step)[1]
+
+    def at(self, step: int, prompt: Sequence[int]) -> Batch:
+        """The same rows with another prompt."""
+        chosen, _ = self._chosen(step)
+        return self._collate(chosen, [prompt] * len(chosen))
+
+
+def in_order(rows: Sequence[Encoded], size: int) -> Iterator[list[int]]:
+    """Row indices in batches of `size`, rows of like source length together (for evaluation)."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].source))
+    for begin in range(0, len(order), size):
+        yield order[begin : begin + size]

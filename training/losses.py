@@ -1,0 +1,69 @@
+"""Losses as pure functions, tensors in, tensors out. Depends on torch only."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from .batches import IGNORED
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean -log p(label) over labels that are not ignored. logits [R, T, V], labels [R, T]."""
+    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def distillation(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Word-level distillation: mean KL(teacher || student) over labels that are not ignored. logits [R, T, V]."""
+    kept = labels != IGNORED
+    log_q = functional.log_softmax(student_logits[kept].float(), -1)
+    log_p = functional.log_softmax(teacher_logits[kept].float(), -1)
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum()
+
+
+def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
+    """logits [..., V] -> [..., V - 1] without one id; unchanged where the model has no such row."""
+    if column >= logits.shape[-1]:
+        return logits
+    return torch.cat((logits[..., :column], logits[..., column + 1 :]), -1)
+
+
+def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: int) -> torch.Tensor:
+    """KL_i = KL(p(.|C^(T)) || pi(.|C^(S))) at each position, both without <tau> (Eq. 16, as corrected).
+
+    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32.
+    """
+    log_pi = functional.log_softmax(without_column(student_logits, tau).float(), -1)
+    log_p = functional.log_softmax(without_column(teacher_logits, tau).float(), -1)
+    if log_pi.shape != log_p.shape:
+        raise ValueError(
+            f"student and teacher logits differ in shape without <tau>: {log_pi.shape} and {log_p.shape}"
+        )
+    return (log_p.exp() * (log_p - log_pi)).sum(-1)
+
+
+def behaviour_cloning(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    asked: torch.Tensor,
+    kept: torch.Tensor,
+    tau: int,
+    abstain: float = 1.0,
+) -> dict[str, torch.Tensor]:
+    """Eq. 16, as corrected: -log pi(<tau>) where the oracle asks, KL_i elsewhere; means over the kept positions.
+
+    `abstain` weighs -log(1 - pi(<tau>)) at the other positions. With 1 the two terms there are together the KL to a
+    teacher that never says <tau>; with 0 (the print) nothing keeps pi(<tau>) down. Logits [R, T, V]; asked and kept
+    bool [R, T]. Returns the scalars loss, ask, divergence and abstain.
+    """
+    log_all = functional.log_softmax(student_logits.float(), -1)
+    log_tau = log_all[..., tau]
+    log_other = torch.logsumexp(without_column(log_all, tau), -1)
+    high, low = (asked & kept).float(), (kept & ~asked).float()
+    count = kept.sum().clamp(min=1)
+    ask = -(log_tau * high).sum() / count
+    divergence = (position_divergence(student_logits, teacher_logits, tau) * low).sum() / count
+    hush = -(log_other * low).sum() / count
+    return {"loss": ask + divergence + abstain * hush, "ask": ask, "divergence": divergence, "abstain": hush}

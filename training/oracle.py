@@ -1,0 +1,198 @@
+"""The oracle of phase 1: the teacher at the positions of highest divergence, and how good that would be.
+
+The oracle sees the teacher's distribution at every position, so it is an upper mark, not a decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.modeling import TrainingWheelsT5
+
+from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, student_prompts, teacher_prompts
+from .debian import read_jsonl
+from .evaluate import scores, texts
+from .losses import position_divergence
+
+
+def oracle_positions(
+    divergence: torch.Tensor, kept: torch.Tensor, fractions: torch.Tensor, rounding: str = "nearest"
+) -> torch.Tensor:
+    """S_hi: each row's top l x b positions by divergence, the earlier first among equals.
+
+    divergence [R, T]; kept bool [R, T], l positions a row; fractions [R], the budgets b in [0, 1]. `rounding` of l x b:
+    "nearest" (mean use near b) or "floor" (never above b). Returns bool [R, T].
+    """
+    if rounding not in ("nearest", "floor"):
+        raise ValueError(f'rounding must be "nearest" or "floor", got {rounding!r}')
+    wanted = kept.sum(1) * fractions
+    count = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long()
+    order = divergence.masked_fill(~kept, -torch.inf).argsort(1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+    return (rank < count.unsqueeze(1)) & kept
+
+
+def shift_marks(asked: torch.Tensor) -> torch.Tensor:
+    """Marks of the decoder's inputs from marks of its outputs: input p + 1 is output p, the start token has none."""
+    return torch.cat((torch.zeros_like(asked[:, :1]), asked[:, :-1]), 1)
+
+
+@torch.no_grad()
+def divergences(
+    student: TrainingWheelsT5, teacher: T5ForConditionalGeneration, own: Batch, told: Batch
+) -> torch.Tensor:
+    """KL_i along the labels of a batch, no token marked: [R, T]. `own` and `told` differ in the prompt only."""
+    inputs = student._shift_right(own.labels)
+    mine = student(own.source_ids, own.source_mask, decoder_input_ids=inputs, use_cache=False).logits
+    theirs = teacher(told.source_ids, told.source_mask, decoder_input_ids=inputs, use_cache=False).logits
+    return position_divergence(mine, theirs, student.config.tau_token_id)
+
+
+@torch.no_grad()
+def decode_with_threshold(
+    student: TrainingWheelsT5,
+    teacher: T5ForConditionalGeneration,
+    own: Batch,
+    told: Batch,
+    threshold: float,
+    max_new_tokens: int,
+) -> tuple[list[list[int]], list[int]]:
+    """Greedy decoding in which the teacher writes every token where KL_i exceeds `threshold`.
+
+    Returns each row's outputs (with EOS if reached) and how many of them the teacher wrote.
+    """
+    config = student.config
+    rows = len(own.source_ids)
+    encoded = [
+        model.get_encoder()(input_ids=batch.source_ids, attention_mask=batch.source_mask)
+        for model, batch in ((student, own), (teacher, told))
+    ]
+    ids = torch.full((rows, 1), config.decoder_start_token_id)
+    marks = torch.zeros(rows, 1, dtype=torch.bool)
+    caches = [None, None]
+    outputs: list[list[int]] = [[] for _ in range(rows)]
+    calls = [0] * rows
+    alive = [True] * rows
+    for _ in range(max_new_tokens):
+        common = {"use_cache": True, "decoder_input_ids": ids}
+        mine = student(
+            encoder_outputs=encoded[0],
+            attention_mask=own.source_mask,
+            past_key_values=caches[0],
+            decoder_from_teacher=marks,
+            **common,
+        )
+        theirs = teacher(
+            encoder_outputs=encoded[1], attention_mask=told.source_mask, past_key_values=caches[1], **common
+        )
+        caches = [mine.past_key_values, theirs.past_key_values]
+        kl = position_divergence(mine.logits, theirs.logits, config.tau_token_id)
+        marks = kl > threshold
+        pick = mine.logits.clone()
+        pick[..., config.tau_token_id] = -torch.inf
+        answer = theirs.logits.clone()
+        if config.tau_token_id < answer.shape[-1]:
+            answer[..., config.tau_token_id] = -torch.inf
+        ids = torch.where(marks, answer.argmax(-1), pick.argmax(-1))
+        for r in range(rows):
+            if alive[r]:
+                outputs[r].append(int(ids[r, 0]))
+                calls[r] += int(marks[r, 0])
+                alive[r] = outputs[r][-1] != config.eos_token_id
+        if not any(alive):
+            break
+    return outputs, calls
+
+
+def oracle_curve(
+    student: TrainingWheelsT5,
+    teacher: T5ForConditionalGeneration,
+    tokenizer,
+    rows: Sequence[Encoded],
+    references: Sequence[str],
+    size: int = 64,
+    max_new_tokens: int = 96,
+) -> list[dict[str, object]]:
+    """BLEU and teacher use where the teacher writes the tokens of highest KL_i, for the six budgets and the teacher alone.
+
+    The threshold of a budget b is the (1 - b) quantile of KL_i along the teacher-forced references.
+    """
+    told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
+    own_prompts = student_prompts(tokenizer, student.config.student_prompt)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def pair(chosen: list[int], prompt: list[int]) -> tuple[Batch, Batch]:
+        some = [rows[i] for i in chosen]
+        return collate(some, [prompt] * len(some), eos, pad), collate(
+            some, [told_prompt] * len(some), eos, pad
+        )
+
+    curve: list[dict[str, object]] = []
+    for budget, prompt in zip(BUDGETS, own_prompts, strict=True):
+        batches = [(chosen, *pair(chosen, prompt)) for chosen in in_order(rows, size)]
+        found = torch.cat(
+            [divergences(student, teacher, own, told)[own.labels != IGNORED] for _, own, told in batches]
+        )
+        threshold = float(found.quantile(1 - budget.fraction)) if budget.fraction else float("inf")
+        outputs: list[list[int]] = [[] for _ in rows]
+        asked = 0
+        for chosen, own, told in batches:
+            written, calls = decode_with_threshold(student, teacher, own, told, threshold, max_new_tokens)
+            asked += sum(calls)
+            for i, ids in zip(chosen, written, strict=True):
+                outputs[i] = ids
+        measured = scores(texts(tokenizer, outputs), references)
+        curve.append(
+            {
+                "budget": budget.phrase,
+                "fraction": budget.fraction,
+                "threshold": round(threshold, 4) if budget.fraction else None,
+                "achieved": round(asked / sum(map(len, outputs)), 4),
+                **measured,
+            }
+        )
+    return curve
+
+
+def main() -> None:
+    """Command line: the oracle curve of a student (fitted or cloned) on a JSONL file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--student", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("runs/debian/translation/validation.jsonl"))
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=None, help="also write the curve to this JSON file")
+    args = parser.parse_args()
+    teacher = T5ForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    student = load_student(args.student, len(tokenizer)).eval()
+    examples = read_jsonl(args.data)[: args.rows]
+    curve = oracle_curve(
+        student, teacher, tokenizer, encode(examples, tokenizer, 10**6, 10**6), [e.target for e in examples]
+    )
+    for row in curve:
+        print(json.dumps(row))
+    if args.out is not None:
+        args.out.write_text(json.dumps(curve, indent=2) + "\n")
+
+
+def load_student(folder: Path, tokenizer_size: int) -> TrainingWheelsT5:
+    """A student from a folder, in float32; a plain T5 is given <tau> and beta first."""
+    config = json.loads((folder / "config.json").read_text())
+    if "tau_token_id" in config:
+        return TrainingWheelsT5.from_pretrained(folder, dtype=torch.float32)
+    plain = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size)
+
+
+if __name__ == "__main__":
+    main()
