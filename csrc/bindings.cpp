@@ -1,6 +1,7 @@
 // The extension module kdtw_fast._core: models, decoders and a few probes for tests. The only file that
 // includes pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
 #include <pybind11/functional.h>
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -103,8 +104,8 @@ py::dict to_python(const GenerateResult& result, int64_t pad, bool log_probs) {
   out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
   out["student_passes"] = result.student_passes;
   out["teacher_passes"] = result.teacher_passes;
-  out["seconds"] = py::make_tuple(result.encode_seconds, result.student_seconds, result.teacher_seconds,
-                                  result.other_seconds);
+  out["seconds"] =
+      py::make_tuple(result.encode_seconds, result.student_seconds, result.teacher_seconds, result.other_seconds);
   return out;
 }
 
@@ -217,18 +218,21 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("top_k", &Sampling::top_k)
       .def_readonly("top_p", &Sampling::top_p);
 
-  py::enum_<Check>(m, "Check")
+  py::native_enum<Check>(m, "Check", "enum.Enum")
       .value("NONE", Check::kNone)
       .value("SCORE", Check::kScore)
       .value("LENIENCE", Check::kLenience)
       .value("REJECTION", Check::kRejection)
       .value("TOP_K", Check::kTopK)
-      .value("DIVERGENCE", Check::kDivergence);
+      .value("DIVERGENCE", Check::kDivergence)
+      .finalize();
 
   py::class_<Method>(m, "Method")
       .def(py::init([](bool two_models, bool marks_teacher, bool on_tau, int draft_length, double min_confidence,
                        Check check, double threshold, bool teacher_continues, bool checks_all) {
-             return Method{two_models, marks_teacher, {on_tau, draft_length, min_confidence},
+             return Method{two_models,
+                           marks_teacher,
+                           {on_tau, draft_length, min_confidence},
                            {check, threshold, teacher_continues, checks_all}};
            }),
            py::kw_only(), py::arg("two_models") = false, py::arg("marks_teacher") = false, py::arg("on_tau") = false,
@@ -271,9 +275,12 @@ PYBIND11_MODULE(_core, m) {
            py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"))
       .def("generate", &generate, py::arg("request"), py::arg("pad"), py::arg("streamer"));
 
-  m.def("uniform", [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
-    return uniform(seed, row, position, static_cast<Stream>(stream));
-  });
+  m.def(
+      "uniform",
+      [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
+        return uniform(seed, row, position, static_cast<Stream>(stream));
+      },
+      py::arg("seed"), py::arg("row"), py::arg("position"), py::arg("stream"));
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("draft_limit", &draft_limit, py::arg("method"), py::arg("room"));
   m.def("build_info", &build_info);

@@ -114,7 +114,9 @@ class _Decoder:
             **options: as for :meth:`generate`.
         """
         if self.tokenizer is None:
-            raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or use generate(input_ids)")
+            raise ValueError(
+                "this decoder has no tokenizer; pass tokenizer=… to decode strings, or use generate(input_ids)"
+            )
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("the batch is empty; give at least one text")
@@ -151,19 +153,13 @@ class _Decoder:
         count = len(rows) * repeats
         request.row_keys = _row_keys(options.row_ids, count)
         request.ledgers = self._ledgers(options, len(rows), repeats)
-        forced = [check_int("forced_tokens entry", token, 0, self.student.vocab_size - 1) for token in options.forced_tokens]
-        request.forced_tokens = forced
+        request.forced_tokens = [self._forced_token(token) for token in options.forced_tokens]
         request.max_new_tokens, request.min_new_tokens = options.max_new_tokens, options.min_new_tokens
         request.student_sampling = _core.Sampling(options.temperature, options.top_k, options.top_p)
         request.teacher_sampling = _core.Sampling(
-            *(
-                own if of_teacher is None else of_teacher
-                for own, of_teacher in (
-                    (options.temperature, options.teacher_temperature),
-                    (options.top_k, options.teacher_top_k),
-                    (options.top_p, options.teacher_top_p),
-                )
-            )
+            options.temperature if options.teacher_temperature is None else options.teacher_temperature,
+            options.top_k if options.teacher_top_k is None else options.teacher_top_k,
+            options.top_p if options.teacher_top_p is None else options.teacher_top_p,
         )
         request.seed = options.seed
         request.max_seconds = options.max_time or 0.0
@@ -174,12 +170,20 @@ class _Decoder:
         end()
         return _output(result)
 
+    def _forced_token(self, token: int) -> int:
+        check_int("forced_tokens entry", token, 0, self.student.vocab_size - 1)
+        if token in self.student.eos_token_ids:
+            raise ValueError(f"forced_tokens contains the end token {token}, after which there is nothing to decode")
+        return int(token)
+
     def _ledgers(self, options: GenerateOptions, rows: int, repeats: int) -> list[_core.Ledger]:
         names = ("max_teacher_calls", "max_teacher_fraction")
         if not self._calls_on_tau:
             for name in names:
                 if getattr(options, name) is not None:
-                    raise TypeError(f"{name} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}")
+                    raise TypeError(
+                        f"{name} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}"
+                    )
         limits = zip(*(options.per_row(name, rows) for name in names))
         return [_core.Ledger(*limit) for limit in limits for _ in range(repeats)]
 
@@ -194,17 +198,24 @@ class GreedyDecoder(_Decoder):
     """
 
     def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None):
-        super().__init__(
-            load(model, "model"), None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads
-        )
+        super().__init__(load(model, "model"), None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
 
 
 class _TwoModelDecoder(_Decoder):
     def __init__(
-        self, student: ModelLike, teacher: ModelLike, method: _core.Method, tokenizer: Any, num_threads: int | None
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        method: _core.Method,
+        tokenizer: Any,
+        num_threads: int | None,
     ):
         super().__init__(
-            load(student, "student"), load(teacher, "teacher"), method, tokenizer or _tokenizer_of(student), num_threads
+            load(student, "student"),
+            load(teacher, "teacher"),
+            method,
+            tokenizer or _tokenizer_of(student),
+            num_threads,
         )
 
 
@@ -397,7 +408,9 @@ def _rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOpti
         else:
             on = [i for i, flag in enumerate(masks[r]) if flag]
             if any(flag not in (0, 1) for flag in masks[r]) or (on and on[-1] - on[0] + 1 != len(on)):
-                raise ValueError(f"attention_mask row {r} must be zeros and ones with its ones in one run, got {masks[r]}")
+                raise ValueError(
+                    f"attention_mask row {r} must be zeros and ones with its ones in one run, got {masks[r]}"
+                )
             row = [row[i] for i in on]
         if not row:
             raise ValueError(f"{name} row {r} is empty")
@@ -481,7 +494,7 @@ def _streaming(streamer: Any, rows: int, start: int) -> tuple[TokenStreamer | No
 
 
 def _output(result: dict[str, Any]) -> GenerationOutput:
-    tensors = {key: torch.from_numpy(value) for key, value in result.items() if isinstance(value, np.ndarray)}
+    tensors: dict[str, Any] = {k: torch.from_numpy(v) for k, v in result.items() if isinstance(v, np.ndarray)}
     finish = tensors.pop("finish").tolist()
     by_teacher = (tensors["owners"] == 2) | (tensors["owners"] == 4)
     return GenerationOutput(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,60 @@ _OPTIONAL = (
 )
 # Fields of a T5 config.json that say nothing about the maths of a decode. Anything else is refused.
 _WITHOUT_EFFECT = frozenset(
-    """_name_or_path add_cross_attention architectures bos_token_id chunk_size_feed_forward classifier_dropout
-    decoder_start_token_id dropout_rate dtype eos_token_id finetuning_task gradient_checkpointing id2label
-    initializer_factor is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id max_length model_type
-    n_positions num_labels output_attentions output_hidden_states output_past pad_token_id prefix problem_type
-    return_dict sep_token_id student_prompt task_specific_params tau_token_id teacher_prompt teacher_token_embedding
-    tie_encoder_decoder tie_word_embeddings tokenizer_class torch_dtype torchscript transformers_version use_cache
-    dense_act_fn is_gated_act feed_forward_proj scale_decoder_outputs cross_attention_hidden_size
-    early_stopping num_beams length_penalty no_repeat_ngram_size layer_types""".split()
+    {
+        "_name_or_path",
+        "add_cross_attention",
+        "architectures",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "dense_act_fn",
+        "dropout_rate",
+        "dtype",
+        "early_stopping",
+        "eos_token_id",
+        "feed_forward_proj",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_factor",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_gated_act",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "layer_types",
+        "length_penalty",
+        "max_length",
+        "model_type",
+        "n_positions",
+        "no_repeat_ngram_size",
+        "num_beams",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "pad_token_id",
+        "prefix",
+        "problem_type",
+        "return_dict",
+        "scale_decoder_outputs",
+        "sep_token_id",
+        "student_prompt",
+        "task_specific_params",
+        "tau_token_id",
+        "teacher_prompt",
+        "teacher_token_embedding",
+        "tie_encoder_decoder",
+        "tie_word_embeddings",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_cache",
+    }
 )
 _TIED_NAMES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Some published T5 v1.0 checkpoints carry this tensor; no T5 has ever used it.
@@ -75,7 +122,9 @@ class NativeT5:
                 raise ValueError(f"{name}: config field {field}={token} is outside the vocabulary of {self.vocab_size}")
         for token in self.eos_token_ids:
             if not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name}: config field eos_token_id={token} is outside the vocabulary of {self.vocab_size}")
+                raise ValueError(
+                    f"{name}: config field eos_token_id={token} is outside the vocabulary of {self.vocab_size}"
+                )
         if self.tau_token_id is not None and not spec.has_teacher_token_embedding:
             raise ValueError(
                 f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
@@ -109,7 +158,7 @@ class NativeT5:
         for tensor_name, tensor in state.items():
             if tensor.device.type == "meta":
                 raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
-        return cls(config, {key: (lambda t=value: t) for key, value in state.items()}, name, ignore_config_fields)
+        return cls(config, {key: value.detach for key, value in state.items()}, name, ignore_config_fields)
 
     @classmethod
     def from_pretrained(
@@ -133,7 +182,7 @@ class NativeT5:
             files = ["model.safetensors"]
         else:
             raise FileNotFoundError(
-                f"{name}: no model.safetensors in {folder} (pickled weights are not read; save_pretrained writes safetensors)"
+                f"{name}: no model.safetensors in {folder}; pickled weights are not read, save_pretrained writes safetensors"
             )
         tensors: dict[str, Callable[[], torch.Tensor]] = {}
         handles = []  # keep the files mapped until the weights are packed
@@ -146,7 +195,7 @@ class NativeT5:
                 raise ValueError(f"{name}: {folder / file} is not a whole safetensors file ({error})") from None
             handles.append(handle)
             for key in handle.keys():  # noqa: SIM118 - not a dict
-                tensors[key] = lambda h=handle, k=key: h.get_tensor(k)
+                tensors[key] = partial(handle.get_tensor, key)
         return cls(config, tensors, name, ignore_config_fields)
 
     @property
@@ -175,7 +224,9 @@ class NativeT5:
         source, tokens = [int(i) for i in input_ids], [int(i) for i in decoder_input_ids]
         sizes = [len(tokens)] if chunks is None else [int(c) for c in chunks]
         if not source or not tokens:
-            raise ValueError(f"input_ids and decoder_input_ids need at least one token, got {len(source)} and {len(tokens)}")
+            raise ValueError(
+                f"input_ids and decoder_input_ids need at least one token, got {len(source)} and {len(tokens)}"
+            )
         if sum(sizes) != len(tokens) or min(sizes) < 1:
             raise ValueError(f"chunks must be positive and sum to {len(tokens)}, got {sizes}")
         if from_teacher and len(from_teacher) != len(tokens):
@@ -246,9 +297,15 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
     spec.has_teacher_token_embedding = "teacher_token_embedding" in tensors
     extra = sorted(set(tensors) - _expected_names(spec) - _UNUSED - set(_TIED_NAMES))
     if extra:
-        raise ValueError(f"{name}: tensor '{extra[0]}' is not part of a T5 with this config ({len(extra)} such tensors)")
+        raise ValueError(
+            f"{name}: tensor '{extra[0]}' is not part of a T5 with this config ({len(extra)} such tensors)"
+        )
     for key in _TIED_NAMES:
-        if key in tensors and "shared.weight" in tensors and not torch.equal(tensors[key](), tensors["shared.weight"]()):
+        if (
+            key in tensors
+            and "shared.weight" in tensors
+            and not torch.equal(tensors[key](), tensors["shared.weight"]())
+        ):
             raise ValueError(f"{name}: tensor '{key}' differs from 'shared.weight'; T5 shares one embedding")
     return spec
 

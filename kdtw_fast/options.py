@@ -21,10 +21,11 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         limits = f"at least {low}" if high is None else f"in {low}..{high}"
         raise ValueError(f"{name} must be {limits}, got {value}")
-    return int(value)
+    return number
 
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:

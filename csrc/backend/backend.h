@@ -81,10 +81,10 @@ struct PickRequest {
   Check check = Check::kNone;
   int32_t draft = -1;
   double threshold = 0.0;
-  double accept_uniform = 0.0;           // kRejection
-  const float* draft_logits = nullptr;   // kRejection: the student's logits [V_student], device memory
-  int draft_vocabulary = 0;              // kRejection: V_student
-  Sampling draft_sampling;               // kRejection: how the draft was drawn
+  double accept_uniform = 0.0;          // kRejection
+  const float* draft_logits = nullptr;  // kRejection: the student's logits [V_student], device memory
+  int draft_vocabulary = 0;             // kRejection: V_student
+  Sampling draft_sampling;              // kRejection: how the draft was drawn
   std::span<const int32_t> draft_banned;
   float* keep_logits = nullptr;  // where to leave this token's raw logits [V], device memory
   bool want_log_prob = false;

@@ -5,7 +5,8 @@
 namespace kdtw {
 
 std::unique_ptr<Backend> make_cuda_backend(int) {
-  throw std::invalid_argument("device 'cuda' was asked for, but this version of kdtw_fast has no CUDA backend; use 'cpu'");
+  throw std::invalid_argument(
+      "device 'cuda' was asked for, but this version of kdtw_fast has no CUDA backend; use 'cpu'");
 }
 
 }  // namespace kdtw

@@ -23,9 +23,9 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 
 // Uniform in [0, 1) with 53 random bits.
 inline double uniform(uint64_t seed, uint64_t row, uint32_t position, Stream stream) {
-  const auto bits = philox4x32({position, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32),
-                                static_cast<uint32_t>(stream)},
-                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const auto bits = philox4x32(
+      {position, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), static_cast<uint32_t>(stream)},
+      {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   return ((bits[0] >> 5) * 67108864.0 + (bits[1] >> 6)) / 9007199254740992.0;
 }
 

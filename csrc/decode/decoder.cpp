@@ -13,17 +13,20 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // One generate call: rows, lanes and the loop over them.
 class Loop {
  public:
   Loop(Backend& backend, const T5& student, const T5* teacher, const Method& method, const SpecialTokens& special,
        const GenerateRequest& request)
-      : backend_(backend), student_model_(student), teacher_model_(teacher), method_(method), special_(special),
-        request_(request), start_(Clock::now()) {
+      : backend_(backend),
+        student_model_(student),
+        teacher_model_(teacher),
+        method_(method),
+        special_(special),
+        request_(request),
+        start_(Clock::now()) {
     const int R = static_cast<int>(request.student_sources.size());
     const int capacity = request.max_new_tokens + 1;
     rows_.resize(R);
@@ -83,8 +86,7 @@ class Loop {
     if (!request_.teacher_sources.empty()) row.teacher_source = request_.teacher_sources[r];
     row.ledger = request_.ledgers[r];
     append(row, special_.start, Owner::kNone);
-    for (const int32_t token : request_.forced_tokens)
-      if (row.outputs() == 0 || !is_end(row.tokens.back())) append(row, token, Owner::kForced);
+    for (const int32_t token : request_.forced_tokens) append(row, token, Owner::kForced);
     row.draft_begin = static_cast<int>(row.tokens.size());
   }
 
@@ -136,9 +138,7 @@ class Loop {
   }
 
   // What must not be picked at this row's next position.
-  std::span<const int32_t> banned(const Row& row, bool tau_allowed) {
-    return banned_at(row.outputs(), tau_allowed);
-  }
+  std::span<const int32_t> banned(const Row& row, bool tau_allowed) { return banned_at(row.outputs(), tau_allowed); }
 
   std::span<const int32_t> banned_at(int position, bool tau_allowed) {
     const bool no_end = position < request_.min_new_tokens;
@@ -354,7 +354,10 @@ class Loop {
 
 Decoder::Decoder(std::string device, std::shared_ptr<const T5> student, std::shared_ptr<const T5> teacher,
                  Method method, SpecialTokens special)
-    : device_(std::move(device)), student_(std::move(student)), teacher_(std::move(teacher)), method_(method),
+    : device_(std::move(device)),
+      student_(std::move(student)),
+      teacher_(std::move(teacher)),
+      method_(method),
       special_(std::move(special)) {
   require(!method_.two_models || teacher_ != nullptr, "this method needs a teacher");
 }

@@ -21,10 +21,14 @@ struct Query {
 
 class Lane {
  public:
-  Lane(Backend& backend, const T5& model, T5State& state, Workspace& work, bool reads_student_source,
-       bool reads_marks)
-      : backend_(backend), model_(model), state_(state), work_(work), reads_student_source_(reads_student_source),
-        reads_marks_(reads_marks), read_(state.rows, 0) {}
+  Lane(Backend& backend, const T5& model, T5State& state, Workspace& work, bool reads_student_source, bool reads_marks)
+      : backend_(backend),
+        model_(model),
+        state_(state),
+        work_(work),
+        reads_student_source_(reads_student_source),
+        reads_marks_(reads_marks),
+        read_(state.rows, 0) {}
 
   // Encodes the sources of those rows that have none yet.
   void open(std::span<const int> rows, std::span<const Row> all, const Poll& poll);

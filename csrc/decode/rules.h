@@ -17,16 +17,16 @@ enum class Owner : uint8_t { kNone = 0, kStudent = 1, kTeacher = 2, kAccepted = 
 inline bool written_by_teacher(Owner owner) { return owner == Owner::kTeacher || owner == Owner::kCorrected; }
 
 struct CallRule {
-  bool on_tau = false;         // the student chose <tau> (Training Wheels)
-  int draft_length = 0;        // this many tokens are drafted; 0 = no such limit
-  double min_confidence = 0;   // the student's largest probability is below this (BiLD)
+  bool on_tau = false;        // the student chose <tau> (Training Wheels)
+  int draft_length = 0;       // this many tokens are drafted; 0 = no such limit
+  double min_confidence = 0;  // the student's largest probability is below this (BiLD)
 
   bool unsure(float confidence) const { return confidence < min_confidence; }
 };
 
 struct AcceptRule {
-  Check check = Check::kNone;  // kNone: all drafts stand
-  double threshold = 0;        // see Check
+  Check check = Check::kNone;     // kNone: all drafts stand
+  double threshold = 0;           // see Check
   bool teacher_continues = true;  // when all drafts stand the teacher writes the next token
   bool checks_all = false;        // nothing leaves the loop unchecked: a row that ends calls first
 };

@@ -94,8 +94,8 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
     FeedForward layer;
     const std::string base = prefix + ".DenseReluDense.";
     layer.norm = vector(prefix + ".layer_norm.weight", M);
-    layer.in = config_.gated() ? stack({base + "wi_0.weight", base + "wi_1.weight"}, F, M)
-                               : stack({base + "wi.weight"}, F, M);
+    layer.in =
+        config_.gated() ? stack({base + "wi_0.weight", base + "wi_1.weight"}, F, M) : stack({base + "wi.weight"}, F, M);
     layer.out = stack({base + "wo.weight"}, M, F);
     return layer;
   };
@@ -115,10 +115,10 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
   const float output_scale = config_.scale_outputs ? 1.0f / std::sqrt(static_cast<float>(M)) : 1.0f;
   decoder_norm_ = vector("decoder.final_layer_norm.weight", M, output_scale);
   const std::string bias = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-  encoder_bias_ = expand_bias(backend, encoder_bias_table_,
-                              tensors("encoder" + bias, config_.bias_buckets, config_.heads), true);
-  decoder_bias_ = expand_bias(backend, decoder_bias_table_,
-                              tensors("decoder" + bias, config_.bias_buckets, config_.heads), false);
+  encoder_bias_ =
+      expand_bias(backend, encoder_bias_table_, tensors("encoder" + bias, config_.bias_buckets, config_.heads), true);
+  decoder_bias_ =
+      expand_bias(backend, decoder_bias_table_, tensors("decoder" + bias, config_.bias_buckets, config_.heads), false);
   if (config_.has_mark) mark_ = vector("teacher_token_embedding", M);
   const auto own_head = tensors("lm_head.weight", config_.vocabulary, M);
   if (!own_head.empty()) {

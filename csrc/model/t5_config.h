@@ -41,8 +41,8 @@ struct T5Config {
     require(bias_buckets >= 4 && bias_buckets % 2 == 0, name,
             ": config field relative_attention_num_buckets must be even and at least 4, got ", bias_buckets);
     require(bias_max_distance > bias_buckets / 2, name,
-            ": config field relative_attention_max_distance must exceed half the buckets (", bias_buckets / 2, "), got ",
-            bias_max_distance);
+            ": config field relative_attention_max_distance must exceed half the buckets (", bias_buckets / 2,
+            "), got ", bias_max_distance);
     require(epsilon > 0.0f, name, ": config field layer_norm_epsilon must be positive, got ", epsilon);
   }
 };

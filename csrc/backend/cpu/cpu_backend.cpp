@@ -28,7 +28,10 @@ float* aligned(const std::shared_ptr<void>& memory) {
 class PackedWeight : public Weight {
  public:
   PackedWeight(int outputs, int inputs)
-      : Weight(outputs, inputs), panels_((outputs + kPanel - 1) / kPanel), memory_(zeroed(bytes())), data_(aligned(memory_)) {}
+      : Weight(outputs, inputs),
+        panels_((outputs + kPanel - 1) / kPanel),
+        memory_(zeroed(bytes())),
+        data_(aligned(memory_)) {}
 
   size_t bytes() const override { return sizeof(float) * panels_ * kPanel * static_cast<size_t>(inputs); }
   int panels() const { return panels_; }

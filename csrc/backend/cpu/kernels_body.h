@@ -42,8 +42,7 @@ inline void gemm_tile(const float* __restrict x, const float* __restrict w, long
       } else {
         float tail[kWidth];
         store(tail, acc[r][v]);
-        for (int i = 0; column + i < N; ++i)
-          line[column + i] = accumulate ? line[column + i] + tail[i] : tail[i];
+        for (int i = 0; column + i < N; ++i) line[column + i] = accumulate ? line[column + i] + tail[i] : tail[i];
       }
     }
   }
@@ -71,8 +70,8 @@ void gemm_dispatch(const float* x, int rows, const float* panels, int first, int
   if constexpr (kRows > 1) gemm_dispatch<kRows - 1>(x, rows, panels, first, last, K, N, out, out_stride, accumulate);
 }
 
-void gemm(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out,
-          int out_stride, bool accumulate) {
+void gemm(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out, int out_stride,
+          bool accumulate) {
   gemm_dispatch<kMaxRows>(x, rows, panels, first, last, K, N, out, out_stride, accumulate);
 }
 
