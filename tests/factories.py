@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kdtw_fast.modeling import TrainingWheelsT5
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
+
+from kdtw_fast.modeling import TrainingWheelsT5
 
 START, EOS = 0, 1
 
@@ -219,9 +220,18 @@ def chain_t5(table: np.ndarray) -> T5ForConditionalGeneration:
     return model.eval()
 
 
-def chain_student(table: np.ndarray, tau: int) -> TrainingWheelsT5:
-    """`chain_t5(table)` as a student that asks with `tau`; beta is zero."""
-    return TrainingWheelsT5.from_t5(chain_t5(table), tau_token_id=tau).eval()
+def chain_student(table: np.ndarray, tau: int, after_marked: np.ndarray | None = None) -> TrainingWheelsT5:
+    """`chain_t5(table)` as a student that asks with `tau`.
+
+    `after_marked` [V] is added to the logits after a token that the teacher wrote (where table's part shrinks
+    by sqrt(2), RMS norm being what it is); None = beta is zero.
+    """
+    student = TrainingWheelsT5.from_t5(chain_t5(table), tau_token_id=tau).eval()
+    if after_marked is not None:
+        with torch.no_grad():
+            student.teacher_token_embedding[-1] = 64.0
+            student.lm_head.weight[:, -1] = torch.from_numpy(after_marked) / math.sqrt((table.shape[0] + 1) / 2)
+    return student
 
 
 def path_table(path: Sequence[int], vocab_size: int, height: float = 12.0) -> np.ndarray:
@@ -236,5 +246,5 @@ def path_table(path: Sequence[int], vocab_size: int, height: float = 12.0) -> np
         here = token
     for token in range(vocab_size):
         if token != START and token not in path[:-1]:
-            table[token, path[1]] = height
+            table[token, path[min(1, len(path) - 1)]] = height
     return table

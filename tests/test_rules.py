@@ -1,0 +1,436 @@
+"""Outcomes written down by hand: each method's call and accept rule on chain models, natively and in the oracle.
+
+A chain's next token is a table's choice, and a path's tokens differ, so drafts are wrong exactly where the test says.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from comparison import output_row
+from factories import EOS, START, chain_student, chain_t5, path_table
+
+import kdtw_fast
+from kdtw_fast import reference
+
+VOCAB = 40
+TAU = VOCAB - 1
+WRONG = 30
+SOURCE = [[5, 6, EOS]]
+STUDENT, TEACHER, ACCEPTED, CORRECTED, FORCED = 1, 2, 3, 4, 5
+
+
+@pytest.fixture(params=[reference, kdtw_fast], ids=["oracle", "native"])
+def package(request: pytest.FixtureRequest) -> ModuleType:
+    return request.param
+
+
+def decode(package: ModuleType, name: str, models: tuple[Any, ...], settings: dict[str, Any], **options: Any) -> Any:
+    """Row 0 of the output as a dict; one source unless the settings hold `input_ids`."""
+    decoder = getattr(package, name)(*models, **options)
+    output = decoder.generate(**({"input_ids": SOURCE} | settings))
+    if package is kdtw_fast:
+        return output_row(output, 0)
+    row = output[0]
+    names = ["tokens", "owners", "teacher_calls", "drafted", "accepted", "rolled_back", "teacher_fraction"]
+    return {name: getattr(row, name) for name in names}
+
+
+def path(length: int, end: bool = True) -> list[int]:
+    """A path of `length` outputs; the last is EOS where `end`."""
+    tokens = list(range(2, 2 + length))
+    if end:
+        tokens[-1] = EOS
+    return tokens
+
+
+def table(tokens: list[int]) -> np.ndarray:
+    return path_table(tokens, VOCAB)
+
+
+def with_errors(tokens: list[int], positions: set[int]) -> np.ndarray:
+    """The table of a student that is wrong exactly at `positions` of the path."""
+    errors = table(tokens)
+    for position in positions:
+        here = tokens[position - 1] if position else START
+        errors[here, WRONG] = errors[here].max() + 5.0
+    return errors
+
+
+# --- Speculative decoding ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draft_length", range(1, 9))
+@pytest.mark.parametrize("length", range(1, 12))
+def test_end_at_every_place_of_a_cycle(package: ModuleType, draft_length: int, length: int) -> None:
+    """The student agrees everywhere: cycles of K accepted drafts and a bonus token, EOS anywhere in them."""
+    tokens = path(length)
+    models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 30}, draft_length=draft_length)
+    cycle = draft_length + 1
+    owners = [TEACHER if position % cycle == draft_length else ACCEPTED for position in range(length)]
+    assert got["tokens"] == tokens and got["owners"] == owners
+    assert got["teacher_calls"] == math.ceil(length / cycle)
+    assert got["drafted"] == got["accepted"] == owners.count(ACCEPTED)
+    assert got["rolled_back"] == 0
+    assert got["teacher_fraction"] == pytest.approx(owners.count(TEACHER) / length)
+
+
+@pytest.mark.parametrize("draft_length", range(1, 9))
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_length_limit_at_every_place_of_a_cycle(package: ModuleType, draft_length: int, limit: int) -> None:
+    """The last cycle drafts one token fewer than fit, so that the bonus token is the last."""
+    tokens = path(20)
+    models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": limit}, draft_length=draft_length)
+    owners = [TEACHER if p % (draft_length + 1) == draft_length else ACCEPTED for p in range(limit)]
+    owners[-1] = TEACHER
+    assert got["tokens"] == tokens[:limit] and got["owners"] == owners
+    assert got["teacher_calls"] == owners.count(TEACHER)
+    assert got["drafted"] == owners.count(ACCEPTED)
+
+
+def test_wrong_drafts_at_chosen_positions(package: ModuleType) -> None:
+    tokens = path(11)
+    models = (chain_t5(with_errors(tokens, {1, 4, 10})), chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 30}, draft_length=3)
+    # Cycles: [0 ok, 1 wrong, 1 more drafted], [2 ok, 3 ok, 4 wrong], [5, 6, 7 ok, bonus 8], [9 ok, 10 wrong, 1 more]
+    owners = [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, CORRECTED, *[ACCEPTED] * 3, TEACHER, ACCEPTED, CORRECTED]
+    assert got["tokens"] == tokens and got["owners"] == owners
+    assert (got["teacher_calls"], got["drafted"], got["accepted"], got["rolled_back"]) == (4, 12, 7, 5)
+
+
+@pytest.mark.parametrize("draft_length", [1, 3, 8])
+def test_every_draft_wrong(package: ModuleType, draft_length: int) -> None:
+    tokens = path(9)
+    models = (chain_t5(with_errors(tokens, set(range(9)))), chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 6}, draft_length=draft_length)
+    assert got["tokens"] == tokens[:6]
+    assert got["owners"] == [*[CORRECTED] * 5, TEACHER]  # the last has no room for a draft
+    drafts = sum(min(draft_length, 5 - p) for p in range(5))
+    assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (6, drafts, drafts)
+
+
+def test_drafted_end_that_is_wrong_is_taken_back(package: ModuleType) -> None:
+    tokens = path(6)
+    early = table(tokens)
+    early[tokens[1], EOS] = 20.0
+    got = decode(package, "SpeculativeDecoder", (chain_t5(early), chain_t5(table(tokens))), {"max_new_tokens": 9})
+    assert got["tokens"] == tokens
+    assert got["owners"] == [ACCEPTED, ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, ACCEPTED]
+    assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (2, 6, 1)  # drafting stops at EOS
+
+
+def test_correction_can_be_the_end(package: ModuleType) -> None:
+    tokens = path(3)
+    models = (chain_t5(with_errors(tokens, {2})), chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 9}, draft_length=5)
+    assert got["tokens"] == tokens and got["owners"] == [ACCEPTED, ACCEPTED, CORRECTED]
+    assert (got["drafted"], got["rolled_back"]) == (5, 3)
+
+
+@pytest.mark.parametrize(("lenience", "stands"), [(1.0, False), (0.31, False), (0.29, True), (0.0, True)])
+def test_lenience_is_the_ratio_of_the_probabilities(package: ModuleType, lenience: float, stands: bool) -> None:
+    """Algorithm 1: the draft's probability is 0.3 of the best's."""
+    tokens = path(4)
+    lenient = table(tokens)
+    lenient[START, WRONG] = lenient[START, tokens[0]] + math.log(0.3)
+    models = (chain_t5(with_errors(tokens, {0})), chain_t5(lenient))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 3}, draft_length=1, lenience=lenience)
+    assert got["tokens"][0] == (WRONG if stands else tokens[0])
+    assert got["owners"][0] == (ACCEPTED if stands else CORRECTED)
+
+
+def test_lenience_one_is_strict_about_ties(package: ModuleType) -> None:
+    """Two tokens tie for the teacher: only the lowest id is its greedy pick."""
+    tied = table(path(4))
+    tied[START, 20] = tied[START, 10] = 30.0
+    for drafted, owner in ((20, CORRECTED), (10, ACCEPTED)):
+        draft = table(path(4))
+        draft[START, drafted] = 40.0
+        got = decode(package, "SpeculativeDecoder", (chain_t5(draft), chain_t5(tied)), {"max_new_tokens": 2})
+        assert got["tokens"][0] == 10 and got["owners"][0] == owner
+
+
+# --- Training Wheels -----------------------------------------------------------------------------------
+
+
+def asking(tokens: list[int], positions: set[int]) -> np.ndarray:
+    """The table of a student that knows the path and asks at `positions` of it."""
+    asks = table(tokens)
+    for position in range(len(tokens)):
+        here = tokens[position - 1] if position else START
+        asks[here, TAU] = 20.0 if position in positions else -20.0
+    return asks
+
+
+def test_teacher_writes_where_the_student_asks(package: ModuleType) -> None:
+    tokens = path(7)
+    other = list(range(10, 17))
+    teacher = table(tokens)
+    models = (chain_student(asking(tokens, {0, 3, 4}), TAU), chain_t5(teacher))
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 20})
+    assert got["tokens"] == tokens
+    assert got["owners"] == [TEACHER, STUDENT, STUDENT, TEACHER, TEACHER, STUDENT, STUDENT]
+    assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (3, 4, 0)
+    assert got["teacher_fraction"] == pytest.approx(3 / 7)
+    # The teacher's own choice is what is written, not the student's second best.
+    teacher[tokens[2], other[0]] = 40.0
+    got = decode(package, "TrainingWheelsDecoder", (models[0], chain_t5(teacher)), {"max_new_tokens": 4})
+    assert got["tokens"] == [*tokens[:3], other[0]]
+
+
+def test_teacher_may_end_the_row(package: ModuleType) -> None:
+    tokens = path(4)
+    models = (chain_student(asking(tokens, {3}), TAU), chain_t5(table(tokens)))
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 20})
+    assert got["tokens"] == tokens and got["owners"] == [STUDENT, STUDENT, STUDENT, TEACHER]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("length", [1, 9, 20])
+def test_ledger_fills_exactly(package: ModuleType, fraction: float, length: int) -> None:
+    """A student that always asks gets the n-th token as soon as n <= fraction * outputs, and no earlier."""
+    tokens = path(length, end=False)
+    models = (chain_student(asking(tokens, set(range(length))), TAU), chain_t5(table(tokens)))
+    settings = {"max_new_tokens": length, "max_teacher_fraction": fraction}
+    got = decode(package, "TrainingWheelsDecoder", models, settings)
+    calls = [math.floor(fraction * (position + 1) + 1e-9) for position in range(length)]
+    owners = [TEACHER if after > before else STUDENT for before, after in zip([0, *calls], calls, strict=False)]
+    assert got["tokens"] == tokens and got["owners"] == owners
+    assert got["teacher_calls"] == calls[-1]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3, 50])
+def test_calls_are_capped(package: ModuleType, calls: int) -> None:
+    tokens = path(8, end=False)
+    models = (chain_student(asking(tokens, set(range(8))), TAU), chain_t5(table(tokens)))
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 8, "max_teacher_calls": calls})
+    spent = min(calls, 8)
+    assert got["owners"] == [TEACHER] * spent + [STUDENT] * (8 - spent)
+
+
+def test_student_reads_who_wrote(package: ModuleType) -> None:
+    """Eq. 13 to 15: a student that asks after marked tokens goes on asking once it has asked; no mark, no asking."""
+    tokens = path(8, end=False)
+    after_marked = np.zeros(VOCAB)
+    after_marked[TAU] = 60.0
+    student = chain_student(asking(tokens, {2}), TAU, after_marked)
+    got = decode(package, "TrainingWheelsDecoder", (student, chain_t5(table(tokens))), {"max_new_tokens": 8})
+    assert got["tokens"] == tokens and got["owners"] == [STUDENT, STUDENT, *[TEACHER] * 6]
+    # A correction is marked as well: the draft at 1 is wrong, found by the call at 2.
+    wrong = asking(tokens, {2})
+    wrong[tokens[0], WRONG] = 18.0
+    wrong[WRONG] = wrong[tokens[1]]
+    student = chain_student(wrong, TAU, after_marked)
+    models = (student, chain_t5(table(tokens)))
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 8}, verify_lenience=1.0)
+    assert got["tokens"] == tokens and got["owners"] == [ACCEPTED, CORRECTED, *[TEACHER] * 6]
+    # Other methods feed plain tokens: the same student speculates as if beta did not exist.
+    models = (student, chain_t5(table(tokens)))
+    got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 8}, draft_length=2)
+    assert got["tokens"] == tokens
+    assert got["owners"] == [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, TEACHER, ACCEPTED, ACCEPTED, TEACHER]
+
+
+def test_verification_checks_the_drafts_since_the_last_call(package: ModuleType) -> None:
+    tokens = path(9)
+    # Asks at 2 and 7; wrong at 5. WRONG leads on to where the right token would have led.
+    student = asking(tokens, {2, 7})
+    student[tokens[4], WRONG] = 18.0
+    student[WRONG] = student[tokens[5]]
+    models = (chain_student(student, TAU), chain_t5(table(tokens)))
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 20}, verify_lenience=0.5)
+    # Call at 2: 0, 1 accepted. Call at 7: 3, 4 accepted, 5 corrected, 6 taken back. Call again at 7: 6 accepted.
+    owners = [ACCEPTED, ACCEPTED, TEACHER, ACCEPTED, ACCEPTED, CORRECTED, ACCEPTED, TEACHER, STUDENT]
+    assert got["tokens"] == tokens and got["owners"] == owners
+    assert (got["teacher_calls"], got["drafted"], got["accepted"], got["rolled_back"]) == (3, 8, 5, 2)
+    # Switched off, the wrong token stays, and nothing is checked.
+    got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 20})
+    assert got["tokens"] == [*tokens[:5], WRONG, *tokens[6:]]
+    assert got["owners"] == [1, 1, 2, 1, 1, 1, 1, 2, 1]
+
+
+def test_verification_does_not_break_the_ledger(package: ModuleType) -> None:
+    """With a quarter of the tokens, a teacher token at position 1 would be one of two: only 3 and later are checked."""
+    tokens = path(12, end=False)
+    student = asking(tokens, {5})
+    for position in (1, 4):
+        student[tokens[position - 1], WRONG + position] = 18.0
+        student[WRONG + position] = student[tokens[position]]
+    models = (chain_student(student, TAU), chain_t5(table(tokens)))
+    settings = {"max_new_tokens": 7, "max_teacher_fraction": 0.25}
+    got = decode(package, "TrainingWheelsDecoder", models, settings, verify_lenience=1.0)
+    assert got["tokens"] == [tokens[0], WRONG + 1, *tokens[2:7]]
+    # After the correction at 4 the ledger has no second token for position 5.
+    assert got["owners"] == [STUDENT, STUDENT, STUDENT, ACCEPTED, CORRECTED, STUDENT, STUDENT]
+    assert (got["teacher_calls"], got["rolled_back"]) == (1, 1)
+
+
+# --- BiLD, SKD -----------------------------------------------------------------------------------------
+
+
+def unsure(tokens: list[int], positions: set[int]) -> np.ndarray:
+    """A student whose best probability is just over a half at `positions` and nearly 1 elsewhere."""
+    doubts = table(tokens)
+    for position in positions:
+        here = tokens[position - 1] if position else START
+        doubts[here, WRONG] = doubts[here].max() - 0.1
+    return doubts
+
+
+def test_big_little_hands_over_where_unsure(package: ModuleType) -> None:
+    tokens = path(7)
+    models = (chain_t5(unsure(tokens, {0, 3})), chain_t5(table(tokens)))
+    got = decode(package, "BigLittleDecoder", models, {"max_new_tokens": 20}, fallback_threshold=0.6)
+    assert got["tokens"] == tokens
+    assert got["owners"] == [TEACHER, ACCEPTED, ACCEPTED, TEACHER, STUDENT, STUDENT, STUDENT]
+    assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (2, 5, 0)
+
+
+@pytest.mark.parametrize(("rollback", "taken_back"), [(11.0, True), (13.0, False)])
+def test_big_little_goes_back_where_the_teacher_disagrees(
+    package: ModuleType, rollback: float, taken_back: bool
+) -> None:
+    """The wrong draft at 1 costs the teacher about 12 nats."""
+    tokens = path(6)
+    student = unsure(tokens, {4})
+    student[tokens[0], WRONG] = 30.0
+    student[WRONG] = student[tokens[1]]
+    models = (chain_t5(student), chain_t5(table(tokens)))
+    got = decode(package, "BigLittleDecoder", models, {"max_new_tokens": 9}, rollback_threshold=rollback)
+    if taken_back:
+        assert got["tokens"] == tokens
+        assert got["owners"] == [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, TEACHER, STUDENT]
+        assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (2, 7, 3)
+    else:
+        assert got["tokens"] == [tokens[0], WRONG, *tokens[2:]]
+        assert got["owners"] == [ACCEPTED, ACCEPTED, ACCEPTED, ACCEPTED, TEACHER, STUDENT]
+
+
+def test_big_little_calls_after_its_longest_draft(package: ModuleType) -> None:
+    tokens = path(7)
+    models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
+    got = decode(package, "BigLittleDecoder", models, {"max_new_tokens": 20}, max_draft_length=2)
+    assert got["tokens"] == tokens and got["owners"] == [3, 3, 2, 3, 3, 2, 1]
+
+
+def test_interleaved_keeps_what_is_in_the_teachers_top_k(package: ModuleType) -> None:
+    tokens = path(8)
+    ranked = table(tokens)
+    ranked[tokens[1], [10, 11, WRONG]] = [9.0, 8.0, 7.0]  # the draft at 2 is the teacher's fourth
+    student = with_errors(tokens, {2})
+    student[WRONG] = student[tokens[2]]
+    ranked[WRONG] = ranked[tokens[2]]
+    models = (chain_t5(student), chain_t5(ranked))
+    kept = decode(package, "InterleavedDecoder", models, {"max_new_tokens": 20}, draft_length=3, accept_top_k=4)
+    assert kept["tokens"] == [*tokens[:2], WRONG, *tokens[3:]]
+    assert kept["owners"] == [ACCEPTED] * 8  # no bonus token
+    assert (kept["teacher_calls"], kept["drafted"]) == (3, 8)
+    lost = decode(package, "InterleavedDecoder", models, {"max_new_tokens": 20}, draft_length=5, accept_top_k=3)
+    assert lost["tokens"] == tokens
+    assert lost["owners"] == [ACCEPTED, ACCEPTED, CORRECTED, *[ACCEPTED] * 5]
+    assert (lost["teacher_calls"], lost["drafted"], lost["rolled_back"]) == (2, 10, 3)
+
+
+def test_interleaved_ties_in_rank_go_to_the_lowest_id(package: ModuleType) -> None:
+    """After the start token the teacher gives all but one token the same logit."""
+    flat = table(path(3))
+    for drafted, owner in ((10, ACCEPTED), (20, CORRECTED)):
+        draft = table(path(3))
+        draft[START, drafted] = 40.0
+        models = (chain_t5(draft), chain_t5(flat))
+        got = decode(package, "InterleavedDecoder", models, {"max_new_tokens": 1}, accept_top_k=12)
+        # Best is token 2; then 0, 1, 3, 4, ..., so twelve places reach id 11.
+        assert got["owners"] == [owner]
+
+
+# --- Common options ------------------------------------------------------------------------------------
+
+
+METHODS = [
+    ("GreedyDecoder", {}),
+    ("TrainingWheelsDecoder", {}),
+    ("TrainingWheelsDecoder", {"verify_lenience": 1.0}),
+    ("SpeculativeDecoder", {"draft_length": 3}),
+    ("BigLittleDecoder", {"fallback_threshold": 0.6}),
+    ("InterleavedDecoder", {"draft_length": 2}),
+]
+
+
+def models_for(name: str, tokens: list[int]) -> tuple[Any, ...]:
+    student = chain_student(asking(tokens, {2}), TAU)
+    return (student,) if name == "GreedyDecoder" else (student, chain_t5(table(tokens)))
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_forced_tokens_come_first_and_count(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+    tokens = path(9)
+    settings = {"max_new_tokens": 6, "forced_tokens": tokens[:3]}
+    got = decode(package, name, models_for(name, tokens), settings, **options)
+    assert got["tokens"] == tokens[:6]
+    assert got["owners"][:3] == [FORCED] * 3 and FORCED not in got["owners"][3:]
+    assert got["drafted"] <= 6 and got["rolled_back"] == 0
+    assert got["teacher_fraction"] == pytest.approx(got["owners"].count(TEACHER) / 6)
+
+
+def test_forced_tokens_are_never_checked(package: ModuleType) -> None:
+    tokens = path(9)
+    settings = {"max_new_tokens": 6, "forced_tokens": [20, tokens[1]]}
+    for name, options in METHODS:
+        got = decode(package, name, models_for(name, tokens), settings, **options)
+        assert got["tokens"] == [20, *tokens[1:6]]
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_no_end_before_min_new_tokens(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+    """Both models want to end at 3; their second choice leads on to where they want to end again."""
+    tokens = path(4)
+    second = table(tokens)
+    second[tokens[2], 20] = 6.0
+    second[20, EOS] = 30.0
+    second[20, 21] = 20.0
+    second[21, EOS] = 20.0
+    student = chain_student(np.where(np.arange(VOCAB) == TAU, -20.0, second), TAU)
+    models = (student,) if name == "GreedyDecoder" else (student, chain_t5(second))
+    for minimum, expected in ((0, tokens), (3, tokens), (4, [*tokens[:3], 20, EOS]), (5, [*tokens[:3], 20, 21, EOS])):
+        settings = {"max_new_tokens": 9, "min_new_tokens": minimum}
+        assert decode(package, name, models, settings, **options)["tokens"] == expected
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_tau_is_never_written(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+    """Student and teacher both like tau best everywhere."""
+    tokens = path(8, end=False)
+    likes_tau = asking(tokens, set(range(8)))
+    models = (chain_student(likes_tau, TAU), chain_t5(likes_tau))
+    got = decode(package, name, models[: 1 if name == "GreedyDecoder" else 2], {"max_new_tokens": 8}, **options)
+    assert got["tokens"] == tokens
+
+
+def test_tau_beyond_the_teachers_vocabulary(package: ModuleType) -> None:
+    tokens = path(6)
+    teacher = chain_t5(path_table(tokens, VOCAB - 1))
+    student = chain_student(asking(tokens, {1, 3}), TAU)
+    for name, options in METHODS[1:]:
+        got = decode(package, name, (student, teacher), {"max_new_tokens": 8}, **options)
+        assert got["tokens"] == tokens
+
+
+def test_one_budget_per_row(package: ModuleType) -> None:
+    tokens = path(10, end=False)
+    models = (chain_student(asking(tokens, set(range(10))), TAU), chain_t5(table(tokens)))
+    decoder = package.TrainingWheelsDecoder(*models)
+    output = decoder.generate(
+        SOURCE * 4,
+        max_new_tokens=10,
+        max_teacher_fraction=[0.0, 0.2, 1.0, 0.5],
+        max_teacher_calls=[9, 9, 4, 1],
+    )
+    rows = output if package is reference else [output_row(output, row) for row in range(4)]
+    calls = [row.teacher_calls if package is reference else row["teacher_calls"] for row in rows]
+    assert calls == [0, 2, 4, 1]
