@@ -182,7 +182,7 @@ class NativeT5:
             files = ["model.safetensors"]
         else:
             raise FileNotFoundError(
-                f"{name}: no model.safetensors in {folder}; pickled weights are not read, save_pretrained writes safetensors"
+                f"{name}: no model.safetensors in {folder}; pickles are not read, save_pretrained writes safetensors"
             )
         tensors: dict[str, Callable[[], torch.Tensor]] = {}
         handles = []  # keep the files mapped until the weights are packed
