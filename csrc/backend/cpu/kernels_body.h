@@ -22,28 +22,31 @@ inline void gemm_tile(const float* __restrict x, const float* __restrict w, long
       const float* row = w + p * panel_stride + static_cast<long>(k) * kPanel;
       prefetch(row + kPrefetch * kPanel);
       if constexpr (kPanel * 4 > 64) prefetch(row + kPrefetch * kPanel + 16);
+      V weight[kVectors];
 #pragma GCC unroll 16
-      for (int v = 0; v < kVectors; ++v) {
-        const V weight = load(row + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) weight[v] = load(row + v * kWidth);
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r)
-          acc[r][p * kVectors + v] = fma(set1(x[k * kRows + r]), weight, acc[r][p * kVectors + v]);
+      for (int r = 0; r < kRows; ++r) {
+        const V input = set1(x[k * kRows + r]);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; ++v) acc[r][p * kVectors + v] = fma(input, weight[v], acc[r][p * kVectors + v]);
       }
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     float* line = out + static_cast<long>(r) * out_stride;
+    if (N >= kPanels * kPanel) {
 #pragma GCC unroll 16
-    for (int v = 0; v < kPanels * kVectors; ++v) {
-      const int column = v * kWidth;
-      if (column + kWidth <= N) {
-        store(line + column, accumulate ? add(load(line + column), acc[r][v]) : acc[r][v]);
-      } else {
-        float tail[kWidth];
-        store(tail, acc[r][v]);
-        for (int i = 0; column + i < N; ++i) line[column + i] = accumulate ? line[column + i] + tail[i] : tail[i];
+      for (int v = 0; v < kPanels * kVectors; ++v) {
+        float* to = line + v * kWidth;
+        store(to, accumulate ? add(load(to), acc[r][v]) : acc[r][v]);
       }
+    } else {  // the last panel is partly padding
+      float whole[kPanels * kPanel];
+#pragma GCC unroll 16
+      for (int v = 0; v < kPanels * kVectors; ++v) store(whole + v * kWidth, acc[r][v]);
+      for (int n = 0; n < N; ++n) line[n] = accumulate ? line[n] + whole[n] : whole[n];
     }
   }
 }
