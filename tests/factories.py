@@ -89,6 +89,8 @@ def random_t5(shape: Shape, vocab_size: int, seed: int, *, logit_scale: float = 
                 normal(parameter, 1.0)
             else:
                 gains = {"SelfAttention.o.weight": 2.0, "EncDecAttention.o.weight": 0.7, "wo.weight": 2.0}
+                gains["q.weight"] = 2.0 * shape.d_kv**-0.5  # T5 does not scale its attention scores
+                gains["wo.weight"] /= shape.decoder_layers  # deep stacks amplify rounding
                 gain = next((g for ending, g in gains.items() if name.endswith(ending)), 1.0)
                 normal(parameter, gain * parameter.shape[1] ** -0.5)
         signs = torch.randint(0, 2, (shape.d_model,), generator=generator) * 2.0 - 1.0

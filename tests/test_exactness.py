@@ -1,0 +1,312 @@
+"""What holds bit for bit: any cut of the tokens into passes, any batch, any number of threads; HF's logits.
+
+No oracle and no near ties here: these are equalities of native results with each other, or a stated tolerance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparison import as_array
+from factories import EOS, RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5, scale_row, with_tau
+from transformers import T5Config, T5ForConditionalGeneration
+
+import kdtw_fast
+from kdtw_fast import (
+    BigLittleDecoder,
+    GreedyDecoder,
+    InterleavedDecoder,
+    NativeT5,
+    SpeculativeDecoder,
+    TrainingWheelsDecoder,
+)
+
+FLAN_SMALL = Shape(512, 64, 6, 1024, 8, 8, "gated-gelu", tied=False, scaled=False)
+VOCAB = 43
+FIELDS = ("sequences", "owners", "lengths", "teacher_calls", "drafted", "accepted", "rolled_back")
+LOGPROBS = ("student_logprobs", "teacher_logprobs")
+
+
+@pytest.fixture(scope="module")
+def flan_small() -> T5ForConditionalGeneration:
+    return random_t5(FLAN_SMALL, 32128, seed=5)
+
+
+def hugging_face_logits(model: T5ForConditionalGeneration, source: list[int], tokens: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([tokens]))
+    return output.logits[0].numpy()
+
+
+def tokens_of(rng: np.random.Generator, length: int, vocab_size: int) -> list[int]:
+    return rng.integers(0, vocab_size, size=length).tolist()
+
+
+def cuts(rng: np.random.Generator, length: int) -> list[list[int]]:
+    """Ways to read `length` tokens: one by one, halves, and two random ones."""
+    ways = [[1] * length, [length // 2, length - length // 2] if length > 1 else [1]]
+    for _ in range(2):
+        ends = sorted({*rng.integers(1, length + 1, size=4).tolist(), length})
+        ways.append([end - begin for begin, end in zip([0, *ends], ends, strict=False)])
+    return ways
+
+
+# --- Logits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 127])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"d{shape.d_model}")
+def test_catch_up_equals_steps_and_hugging_face(shape: Shape, length: int) -> None:
+    """Reading k tokens in one pass gives the bits of k steps, on one thread and on two, and HF's logits to 1e-4."""
+    rng = np.random.default_rng([shape.d_model, length])
+    model = random_t5(shape, VOCAB, seed=length)
+    native = NativeT5.from_model(model)
+    source = tokens_of(rng, int(rng.choice([1, 7, 33, 130])), VOCAB)
+    tokens = tokens_of(rng, length, VOCAB)
+    whole = native.decode_logits(source, tokens)
+    assert whole.shape == (length, VOCAB) and whole.dtype == np.float32
+    np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
+    for chunks in cuts(rng, length):
+        for threads in (1, 2):
+            assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
+
+
+def test_flan_t5_small_shape(flan_small: T5ForConditionalGeneration) -> None:
+    rng = np.random.default_rng(0)
+    native = NativeT5.from_model(flan_small)
+    source, tokens = tokens_of(rng, 64, 32128), tokens_of(rng, 20, 32128)
+    whole = native.decode_logits(source, tokens)
+    np.testing.assert_allclose(whole, hugging_face_logits(flan_small, source, tokens), atol=1e-4, rtol=0)
+    for chunks, threads in (([1] * 20, 1), ([1] * 20, 2), ([3, 8, 9], 2), ([20], 2)):
+        assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
+
+
+def test_hugging_faces_own_initial_weights() -> None:
+    """The factories' scales are ours; this is a T5 as its config makes it, tied and scaled."""
+    torch.manual_seed(3)
+    config = T5Config(vocab_size=97, d_model=64, d_kv=16, num_heads=4, d_ff=128, num_layers=3, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    rng = np.random.default_rng(1)
+    source, tokens = tokens_of(rng, 40, 97), tokens_of(rng, 50, 97)
+    native = NativeT5.from_model(model).decode_logits(source, tokens)
+    np.testing.assert_allclose(native, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
+
+
+def test_marked_tokens(flan_small: T5ForConditionalGeneration) -> None:
+    """beta (Eq. 15) enters where the teacher wrote, in any cut; without marks the student is its T5."""
+    for shape in SHAPES:
+        base = random_t5(shape, VOCAB, seed=2)
+        student = with_tau(base, VOCAB, beta_scale=1.0, seed=4)
+        native = NativeT5.from_model(student)
+        rng = np.random.default_rng(shape.d_model)
+        source, tokens = tokens_of(rng, 9, VOCAB), tokens_of(rng, 17, VOCAB)
+        marks = (rng.random(17) < 0.5).tolist()
+        with torch.inference_mode():
+            expected = student(
+                input_ids=torch.tensor([source]),
+                decoder_input_ids=torch.tensor([tokens]),
+                decoder_from_teacher=torch.tensor([marks]),
+            ).logits[0]
+        marked = native.decode_logits(source, tokens, from_teacher=marks)
+        np.testing.assert_allclose(marked, expected.numpy(), atol=1e-4, rtol=0)
+        steps = native.decode_logits(source, tokens, from_teacher=marks, chunks=[1] * 17)
+        assert np.array_equal(marked, steps)
+        plain = native.decode_logits(source, tokens)
+        np.testing.assert_allclose(plain[:, :VOCAB], hugging_face_logits(base, source, tokens), atol=1e-4, rtol=0)
+        assert np.abs(marked - plain).max() > 0.1
+
+
+@pytest.mark.parametrize("level", kdtw_fast.build_info()["simd_levels"])
+def test_every_simd_level_keeps_the_promise(level: str) -> None:
+    before = kdtw_fast.build_info()["simd"]
+    kdtw_fast._core.set_simd(level)
+    try:
+        rng = np.random.default_rng(8)
+        for shape in SHAPES:
+            model = random_t5(shape, VOCAB, seed=1)
+            native = NativeT5.from_model(model)  # packed for this level
+            source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
+            whole = native.decode_logits(source, tokens)
+            np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
+            for chunks in cuts(rng, 35):
+                assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=2), whole)
+    finally:
+        kdtw_fast._core.set_simd(before)
+
+
+# --- Whole decodes -------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_hugging_face_generate() -> None:
+    for seed, shape in enumerate(SHAPES):
+        model = random_t5(shape, VOCAB, seed=seed)
+        scale_row(model, EOS, 1.5)
+        ids, mask = random_batch(np.random.default_rng(seed), 4, VOCAB)
+        for options in ({}, {"min_new_tokens": 6}):
+            expected = model.generate(ids, attention_mask=mask, max_new_tokens=20, use_cache=False, **options)
+            output = GreedyDecoder(model).generate(ids, mask, max_new_tokens=20, **options)
+            assert output.sequences.tolist() == expected.tolist()
+
+
+def decoders(student: Any, teacher: Any, **options: Any) -> list[Any]:
+    return [
+        GreedyDecoder(student, **options),
+        TrainingWheelsDecoder(student, teacher, **options),
+        TrainingWheelsDecoder(student, teacher, verify_lenience=0.7, **options),
+        SpeculativeDecoder(student, teacher, draft_length=4, **options),
+        SpeculativeDecoder(student, teacher, draft_length=3, lenience=0.3, **options),
+        BigLittleDecoder(student, teacher, fallback_threshold=0.4, rollback_threshold=2.0, **options),
+        InterleavedDecoder(student, teacher, draft_length=4, accept_top_k=5, **options),
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperature: float) -> None:
+    """Tokens, owners, counts and the bits of all log-probabilities; the batch's order does not matter either."""
+    student, teacher = random_pair(relation, seed=11)
+    native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    rng = np.random.default_rng(RELATIONS.index(relation))
+    ids, mask = random_batch(rng, 9, VOCAB)
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True, "seed": 5}
+    for decoder in decoders(*native, num_threads=1):
+        batch = decoder.generate(ids, mask, **settings)
+        order = rng.permutation(9)
+        shuffled = decoder.generate(ids[order], mask[order], row_ids=order.tolist(), **settings)
+        for place, row in enumerate(order):
+            alone = decoder.generate(ids[row : row + 1], mask[row : row + 1], row_ids=[int(row)], **settings)
+            end = int(alone.lengths[0]) + 1
+            for name in FIELDS + LOGPROBS:
+                one = as_array(getattr(alone, name))[0]
+                for many in (as_array(getattr(batch, name))[row], as_array(getattr(shuffled, name))[place]):
+                    np.testing.assert_array_equal(many[:end] if one.ndim else many, one)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_one_thread_equals_two(relation: str, temperature: float) -> None:
+    student, teacher = random_pair(relation, seed=12)
+    native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    ids, mask = random_batch(np.random.default_rng(4), 7, VOCAB)
+    settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True}
+    pairs = zip(decoders(*native, num_threads=1), decoders(*native, num_threads=2), strict=True)
+    for single, double in pairs:
+        one, two = single.generate(ids, mask, **settings), double.generate(ids, mask, **settings)
+        for name in FIELDS + LOGPROBS:
+            np.testing.assert_array_equal(as_array(getattr(one, name)), as_array(getattr(two, name)))
+        again = double.generate(ids, mask, num_threads=1, **settings)
+        np.testing.assert_array_equal(as_array(again.sequences), as_array(one.sequences))
+
+
+def test_threads_and_batch_at_flan_t5_small_shape(flan_small: T5ForConditionalGeneration) -> None:
+    native = NativeT5.from_model(flan_small)
+    ids, mask = random_batch(np.random.default_rng(9), 3, 32128, longest=64)
+    outputs = [
+        GreedyDecoder(native, num_threads=threads).generate(ids, mask, max_new_tokens=12, output_logprobs=True)
+        for threads in (1, 2)
+    ]
+    for name in ("sequences", "student_logprobs"):
+        np.testing.assert_array_equal(*(as_array(getattr(output, name)) for output in outputs))
+    alone = GreedyDecoder(native, num_threads=2).generate(ids[1:2], mask[1:2], max_new_tokens=12, output_logprobs=True)
+    end = int(alone.lengths[0]) + 1
+    np.testing.assert_array_equal(outputs[0].student_logprobs[1, :end], alone.student_logprobs[0])
+
+
+def test_padding_on_either_side_and_ragged_lists_are_the_same() -> None:
+    student, teacher = random_pair("noisy", seed=3)
+    ids, mask = random_batch(np.random.default_rng(6), 5, VOCAB)
+    ragged = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+    width = ids.shape[1] + 3
+    left = torch.tensor([[START] * (width - len(row)) + row for row in ragged])
+    left_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ragged])
+    decoder = SpeculativeDecoder(student, teacher)
+    expected = decoder.generate(ids, mask, max_new_tokens=12).sequences.tolist()
+    assert decoder.generate(ragged, max_new_tokens=12).sequences.tolist() == expected
+    assert decoder.generate(left, left_mask, max_new_tokens=12).sequences.tolist() == expected
+    assert decoder.generate(ids.numpy(), mask.numpy(), max_new_tokens=12).sequences.tolist() == expected
+    assert decoder.generate(ids.int(), mask.bool(), max_new_tokens=12).sequences.tolist() == expected
+
+
+# --- Methods that must coincide --------------------------------------------------------------------------
+
+
+def own_row_pairs(count: int) -> list[tuple[Any, Any]]:
+    """Pairs whose tau lies beyond the teacher's vocabulary, so that the teacher alone can never write it."""
+    pairs = []
+    for relation in RELATIONS:
+        seed = 20
+        while len(pairs) < count * (RELATIONS.index(relation) + 1):
+            student, teacher = random_pair(relation, seed)
+            if student.config.vocab_size > teacher.config.vocab_size:
+                pairs.append((student, teacher))
+            seed += 1
+    return pairs
+
+
+def test_lossless_speculation_is_the_teacher() -> None:
+    """Greedy, lenience 1: token for token, every time, without a word about ties."""
+    rows = 0
+    for student, teacher in own_row_pairs(3):
+        native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+        for batch in range(2):
+            rng = np.random.default_rng([rows, batch])
+            ids, mask = random_batch(rng, 6, VOCAB)
+            limit = int(rng.integers(1, 40))
+            expected = GreedyDecoder(native[1]).generate(ids, mask, max_new_tokens=limit)
+            for draft_length in range(1, 9):
+                decoder = SpeculativeDecoder(*native, draft_length=draft_length)
+                output = decoder.generate(ids, mask, max_new_tokens=limit)
+                assert output.sequences.tolist() == expected.sequences.tolist()
+                rows += len(ids)
+    assert rows >= 1000
+
+
+def test_lenience_zero_is_the_student_with_a_bonus_token() -> None:
+    student, teacher = own_row_pairs(1)[1]
+    ids, mask = random_batch(np.random.default_rng(2), 4, VOCAB)
+    output = SpeculativeDecoder(student, teacher, draft_length=5, lenience=0.0).generate(ids, mask, max_new_tokens=23)
+    assert int(output.rolled_back.sum()) == 0
+    owners = set(output.owners.flatten().tolist())
+    assert owners == {0, 2, 3}
+
+
+def test_always_asking_is_the_teacher_and_never_asking_the_student() -> None:
+    for student, teacher in own_row_pairs(2):
+        ids, mask = random_batch(np.random.default_rng(1), 5, VOCAB)
+        settings: dict[str, Any] = {"max_new_tokens": 20, "output_logprobs": True}
+        alone = GreedyDecoder(student).generate(ids, mask, **settings)
+        teacher_alone = GreedyDecoder(teacher).generate(ids, mask, **settings)
+        for limits in ({"max_teacher_fraction": 0.0}, {"max_teacher_calls": 0}):
+            never = TrainingWheelsDecoder(student, teacher).generate(ids, mask, **settings, **limits)
+            assert never.sequences.tolist() == alone.sequences.tolist()
+            np.testing.assert_array_equal(never.student_logprobs, alone.student_logprobs)
+            assert never.teacher_passes == 0 and never.timings.teacher == 0.0  # lazy: nothing was even encoded
+            assert int(never.teacher_calls.sum()) == 0
+        # tau's row is the only one that sees the constant direction beta adds after the first token; bias the start.
+        always_ask(student)
+        always = TrainingWheelsDecoder(student, teacher).generate(ids, mask, **settings)
+        assert always.sequences.tolist() == teacher_alone.sequences.tolist()
+        assert set(always.owners[:, 1:].flatten().tolist()) <= {0, 2}
+        assert always.teacher_calls.tolist() == always.lengths.tolist()
+        np.testing.assert_array_equal(always.teacher_logprobs, teacher_alone.student_logprobs)
+
+
+def always_ask(student: Any) -> None:
+    """Rebuilds the head so that tau always wins: the last hidden state is a constant direction that only tau reads."""
+    with torch.no_grad():
+        student.decoder.final_layer_norm.weight.zero_()
+        student.decoder.final_layer_norm.weight[0] = 1.0
+        for block in student.decoder.block:
+            for layer in block.layer:
+                for name, weight in layer.named_parameters():
+                    if name.endswith((".o.weight", ".wo.weight")):
+                        weight[0] = 0.0  # nothing is added to coordinate 0
+        student.shared.weight[:, 0] = 5.0
+        student.teacher_token_embedding[0] = 0.0
+        head = torch.zeros_like(student.lm_head.weight)
+        head[student.config.tau_token_id, 0] = 100.0
+        student.lm_head.weight = torch.nn.Parameter(head)
+        student.config.tie_word_embeddings = False
