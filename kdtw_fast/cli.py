@@ -1,0 +1,586 @@
+"""The `kdtw` command: generate, demo, info. One line in, one line out; every error is one sentence on stderr.
+
+Depends on everything in the package; nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from tqdm import tqdm
+from typer.core import TyperGroup
+
+from kdtw_fast import __version__, build_info
+from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.demo import CONTESTANTS, run_demo, spread
+from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
+from kdtw_fast.model import load
+from kdtw_fast.options import check_int, check_real
+from kdtw_fast.outputs import GenerationOutput, Owner
+from kdtw_fast.pairs import load_pair, pair_names
+from kdtw_fast.report import LEGEND, marked, runs
+
+DEFAULT_PAIR = "debian-de-en"
+USER_ERROR, INTERRUPTED = 2, 130
+
+# What click raises for a wrong command line, wherever this typer keeps its click.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _OneSentence(TyperGroup):
+    """Runs a command; what the user did wrong becomes one sentence on stderr and exit status 2.
+
+    KDTW_TRACEBACK=1 in the environment lets exceptions through.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        try:
+            status = super().main(*args, **kwargs)
+        except _CommandLineError as error:
+            _fail(error.format_message())  # type: ignore[attr-defined]
+        except (typer.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+            if os.environ.get("KDTW_TRACEBACK"):
+                raise
+            _fail(_in_cli_words(_sentence(error)))
+        if status == INTERRUPTED:
+            print("kdtw: interrupted", file=sys.stderr)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"kdtw: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"the input is not UTF-8 text (byte 0x{error.object[error.start]:02x} at place {error.start} of a line)"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+_OPTION_NAMES = (
+    "max_new_tokens",
+    "max_source_length",
+    "max_teacher_fraction",
+    "max_teacher_calls",
+    "verify_lenience",
+    "draft_length",
+    "accept_top_k",
+    "num_threads",
+    "temperature",
+    "top_k",
+    "top_p",
+    "batch_size",
+    "lenience",
+    "seed",
+)
+
+
+def _in_cli_words(message: str) -> str:
+    """A message of the Python API with the names that options have here."""
+    message = message.replace("truncation=True", "--truncate").replace("num_threads", "threads")
+    message = message.replace("fallback_threshold", "fallback").replace("rollback_threshold", "rollback")
+    names = "|".join((*_OPTION_NAMES, "threads(?= must)", "fallback(?= must)", "rollback(?= must)"))
+    return re.sub(rf"(?<![\w-])({names})(?!\w)", lambda m: "--" + m[1].replace("_", "-"), message)
+
+
+app = typer.Typer(
+    cls=_OneSentence,
+    name="kdtw",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Two T5 models decode together: a small student writes, a large teacher adds the tokens it is asked for.
+
+Begin with [bold]kdtw demo[/bold] (every method on a held-out sample, one table) or translate something:
+
+    kdtw generate "Dieses Paket enthält die Dokumentation."
+""",
+)
+
+
+def main() -> None:
+    """Entry point of `kdtw`."""
+    app(prog_name="kdtw")
+
+
+_METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}" for name, m in METHODS.items()) + "."
+_BUDGET_HELP = (
+    "training-wheels: how much teacher the student is told to use, a phrase or its fraction: "
+    + ", ".join(f"{b.phrase} ({b.fraction:g})" for b in BUDGETS)
+    + ". Default: light. The student was trained to follow it; --max-teacher-fraction enforces."
+)
+_MODELS, _METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Models", "Method", "Limits", "Sampling", "Output"
+_Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads; the results do not depend on it. Default: all.", show_default=False),
+]
+
+
+@app.command(
+    epilog="""[bold]Examples[/bold]
+
+    kdtw generate "Dieses Paket enthält die Dokumentation." --show-owners
+
+    kdtw generate --file german.txt --output english.txt --budget moderate
+
+    cat german.txt | kdtw generate --method speculative --jsonl > english.jsonl
+
+    kdtw generate --file german.txt --max-teacher-fraction 0.05    (never more, at any length)
+
+    kdtw generate --student runs/student --teacher runs/teacher "Ein Spiel für zwei."
+
+An empty line gives an empty line, so line n of the output always belongs to line n of the input."""
+)
+def generate(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.", show_default=False),
+    ] = None,
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A shipped pair (kdtw info lists them). Default: {DEFAULT_PAIR}.",
+            show_default=False,
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a student, instead of --pair.", show_default=False, rich_help_panel=_MODELS),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Folder of its teacher, instead of --pair.", show_default=False, rich_help_panel=_MODELS),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
+            show_default=False,
+            rich_help_panel=_MODELS,
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help=_METHOD_HELP, rich_help_panel=_METHOD)
+    ] = "training-wheels",
+    budget: Annotated[
+        str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, show_default=False, rich_help_panel=_METHOD)
+    ] = None,
+    verify_lenience: Annotated[
+        float | None,
+        typer.Option(
+            help="training-wheels: at each call the teacher also checks the drafts it reads anyway and takes back "
+            "those less likely than this share of its best token, in 0..1. Default: 0 = off.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    draft_length: Annotated[
+        int | None,
+        typer.Option(
+            help="speculative, interleaved: tokens drafted per teacher pass (default 5); bild: at most so many.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    lenience: Annotated[
+        float | None,
+        typer.Option(
+            help="speculative: drafts pass that are at least this share as likely as the teacher's best, in 0..1. "
+            "Default: 1 = exactly the teacher's output.",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    fallback: Annotated[
+        float | None,
+        typer.Option(
+            help="bild: hand over where the student's best probability is below this (default 0.6).",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    rollback: Annotated[
+        float | None,
+        typer.Option(
+            help="bild: take back from the first token whose -log p under the teacher is above this (default 5).",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    accept_top_k: Annotated[
+        int | None,
+        typer.Option(
+            help="interleaved: a draft stays when among the teacher's best so many (default 25).",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    max_teacher_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="training-wheels: hard bound on the teacher's share of every prefix of the output, in 0..1.",
+            show_default=False,
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    max_teacher_calls: Annotated[
+        int | None,
+        typer.Option(
+            help="training-wheels: hard bound on the calls per line.", show_default=False, rich_help_panel=_LIMITS
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", rich_help_panel=_LIMITS)] = 128,
+    max_source_length: Annotated[
+        int, typer.Option(help="Longest source, in tokens, prompt included.", rich_help_panel=_LIMITS)
+    ] = 512,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut longer sources instead of stopping.", rich_help_panel=_LIMITS)
+    ] = False,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy; above 0, student and teacher sample.", rich_help_panel=_SAMPLING)
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k best; 0 = all.", rich_help_panel=_SAMPLING)] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Sample among the best that make up this probability; 1 = all.", rich_help_panel=_SAMPLING),
+    ] = 1.0,
+    seed: Annotated[
+        int,
+        typer.Option(help="A line's random numbers depend on the seed and its number only.", rich_help_panel=_SAMPLING),
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
+    threads: _Threads = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File to write. Default: stdout.", show_default=False, rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    jsonl: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help="One JSON object per line: text, tokens, owners, counts.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    show_owners: Annotated[
+        bool,
+        typer.Option(
+            "--show-owners", help=f"Mark who wrote what: {LEGEND}.".replace("[", "\\["), rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+) -> None:
+    """Decode texts: one line in, one line out, in order.
+
+    With nothing else said, [bold]kdtw generate TEXT[/bold] translates German to English with the shipped pair
+    and a light budget.
+    """
+    chosen = find_method(method)
+    own = {
+        "budget": budget,
+        "max_teacher_fraction": max_teacher_fraction,
+        "max_teacher_calls": max_teacher_calls,
+        "verify_lenience": verify_lenience,
+        "draft_length": draft_length,
+        "lenience": lenience,
+        "fallback": fallback,
+        "rollback": rollback,
+        "accept_top_k": accept_top_k,
+    }
+    given = {name: value for name, value in own.items() if value is not None}
+    for name in given:
+        if name not in chosen.own_options:
+            owners = ", ".join(other for other in METHODS if name in METHODS[other].own_options)
+            raise ValueError(f"--{name.replace('_', '-')} belongs to {owners}, not to {method}")
+    if jsonl and show_owners:
+        raise ValueError("--jsonl holds the owners already; leave out --show-owners")
+    check_int("batch_size", batch_size, 1)
+    check_real("temperature", temperature, 0.0)
+    if threads is not None:
+        check_int("num_threads", threads, 1)
+    if budget is not None:
+        given["budget"] = _budget(budget)
+    elif "budget" in chosen.own_options:
+        given["budget"] = "light"
+    lines = _Lines.of(text, file, output, batch_size)
+    models, words = _models(chosen.models, pair, student, teacher, tokenizer)
+    settings = {name: value for name, value in given.items() if name in chosen.settings}
+    decoder = make_decoder(method, models, words, threads, **settings)
+    options = {name: value for name, value in given.items() if name in chosen.call_options} | {
+        "max_new_tokens": max_new_tokens,
+        "max_source_length": max_source_length,
+        "truncation": truncate,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    render = _jsonl(method) if jsonl else _with_owners(words) if show_owners else _plain
+    if show_owners and sys.stderr.isatty():
+        print(LEGEND, file=sys.stderr)
+    with (
+        _writer(output) as write,
+        tqdm(
+            total=lines.total, unit="line", file=sys.stderr, disable=lines.total is None or not sys.stderr.isatty()
+        ) as bar,
+    ):
+        for batch in lines.batches():
+            for line in _decode(decoder, batch, options):
+                write(render(line))
+            bar.update(len(batch))
+
+
+@app.command()
+def demo(
+    sentences: Annotated[int, typer.Option(help="Sentences of the held-out sample.")] = 100,
+    pair: Annotated[str, typer.Option(help="A shipped pair.")] = DEFAULT_PAIR,
+    threads: _Threads = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in the README.")] = False,
+) -> None:
+    """Translate held-out sentences with every method; print quality beside cost, and who wrote what.
+
+    The sample was never trained on. Each method decodes each sentence alone (batch 1), the methods in turns.
+    Takes about a minute; [bold]--sentences 20[/bold] is quicker and rougher.
+    """
+    check_int("sentences", sentences, 1)
+    if threads is not None:
+        check_int("num_threads", threads, 1)
+    loaded = load_pair(pair)
+    sample = [(s.source, s.target) for s in spread(loaded.samples(), sentences)]
+    threads = threads or int(build_info()["threads"])
+    with tqdm(
+        total=len(sample) * len(CONTESTANTS), unit="decode", file=sys.stderr, disable=not sys.stderr.isatty()
+    ) as bar:
+        result = run_demo(
+            loaded.student, loaded.teacher, loaded.tokenizer, sample, num_threads=threads, on_step=bar.update
+        )
+    if markdown:
+        print(result.markdown())
+        return
+    console = _console()
+    console.print(result.table(), crop=False)
+    console.print(result.footnote, soft_wrap=True, highlight=False)
+    console.print(Text(f"\nWho wrote what ({LEGEND}):"), soft_wrap=True)
+    for example in result.examples:
+        console.print()
+        for name, line in example.lines():
+            console.print(Text(f"{name:<14} ", style="dim") + line, soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """Version, build, SIMD level, threads and the shipped pairs."""
+    build = build_info()
+    rows = {
+        "kdtw_fast": __version__,
+        "compiler": build["compiler"],
+        "torch at build": build["torch"],
+        "CUDA": build["cuda"] or "not built in: this version decodes on the CPU only",
+        "SIMD": f"{build['simd']} (built: {', '.join(build['simd_levels'])})",
+        "threads": build["threads"],
+        "pairs": ", ".join(pair_names()) or "none",
+    }
+    for name, value in rows.items():
+        print(f"{name:<15} {value}")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A source line: its number from 1, its text; and what came out (None for an empty line)."""
+
+    number: int
+    source: str
+    out: GenerationOutput | None = None
+    row: int = 0
+
+    @property
+    def text(self) -> str:
+        """The output text on one line."""
+        if self.out is None or self.out.texts is None:
+            return ""
+        return " ".join(self.out.texts[self.row].splitlines())
+
+    def tokens(self) -> tuple[list[int], list[int]]:
+        """Output token ids and owner codes, without start token and padding."""
+        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.lengths is None:
+            return [], []
+        end = 1 + int(self.out.lengths[self.row])
+        return self.out.sequences[self.row, 1:end].tolist(), self.out.owners[self.row, 1:end].tolist()
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Where lines come from; ``total`` where it is known before reading."""
+
+    lines: Iterable[str]
+    total: int | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, texts: list[str] | None, file: Path | None, output: Path | None, batch_size: int) -> _Lines:
+        """The lines of arguments, a file or stdin."""
+        if texts and file is not None:
+            raise ValueError(f"give texts or --file {file}, not both")
+        if texts:
+            return cls([" ".join(text.splitlines()) for text in texts], None, batch_size)
+        if file is None or str(file) == "-":
+            if sys.stdin.isatty():
+                print("kdtw: reading lines from the keyboard; Ctrl-D ends", file=sys.stderr)
+                batch_size = 1
+            return cls(_read(sys.stdin.buffer), None, batch_size)
+        if output is not None and output.exists() and output.samefile(file):
+            raise ValueError(f"--output {output} is the --file that is being read; choose another")
+        with file.open("rb") as stream:
+            lines = list(_read(stream))
+        return cls(lines, len(lines), batch_size)
+
+    def batches(self) -> Iterator[list[_Line]]:
+        """Lines in order, ``batch_size`` at a time."""
+        numbered = (_Line(number, source) for number, source in enumerate(self.lines, start=1))
+        while batch := list(islice(numbered, self.batch_size)):
+            yield batch
+
+
+def _read(stream: Iterable[bytes]) -> Iterator[str]:
+    for number, raw in enumerate(stream):
+        yield raw.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+
+
+def _decode(decoder: Decoder, batch: list[_Line], options: dict[str, Any]) -> Iterator[_Line]:
+    """The batch with its outputs; empty lines are not decoded. An error names its line and comes after those before."""
+    full = [line for line in batch if line.source.strip()]
+    if not full:
+        yield from batch
+        return
+    try:
+        out = decoder([line.source for line in full], row_ids=[line.number - 1 for line in full], **options)
+    except ValueError as error:
+        if len(batch) > 1:  # one by one, to find the line: batches do not change results
+            for line in batch:
+                yield from _decode(decoder, [line], options)
+        raise ValueError(f"line {full[0].number}: {str(error).replace('input_ids row 0', 'it')}") from error
+    decoded = {line.number: _Line(line.number, line.source, out, row) for row, line in enumerate(full)}
+    yield from (decoded.get(line.number, line) for line in batch)
+
+
+Render = Callable[[_Line], str | Text]
+
+
+def _plain(line: _Line) -> str:
+    return line.text
+
+
+def _with_owners(tokenizer: Any) -> Render:
+    return lambda line: marked(runs(*line.tokens(), tokenizer))
+
+
+def _jsonl(method: str) -> Render:
+    def render(line: _Line) -> str:
+        tokens, owners = line.tokens()
+        record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text, "method": method}
+        record |= {"tokens": tokens, "owners": [Owner(code).name.lower() for code in owners]}
+        for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
+            record[name] = 0 if line.out is None else int(line.out[name][line.row])
+        fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][line.row])
+        record["teacher_fraction"] = round(fraction, 6)
+        reasons = None if line.out is None else line.out.finish_reasons
+        record["finish_reason"] = "empty" if reasons is None else reasons[line.row]
+        return json.dumps(record, ensure_ascii=False)
+
+    return render
+
+
+@contextmanager
+def _writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
+    """A function that writes one line, flushed, so that an interruption loses no finished line."""
+    if output is None:
+        console = _console()
+
+        def show(line: str | Text) -> None:
+            if isinstance(line, Text):
+                console.print(line, soft_wrap=True)
+            else:
+                print(line, flush=True)
+
+        yield show
+        return
+    stream: IO[str]
+    with output.open("w", encoding="utf-8", newline="\n") as stream:
+
+        def write(line: str | Text) -> None:
+            stream.write((line.plain if isinstance(line, Text) else line) + "\n")
+            stream.flush()
+
+        yield write
+
+
+def _console() -> Console:
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+def _budget(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _models(
+    needed: tuple[str, ...], pair: str | None, student: Path | None, teacher: Path | None, tokenizer: Path | None
+) -> tuple[dict[str, Any], Any]:
+    """The models that a method needs, and their tokenizer, from a shipped pair or from folders."""
+    folders = {"student": student, "teacher": teacher}
+    if student is None and teacher is None:
+        if tokenizer is not None:
+            raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
+        loaded = load_pair(pair or DEFAULT_PAIR)
+        return {role: getattr(loaded, role) for role in needed}, loaded.tokenizer
+    if pair is not None:
+        raise ValueError("give --pair, or --student and --teacher, not both")
+    models: dict[str, Any] = {}
+    for role in needed:
+        folder = folders[role]
+        if folder is None:
+            raise ValueError(f"this method needs --{role} too")
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
+        models[role] = load(folder, role)
+    home = folders[needed[0]]
+    assert home is not None
+    return models, _tokenizer([home, home.parent / "tokenizer"] if tokenizer is None else [tokenizer])
+
+
+def _tokenizer(folders: list[Path]) -> Any:
+    from transformers import AutoTokenizer
+
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
+            return AutoTokenizer.from_pretrained(folder)
+    raise FileNotFoundError(f"no tokenizer in {' or '.join(map(str, folders))}; name its folder with --tokenizer")

@@ -1,0 +1,386 @@
+"""The `kdtw` command on a tiny random pair: alignment, outputs, owners' marks, errors in one sentence, the demo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from factories import SHAPES, random_t5, scale_row, with_tau
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import kdtw_fast.cli as cli
+from kdtw_fast import GreedyDecoder, Owner, TrainingWheelsDecoder
+from kdtw_fast.demo import CONTESTANTS, Score, run_demo, spread
+from kdtw_fast.methods import METHODS, make_decoder
+from kdtw_fast.pairs import Sample
+from kdtw_fast.report import marked, runs
+
+WORDS = ["dieses", "paket", "enthält", "die", "doku", "mentation", "this", "package", "holds", "the", "docs"]
+SMALL = ["--max-new-tokens", "12"]
+LINES = ["dieses paket", "", "die doku", "   ", "enthält die", "paket paket paket", "doku mentation"]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words, letters and bytes, as the shipped tokenizer has them."""
+    pieces = ["<pad>", "</s>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces += [f"▁{word}" for word in WORDS] + list("abcdefghijklmnopqrstuvwxyzä▁.,:-") + ["mentation"]
+    tokenizer = Tokenizer(models.Unigram([(p, -float(i > 258)) for i, p in enumerate(pieces)], 2, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always", split=True), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@dataclass(frozen=True)
+class TinyPair:
+    """What the CLI needs of a shipped pair, and the folders it was saved in."""
+
+    student: object
+    teacher: object
+    tokenizer: PreTrainedTokenizerFast
+    folder: Path
+
+    def samples(self) -> list[Sample]:
+        return [Sample(line, "this package holds the docs", "p") for line in LINES if line.strip()]
+
+    @property
+    def folders(self) -> list[str]:
+        return ["--student", str(self.folder / "student"), "--teacher", str(self.folder / "teacher")]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> TinyPair:
+    folder, tokenizer = tmp_path_factory.mktemp("pair"), make_tokenizer()
+    rows = len(tokenizer) + 1
+    student = with_tau(random_t5(SHAPES[0], rows, seed=1), rows - 1, beta_scale=1.0, seed=2)
+    scale_row(student, rows - 1, 2.0)
+    teacher = random_t5(SHAPES[2], rows, seed=3)
+    for byte in range(3, 259):  # mostly words, so that texts differ where tokens do
+        scale_row(student, byte, 0.2)
+        scale_row(teacher, byte, 0.2)
+    teacher.config.teacher_prompt = "this: "
+    student.config.student_prompt, student.config.teacher_prompt = "the {budget} this: ", "this: "
+    student.save_pretrained(folder / "student")
+    teacher.save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return TinyPair(student, teacher, tokenizer, folder)
+
+
+@pytest.fixture
+def kdtw():
+    runner = CliRunner()
+    return lambda *args, stdin=None: runner.invoke(cli.app, [str(a) for a in args], input=stdin)
+
+
+def test_each_text_gives_one_line_as_the_decoder_wrote_it(kdtw, pair: TinyPair) -> None:
+    result = kdtw("generate", *pair.folders, *SMALL, "--budget", "high", *[x for x in LINES if x.strip()])
+    decoder = TrainingWheelsDecoder(pair.student, pair.teacher, tokenizer=pair.tokenizer)
+    expected = decoder([x for x in LINES if x.strip()], budget="high", max_new_tokens=12).texts
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split("\n") == [*(" ".join(text.splitlines()) for text in expected), ""]
+
+
+def test_stdin_file_dash_and_output_file_agree_and_stay_aligned(kdtw, pair: TinyPair, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_bytes("\n".join(LINES).encode())  # no newline at the end
+    arguments = ["generate", *pair.folders, *SMALL, "--batch-size", "3"]
+    results = [
+        kdtw(*arguments, stdin="\n".join(LINES)),
+        kdtw(*arguments, "--file", "-", stdin="\r\n".join(LINES) + "\r\n"),
+        kdtw(*arguments, "--file", source),
+    ]
+    written = kdtw(*arguments, "--file", source, "--output", target)
+    assert [r.exit_code for r in [*results, written]] == [0] * 4
+    assert written.stdout == ""
+    assert len({r.stdout for r in results} | {target.read_text("utf-8")}) == 1
+    lines = results[0].stdout.split("\n")[:-1]
+    assert [bool(line) for line in lines] == [bool(line.strip()) for line in LINES]
+
+
+def test_no_input_gives_no_output(kdtw, pair: TinyPair) -> None:
+    result = kdtw("generate", *pair.folders, stdin="")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_depend_on_line_and_seed_not_on_batches_or_threads(kdtw, pair: TinyPair, method: str) -> None:
+    arguments = ["generate", *pair.folders, *SMALL, "--method", method, "--temperature", "0.8", "--top-k", "20"]
+
+    def run(*more: str) -> str:
+        result = kdtw(*arguments, *more, stdin="\n".join(LINES))
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    whole = run("--batch-size", "7", "--seed", "5")
+    assert whole == run("--batch-size", "2", "--seed", "5", "--threads", "1")
+    assert whole != run("--batch-size", "7", "--seed", "6")
+
+
+def test_settings_reach_the_decoder(kdtw, pair: TinyPair) -> None:
+    def run(*arguments: str) -> str:
+        result = kdtw("generate", *pair.folders, *SMALL, *arguments, stdin="\n".join(LINES))
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    teacher, student = run("--method", "greedy-teacher"), run("--method", "greedy-student")
+    assert run("--method", "speculative", "--lenience", "1") == teacher
+    assert run("--method", "speculative", "--lenience", "0", "--draft-length", "11") not in (teacher, student)
+    assert run("--method", "speculative", "--lenience", "0", "--draft-length", "1") != run(
+        "--method", "speculative", "--lenience", "0", "--draft-length", "11"
+    )
+    assert run("--method", "bild", "--fallback", "0", "--rollback", "99") == student
+    assert run("--method", "bild", "--fallback", "1", "--rollback", "0") == teacher
+    assert run("--method", "interleaved", "--accept-top-k", "1") == teacher
+    assert run("--max-teacher-calls", "0", "--budget", "no") == student
+
+
+def test_jsonl_holds_tokens_owners_and_counts(kdtw, pair: TinyPair) -> None:
+    result = kdtw(
+        "generate",
+        *pair.folders,
+        *SMALL,
+        "--jsonl",
+        "--budget",
+        "0.5",
+        "--max-teacher-calls",
+        "3",
+        stdin="\n".join(LINES),
+    )
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [r["line"] for r in records] == list(range(1, len(LINES) + 1))
+    assert [r["source"] for r in records] == LINES
+    assert sum(r["teacher_calls"] for r in records) > 0
+    for record in records:
+        assert len(record["tokens"]) == len(record["owners"]) <= 12
+        assert record["teacher_calls"] == record["owners"].count("teacher") <= 3
+        if record["source"].strip():
+            assert record["teacher_fraction"] == pytest.approx(
+                record["teacher_calls"] / len(record["tokens"]), abs=1e-6
+            )
+            text = pair.tokenizer.decode(record["tokens"], skip_special_tokens=True)
+            assert record["text"] == " ".join(text.splitlines())
+            assert record["finish_reason"] in ("end", "length")
+        else:
+            assert (record["text"], record["tokens"], record["finish_reason"]) == ("", [], "empty")
+
+
+def test_owners_are_marked_without_colour_in_pipes(kdtw, pair: TinyPair) -> None:
+    arguments = ["generate", *pair.folders, *SMALL, "--budget", "high", "--max-teacher-fraction", "0.5"]
+    plain = kdtw(*arguments, stdin="\n".join(LINES)).stdout
+    shown = kdtw(*arguments, "--show-owners", stdin="\n".join(LINES)).stdout
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == len(LINES)
+    records = kdtw(*arguments, "--jsonl", stdin="\n".join(LINES)).stdout.splitlines()
+    for line, marks, record in zip(plain.splitlines(), shown.splitlines(), map(json.loads, records), strict=True):
+        assert ("[" in marks) == ("teacher" in record["owners"]) or "�" in line
+        assert marks.replace("[", "").replace("]", "").replace("</s>", "") == line
+
+
+def owner_marks(words: list[tuple[str, Owner]]) -> str:
+    tokenizer = make_tokenizer()
+    ids = [tokenizer.convert_tokens_to_ids(word) for word, _ in words]
+    assert tokenizer.unk_token_id not in ids
+    return marked(runs([0, *ids, 0], [Owner.NONE, *(owner for _, owner in words), Owner.NONE], tokenizer)).plain
+
+
+def test_runs_of_one_owner_are_marked_together() -> None:
+    s, t, a, c, f = Owner.STUDENT, Owner.TEACHER, Owner.ACCEPTED, Owner.CORRECTED, Owner.FORCED
+    assert owner_marks([("▁this", s), ("▁package", t), ("▁holds", s), ("</s>", s)]) == "this [package] holds"
+    assert owner_marks([("▁doku", s), ("mentation", t), ("▁the", t), ("▁docs", s)]) == "doku[mentation the] docs"
+    assert owner_marks([("▁this", f), ("▁the", a), ("▁docs", c)]) == "<this> (the) {docs}"
+    assert owner_marks([("▁this", s), ("</s>", t)]) == "this[</s>]"
+    # a character of two bytes, one of each model, belongs to the one that finished it
+    assert owner_marks([("▁die", s), ("<0xC3>", s), ("<0xA4>", t), ("▁docs", s)]) == "die[ä] docs"
+
+
+MODELS = ["--student", "{pair}/student", "--teacher", "{pair}/teacher"]
+BAD = {
+    "unknown command": (["generat"], "generat"),
+    "unknown option": (["generate", "--metod", "bild", "x"], "--method"),
+    "unknown method": (["generate", "--method", "speculativ", "x"], "'speculativ'; did you mean 'speculative'?"),
+    "unknown pair": (["generate", "--pair", "debian-de-fr", "x"], "debian-de-fr"),
+    "unknown budget": (["generate", *MODELS, "--budget", "ligth", "x"], "'ligth'; did you mean \"light\"?"),
+    "budget not in the table": (["generate", *MODELS, "--budget", "0.15", "x"], "0.15"),
+    "budget of another method": (
+        ["generate", "--method", "bild", "--budget", "light", "x"],
+        "--budget belongs to training-wheels",
+    ),
+    "lenience of another method": (["generate", "--lenience", "1", "x"], "--lenience belongs to speculative"),
+    "lenience out of range": (
+        ["generate", *MODELS, "--method", "speculative", "--lenience", "1.5", "x"],
+        "--lenience must be in [0, 1], got 1.5",
+    ),
+    "lenience not a number": (["generate", "--lenience", "much", "x"], "--lenience"),
+    "draft length 0": (
+        ["generate", *MODELS, "--method", "speculative", "--draft-length", "0", "x"],
+        "--draft-length must be at least 1, got 0",
+    ),
+    "no new tokens": (
+        ["generate", *MODELS, "--max-new-tokens", "0", "x"],
+        "--max-new-tokens must be at least 1, got 0",
+    ),
+    "fraction out of range": (
+        ["generate", *MODELS, "--max-teacher-fraction", "1.1", "x"],
+        "--max-teacher-fraction must be in [0, 1], got 1.1",
+    ),
+    "negative temperature": (["generate", *MODELS, "--temperature", "-1", "x"], "--temperature must be in"),
+    "batch of none": (["generate", *MODELS, "--batch-size", "0", "x"], "--batch-size must be at least 1, got 0"),
+    "no threads": (["generate", *MODELS, "--threads", "0", "x"], "--threads must be at least 1, got 0"),
+    "missing file": (["generate", *MODELS, "--file", "/nowhere/in.txt"], "cannot use /nowhere/in.txt: No such file"),
+    "a folder as file": (["generate", *MODELS, "--file", "{pair}"], "Is a directory"),
+    "texts and file": (["generate", *MODELS, "--file", "in.txt", "x"], "not both"),
+    "not UTF-8": (["generate", *MODELS, "--file", "{pair}/latin1.txt"], "not UTF-8 text (byte 0xe4"),
+    "output over input": (
+        ["generate", *MODELS, "--file", "{pair}/long.txt", "--output", "{pair}/long.txt"],
+        "choose another",
+    ),
+    "output in a missing folder": (
+        ["generate", *MODELS, "--output", "/nowhere/out.txt", "x"],
+        "cannot use /nowhere/out.txt",
+    ),
+    "missing folder": (
+        ["generate", "--student", "/nowhere", "--teacher", "{pair}/teacher", "x"],
+        "--student /nowhere is not a folder",
+    ),
+    "folder without a model": (
+        ["generate", "--student", "{pair}/tokenizer", "--teacher", "{pair}/teacher", "x"],
+        "student: no config.json",
+    ),
+    "a teacher is needed": (["generate", "--student", "{pair}/student", "x"], "--teacher"),
+    "a student is needed": (["generate", "--teacher", "{pair}/teacher", "x"], "--student"),
+    "student without tau": (["generate", "--student", "{pair}/teacher", "--teacher", "{pair}/teacher", "x"], "<tau>"),
+    "pair and folders": (["generate", *MODELS, "--pair", "debian-de-en", "x"], "not both"),
+    "no tokenizer": (["generate", *MODELS, "--tokenizer", "{pair}/student", "x"], "no tokenizer in"),
+    "jsonl and owners": (["generate", *MODELS, "--jsonl", "--show-owners", "x"], "leave out --show-owners"),
+    "demo of nothing": (["demo", "--sentences", "0"], "sentences must be at least 1, got 0"),
+    "demo of an unknown pair": (["demo", "--pair", "nowhere"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_are_one_sentence_on_stderr(kdtw, pair: TinyPair, case: str) -> None:
+    (pair.folder / "latin1.txt").write_bytes("enthält\n".encode("latin-1"))
+    (pair.folder / "long.txt").write_text("die doku\n", encoding="utf-8")
+    arguments, expected = BAD[case]
+    result = kdtw(*(argument.format(pair=pair.folder) for argument in arguments))
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    assert result.stderr.startswith("kdtw: ") and result.stderr.count("\n") == 1, result.stderr
+    assert expected in result.stderr
+    assert (pair.folder / "long.txt").read_text(encoding="utf-8") == "die doku\n"
+
+
+def test_an_error_names_its_line_and_keeps_the_lines_before_it(kdtw, pair: TinyPair) -> None:
+    lines = ["die doku", "", "paket", "dieses " * 30, "doku"]
+    arguments = ["generate", *pair.folders, *SMALL, "--max-source-length", "20", "--batch-size", "2"]
+    result = kdtw(*arguments, stdin="\n".join(lines))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("kdtw: line 4: ") and "--truncate" in result.stderr
+    assert "--max-source-length=20" in result.stderr and result.stderr.count("\n") == 1
+    before = kdtw(*arguments, stdin="\n".join(lines[:3])).stdout
+    assert result.stdout == before
+    cut = kdtw(*arguments, "--truncate", stdin="\n".join(lines))
+    assert cut.exit_code == 0 and len(cut.stdout.splitlines()) == 5
+
+
+def test_an_interruption_keeps_finished_lines_and_exits_130(kdtw, pair: TinyPair, tmp_path: Path, monkeypatch) -> None:
+    finished = kdtw("generate", *pair.folders, *SMALL, "die doku").stdout
+    whole = cli._decode
+
+    def interrupted(decoder, batch, options):
+        if batch[0].number == 2:
+            raise KeyboardInterrupt
+        return whole(decoder, batch, options)
+
+    monkeypatch.setattr(cli, "_decode", interrupted)
+    target = tmp_path / "out.txt"
+    result = kdtw("generate", *pair.folders, *SMALL, "--batch-size", "1", "-o", target, stdin="die doku\npaket\n")
+    assert (result.exit_code, result.stderr) == (130, "kdtw: interrupted\n")
+    assert target.read_text("utf-8") == finished
+
+
+def test_the_module_is_the_command_and_shows_no_traceback() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "kdtw_fast", "generate", "--method", "greedy", "x"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1].startswith("kdtw: unknown method 'greedy'")
+    assert "Traceback" not in result.stderr
+
+
+def test_help_names_every_method_and_option(kdtw) -> None:
+    text = kdtw("generate", "--help").stdout
+    assert all(method in text for method in METHODS)
+    assert all("--" + option.replace("_", "-") in text for m in METHODS.values() for option in m.own_options)
+    assert kdtw("--help").stdout.count("generate") >= 2
+
+
+def test_info_tells_version_simd_and_threads(kdtw) -> None:
+    build = cli.build_info()
+    text = kdtw("info").stdout
+    assert cli.__version__ in text and build["simd"] in text and "threads" in text and "CPU only" in text
+
+
+def test_demo_shows_every_method_and_marks_the_teachers_tokens(kdtw, pair: TinyPair, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "load_pair", lambda name: pair)
+    result = kdtw("demo", "--sentences", "3", "--threads", "1")
+    assert result.exit_code == 0, result.stderr
+    assert all(label in result.stdout for label in CONTESTANTS)
+    assert "teacher's text in 3 of 3" in result.stdout
+    assert result.stdout.count("reference") == 3
+    markdown = kdtw("demo", "--sentences", "2", "--threads", "1", "--markdown").stdout
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(CONTESTANTS) and len({row.count("|") for row in rows}) == 1
+
+
+def test_demo_counts_what_the_decoders_report(pair: TinyPair) -> None:
+    sample = [(s.source, s.target) for s in pair.samples()]
+    steps: list[None] = []
+    result = run_demo(
+        pair.student,
+        pair.teacher,
+        pair.tokenizer,
+        sample,
+        num_threads=1,
+        max_new_tokens=10,
+        on_step=lambda: steps.append(None),
+    )
+    assert len(steps) == len(sample) * len(CONTESTANTS)
+    scores = {score.label: score for score in result.scores}
+    decoder = GreedyDecoder(pair.teacher, tokenizer=pair.tokenizer)
+    out = [decoder(source, max_new_tokens=10) for source, _ in sample]
+    teacher, student = scores["teacher alone"], scores["student alone"]
+    assert teacher.texts == [o.texts[0] for o in out]
+    assert teacher.tokens == teacher.teacher_tokens == teacher.teacher_passes == sum(int(o.lengths[0]) for o in out)
+    assert (student.teacher_tokens, student.teacher_passes) == (0, 0)
+    wheels = make_decoder("training-wheels", {"student": pair.student, "teacher": pair.teacher}, pair.tokenizer)
+    calls = sum(int(wheels(source, budget="high", max_new_tokens=10).teacher_calls[0]) for source, _ in sample)
+    assert scores["KDTW, high"].teacher_tokens == scores["KDTW, high"].teacher_passes == calls > 0
+
+
+def test_scores_are_sacrebleu_and_rouge_2() -> None:
+    score = Score("x", None, texts=["this package holds the docs", "the docs"])
+    score.judge(["this package holds the docs", "the docs"])
+    assert score.bleu == pytest.approx(100) and score.rouge2 == pytest.approx(100)
+    score.texts = ["this package holds the docs", "docs the"]
+    score.judge(["this package holds the docs", "the docs"])
+    assert score.bleu < 100 and score.rouge2 == pytest.approx(50)
+
+
+def test_spread_takes_rows_from_the_whole_sample_in_order() -> None:
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(3), 5) == [0, 1, 2]
