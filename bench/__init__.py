@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench --benchmark-json=FILE` measures, `python -m bench.table FILE` writes the README's tables."""
+"""Benchmarks: `pytest bench --benchmark-json=FILE` measures, `python -m bench.table` writes the README's tables."""

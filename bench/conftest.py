@@ -6,9 +6,10 @@ import os
 from importlib.metadata import version
 from typing import Any
 
-import kdtw_fast
 import pytest
 import torch
+
+import kdtw_fast
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

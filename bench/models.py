@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdtw_fast import GreedyDecoder, NativeT5
-from kdtw_fast.modeling import TrainingWheelsT5
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-PAD, EOS = 0, 1
+from kdtw_fast import GreedyDecoder, NativeT5
+from kdtw_fast.modeling import TrainingWheelsT5
 
+PAD, EOS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,7 @@ def ctranslate2(model: T5ForConditionalGeneration, new_tokens: int, threads: int
     pieces = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(3, model.config.vocab_size))]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
     class InMemory(TransformersConverter):
         """Converts what is already loaded."""

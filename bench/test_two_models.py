@@ -13,14 +13,6 @@ from statistics import median
 from typing import Any
 
 import pytest
-from kdtw_fast import (
-    BigLittleDecoder,
-    GreedyDecoder,
-    InterleavedDecoder,
-    NativeT5,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-)
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import (
@@ -35,6 +27,14 @@ from bench.models import (
     teacher_without,
 )
 from bench.race import Recorded, race, replay_timer, report
+from kdtw_fast import (
+    BigLittleDecoder,
+    GreedyDecoder,
+    InterleavedDecoder,
+    NativeT5,
+    SpeculativeDecoder,
+    TrainingWheelsDecoder,
+)
 
 SOURCE_TOKENS = NEW_TOKENS = 64
 TEACHER = "teacher alone"
