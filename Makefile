@@ -1,0 +1,65 @@
+# make demo: sets everything up in .venv and translates held-out sentences with every method.
+# make test: sets everything up and runs the tests. Both are quick when called again.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+NATIVE := $(shell find csrc -type f)
+STYLED := $(filter %.h %.cpp,$(NATIVE))
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format bench readme clean distclean
+
+demo: $(VENV)/.installed
+	$(BIN)/kdtw demo
+
+test: $(VENV)/.extra-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.extra-dev $(VENV)/.extra-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(STYLED)
+	$(BIN)/mypy
+
+format: $(VENV)/.extra-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(STYLED)
+
+# Wants a quiet machine: about ten minutes on two cores.
+bench: $(VENV)/.extra-bench
+	mkdir -p build
+	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json
+	$(BIN)/python -m bench.table bench build/bench.json
+
+readme: $(VENV)/.installed
+	$(BIN)/python -m bench.table demo
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -f kdtw_fast/_core*.so $(VENV)/.installed
+
+distclean: clean
+	rm -rf $(VENV)
+
+# torch comes first: the build asks which one it is beside, and must not bring another.
+$(VENV)/.tools:
+	@$(PYTHON) -c 'import sys; sys.exit("kdtw_fast needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "kdtw_fast needs a C++20 compiler (g++ 12 or newer)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)"
+	$(PIP) "setuptools>=77" "pybind11>=2.13"
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.tools setup.py pyproject.toml $(NATIVE)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > $(VENV)/extra-$*.txt
+	$(PIP) -r $(VENV)/extra-$*.txt
+	@touch $@
