@@ -336,23 +336,21 @@ class _Decoder:
     ) -> list[ReferenceRow]:
         """Decode every row of `input_ids` [R, S] alone; returns R * num_return_sequences rows in order.
 
-        `attention_mask` [R, S] is 1 at source tokens and 0 at padding. Sequences of one source lie together;
-        row keys (`row_ids`) and the teacher limits count rows after that repetition or, given one per source
-        (limits only), are repeated with it. Teacher settings that are None equal the student's. Forced tokens
-        fill the first positions with owner FORCED; an EOS among them, or the length limit, ends the row there.
+        `attention_mask` [R, S] is 1 at source tokens and 0 at padding. Sequences of one source lie together; row
+        keys (`row_ids`) count rows after that repetition, the teacher limits are one value or one per source.
+        Teacher settings that are None equal the student's. Forced tokens fill the first positions.
 
-        What the contract leaves open is read so: student log-probs belong to the student's own action, so at a
-        corrected position to its rejected draft; where it took none (a forced token, a bonus token, BiLD's hand
-        over) they are NaN. Teacher log-probs are there for every position up to the last teacher pass but the
-        forced ones, which nobody chose.
+        Log-probabilities: the student's belong to its own action, so at a corrected position to its rejected
+        draft; where it took none (a forced token, a bonus token, BiLD's hand-over) they are NaN. The teacher's
+        are there for every position up to its last pass but the forced ones, which nobody chose.
         """
         sources = _rows(input_ids, attention_mask)
         teacher_sources = sources
         if teacher_inputs is not None:
             teacher_sources = _rows(teacher_inputs["input_ids"], teacher_inputs.get("attention_mask"))
         count = len(sources) * num_return_sequences
-        fractions = _per_row(max_teacher_fraction, count, num_return_sequences)
-        calls = _per_row(max_teacher_calls, count, num_return_sequences)
+        fractions = _per_row(max_teacher_fraction, len(sources))
+        calls = _per_row(max_teacher_calls, len(sources))
         tau = getattr(self.student.config, "tau_token_id", None)
         eos = self.student.config.eos_token_id
         if not isinstance(eos, int):
@@ -373,14 +371,13 @@ class _Decoder:
                 key=index if row_ids is None else row_ids[index],
                 min_new_tokens=min_new_tokens,
                 max_new_tokens=max_new_tokens,
-                max_teacher_fraction=fractions[index],
-                max_teacher_calls=calls[index],
+                max_teacher_fraction=fractions[source],
+                max_teacher_calls=calls[source],
                 eos=eos,
                 tau=tau,
             )
             for token in forced_tokens:
-                if not row.ended:
-                    row.append(int(token), FORCED)
+                row.append(int(token), FORCED)
             row.forced = row.settled = row.length
             self._run(row)
             rows.append(_result(row))
@@ -399,11 +396,8 @@ def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
     return [row[mask.bool()].tolist() for row, mask in zip(ids, kept, strict=True)]
 
 
-def _per_row(value: Any, count: int, repeats: int) -> list[Any]:
-    if value is None or isinstance(value, (int, float)):
-        return [value] * count
-    values = list(value)
-    return values if len(values) == count else [item for item in values for _ in range(repeats)]
+def _per_row(value: Any, rows: int) -> list[Any]:
+    return [value] * rows if value is None or isinstance(value, (int, float)) else list(value)
 
 
 # --- The methods --------------------------------------------------------------------------------------
