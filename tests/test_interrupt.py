@@ -1,0 +1,84 @@
+"""Ctrl-C while decoding: KeyboardInterrupt within 200 ms of the signal, and the decoder still works afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A process of its own, started once. It prints the time of the KeyboardInterrupt by the clock that the test
+# reads before it sends the signal, so that neither start-up nor the pipe is measured.
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from factories import Shape, random_t5
+from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder
+
+shape = Shape(384, 64, 6, 1024, 4, 4, "gated-gelu", tied=True)
+models = [NativeT5.from_model(random_t5(shape, 1000, seed)) for seed in (1, 2)]
+decoders = {"greedy": GreedyDecoder(models[0]), "speculative": SpeculativeDecoder(*models, draft_length=5)}
+for line in sys.stdin:
+    method, rows, source_length, length = line.split()
+    decoder = decoders[method]
+    source = [[*range(2, 2 + int(source_length)), 1]] * int(rows)
+    before = decoder.generate(source[:1], max_new_tokens=3).sequences.tolist()
+    print("decoding", flush=True)
+    try:
+        decoder.generate(source, max_new_tokens=int(length), min_new_tokens=int(length))
+        print("finished", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", time.clock_gettime(time.CLOCK_MONOTONIC), flush=True)
+    after = decoder.generate(source[:1], max_new_tokens=3).sequences.tolist()
+    print("usable" if after == before else "broken", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(ROOT / "tests")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "source_length", "length", "wait"),
+    [
+        ("greedy", 1, 20, 100_000, 0.5),
+        ("speculative", 4, 20, 20_000, 0.5),
+        ("greedy", 100, 500, 2_000, 0.2),  # still encoding
+    ],
+)
+def test_ctrl_c(
+    process: subprocess.Popen[str], method: str, rows: int, source_length: int, length: int, wait: float
+) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{method} {rows} {source_length} {length}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "decoding\n"
+    time.sleep(wait)
+    sent = time.clock_gettime(time.CLOCK_MONOTONIC)
+    process.send_signal(signal.SIGINT)
+    word, at = process.stdout.readline().split()
+    assert word == "interrupted"
+    assert float(at) - sent < 0.2
+    assert process.stdout.readline() == "usable\n"
