@@ -27,17 +27,19 @@ class Pool {
   }
 
   void run(int parts, PartFunction function, void* context) {
+    // Everything below the lock belongs to the region that holds it: a caller that finds it taken touches nothing.
     std::unique_lock lock(busy_, std::try_to_lock);
     const int helpers = lock ? std::min<int>(parts - 1, slots_.size()) : 0;
-    const Job job{function, context, parts};
-    pending_.store(helpers, std::memory_order_relaxed);
-    for (int i = 0; i < helpers; ++i) {
-      slots_[i].job = job;
-      slots_[i].epoch.fetch_add(1, std::memory_order_release);
-      slots_[i].epoch.notify_one();
+    if (helpers > 0) {
+      pending_.store(helpers, std::memory_order_relaxed);
+      for (int i = 0; i < helpers; ++i) {
+        slots_[i].job = {function, context};
+        slots_[i].epoch.fetch_add(1, std::memory_order_release);
+        slots_[i].epoch.notify_one();
+      }
     }
     function(context, 0);
-    // Parts beyond the workers there are (or all of them, when the pool was busy) run here.
+    // Parts beyond the workers there are (all of them, when the pool was taken) run here.
     for (int part = helpers + 1; part < parts; ++part) function(context, part);
     if (helpers == 0) return;
     for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
@@ -53,7 +55,6 @@ class Pool {
   struct Job {
     PartFunction function = nullptr;
     void* context = nullptr;
-    int parts = 0;
   };
   struct alignas(64) Slot {
     std::atomic<unsigned> epoch{0};
