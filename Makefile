@@ -23,6 +23,7 @@ lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(STYLED)
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest kdtw_fast._core --allowlist .ci/stubtest.allow
 
 format: $(VENV)/.extra-dev
 	$(BIN)/ruff check --fix .
@@ -50,16 +51,17 @@ $(VENV)/.tools:
 	@$(PYTHON) -c 'import sys; sys.exit("kdtw_fast needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "kdtw_fast needs a C++20 compiler (g++ 12 or newer)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
-	$(PIP) "$(TORCH)"
-	$(PIP) "setuptools>=77" "pybind11>=2.13"
+	@echo "installing $(TORCH)"
+	@$(PIP) "$(TORCH)"
+	@$(PIP) "setuptools>=77" "pybind11>=2.13"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.tools setup.py pyproject.toml $(NATIVE)
-	$(PIP) --no-build-isolation -e .
+	@echo "building kdtw_fast and installing what it needs (about three minutes on two cores)"
+	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.extra-%: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > $(VENV)/extra-$*.txt
-	$(PIP) -r $(VENV)/extra-$*.txt
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > $(VENV)/extra-$*.txt
+	@$(PIP) -r $(VENV)/extra-$*.txt
 	@touch $@

@@ -15,6 +15,7 @@ import torch
 
 from kdtw_fast import _core
 from kdtw_fast.budgets import resolve_budget
+from kdtw_fast.inputs import check_ids, row_keys, token_rows
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import GenerateOptions, check_int, check_real
 from kdtw_fast.outputs import FINISH_REASONS, GenerationOutput, Timings
@@ -82,14 +83,14 @@ class _Decoder:
             KeyboardInterrupt: Ctrl-C; the decoder stays usable.
         """
         parsed = GenerateOptions.parse(type(self).__name__, options)
-        rows = _rows(input_ids, attention_mask, "input_ids", self.student, parsed)
+        rows = token_rows(input_ids, attention_mask, "input_ids", self.student, parsed)
         teacher_rows: list[list[int]] = []
         if teacher_inputs is not None:
             if self.teacher is None:
                 raise TypeError(f"teacher_inputs was given, but {type(self).__name__} has one model")
             if not isinstance(teacher_inputs, Mapping) or "input_ids" not in teacher_inputs:
                 raise TypeError("teacher_inputs must be a mapping with 'input_ids' (and 'attention_mask')")
-            teacher_rows = _rows(
+            teacher_rows = token_rows(
                 teacher_inputs["input_ids"],
                 teacher_inputs.get("attention_mask"),
                 "teacher_inputs['input_ids']",
@@ -99,7 +100,7 @@ class _Decoder:
             if len(teacher_rows) != len(rows):
                 raise ValueError(f"teacher_inputs has {len(teacher_rows)} rows, but input_ids has {len(rows)}")
         elif self.teacher is not None:
-            _check_ids(rows, self.teacher, "input_ids")
+            check_ids(rows, self.teacher, "input_ids")
         return self._run(rows, teacher_rows, parsed, streamer)
 
     def __call__(
@@ -151,7 +152,7 @@ class _Decoder:
         request.student_sources = [row for row in rows for _ in range(repeats)]
         request.teacher_sources = [row for row in teacher_rows for _ in range(repeats)]
         count = len(rows) * repeats
-        request.row_keys = _row_keys(options.row_ids, count)
+        request.row_keys = row_keys(options.row_ids, count)
         request.ledgers = self._ledgers(options, len(rows), repeats)
         request.forced_tokens = [self._forced_token(token) for token in options.forced_tokens]
         request.max_new_tokens, request.min_new_tokens = options.max_new_tokens, options.min_new_tokens
@@ -386,97 +387,6 @@ def _tokenizer_of(model: Any) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model)
-
-
-def _rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
-    """Checked token lists, padding removed."""
-    lists = _lists(ids, name)
-    if not lists:
-        raise ValueError(f"{name} is an empty batch; give at least one row")
-    masks = None if mask is None else _lists(mask, "attention_mask")
-    if masks is not None and [len(m) for m in masks] != [len(row) for row in lists]:
-        raise ValueError(
-            f"attention_mask has shape {_shape(masks)}, but {name} has shape {_shape(lists)}; they must agree"
-        )
-    rows = []
-    for r, row in enumerate(lists):
-        if masks is None:
-            end = len(row)
-            while end > 0 and row[end - 1] == model.pad_token_id:
-                end -= 1
-            row = row[:end]
-        else:
-            on = [i for i, flag in enumerate(masks[r]) if flag]
-            if any(flag not in (0, 1) for flag in masks[r]) or (on and on[-1] - on[0] + 1 != len(on)):
-                raise ValueError(
-                    f"attention_mask row {r} must be zeros and ones with its ones in one run, got {masks[r]}"
-                )
-            row = [row[i] for i in on]
-        if not row:
-            raise ValueError(f"{name} row {r} is empty")
-        if all(token in model.eos_token_ids for token in row):
-            raise ValueError(f"{name} row {r} holds nothing but the end token {row}")
-        if len(row) > options.max_source_length:
-            if not options.truncation:
-                raise ValueError(
-                    f"{name} row {r} has {len(row)} tokens, more than max_source_length={options.max_source_length}; "
-                    f"raise max_source_length, or cut it with truncation=True"
-                )
-            ends = row[-1] in model.eos_token_ids
-            row = row[: options.max_source_length - ends] + row[-1:] * ends
-        rows.append(row)
-    _check_ids(rows, model, name)
-    return rows
-
-
-def _check_ids(rows: list[list[int]], model: NativeT5, name: str) -> None:
-    for r, row in enumerate(rows):
-        for token in row:
-            if not 0 <= token < model.vocab_size:
-                raise ValueError(
-                    f"{name} row {r} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}"
-                )
-
-
-def _lists(value: Any, name: str) -> list[list[int]]:
-    """A [R, S] tensor, array or list of lists as lists of ints."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            raise ValueError(f"{name} is on device '{value.device}'; this decoder runs on 'cpu'")
-        value = value.numpy()
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iub":
-            raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
-        if value.ndim != 2:
-            raise ValueError(f"{name} must have shape [rows, length], got {list(value.shape)}")
-        return value.astype(np.int64).tolist()
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} must be a tensor or a list of lists of token ids, got {type(value).__name__}")
-    rows = []
-    for r, row in enumerate(value):
-        if isinstance(row, (torch.Tensor, np.ndarray)):
-            row = row.tolist()
-        if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
-            raise TypeError(f"{name} must have shape [rows, length]; row {r} is {row!r}, not a list of token ids")
-        for token in row:
-            if isinstance(token, float) or not isinstance(token, (int, np.integer)):
-                raise TypeError(f"{name} row {r} must hold integers, got {token!r} of type {type(token).__name__}")
-        rows.append([int(token) for token in row])
-    return rows
-
-
-def _shape(rows: list[list[int]]) -> list[Any]:
-    lengths = sorted({len(row) for row in rows})
-    return [len(rows), lengths[0] if len(lengths) == 1 else f"{lengths[0]}..{lengths[-1]}"] if rows else [0]
-
-
-def _row_keys(row_ids: Sequence[int] | None, count: int) -> list[int]:
-    if row_ids is None:
-        return list(range(count))
-    keys = [check_int("row_ids entry", key, 0, 2**64 - 1) for key in row_ids]
-    if len(keys) != count:
-        raise ValueError(f"row_ids has {len(keys)} values for {count} output rows")
-    return keys
 
 
 def _streaming(streamer: Any, rows: int, start: int) -> tuple[TokenStreamer | None, Callable[[], None]]:
