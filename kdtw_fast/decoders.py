@@ -172,9 +172,14 @@ class _Decoder:
         return _output(result)
 
     def _forced_token(self, token: int) -> int:
-        check_int("forced_tokens entry", token, 0, self.student.vocab_size - 1)
+        vocabulary = min(model.vocab_size for model in (self.student, self.teacher) if model is not None)
+        check_int("forced_tokens entry", token, 0, vocabulary - 1)
         if token in self.student.eos_token_ids:
             raise ValueError(f"forced_tokens contains the end token {token}, after which there is nothing to decode")
+        if token == self.student.tau_token_id:
+            raise ValueError(
+                f"forced_tokens contains <tau> ({token}), which is an action and never a token of an output"
+            )
         return int(token)
 
     def _ledgers(self, options: GenerateOptions, rows: int, repeats: int) -> list[_core.Ledger]:
