@@ -16,11 +16,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--tiny", action="store_true", help="tiny models and two rounds: checks the benchmarks, measures nothing"
     )
+    parser.addoption("--rounds", type=int, default=None, help="turns of each contestant, instead of each race's own")
 
 
 @pytest.fixture(scope="session")
 def tiny(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--tiny"))
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest, tiny: bool) -> int | None:
+    """Turns that the command line asks for; None = as many as a race thinks right."""
+    asked = request.config.getoption("--rounds")
+    return 2 if tiny and asked is None else asked
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,7 @@ def _one_model(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str
         *markdown_table(columns, rows),
         "",
         f"A step must read {entries[0][0]['bytes_per_token'] / 1e6:.0f} MB of weights. kdtw_fast's decoder steps read "
-        "them at this rate, beside what this machine reads from a 256 MB array in the same minutes: "
+        "them at this rate, beside what this machine read at best from a 256 MB array in the same minutes: "
         f"{'; '.join(notes)}.",
     ]
 

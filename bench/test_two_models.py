@@ -66,7 +66,7 @@ class Race:
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0].name}+{pair[1].name}".replace(" ", "-"))
-def raced(request: pytest.FixtureRequest, tiny: bool) -> Iterator[Race]:
+def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None) -> Iterator[Race]:
     shapes = (SMOKE, SMOKE) if tiny else request.param
     threads = min(2, os.cpu_count() or 1)
     student = NativeT5.from_model(asking_student(shapes[0]), "student")
@@ -79,7 +79,7 @@ def raced(request: pytest.FixtureRequest, tiny: bool) -> Iterator[Race]:
         return lambda: decoder.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **options)
 
     small = shapes[1].d_model < 512
-    recorded = race({name: contestant(name) for name in METHODS}, 2 if tiny else 41 if small else 7)
+    recorded = race({name: contestant(name) for name in METHODS}, rounds or (41 if small else 7))
     yield Race(*shapes, threads, recorded)
 
 
