@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -384,3 +385,22 @@ def test_scores_are_sacrebleu_and_rouge_2() -> None:
 def test_spread_takes_rows_from_the_whole_sample_in_order() -> None:
     assert spread(range(10), 3) == [0, 3, 6]
     assert spread(range(3), 5) == [0, 1, 2]
+
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_commands_shown_to_users_have_only_options_that_exist(kdtw) -> None:
+    shown = README + kdtw("generate", "--help").stdout + kdtw("--help").stdout
+    commands = re.findall(r"kdtw generate ([^\n|]*)", shown)
+    options = set(re.findall(r"(--[a-z][a-z-]+|-[a-z]) ", kdtw("generate", "--help").stdout)) | {"--help"}
+    used = {option for command in commands for option in re.findall(r"(?<!\w)--[a-z][a-z-]+", command)}
+    assert len(commands) >= 6 and {"--file", "--show-owners", "--max-teacher-fraction"} <= used
+    assert used <= options
+
+
+def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    text = capsys.readouterr().out.splitlines()[0]
+    assert "package" in text.lower() and "documentation" in text.lower()
