@@ -6,6 +6,7 @@ Depends on the native core, models, options and outputs; a method is a call rule
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,25 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import resolve_budget
 from kdtw_fast.inputs import check_ids, row_keys, token_rows
 from kdtw_fast.model import NativeT5, load
-from kdtw_fast.options import GenerateOptions, check_int, check_real
+from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.outputs import FINISH_REASONS, GenerationOutput, Timings
 
 ModelLike = torch.nn.Module | NativeT5 | str | Path
 TokenStreamer = Callable[[int, int, int, int], None]
 
 
-class _Decoder:
+class _KnownKeywords(type):
+    """Refuses an unknown constructor keyword with the nearest known one."""
+
+    def __call__(cls, *args: Any, **keywords: Any) -> Any:
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        for name in keywords:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, known)}")
+        return super().__call__(*args, **keywords)
+
+
+class _Decoder(metaclass=_KnownKeywords):
     """What the decoders share: checked inputs, prompts for strings, the native call, the output."""
 
     student: NativeT5

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
+from kdtw_fast.options import check_int
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _OPTIONAL = (
@@ -221,6 +222,7 @@ class NativeT5:
             chunks: sizes of the decoder passes, summing to T; None = one pass. The result does not depend on it.
             num_threads: the result does not depend on it.
         """
+        check_int("num_threads", num_threads, 1)
         source, tokens = [int(i) for i in input_ids], [int(i) for i in decoder_input_ids]
         sizes = [len(tokens)] if chunks is None else [int(c) for c in chunks]
         if not source or not tokens:
@@ -301,13 +303,19 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
             f"{name}: tensor '{extra[0]}' is not part of a T5 with this config ({len(extra)} such tensors)"
         )
     for key in _TIED_NAMES:
-        if (
-            key in tensors
-            and "shared.weight" in tensors
-            and not torch.equal(tensors[key](), tensors["shared.weight"]())
-        ):
+        if not {key, "shared.weight"} <= set(tensors):
+            continue
+        if not _same_bytes(tensors[key](), tensors["shared.weight"]()):
             raise ValueError(f"{name}: tensor '{key}' differs from 'shared.weight'; T5 shares one embedding")
     return spec
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return a.data_ptr() == b.data_ptr() or torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )
 
 
 def _expected_names(spec: _core.T5Config) -> set[str]:
@@ -336,7 +344,7 @@ def _tensor_reader(tensors: Tensors, name: str) -> Callable[[str], np.ndarray | 
         if key not in tensors:
             return None
         tensor = tensors[key]()
-        if key == "lm_head.weight" and torch.equal(tensor, tensors["shared.weight"]()):
+        if key == "lm_head.weight" and _same_bytes(tensor, tensors["shared.weight"]()):
             return None  # a tied head that was written out: one copy is enough
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(f"{name}: tensor '{key}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read")

@@ -42,6 +42,8 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
                 f"(0 to {config.vocab_size - 1}); make a student from a plain T5 with TrainingWheelsT5.from_t5(model)"
             )
         super().__init__(config)
+        # One embedding even where the config unties the head, which unties these too.
+        self.set_input_embeddings(self.shared)
         self.teacher_token_embedding = nn.Parameter(torch.zeros(config.d_model))
 
     @torch.no_grad()

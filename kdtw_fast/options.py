@@ -40,6 +40,11 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
     return number
 
 
+def _is_sequence(value: Any) -> bool:
+    """True for lists, tuples, 1-D arrays and tensors; not for strings."""
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, dict))
+
+
 @dataclass(frozen=True)
 class GenerateOptions:
     """Options that every decoder's ``generate`` takes as keywords.
@@ -114,6 +119,13 @@ class GenerateOptions:
             check_real("max_time", self.max_time, 0.0, open_low=True)
         if self.num_threads is not None:
             check_int("num_threads", self.num_threads, 1)
+        for name in ("truncation", "output_logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("forced_tokens", "row_ids"):
+            value = getattr(self, name)
+            if value is not None and not _is_sequence(value):
+                raise TypeError(f"{name} must be a list of integers, got {value!r} of type {type(value).__name__}")
         if len(self.forced_tokens) >= self.max_new_tokens:
             raise ValueError(
                 f"forced_tokens has {len(self.forced_tokens)} tokens and leaves no room in "
@@ -123,7 +135,7 @@ class GenerateOptions:
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
         value = getattr(self, name)
-        values = list(value) if isinstance(value, Sequence) or hasattr(value, "tolist") else [value] * rows
+        values = list(value) if _is_sequence(value) else [value] * rows
         if len(values) != rows:
             raise ValueError(f"{name} has {len(values)} values for {rows} rows; give one value or one per row")
         for item in values:
