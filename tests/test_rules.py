@@ -15,7 +15,7 @@ from comparison import output_row
 from factories import EOS, START, chain_student, chain_t5, path_table
 
 import kdtw_fast
-from kdtw_fast import reference
+from kdtw_fast import _core, reference
 
 VOCAB = 40
 TAU = VOCAB - 1
@@ -434,3 +434,30 @@ def test_one_budget_per_row(package: ModuleType) -> None:
     rows = output if package is reference else [output_row(output, row) for row in range(4)]
     calls = [row.teacher_calls if package is reference else row["teacher_calls"] for row in rows]
     assert calls == [0, 2, 4, 1]
+
+
+# --- The native rules alone ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0])
+def test_ledger_arithmetic(fraction: float) -> None:
+    """`allows` is the definition; `first_replaceable` is the first position from which it always holds."""
+    ledger = _core.Ledger(max_calls=5, max_fraction=fraction)
+    free = _core.Ledger()
+    for calls in range(8):
+        for position in range(40):
+            within = calls + 1 <= math.floor(fraction * (position + 1) + 1e-9)
+            assert ledger.allows(calls, position) == (within and calls < 5)
+            assert free.allows(calls, position) == (calls <= position)
+            if within:
+                first = ledger.first_replaceable(calls, position)
+                allowed = [calls + 1 <= math.floor(fraction * (p + 1) + 1e-9) for p in range(position + 1)]
+                assert first == allowed.index(True)
+
+
+def test_draft_limit_leaves_room_for_the_teachers_token() -> None:
+    speculative = _core.Method(two_models=True, draft_length=5, checks_all=True)
+    interleaved = _core.Method(two_models=True, draft_length=5, checks_all=True, teacher_continues=False)
+    for room in range(1, 12):
+        assert _core.draft_limit(speculative, room) == min(5, room - 1)
+        assert _core.draft_limit(interleaved, room) == min(5, room)
