@@ -388,7 +388,7 @@ def demo(
     for example in result.examples:
         console.print()
         for name, line in example.lines():
-            console.print(Text(f"{name:<14} ", style="dim") + line, soft_wrap=True)
+            console.print(Text.assemble((f"{name:<14} ", "dim"), line), soft_wrap=True)
 
 
 @app.command()

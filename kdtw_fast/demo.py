@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sacrebleu
+from rich import box
 from rich.table import Table
 from rich.text import Text
 from rouge_score import rouge_scorer
@@ -149,7 +150,7 @@ class DemoResult:
 
     def table(self) -> Table:
         """The scores for a terminal."""
-        table = Table(title=self.caption, title_justify="left", pad_edge=False)
+        table = Table(title=self.caption, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
         for i, column in enumerate(COLUMNS):
             table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for score in self.scores:
