@@ -342,12 +342,9 @@ def generate(
     render = _jsonl(method) if jsonl else _with_owners(words) if show_owners else _plain
     if show_owners and sys.stderr.isatty():
         print(LEGEND, file=sys.stderr)
-    with (
-        _writer(output) as write,
-        tqdm(
-            total=lines.total, unit="line", file=sys.stderr, disable=lines.total is None or not sys.stderr.isatty()
-        ) as bar,
-    ):
+    lines_are_seen = output is None and sys.stdout.isatty()
+    hidden = lines.total is None or lines_are_seen or not sys.stderr.isatty()
+    with _writer(output) as write, tqdm(total=lines.total, unit="line", file=sys.stderr, disable=hidden) as bar:
         for batch in lines.batches():
             for line in _decode(decoder, batch, options):
                 write(render(line))
