@@ -35,9 +35,7 @@ class Batch:
     labels: torch.Tensor
 
 
-def encode(
-    examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80
-) -> list[Encoded]:
+def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
     """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
     sources = tokenizer([e.source for e in examples], add_special_tokens=False)["input_ids"]
     targets = tokenizer([e.target for e in examples])["input_ids"]
@@ -89,7 +87,7 @@ def plan_epoch(rows: Sequence[Encoded], seed: int, epoch: int, target_tokens: in
 def collate(
     rows: Sequence[Encoded], prompts: Sequence[Sequence[int]], eos: int, pad: int, count: int | None = None
 ) -> Batch:
-    """One batch: prompts[i] before row i, padded to multiples of 8 and, with rows that teach nothing, to `count` rows."""
+    """One batch: prompts[i] before row i, lengths padded to multiples of 8, and empty rows added up to `count`."""
     count = max(len(rows), count or 0)
     sources = [[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)]
     width = ceil_to(max(map(len, sources)), 8)
@@ -119,9 +117,7 @@ class Batches:
         pad: int,
     ):
         if not rows:
-            raise ValueError(
-                "there are no training examples (all longer than max_source/max_target, or an empty file)"
-            )
+            raise ValueError("there are no training examples (all longer than max_source/max_target, or an empty file)")
         self.rows, self.prompts, self.seed = rows, prompts, seed
         self.target_tokens, self.eos, self.pad = target_tokens, eos, pad
         self.per_epoch = len(plan_epoch(rows, seed, 0, target_tokens))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS, student_prompt
+from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 
 from .batches import IGNORED, Batches, Encoded, encode, student_prompts, teacher_prompts
@@ -67,9 +68,7 @@ def teacher_trajectories(
     prompt = teacher_prompts(tokenizer, teacher.config.teacher_prompt)[0]
     found: list[list[int]] = []
     if cache is not None and cache.exists():
-        lines = cache.read_text(encoding="utf-8").split("\n")[
-            :-1
-        ]  # a line cut off by a kill is written again
+        lines = cache.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut off by a kill is written again
         found = [json.loads(line) for line in lines][: len(rows)]
         cache.write_text("".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
     for begin in range(len(found), len(rows), chunk):
@@ -80,9 +79,7 @@ def teacher_trajectories(
                 file.writelines(json.dumps(ids) + "\n" for ids in written)
     eos = tokenizer.eos_token_id
     return [
-        Encoded(row.source, tuple(ids))
-        for row, ids in zip(rows, found, strict=True)
-        if len(ids) > 1 and ids[-1] == eos
+        Encoded(row.source, tuple(ids)) for row, ids in zip(rows, found, strict=True) if len(ids) > 1 and ids[-1] == eos
     ]
 
 
@@ -95,17 +92,13 @@ def measure_budgets(
     **options,
 ) -> list[dict[str, object]]:
     """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to generate."""
-    from kdtw_fast.decoders import TrainingWheelsDecoder
-
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
     told = tokenizer([teacher.config.teacher_prompt + e.source for e in examples])["input_ids"]
     table: list[dict[str, object]] = []
     for budget in BUDGETS:
         prompt = student_prompt(budget, student.config.student_prompt)
         own = tokenizer([prompt + e.source for e in examples])["input_ids"]
-        out = decoder.generate(
-            own, teacher_inputs={"input_ids": told}, max_new_tokens=max_new_tokens, **options
-        )
+        out = decoder.generate(own, teacher_inputs={"input_ids": told}, max_new_tokens=max_new_tokens, **options)
         written = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
         table.append(
             {
@@ -178,9 +171,7 @@ def clone(
     sums: dict[str, float] = {}
     began = time.time()
     student.train()
-    for step in tqdm(
-        range(start, settings.steps), initial=start, total=settings.steps, disable=quiet, mininterval=5
-    ):
+    for step in tqdm(range(start, settings.steps), initial=start, total=settings.steps, disable=quiet, mininterval=5):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         set_rate(optimizer, rate_at(step, settings))
         own, told = batches[step], batches.at(step, told_prompt)
@@ -191,9 +182,7 @@ def clone(
         inputs = student._shift_right(own.labels)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
             with torch.no_grad():
-                answers = teacher(
-                    told.source_ids, told.source_mask, decoder_input_ids=inputs, use_cache=False
-                ).logits
+                answers = teacher(told.source_ids, told.source_mask, decoder_input_ids=inputs, use_cache=False).logits
             encoded = student.get_encoder()(input_ids=own.source_ids, attention_mask=own.source_mask)
             with torch.no_grad():
                 unmarked = student(
@@ -202,9 +191,7 @@ def clone(
                     decoder_input_ids=inputs,
                     use_cache=False,
                 ).logits
-            asked = oracle_positions(
-                position_divergence(unmarked, answers, tau), kept, budgets, settings.rounding
-            )
+            asked = oracle_positions(position_divergence(unmarked, answers, tau), kept, budgets, settings.rounding)
             logits = student(
                 encoder_outputs=encoded,
                 attention_mask=own.source_mask,
@@ -236,9 +223,7 @@ def clone(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"))
     parser.add_argument("--student", type=Path, required=True, help="folder of the fitted student")
     parser.add_argument("--teacher", type=Path, required=True)

@@ -74,9 +74,7 @@ def read_list(path: Path) -> str:
     """The text of one apt list, whatever its compression (apt itself decompresses it)."""
     if path.suffix in (".lz4", ".xz", ".gz", ".bz2", ".zst"):
         require_apt()
-        return subprocess.run(
-            [APT_HELPER, "cat-file", str(path)], capture_output=True, check=True
-        ).stdout.decode()
+        return subprocess.run([APT_HELPER, "cat-file", str(path)], capture_output=True, check=True).stdout.decode()
     return path.read_text(encoding="utf-8")
 
 
@@ -197,10 +195,9 @@ def aligned_pairs(german: Description, english: Description) -> Iterator[tuple[s
             yield source, target
 
 
-_ENGLISH = frozenset("the of and is that for with this are it from you your which can be by an".split())
-_GERMAN = frozenset(
-    "der die das und ist für mit dem den des ein eine einer von zu dieses sie auf im werden wird".split()
-)
+ENGLISH = "the of and is that for with this are it from you your which can be by an"
+GERMAN = "der die das und ist für mit dem den des ein eine einer von zu dieses sie auf im werden wird"
+_ENGLISH, _GERMAN = frozenset(ENGLISH.split(" ")), frozenset(GERMAN.split(" "))
 
 
 def looks_aligned(source: str, target: str, max_words: int = 60) -> bool:
@@ -361,9 +358,7 @@ def read_jsonl(path: Path) -> list[Example]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lists", type=Path, default=Path("runs/apt-lists"), help="folder for apt's lists")
     parser.add_argument("--out", type=Path, default=Path("runs/debian"), help="folder for the JSONL files")
     parser.add_argument("--no-fetch", action="store_true", help="use the lists that are already there")

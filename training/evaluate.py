@@ -8,7 +8,9 @@ import sacrebleu
 import torch
 from rouge_score import rouge_scorer
 
-from .batches import Encoded, collate, in_order
+from kdtw_fast.decoders import GreedyDecoder
+
+from .batches import Encoded, in_order
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -29,36 +31,17 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
-@torch.no_grad()
 def greedy(
     model, rows: Sequence[Encoded], prompt: Sequence[int], max_new_tokens: int = 96, size: int = 64
 ) -> list[list[int]]:
-    """Greedy outputs (without start token, with EOS if reached) of Hugging Face's generate, in the order of `rows`.
-
-    Ids that the model has but must not write (a student's tau) are banned.
-    """
-    config = model.config
-    was_training = model.training
-    model.eval()
-    banned = getattr(config, "tau_token_id", None)
+    """Greedy outputs (without start token, with EOS if reached) of the native decoder, in the order of `rows`."""
+    decoder = GreedyDecoder(model, num_threads=torch.get_num_threads())
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
-        batch = collate(
-            [rows[i] for i in chosen], [prompt] * len(chosen), config.eos_token_id, config.pad_token_id
-        )
-        written = model.generate(
-            input_ids=batch.source_ids,
-            attention_mask=batch.source_mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            use_cache=True,
-            suppress_tokens=None if banned is None else [banned],
-        )
-        for i, ids in zip(chosen, written[:, 1:].tolist(), strict=True):
-            end = ids.index(config.eos_token_id) + 1 if config.eos_token_id in ids else len(ids)
-            outputs[i] = ids[:end]
-    model.train(was_training)
+        sources = [[*prompt, *rows[i].source, model.config.eos_token_id] for i in chosen]
+        out = decoder.generate(sources, max_new_tokens=max_new_tokens)
+        for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
+            outputs[i] = ids[1 : 1 + length]
     return outputs
 
 

@@ -29,7 +29,7 @@ from .losses import cross_entropy, distillation
 from .tokenizer import padded_vocabulary
 
 # settings that may change between a run and its continuation
-FREE_SETTINGS = ("steps", "checkpoint_every", "validate_every", "threads", "validation_rows")
+FREE_SETTINGS = ("steps", "dropout", "checkpoint_every", "validate_every", "threads", "validation_rows")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def quicken(model: nn.Module, dropout: float) -> None:
             module.dropout = 0.0
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Dropout):
-                setattr(module, name, RowDropout(dropout))
+                setattr(module, name, RowDropout(dropout).train(child.training))
             elif isinstance(child, T5LayerNorm):
                 setattr(module, name, FusedNorm(child))
 
@@ -141,7 +141,7 @@ def new_model(settings: Settings, tokenizer_size: int) -> T5ForConditionalGenera
 
 
 def scaled_adamw(model: nn.Module, rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with one group per tensor, its rate multiplied by the RMS of the tensor's values now (1 where all are zero)."""
+    """AdamW with one group per tensor, its rate multiplied by the RMS of its values now (1 where all are zero)."""
     groups = []
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -178,9 +178,7 @@ def load_checkpoint(path: Path, settings: dict, free: tuple[str, ...] = FREE_SET
     differing = [k for k in settings if k not in free and state["settings"].get(k) != settings[k]]
     if differing:
         was = ", ".join(f"{k}: {state['settings'].get(k)!r} there, {settings[k]!r} now" for k in differing)
-        raise ValueError(
-            f"{path} belongs to a run with other settings ({was}); use another folder or those settings"
-        )
+        raise ValueError(f"{path} belongs to a run with other settings ({was}); use another folder or those settings")
     return state
 
 
@@ -253,9 +251,7 @@ def fit(
     train = encode(read_jsonl(data / "train.jsonl"), tokenizer, *limits)
     held_out = read_jsonl(data / "validation.jsonl")
     batches = Batches(train, own_prompts, settings.seed, settings.target_tokens, eos, pad)
-    checks = Batches(
-        encode(held_out, tokenizer, *limits), own_prompts[:1], 0, settings.target_tokens, eos, pad
-    )
+    checks = Batches(encode(held_out, tokenizer, *limits), own_prompts[:1], 0, settings.target_tokens, eos, pad)
 
     model = new_model(settings, len(tokenizer))
     optimizer = scaled_adamw(model, settings.rate, settings.weight_decay)
@@ -306,9 +302,7 @@ def fit(
         return found
 
     began, tokens, running = time.time(), 0, torch.zeros(())
-    for step in tqdm(
-        range(start, settings.steps), initial=start, total=settings.steps, disable=quiet, mininterval=5
-    ):
+    for step in tqdm(range(start, settings.steps), initial=start, total=settings.steps, disable=quiet, mininterval=5):
         torch.manual_seed(settings.seed * 1_000_003 + step)
         rate = rate_at(step, settings)
         set_rate(optimizer, rate)
@@ -330,9 +324,7 @@ def fit(
                     decoder_input_ids=model._shift_right(batch.labels),
                     use_cache=False,
                 ).logits
-            loss = (1 - settings.distill) * loss + settings.distill * distillation(
-                logits, answers, batch.labels
-            )
+            loss = (1 - settings.distill) * loss + settings.distill * distillation(logits, answers, batch.labels)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
@@ -369,18 +361,14 @@ def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
     """One option per setting."""
     for name, value in asdict(defaults).items():
         if isinstance(value, bool):
-            parser.add_argument(
-                f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=value
-            )
+            parser.add_argument(f"--{name.replace('_', '-')}", action=argparse.BooleanOptionalAction, default=value)
         elif not isinstance(value, dict):
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"))
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/tokenizer"))
     parser.add_argument("--out", type=Path, required=True)
@@ -389,9 +377,7 @@ def main() -> None:
     add_settings(parser, defaults)
     args = vars(parser.parse_args())
     places = {name: args.pop(name) for name in ("data", "tokenizer", "out", "teacher")}
-    found = fit(
-        places["data"], places["tokenizer"], places["out"], replace(defaults, **args), places["teacher"]
-    )
+    found = fit(places["data"], places["tokenizer"], places["out"], replace(defaults, **args), places["teacher"])
     print(json.dumps(found))
 
 

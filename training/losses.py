@@ -13,9 +13,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
-def distillation(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Word-level distillation: mean KL(teacher || student) over labels that are not ignored. logits [R, T, V]."""
     kept = labels != IGNORED
     log_q = functional.log_softmax(student_logits[kept].float(), -1)
@@ -38,9 +36,7 @@ def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tens
     log_pi = functional.log_softmax(without_column(student_logits, tau).float(), -1)
     log_p = functional.log_softmax(without_column(teacher_logits, tau).float(), -1)
     if log_pi.shape != log_p.shape:
-        raise ValueError(
-            f"student and teacher logits differ in shape without <tau>: {log_pi.shape} and {log_p.shape}"
-        )
+        raise ValueError(f"student and teacher logits differ in shape without <tau>: {log_pi.shape} and {log_p.shape}")
     return (log_p.exp() * (log_p - log_pi)).sum(-1)
 
 

@@ -34,7 +34,7 @@ def oracle_positions(
         raise ValueError(f'rounding must be "nearest" or "floor", got {rounding!r}')
     wanted = kept.sum(1) * fractions
     count = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long()
-    order = divergence.masked_fill(~kept, -torch.inf).argsort(1, descending=True, stable=True)
+    order = divergence.masked_fill(~kept, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     return (rank < count.unsqueeze(1)) & kept
 
@@ -120,7 +120,7 @@ def oracle_curve(
     size: int = 64,
     max_new_tokens: int = 96,
 ) -> list[dict[str, object]]:
-    """BLEU and teacher use where the teacher writes the tokens of highest KL_i, for the six budgets and the teacher alone.
+    """BLEU and teacher use where the teacher writes the tokens of highest KL_i, for each of the six budgets.
 
     The threshold of a budget b is the (1 - b) quantile of KL_i along the teacher-forced references.
     """
@@ -130,16 +130,12 @@ def oracle_curve(
 
     def pair(chosen: list[int], prompt: list[int]) -> tuple[Batch, Batch]:
         some = [rows[i] for i in chosen]
-        return collate(some, [prompt] * len(some), eos, pad), collate(
-            some, [told_prompt] * len(some), eos, pad
-        )
+        return collate(some, [prompt] * len(some), eos, pad), collate(some, [told_prompt] * len(some), eos, pad)
 
     curve: list[dict[str, object]] = []
     for budget, prompt in zip(BUDGETS, own_prompts, strict=True):
         batches = [(chosen, *pair(chosen, prompt)) for chosen in in_order(rows, size)]
-        found = torch.cat(
-            [divergences(student, teacher, own, told)[own.labels != IGNORED] for _, own, told in batches]
-        )
+        found = torch.cat([divergences(student, teacher, own, told)[own.labels != IGNORED] for _, own, told in batches])
         threshold = float(found.quantile(1 - budget.fraction)) if budget.fraction else float("inf")
         outputs: list[list[int]] = [[] for _ in rows]
         asked = 0
@@ -163,9 +159,7 @@ def oracle_curve(
 
 def main() -> None:
     """Command line: the oracle curve of a student (fitted or cloned) on a JSONL file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("runs/debian/translation/validation.jsonl"))

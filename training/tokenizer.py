@@ -25,7 +25,7 @@ PROMPT_REPEATS = 2000
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 4064, prompts: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Fit a unigram vocabulary of `vocab_size` pieces on `texts` and on `prompts` (each repeated, so they cost few tokens)."""
+    """Fit a unigram vocabulary (at most `vocab_size` pieces) on `texts` and `prompts` (repeated, so they cost few tokens)."""
     lines = [*texts, *(prompt for prompt in prompts for _ in range(PROMPT_REPEATS))]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -39,6 +39,7 @@ def train_tokenizer(
         remove_extra_whitespaces=True,
         max_sentence_length=20000,
         split_digits=True,
+        hard_vocab_limit=False,
         pad_id=0,
         eos_id=1,
         unk_id=2,
@@ -87,12 +88,8 @@ def padded_vocabulary(tokenizer_size: int, multiple: int = 32) -> int:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("runs/debian/translation"), help="folder with train.jsonl"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"), help="folder with train.jsonl")
     parser.add_argument("--out", type=Path, default=Path("runs/tokenizer"))
     parser.add_argument("--vocab-size", type=int, default=4064)
     parser.add_argument("--student-prompt", default=STUDENT_PROMPT)
@@ -100,19 +97,13 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_jsonl(args.data / "train.jsonl")
     prompts = [student_prompt(budget, args.student_prompt) for budget in BUDGETS] + [args.teacher_prompt]
-    tokenizer = train_tokenizer(
-        [text for row in rows for text in (row.source, row.target)], args.vocab_size, prompts
-    )
+    tokenizer = train_tokenizer([text for row in rows for text in (row.source, row.target)], args.vocab_size, prompts)
     tokenizer.save_pretrained(args.out)
-    sides = {
-        side: [len(tokenizer(getattr(row, side)).input_ids) for row in rows] for side in ("source", "target")
-    }
+    sides = {side: [len(tokenizer(getattr(row, side)).input_ids) for row in rows] for side in ("source", "target")}
     report = {
         "pieces": len(tokenizer),
         "mean_tokens": {side: round(sum(n) / len(n), 2) for side, n in sides.items()},
-        "prompt_tokens": {
-            prompt: len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt in prompts
-        },
+        "prompt_tokens": {prompt: len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt in prompts},
     }
     print(json.dumps(report, indent=2, ensure_ascii=False))
 

@@ -1,0 +1,78 @@
+"""Pairs that ship with the package: student, teacher, tokenizer and held-out sentences to try them on."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+
+from kdtw_fast.modeling import TrainingWheelsT5
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out example: `source` (German), `target` (the reference), `package` (the Debian source package)."""
+
+    source: str
+    target: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and its teacher (float32, on the CPU, in eval mode) with their tokenizer; `folder` holds the files."""
+
+    name: str
+    student: TrainingWheelsT5
+    teacher: T5ForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    folder: Path
+
+    def samples(self, limit: int | None = None) -> list[Sample]:
+        """The pair's held-out sentences (none of their packages or texts was trained on), the first `limit` of them."""
+        return load_samples(self.name, limit)
+
+
+def pair_names() -> list[str]:
+    """Names that `load_pair` takes."""
+    return sorted(folder.name for folder in (DATA / "pairs").glob("*") if (folder / "student").is_dir())
+
+
+def load_pair(name: str = "debian-de-en") -> Pair:
+    """Load a pair that ships with the package; needs no network.
+
+    Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
+    """
+    folder = _find(name, DATA / "pairs" / name if isinstance(name, str) else DATA)
+    student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
+    teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
+    return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
+
+
+def load_samples(name: str = "debian-de-en", limit: int | None = None) -> list[Sample]:
+    """The held-out sentences that ship with a pair; raises as `load_pair` does, ValueError for a limit below 1."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    path = _find(name, DATA / "samples" / f"{name}.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Sample(**json.loads(line)) for line in lines[:limit]]
+
+
+def _find(name: str, path: Path) -> Path:
+    if not isinstance(name, str):
+        raise TypeError(f"a pair's name is a string, got {type(name).__name__}")
+    known = pair_names()
+    if not known:
+        raise FileNotFoundError(f"{DATA} holds no pair; install kdtw_fast with its data (pip install, not a bare copy)")
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown pair {name!r}; did you mean {nearest!r}? Pairs that ship: {', '.join(known)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; reinstall kdtw_fast")
+    return path

@@ -1,0 +1,213 @@
+"""Turn a trained student and teacher into a pair that ships: bf16 weights, tokenizer, held-out sample, model card.
+
+Every number in the card is measured here, on the weights that ship, through the native decoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, T5ForConditionalGeneration
+
+from kdtw_fast.budgets import student_prompt
+from kdtw_fast.modeling import TrainingWheelsT5
+
+from .batches import encode, teacher_prompts
+from .behaviour_cloning import measure_budgets
+from .debian import Example, read_jsonl
+from .evaluate import greedy, scores, texts
+
+LICENCE = """# Where these sentences come from, and their terms
+
+`{name}.jsonl` holds {count} German sentences with their English originals, taken from the package descriptions of
+Debian's `main` section (the lists `Packages`, `Translation-en` and `Translation-de` that every Debian mirror serves
+through apt).
+
+- The English text is part of each source package's packaging (its `debian/control` file), written by the package's
+  maintainers and authors. It comes under the terms of that packaging: see `debian/copyright` in the source package that
+  the field `package` names, or https://sources.debian.org/src/PACKAGE/. Everything in `main` meets the Debian Free
+  Software Guidelines.
+- The German text was written by the volunteers of the Debian Description Translation Project
+  (https://www.debian.org/international/l10n/ddtp). The lists carry no separate licence statement for the translations;
+  Debian distributes them with, and as translations of, the texts above.
+
+The sentences were cut and paired by `kdtw_fast.training.debian`; nothing else was changed. They are here as test
+sentences only. The Apache-2.0 licence of kdtw_fast covers its code, not these sentences.
+
+The models in `../pairs/{name}` were trained on other sentences of the same lists.
+"""
+
+
+def round_to_bf16(model: PreTrainedModel) -> None:
+    """Round the weights to bf16 in place, keeping float32 as their type: what a loaded shipped model computes with."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
+
+
+def save_bf16(model: PreTrainedModel, folder: Path) -> None:
+    """Write config and safetensors with bf16 weights; the model itself stays in float32."""
+    dtype = model.dtype
+    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(dtype)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") -> list[Example]:
+    """`count` examples with different sources, chosen and ordered by a keyed hash of the text."""
+
+    def rank(example: Example) -> bytes:
+        return hashlib.blake2b(example.source.encode(), key=key.encode(), digest_size=8).digest()
+
+    unique = {example.source: example for example in examples}
+    if len(unique) < count:
+        raise ValueError(f"asked for {count} sample sentences, but there are only {len(unique)} different ones")
+    return sorted(unique.values(), key=rank)[:count]
+
+
+def measure(student, teacher, tokenizer, examples: Sequence[Example]) -> dict[str, dict[str, float | str]]:
+    """BLEU and ROUGE-2 of the teacher alone and of the student alone (told "no"), greedy."""
+    rows = encode(examples, tokenizer, 10**6, 10**6)
+    references = [example.target for example in examples]
+    prompts = {
+        "teacher": teacher_prompts(tokenizer, teacher.config.teacher_prompt)[0],
+        "student": tokenizer(student_prompt("no", student.config.student_prompt), add_special_tokens=False)[
+            "input_ids"
+        ],
+    }
+    models = {"teacher": teacher, "student": student}
+    return {
+        name: scores(texts(tokenizer, greedy(models[name], rows, prompt)), references)
+        for name, prompt in prompts.items()
+    }
+
+
+def card(name: str, numbers: dict, history: str) -> str:
+    """The pair's README.md."""
+    both = [("Teacher alone", numbers["teacher"]), ("Student alone", numbers["student"])]
+    alone = "\n".join(f"| {title} | {row['bleu']:.2f} | {row['rouge2']:.2f} |" for title, row in both)
+    budgets = "\n".join(
+        f"| {row['budget']} | {row['asked']:.0%} | {row['achieved']:.1%} | {row['bleu']:.2f} | {row['rouge2']:.2f} |"
+        for row in numbers["budgets"]
+    )
+    oracle = "\n".join(
+        f"| {row['fraction']:.0%} | {row['achieved']:.1%} | {row['bleu']:.2f} |" for row in numbers.get("oracle", [])
+    )
+    sizes = {role: numbers["parameters"][role] for role in ("teacher", "student")}
+    rounded = numbers["float32"]
+    parts = [
+        f"""# {name}
+
+A student of {sizes["student"] / 1e6:.2f} M parameters and a teacher of {sizes["teacher"] / 1e6:.2f} M, both T5 with a
+joint vocabulary, trained from scratch on a CPU to translate German package descriptions of Debian into English. The
+student has learnt by behaviour cloning (phase 1 of arXiv 2502.17717) to say `<tau>` where it wants the teacher to
+write a token. This pair is a real, small example: it knows Debian's domain only.
+
+## Measured
+
+On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with training),
+greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
+`{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure.
+
+| | BLEU | ROUGE-2 |
+|---|---|---|
+{alone}
+
+Training Wheels, without a ledger (the prompt alone steers):
+
+| budget | asked | achieved | BLEU | ROUGE-2 |
+|---|---|---|---|---|
+{budgets}
+
+Rounding the weights to bf16 moved BLEU by {numbers["teacher"]["bleu"] - rounded["teacher"]["bleu"]:+.2f} (teacher,
+{rounded["teacher"]["bleu"]:.2f} in float32) and {numbers["student"]["bleu"] - rounded["student"]["bleu"]:+.2f} (student,
+{rounded["student"]["bleu"]:.2f})."""
+    ]
+    if oracle:
+        parts.append(
+            f"""An oracle that sees both distributions and lets the teacher write where they diverge most
+({numbers["oracle_rows"]} validation sentences, the fitted student before phase 1; thresholds are quantiles along the
+references, so the use achieved differs from the budget):
+
+| budget | achieved | BLEU |
+|---|---|---|
+{oracle}"""
+        )
+    parts.append(f"""## How it was made
+
+{history}
+
+The numbers are in `metrics.json`. Data and terms: `../../samples/LICENCE.md`.
+""")
+    return "\n\n".join(parts)
+
+
+def export(
+    student_folder: Path,
+    teacher_folder: Path,
+    data: Path,
+    out: Path,
+    name: str = "debian-de-en",
+    sample: int = 300,
+    oracle: Path | None = None,
+    oracle_rows: int = 0,
+    history: str = "",
+) -> dict:
+    """Write OUT/pairs/NAME and OUT/samples; returns the numbers of the card."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
+    student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
+    test = read_jsonl(data / "test.jsonl")
+    numbers: dict = {"sentences": len(test), "float32": measure(student, teacher, tokenizer, test)}
+    round_to_bf16(student)
+    round_to_bf16(teacher)
+    numbers |= measure(student, teacher, tokenizer, test)
+    numbers["budgets"] = measure_budgets(student, teacher, tokenizer, test)
+    numbers["parameters"] = {"teacher": teacher.num_parameters(), "student": student.num_parameters()}
+    if oracle is not None:
+        numbers["oracle"], numbers["oracle_rows"] = json.loads(oracle.read_text()), oracle_rows
+    folder = out / "pairs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    save_bf16(student, folder / "student")
+    save_bf16(teacher, folder / "teacher")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "README.md").write_text(card(name, numbers, history))
+    samples = out / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    chosen = choose_sample(test, sample)
+    lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in chosen)
+    (samples / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (samples / "LICENCE.md").write_text(LICENCE.format(name=name, count=sample))
+    return numbers
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"))
+    parser.add_argument("--out", type=Path, default=Path("kdtw_fast/data"))
+    parser.add_argument("--name", default="debian-de-en")
+    parser.add_argument("--sample", type=int, default=300, help="test sentences that ship")
+    parser.add_argument("--oracle", type=Path, default=None, help="JSON written by kdtw_fast.training.oracle --out")
+    parser.add_argument("--oracle-rows", type=int, default=200, help="validation sentences behind --oracle")
+    parser.add_argument("--history", type=Path, default=None, help="Markdown: settings and commands, for the card")
+    args = vars(parser.parse_args())
+    history = args.pop("history")
+    numbers = export(
+        args.pop("student"), args.pop("teacher"), **args, history=history.read_text().strip() if history else ""
+    )
+    print(json.dumps(numbers, indent=2))
+
+
+if __name__ == "__main__":
+    main()
