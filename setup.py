@@ -24,9 +24,7 @@ os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 def needs_recompile(compiled: str, source: str) -> bool:
     """True when the source or any header is newer than the object file."""
     target = Path(compiled)
-    return not target.exists() or any(
-        Path(p).stat().st_mtime > target.stat().st_mtime for p in [source, *headers()]
-    )
+    return not target.exists() or any(Path(p).stat().st_mtime > target.stat().st_mtime for p in [source, *headers()])
 
 
 def sources() -> list[str]:

@@ -19,8 +19,10 @@ from kdtw_fast.decoders import (
     TrainingWheelsDecoder,
 )
 from kdtw_fast.model import NativeT5
+from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import GenerateOptions
 from kdtw_fast.outputs import GenerationOutput, Owner, Timings
+from kdtw_fast.pairs import Pair, load_pair
 
 __version__ = "0.1.0"
 
@@ -34,9 +36,12 @@ __all__ = [
     "InterleavedDecoder",
     "NativeT5",
     "Owner",
+    "Pair",
     "SpeculativeDecoder",
     "Timings",
     "TrainingWheelsDecoder",
+    "TrainingWheelsT5",
     "build_info",
+    "load_pair",
     "resolve_budget",
 ]

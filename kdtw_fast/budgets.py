@@ -50,13 +50,9 @@ def resolve_budget(budget: str | float | Budget) -> Budget:
             if known.phrase == words:
                 return known
         nearest = difflib.get_close_matches(words, phrases, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f'unknown budget {budget!r}; did you mean "{nearest}"? The six budgets are {_table()}'
-        )
+        raise ValueError(f'unknown budget {budget!r}; did you mean "{nearest}"? The six budgets are {_table()}')
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
-        raise TypeError(
-            f"budget must be a phrase or a number, got {type(budget).__name__}; the six are {_table()}"
-        )
+        raise TypeError(f"budget must be a phrase or a number, got {type(budget).__name__}; the six are {_table()}")
     for known in BUDGETS:
         if math.isclose(known.fraction, budget, abs_tol=1e-9):
             return known

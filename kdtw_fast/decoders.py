@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,23 +25,20 @@ ModelLike = torch.nn.Module | NativeT5 | str | Path
 TokenStreamer = Callable[[int, int, int, int], None]
 
 
-class _KnownKeywords(type):
-    """Refuses an unknown constructor keyword with the nearest known one."""
-
-    def __call__(cls, *args: Any, **keywords: Any) -> Any:
-        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        for name in keywords:
-            if name not in known:
-                raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, known)}")
-        return super().__call__(*args, **keywords)
-
-
-class _Decoder(metaclass=_KnownKeywords):
+class _Decoder:
     """What the decoders share: checked inputs, prompts for strings, the native call, the output."""
 
     student: NativeT5
     teacher: NativeT5 | None
     _calls_on_tau = False
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        """Refuses an unknown keyword with the nearest known one, before ``__init__`` would with Python's words."""
+        known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        for name in keywords:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, known)}")
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -102,7 +102,8 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         if isinstance(model, TrainingWheelsT5):
             with torch.no_grad():
                 student.teacher_token_embedding.copy_(model.teacher_token_embedding)
-        return student.to(device=model.device, dtype=model.dtype).train(model.training)
+        nn.Module.to(student, device=model.device, dtype=model.dtype)
+        return student.train(model.training)
 
     def embed_decoder_inputs(
         self, decoder_input_ids: torch.Tensor, decoder_from_teacher: torch.Tensor | None = None
@@ -135,9 +136,7 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         if decoder_from_teacher is not None:
             if decoder_input_ids is None:
                 raise ValueError("decoder_from_teacher marks decoder_input_ids, but none were given")
-            kwargs["decoder_inputs_embeds"] = self.embed_decoder_inputs(
-                decoder_input_ids, decoder_from_teacher
-            )
+            kwargs["decoder_inputs_embeds"] = self.embed_decoder_inputs(decoder_input_ids, decoder_from_teacher)
             decoder_input_ids = None
         return super().forward(
             input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, **kwargs
