@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ class Tally:
     near_ties: int = 0  # rows with a decision too close to hold anybody to
     differing: int = 0  # of those, rows that came out differently
     largest_logprob_difference: float = 0.0
+    owners: Counter[int] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=Counter)
+    rolled_back: int = 0
 
     def add(self, other: Tally) -> None:
         self.cases += other.cases
@@ -27,6 +31,9 @@ class Tally:
         self.tokens += other.tokens
         self.near_ties += other.near_ties
         self.differing += other.differing
+        self.owners += other.owners
+        self.finished += other.finished
+        self.rolled_back += other.rolled_back
         self.largest_logprob_difference = max(self.largest_logprob_difference, other.largest_logprob_difference)
 
     def __str__(self) -> str:
@@ -80,6 +87,9 @@ def compare(output: Any, expected: list[ReferenceRow], context: str = "", tolera
         oracle = {name: getattr(reference, name) for name in native}
         tally.tokens += len(reference.tokens)
         tally.near_ties += bool(reference.near_ties)
+        tally.owners.update(reference.owners)
+        tally.finished[output.finish_reasons[index]] += 1
+        tally.rolled_back += reference.rolled_back
         native_fraction, oracle_fraction = native.pop("teacher_fraction"), oracle.pop("teacher_fraction")
         if native == oracle and abs(native_fraction - oracle_fraction) < 1e-6:
             if getattr(output, "student_logprobs", None) is not None:

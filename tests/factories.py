@@ -129,12 +129,12 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
     rng = np.random.default_rng([seed, RELATIONS.index(relation)])
     shape = SHAPES[int(rng.integers(len(SHAPES)))]
     teacher = random_t5(shape, vocab_size, seed=int(rng.integers(1 << 31)))
-    scale_row(teacher, EOS, float(rng.choice([0.3, 1.0, 1.8])))
+    scale_row(teacher, EOS, float(rng.choice([0.5, 1.5, 2.2])))
     extra_row = bool(rng.integers(2))
     if relation == "unrelated":
         other = SHAPES[int(rng.integers(len(SHAPES)))]
         base = random_t5(other, vocab_size + extra_row, seed=int(rng.integers(1 << 31)))
-        scale_row(base, EOS, float(rng.choice([0.3, 1.0, 1.8])))
+        scale_row(base, EOS, float(rng.choice([0.5, 1.5, 2.2])))
     else:
         base = _copy_with_rows(teacher, vocab_size + extra_row, seed=int(rng.integers(1 << 31)))
         head = base.lm_head.weight
@@ -146,7 +146,7 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
                 chosen = torch.from_numpy(rng.permutation(np.arange(1, vocab_size))[: vocab_size // 4])
                 head[chosen] = head[chosen.roll(1)].clone()
     tau = vocab_size - 1 + extra_row
-    scale_row(base, tau, float(rng.choice([1.0, 2.0, 2.0, 3.0])))
+    scale_row(base, tau, float(rng.choice([1.5, 2.0, 2.5, 3.0])))
     return with_tau(base, tau, beta_scale=float(rng.choice([0.0, 1.0])), seed=seed), teacher
 
 
