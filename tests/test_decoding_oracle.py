@@ -122,6 +122,8 @@ def random_case(method: str, relation: str, index: int) -> tuple[Any, Any, dict[
             settings |= warp_settings(rng, "teacher_")
     if rng.random() < 0.3:
         settings["row_ids"] = rng.integers(1 << 48, size=len(ids)).tolist()
+    elif rng.random() < 0.15:
+        settings["num_return_sequences"] = 2
     frozen = tuple(sorted(options.items()))
     described = {key: value for key, value in settings.items() if not isinstance(value, (torch.Tensor, dict))}
     text = f"{method}-{relation} case {index} (pair {seed}, {name} {options}, {described})"
