@@ -22,10 +22,20 @@ from kdtw_fast.budgets import BUDGETS, student_prompt
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 
-from .batches import IGNORED, Batches, Encoded, encode, student_prompts, teacher_prompts
+from .batches import IGNORED, Batches, Encoded, encode, keyed_generator, student_prompts, teacher_prompts
 from .debian import Example, read_jsonl
 from .evaluate import greedy, scores
-from .fit import Log, add_settings, load_checkpoint, quicken, rate_at, save_checkpoint, scaled_adamw, set_rate
+from .fit import (
+    FREE_SETTINGS,
+    Log,
+    add_settings,
+    load_checkpoint,
+    quicken,
+    rate_at,
+    save_checkpoint,
+    scaled_adamw,
+    set_rate,
+)
 from .losses import behaviour_cloning, position_divergence
 from .oracle import load_student, oracle_positions, shift_marks
 
@@ -127,8 +137,9 @@ def clone(
     teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
     student = load_student(student_folder, len(tokenizer))
     tau = student.config.tau_token_id
-    train = encode(read_jsonl(data / "train.jsonl"), tokenizer, settings.max_source)
-    train = train[: settings.trajectories or None]
+    sources = read_jsonl(data / "train.jsonl")
+    chosen = keyed_generator(settings.seed).permutation(len(sources))[: settings.trajectories or None]
+    train = encode([sources[i] for i in chosen], tokenizer, settings.max_source)
     held_out = read_jsonl(data / "validation.jsonl")
     rows = teacher_trajectories(teacher, tokenizer, train, settings, out / "trajectories.jsonl")
     batches = Batches(
@@ -146,7 +157,7 @@ def clone(
     quicken(student, 0.0)
     quicken(teacher, 0.0)
     start = 0
-    state = load_checkpoint(out / "checkpoint.pt", asdict(settings))
+    state = load_checkpoint(out / "checkpoint.pt", asdict(settings), (*FREE_SETTINGS, "abstain"))
     if state is not None:
         student.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -113,7 +113,7 @@ write a token. This pair is a real, small example: it knows Debian's domain only
 ## Measured
 
 On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with training),
-greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
+greedy, bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
 `{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure.
 
 | | BLEU | ROUGE-2 |
@@ -127,8 +127,8 @@ Training Wheels, without a ledger (the prompt alone steers):
 {budgets}
 
 Rounding the weights to bf16 moved BLEU by {numbers["teacher"]["bleu"] - rounded["teacher"]["bleu"]:+.2f} (teacher,
-{rounded["teacher"]["bleu"]:.2f} in float32) and {numbers["student"]["bleu"] - rounded["student"]["bleu"]:+.2f} (student,
-{rounded["student"]["bleu"]:.2f})."""
+{rounded["teacher"]["bleu"]:.2f} in float32) and {numbers["student"]["bleu"] - rounded["student"]["bleu"]:+.2f}
+(student, {rounded["student"]["bleu"]:.2f})."""
     ]
     if oracle:
         parts.append(

@@ -25,7 +25,7 @@ PROMPT_REPEATS = 2000
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 4064, prompts: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Fit a unigram vocabulary (at most `vocab_size` pieces) on `texts` and `prompts` (repeated, so they cost few tokens)."""
+    """Fit a unigram vocabulary (at most `vocab_size` pieces) on `texts` and on `prompts`, which are repeated."""
     lines = [*texts, *(prompt for prompt in prompts for _ in range(PROMPT_REPEATS))]
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
