@@ -239,7 +239,7 @@ def test_cloning_resumes_to_the_bit_and_ships_a_student(toy, tmp_path):
 
 def test_cloning_teaches_to_ask_more_with_a_larger_budget(toy, tmp_path):
     settings = cloning.Settings(
-        steps=300, warmup=10, rate=2e-2, target_tokens=256, max_new_tokens=24, bf16=False, threads=1
+        steps=300, warmup=10, rate=2e-2, target_tokens=256, abstain=1.0, max_new_tokens=24, bf16=False, threads=1
     )
     table = cloning.clone(toy / "data", toy / "student/model", toy / "teacher/model", tmp_path, settings, quiet=True)
     used = [row["achieved"] for row in table]

@@ -58,6 +58,7 @@ def save_bf16(model: PreTrainedModel, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     model.to(dtype)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") -> list[Example]:
@@ -107,13 +108,13 @@ def card(name: str, numbers: dict, history: str) -> str:
 
 A student of {sizes["student"] / 1e6:.2f} M parameters and a teacher of {sizes["teacher"] / 1e6:.2f} M, both T5 with a
 joint vocabulary, trained from scratch on a CPU to translate German package descriptions of Debian into English. The
-student has learnt by behaviour cloning (phase 1 of arXiv 2502.17717) to say `<tau>` where it wants the teacher to
-write a token. This pair is a real, small example: it knows Debian's domain only.
+student has learnt by behaviour cloning (phase 1 of arXiv 2502.17717) to say `<tau>` where it wants the teacher to write
+a token. The pair is real and small: it knows Debian's domain only, and even there its translations are rough.
 
 ## Measured
 
 On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with training),
-greedy, bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
+greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
 `{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure.
 
 | | BLEU | ROUGE-2 |
