@@ -51,8 +51,8 @@ class Settings:
     clip: float = 1.0
     target_tokens: int = 1536
     # Weight of -log(1 - pi(tau)) where the oracle does not ask; 0 is Eq. 16 as printed. With 1, pi(tau) is a true
-    # probability, but greedy decoding then asks for about twice the budget: tau wins as soon as it beats the best single
-    # token. With 3 it wins at about even odds.
+    # probability, but greedy decoding then asks for about twice the budget: tau wins as soon as it beats the best
+    # single token. With 3 it wins at about even odds.
     abstain: float = 3.0
     rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks
     trajectories: int = 0  # how many training sources the teacher translates; 0 = all
