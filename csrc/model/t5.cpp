@@ -239,6 +239,7 @@ void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<con
     backend.linear(*layer.cross.query, work.normed, count, work.projected, false);
     backend.attend(*state.cross[i], cross, work.projected, I, nullptr, work.mixed);
     backend.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
+    poll();
     feed_forward(backend, work, layer.feed_forward, count);
   }
   // Only the positions that somebody asks about go on to the head.

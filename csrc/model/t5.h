@@ -65,8 +65,9 @@ class T5 {
 
   const Weight& head() const { return head_ ? *head_ : *embedding_; }
 
-  // Largest pass in tokens; longer work is cut (results do not depend on the cuts).
-  static constexpr int kMaxPass = 1024;
+  // Largest pass in tokens; longer work is cut (results do not depend on the cuts). Enough rows to be bound by
+  // arithmetic, few enough for the activations to stay in the cache and for Ctrl-C to be heard between layers.
+  static constexpr int kMaxPass = 256;
 
  private:
   struct Attention {
