@@ -159,59 +159,88 @@ void gated_gelu(const float* gate, const float* linear, int size, float* out) {
   map(size, out, GatedGelu{}, gate, linear);
 }
 
+// Scores of kBlocks * kKeyBlock keys; one accumulator per key, so the number of blocks changes no score.
+template <int kBlocks>
+inline void score_blocks(const float* query, const float* keys, int head_size, float* scores) {
+  constexpr int kBlockVectors = kKeyBlock / kWidth;
+  V acc[kBlocks][kBlockVectors];
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) acc[b][v] = zero();
+  for (int d = 0; d < head_size; ++d) {
+    const V q = set1(query[d]);
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+      for (int v = 0; v < kBlockVectors; ++v)
+        acc[b][v] = fma(q, load(keys + (b * head_size + d) * kKeyBlock + v * kWidth), acc[b][v]);
+  }
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+    for (int v = 0; v < kBlockVectors; ++v) store(scores + b * kKeyBlock + v * kWidth, acc[b][v]);
+}
+
+// out[kColumns vectors] = sum_j weights[j] values[j] * factor; even and odd keys apart, then added.
+template <int kColumns>
+inline void weigh_values(const float* weights, const float* values, int length, int stride, float factor, float* out) {
+  V even[kColumns], odd[kColumns];
+#pragma GCC unroll 4
+  for (int c = 0; c < kColumns; ++c) even[c] = odd[c] = zero();
+  int j = 0;
+  for (; j + 2 <= length; j += 2, values += 2 * stride) {
+    const V first = set1(weights[j]), second = set1(weights[j + 1]);
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) {
+      even[c] = fma(first, load(values + c * kWidth), even[c]);
+      odd[c] = fma(second, load(values + stride + c * kWidth), odd[c]);
+    }
+  }
+  if (j < length) {
+    const V last = set1(weights[j]);
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) even[c] = fma(last, load(values + c * kWidth), even[c]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < kColumns; ++c) store(out + c * kWidth, mul(add(even[c], odd[c]), set1(factor)));
+}
+
+// scores[j] += table[clamp(j - position, -lowest, highest) + lowest], in its three stretches.
+inline void add_bias(const float* table, int lowest, int highest, int position, int length, float* scores) {
+  const int near = position - lowest > 0 ? (position - lowest < length ? position - lowest : length) : 0;
+  const int far = position + highest + 1 < length ? position + highest + 1 : length;
+  int j = 0;
+  for (; j < near; ++j) scores[j] += table[0];
+  for (; j < far; ++j) scores[j] += table[j - position + lowest];
+  for (; j < length; ++j) scores[j] += table[lowest + highest];
+}
+
 void attend(const float* query, const float* keys, const float* values, int length, int head_size, int value_stride,
             const float* bias_table, int lowest, int highest, int position, float* scores, float* scratch_out,
             float* out) {
-  constexpr int kBlockVectors = kKeyBlock / kWidth;
-  for (int j = 0; j < length; j += kKeyBlock) {
-    const float* block = keys + static_cast<long>(j) * head_size;
-    V acc[kBlockVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kBlockVectors; ++v) acc[v] = zero();
-    for (int d = 0; d < head_size; ++d) {
-      const V q = set1(query[d]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kBlockVectors; ++v) acc[v] = fma(q, load(block + d * kKeyBlock + v * kWidth), acc[v]);
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kBlockVectors; ++v) store(scores + j + v * kWidth, acc[v]);
-  }
-  if (bias_table) {
-    for (int j = 0; j < length; ++j) {
-      int distance = j - position;
-      distance = distance < -lowest ? -lowest : distance > highest ? highest : distance;
-      scores[j] += bias_table[distance + lowest];
-    }
-  }
   const int padded = (length + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
-  for (int j = length; j < padded; ++j) scores[j] = -3.0e38f;
+  int j = 0;
+  for (; j + 4 * kKeyBlock <= padded; j += 4 * kKeyBlock)
+    score_blocks<4>(query, keys + static_cast<long>(j) * head_size, head_size, scores + j);
+  for (; j < padded; j += kKeyBlock)
+    score_blocks<1>(query, keys + static_cast<long>(j) * head_size, head_size, scores + j);
+  if (bias_table) add_bias(bias_table, lowest, highest, position, length, scores);
+  for (j = length; j < padded; ++j) scores[j] = -3.0e38f;
   V top = set1(-3.0e38f);
-  for (int j = 0; j < padded; j += kWidth) top = max(top, load(scores + j));
-  const float largest = max_lanes(top);
+  for (j = 0; j < padded; j += kWidth) top = max(top, load(scores + j));
+  const V largest = set1(max_lanes(top));
+  for (j = 0; j < padded; j += kWidth) store(scores + j, exp_vector(sub(load(scores + j), largest)));
+  for (j = length; j < padded; ++j) scores[j] = 0.0f;
   V total = zero();
-  for (int j = 0; j < padded; j += kWidth) {
-    V e = exp_vector(sub(load(scores + j), set1(largest)));
-    store(scores + j, e);
-  }
-  for (int j = length; j < padded; ++j) scores[j] = 0.0f;
-  for (int j = 0; j < padded; j += kWidth) total = add(total, load(scores + j));
+  for (j = 0; j < padded; j += kWidth) total = add(total, load(scores + j));
   const float inverse = 1.0f / sum_lanes(total);
-  for (int d = 0; d < value_stride; d += 2 * kWidth) {
-    V low = zero(), high = zero();
-    const float* column = values + d;
-    if (d + kWidth < value_stride) {
-      for (int j = 0; j < length; ++j, column += value_stride) {
-        const V p = set1(scores[j]);
-        low = fma(p, load(column), low);
-        high = fma(p, load(column + kWidth), high);
-      }
-      store(scratch_out + d + kWidth, mul(high, set1(inverse)));
-    } else {
-      for (int j = 0; j < length; ++j, column += value_stride) low = fma(set1(scores[j]), load(column), low);
-    }
-    store(scratch_out + d, mul(low, set1(inverse)));
-  }
-  for (int d = 0; d < head_size; ++d) out[d] = scratch_out[d];
+  int d = 0;
+  for (; d + 4 * kWidth <= value_stride; d += 4 * kWidth)
+    weigh_values<4>(scores, values + d, length, value_stride, inverse, scratch_out + d);
+  for (; d < value_stride; d += kWidth)
+    weigh_values<1>(scores, values + d, length, value_stride, inverse, scratch_out + d);
+  for (d = 0; d < head_size; ++d) out[d] = scratch_out[d];
 }
 
 void argmax(const float* x, int size, float* best, int* index, bool* finite) {
