@@ -50,7 +50,7 @@ class GenerateOptions:
     """Options that every decoder's ``generate`` takes as keywords.
 
     Args:
-        max_new_tokens: most output tokens per row, at least 1; the end token and forced tokens count.
+        max_new_tokens: most output tokens per row, 1 to 2^20; the end token and forced tokens count.
         min_new_tokens: no end token before this many outputs.
         temperature: 0 is greedy; above 0 the student samples.
         top_k: keep the k most likely tokens when sampling, 0 = off.
@@ -102,7 +102,7 @@ class GenerateOptions:
         return cls(**keywords)
 
     def __post_init__(self) -> None:
-        check_int("max_new_tokens", self.max_new_tokens, 1)
+        check_int("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         check_int("num_return_sequences", self.num_return_sequences, 1)
         check_int("max_source_length", self.max_source_length, 1)

@@ -114,6 +114,7 @@ INPUTS: list[tuple[str, Call, type[Exception], list[str]]] = [
 OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"max_new_tokens": 0}, ValueError, ["max_new_tokens", "0"]),
     ({"max_new_tokens": -5}, ValueError, ["max_new_tokens", "-5"]),
+    ({"max_new_tokens": 2**21}, ValueError, ["max_new_tokens", "2097152"]),
     ({"max_new_tokens": 2.5}, TypeError, ["max_new_tokens", "2.5"]),
     ({"max_new_tokens": "8"}, TypeError, ["max_new_tokens", "'8'"]),
     ({"max_new_tokens": True}, TypeError, ["max_new_tokens", "True"]),

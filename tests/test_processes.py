@@ -1,8 +1,9 @@
-"""The thread pool across fork and across Python threads: the same tokens, and never a hang."""
+"""The thread pool across fork and across Python threads: the same tokens, never a hang, never a crash."""
 
 from __future__ import annotations
 
 import multiprocessing
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -36,6 +37,30 @@ def test_a_forked_child_decodes_the_same() -> None:
         child.join(timeout=10)
         child.kill()
     assert decode(decoder) == expected  # and the parent goes on
+
+
+def message_when_memory_is_short(decoder: GreedyDecoder) -> str:
+    limit = 4 << 30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        decoder.generate(SOURCE, max_new_tokens=2**20)
+    except MemoryError as error:
+        decode(decoder)  # still usable
+        return str(error)
+    return "no error"
+
+
+def test_caches_that_do_not_fit_are_a_sentence() -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    decoder = make_decoder()
+    child = context.Process(target=lambda: queue.put(message_when_memory_is_short(decoder)))
+    child.start()
+    try:
+        assert "cannot allocate" in queue.get(timeout=120)
+    finally:
+        child.join(timeout=10)
+        child.kill()
 
 
 def test_decoders_share_the_pool_between_threads() -> None:

@@ -16,7 +16,7 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 // Zeroed, 64-byte aligned, and not touched until used: a cache of long capacity costs only what is written.
 std::shared_ptr<void> zeroed(size_t bytes) {
   void* raw = std::calloc(bytes + 64, 1);
-  if (raw == nullptr) throw std::bad_alloc();
+  if (raw == nullptr) throw OutOfMemory(bytes);
   return std::shared_ptr<void>(raw, std::free);
 }
 
