@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp,$(NATIVE))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench readme clean distclean
+.PHONY: demo test lint format bench bench-tiny readme clean distclean
 
 demo: $(VENV)/.installed
 	$(BIN)/kdtw demo
@@ -35,6 +35,10 @@ bench: $(VENV)/.extra-bench
 	mkdir -p build
 	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json
 	$(BIN)/python -m bench.table bench build/bench.json
+
+# The benchmarks on tiny models: checks that they run, measures nothing.
+bench-tiny: $(VENV)/.extra-bench
+	$(BIN)/python -m pytest bench --tiny
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m bench.table demo

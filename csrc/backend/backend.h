@@ -102,7 +102,6 @@ struct PickResult {
 class Backend {
  public:
   virtual ~Backend() = default;
-  virtual std::string name() const = 0;
 
   virtual Buffer allocate(size_t floats) = 0;
   virtual void upload(Buffer& to, std::span<const float> from) = 0;

@@ -87,8 +87,6 @@ class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads) : kernels_(kernels()), threads_(threads) {}
 
-  std::string name() const override { return "cpu"; }
-
   Buffer allocate(size_t floats) override {
     auto memory = zeroed(floats * sizeof(float));
     float* data = aligned(memory);
