@@ -232,7 +232,7 @@ BAD = {
     ),
     "no new tokens": (
         ["generate", *MODELS, "--max-new-tokens", "0", "x"],
-        "--max-new-tokens must be at least 1, got 0",
+        "--max-new-tokens must be in 1..1048576, got 0",
     ),
     "fraction out of range": (
         ["generate", *MODELS, "--max-teacher-fraction", "1.1", "x"],
