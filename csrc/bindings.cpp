@@ -28,6 +28,15 @@ Activation parse_activation(const std::string& name) {
   throw std::invalid_argument(concat("unknown activation '", name, "'; known are 'relu' and 'gated-gelu'"));
 }
 
+DType parse_dtype(const std::string& name) {
+  if (name == "fp32") return DType::kFp32;
+  if (name == "bf16") return DType::kBf16;
+  if (name == "int8") return DType::kInt8;
+  throw std::invalid_argument(concat("unknown dtype '", name, "'; known are 'fp32', 'bf16' and 'int8'"));
+}
+
+const char* name_of(DType dtype) { return dtype == DType::kFp32 ? "fp32" : dtype == DType::kBf16 ? "bf16" : "int8"; }
+
 // `tensors(name)` gives a C-contiguous float32 array or None where the tensor does not exist. The head is
 // the one tensor that may be missing (tied embeddings).
 std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors) {
@@ -202,7 +211,13 @@ PYBIND11_MODULE(_core, m) {
           "feed_forward_proj", [](const T5Config& c) { return c.gated() ? "gated-gelu" : "relu"; },
           [](T5Config& c, const std::string& name) { c.activation = parse_activation(name); })
       .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
-      .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark);
+      .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark)
+      .def_property(
+          "dtype", [](const T5Config& c) { return name_of(c.dtype); },
+          [](T5Config& c, const std::string& name) { c.dtype = parse_dtype(name); })
+      .def_property(
+          "cache_dtype", [](const T5Config& c) { return name_of(c.cache_dtype); },
+          [](T5Config& c, const std::string& name) { c.cache_dtype = parse_dtype(name); });
 
   py::class_<T5, std::shared_ptr<T5>>(m, "T5")
       .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("tensors"))

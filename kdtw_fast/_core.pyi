@@ -22,6 +22,8 @@ class T5Config:
     feed_forward_proj: str
     scale_decoder_outputs: bool
     has_teacher_token_embedding: bool
+    dtype: str
+    cache_dtype: str
     def __init__(self) -> None: ...
 
 class T5:

@@ -17,6 +17,9 @@
 
 namespace kdtw {
 
+// Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
+enum class DType : uint8_t { kFp32, kBf16, kInt8 };
+
 // A weight matrix [N, K] in the backend's own layout and number format.
 class Weight {
  public:
@@ -109,8 +112,9 @@ class Backend {
 
   // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
   virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
-                                       int inputs) = 0;
-  virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity) = 0;
+                                       int inputs, DType dtype) = 0;
+  // dtype: fp32 or bf16.
+  virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
 
   // out[T, M] = table[ids[t]] (+ mark when marked[t], Eq. 15). `mark` and `marked` may be empty.
   virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,

@@ -29,8 +29,8 @@ int bias_bucket(int distance, bool bidirectional, int buckets, int max_distance)
 T5State::T5State(Backend& backend, const T5Config& config, int rows, int source_capacity, int target_capacity)
     : rows(rows), source_capacity(source_capacity), target_capacity(target_capacity), source_length(rows, 0) {
   for (int i = 0; i < config.decoder_layers; ++i) {
-    self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity));
-    cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity));
+    self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity, config.cache_dtype));
+    cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity, config.cache_dtype));
   }
 }
 
@@ -75,7 +75,7 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
       sizes.push_back(outputs);
     }
     for (const auto& copy : copies) parts.push_back(copy.data());
-    return backend.pack(parts, sizes, inputs);
+    return backend.pack(parts, sizes, inputs, config_.dtype);
   };
   const auto attention = [&](const std::string& prefix, const std::string& kind, bool cross) {
     Attention layer;
@@ -123,7 +123,7 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
   const auto own_head = tensors("lm_head.weight", config_.vocabulary, M);
   if (!own_head.empty()) {
     const float* parts[] = {own_head.data()};
-    head_ = backend.pack(parts, std::span(&config_.vocabulary, 1), M);
+    head_ = backend.pack(parts, std::span(&config_.vocabulary, 1), M, config_.dtype);
   }
 }
 
@@ -188,7 +188,7 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
       state.source_length[rows[first + i]] = length;
     }
     work.reserve(backend, config_, count);
-    const auto cache = backend.make_cache(group, config_.heads, config_.head_size, longest);
+    const auto cache = backend.make_cache(group, config_.heads, config_.head_size, longest, DType::kFp32);
     backend.embed(*embedding_, ids, {}, nullptr, work.hidden);
     for (const auto& layer : encoder_) {
       poll();

@@ -99,8 +99,9 @@ class CpuBackend : public Backend {
 
   void download(std::span<float> to, const float* from) override { std::memcpy(to.data(), from, to.size_bytes()); }
 
-  std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
-                               int inputs) override {
+  std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
+                               DType dtype) override {
+    require(dtype == DType::kFp32, "weights are fp32 only so far");
     int outputs = 0;
     for (const int n : part_outputs) outputs += n;
     auto weight = std::make_unique<PackedWeight>(outputs, inputs);
@@ -115,7 +116,8 @@ class CpuBackend : public Backend {
     return weight;
   }
 
-  std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity) override {
+  std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
+    require(dtype == DType::kFp32, "caches are fp32 only so far");
     return std::make_unique<BlockedCache>(rows, heads, head_size, capacity);
   }
 
