@@ -11,7 +11,8 @@ namespace {
 using V = __m256;
 constexpr int kWidth = 8;
 constexpr int kMaxRows = 3;
-constexpr int kPrefetch = 24;  // panel rows ahead
+constexpr int kAccumulators = 12;  // of attention
+constexpr int kPrefetch = 24;      // panel rows ahead
 
 inline V zero() { return _mm256_setzero_ps(); }
 inline V set1(float x) { return _mm256_set1_ps(x); }
@@ -29,9 +30,22 @@ inline V scale_by_power(V a, V n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(a, _mm256_castsi256_ps(exponent));
 }
+inline float sum_lanes(V a) {  // i + 4, then i + 2, i + 1
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+inline float max_lanes(V a) {
+  __m128 top = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+  return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
+}
 inline bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
 inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 

@@ -4,7 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_ps and its like
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace kdtw::cpu {
@@ -13,7 +14,8 @@ namespace {
 using V = __m512;
 constexpr int kWidth = 16;
 constexpr int kMaxRows = 14;
-constexpr int kPrefetch = 24;  // panel rows ahead
+constexpr int kAccumulators = 24;  // of attention
+constexpr int kPrefetch = 24;      // panel rows ahead
 
 inline V zero() { return _mm512_setzero_ps(); }
 inline V set1(float x) { return _mm512_set1_ps(x); }
@@ -28,9 +30,14 @@ inline V max(V a, V b) { return _mm512_max_ps(a, b); }
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V scale_by_power(V a, V n) { return _mm512_scalef_ps(a, n); }
+inline float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }  // i + 8, then i + 4, i + 2, i + 1
+inline float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
 inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
 inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 

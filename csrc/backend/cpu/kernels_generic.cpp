@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kWidth = 8;
 constexpr int kMaxRows = 2;
+constexpr int kAccumulators = 8;  // of attention
 constexpr int kPrefetch = 0;
 
 struct V {
@@ -70,6 +71,16 @@ inline V scale_by_power(const V& a, const V& n) {
     return a.lane[i] * power;
   });
 }
+inline float sum_lanes(V a) {
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+  return a.lane[0];
+}
+inline float max_lanes(const V& a) {
+  float best = a.lane[0];
+  for (int i = 1; i < kWidth; ++i) best = a.lane[i] > best ? a.lane[i] : best;
+  return best;
+}
 inline bool any_equal(const V& a, const V& b) {
   for (int i = 0; i < kWidth; ++i)
     if (a.lane[i] == b.lane[i]) return true;
@@ -77,6 +88,9 @@ inline bool any_equal(const V& a, const V& b) {
 }
 inline void prefetch(const float*) {}
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 
