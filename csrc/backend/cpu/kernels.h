@@ -35,11 +35,11 @@ struct Attention {
   int query_stride;
   const TokenAt* tokens;  // where the queries stand
   int count;              // of the queries, at most max_queries
-  const float* keys;      // blocks [D][kKeyBlock]
-  const float* values;    // [position][value_stride]
-  int head_size;          // D
-  int value_stride;       // D rounded up to 16
-  const float* bias;      // this head's line of PositionBias::table, or null
+  const float* keys;      // as key_value_cache.h lays them out
+  const float* values;
+  int head_size;      // D
+  int value_stride;   // 4-byte columns of a row of values
+  const float* bias;  // this head's line of PositionBias::table, or null
   int lowest, highest;
   float* scratch;  // count * the longest length rounded up to kKeyBlock
   float* out;      // D floats each, out_stride apart
@@ -55,8 +55,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
-  // The bits for a query are the same in any company.
-  void (*attend)(const Attention& attention);
+  // By the cache's DType. The bits for a query are the same in any company.
+  void (*attend[2])(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
   // sum of exp(x - shift) in one fixed order

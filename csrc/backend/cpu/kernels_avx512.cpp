@@ -32,6 +32,11 @@ inline V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_
 inline V scale_by_power(V a, V n) { return _mm512_scalef_ps(a, n); }
 inline float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }  // i + 8, then i + 4, i + 2, i + 1
 inline float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
+// The bf16 numbers in the low and in the high halves of 16 lanes, as fp32.
+inline V low_halves(V a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
+inline V high_halves(V a) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(-65536)));
+}
 inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
 inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 

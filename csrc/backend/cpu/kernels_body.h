@@ -105,5 +105,6 @@ void exp_scaled(const float* x, int size, float shift, float scale, float* out) 
 }
 
 constexpr Kernels table(const char* name) {
-  return {name, kMaxRows, kMaxQueries, gemm, rms_norm, relu, gated_gelu, attend, argmax, sum_exp, exp_scaled};
+  return {name,   kMaxRows, kMaxQueries, gemm, rms_norm, relu, gated_gelu, {attend<Fp32Row>, attend<Bf16Row>},
+          argmax, sum_exp,  exp_scaled};
 }

@@ -81,6 +81,23 @@ inline float max_lanes(const V& a) {
   for (int i = 1; i < kWidth; ++i) best = a.lane[i] > best ? a.lane[i] : best;
   return best;
 }
+// The bf16 numbers in the low and in the high halves of 8 lanes, as fp32.
+inline V low_halves(const V& a) {
+  uint32_t bits[kWidth];
+  std::memcpy(bits, &a, sizeof bits);
+  for (uint32_t& lane : bits) lane <<= 16;
+  V out;
+  std::memcpy(&out, bits, sizeof out);
+  return out;
+}
+inline V high_halves(const V& a) {
+  uint32_t bits[kWidth];
+  std::memcpy(bits, &a, sizeof bits);
+  for (uint32_t& lane : bits) lane &= 0xffff0000u;
+  V out;
+  std::memcpy(&out, bits, sizeof out);
+  return out;
+}
 inline bool any_equal(const V& a, const V& b) {
   for (int i = 0; i < kWidth; ++i)
     if (a.lane[i] == b.lane[i]) return true;
