@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "backend/cpu/memory.h"
+#include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
 
@@ -12,43 +14,6 @@ namespace kdtw::cpu {
 namespace {
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// Zeroed, 64-byte aligned, and not touched until used: a cache of long capacity costs only what is written.
-std::shared_ptr<void> zeroed(size_t bytes) {
-  void* raw = std::calloc(bytes + 64, 1);
-  if (raw == nullptr) throw OutOfMemory(bytes);
-  return std::shared_ptr<void>(raw, std::free);
-}
-
-float* aligned(const std::shared_ptr<void>& memory) {
-  const auto address = reinterpret_cast<uintptr_t>(memory.get());
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
-}
-
-class PackedWeight : public Weight {
- public:
-  PackedWeight(int outputs, int inputs)
-      : Weight(outputs, inputs),
-        panels_((outputs + kPanel - 1) / kPanel),
-        memory_(zeroed(bytes())),
-        data_(aligned(memory_)) {}
-
-  size_t bytes() const override { return sizeof(float) * panels_ * kPanel * static_cast<size_t>(inputs); }
-  int panels() const { return panels_; }
-  const float* data() const { return data_; }
-  float* at(int output) { return data_ + panel_offset(output); }
-  const float* at(int output) const { return data_ + panel_offset(output); }
-
- private:
-  // Element (output, k) lies at at(output)[k * kPanel].
-  size_t panel_offset(int output) const {
-    return static_cast<size_t>(output / kPanel) * kPanel * inputs + output % kPanel;
-  }
-
-  int panels_;
-  std::shared_ptr<void> memory_;
-  float* data_;
-};
 
 // keys: [R][H][capacity / kKeyBlock][D][kKeyBlock]; values: [R][H][capacity][D rounded up to 16].
 class BlockedCache : public KeyValueCache {
@@ -104,15 +69,8 @@ class CpuBackend : public Backend {
     require(dtype == DType::kFp32, "weights are fp32 only so far");
     int outputs = 0;
     for (const int n : part_outputs) outputs += n;
-    auto weight = std::make_unique<PackedWeight>(outputs, inputs);
-    int output = 0;
-    for (size_t part = 0; part < parts.size(); ++part) {
-      for (int n = 0; n < part_outputs[part]; ++n, ++output) {
-        const float* line = parts[part] + static_cast<size_t>(n) * inputs;
-        float* column = weight->at(output);
-        for (int k = 0; k < inputs; ++k) column[static_cast<size_t>(k) * kPanel] = line[k];
-      }
-    }
+    auto weight = std::make_unique<PackedWeight>(outputs, inputs, dtype);
+    weight->pack(parts, part_outputs, threads_);
     return weight;
   }
 
@@ -126,8 +84,7 @@ class CpuBackend : public Backend {
     const auto& packed = static_cast<const PackedWeight&>(table);
     const int size = table.inputs;
     for (size_t t = 0; t < ids.size(); ++t, out += size) {
-      const float* column = packed.at(ids[t]);
-      for (int m = 0; m < size; ++m) out[m] = column[static_cast<size_t>(m) * kPanel];
+      packed.unpack(ids[t], out);
       if (!marked.empty() && marked[t])
         for (int m = 0; m < size; ++m) out[m] += mark[m];
     }
@@ -142,23 +99,11 @@ class CpuBackend : public Backend {
 
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
     const auto& packed = static_cast<const PackedWeight&>(weight);
-    const int K = weight.inputs, N = weight.outputs;
-    const int blocks = (tokens + kernels_.max_rows - 1) / kernels_.max_rows;
-    const float* interleaved = x;
-    if (tokens > 1) interleaved = interleave(x, tokens, K, blocks);
-    const int threads = static_cast<long>(tokens) * K * N >= kParallelWork ? threads_ : 1;
-    parallel_for(packed.panels(), 4, threads, [&](int first, int last) {
-      // All token blocks of a few panels before the next panels: those panels stay in the cache.
-      for (int p = first; p < last; p += 4) {
-        const int end = std::min(p + 4, last);
-        for (int b = 0, t = 0; b < blocks; ++b) {
-          const int rows = block_end(b, blocks, tokens) - t;
-          kernels_.gemm(interleaved + static_cast<size_t>(t) * K, rows, packed.data(), p, end, K, N,
-                        out + static_cast<size_t>(t) * N, N, accumulate);
-          t += rows;
-        }
-      }
-    });
+    const Operand& operand = prepare(packed, x, tokens);
+    parallel_for(packed.panels(), 4, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
+                 [&](int first, int last) {
+                   multiply(kernels_, packed, operand, first, last, out + first * kPanel, weight.outputs, accumulate);
+                 });
   }
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
@@ -240,36 +185,22 @@ class CpuBackend : public Backend {
   }
 
  private:
+  int threads_for(long work) const { return work >= kParallelWork ? threads_ : 1; }
+
   template <typename Body>
   void for_tokens(int tokens, long work_per_token, Body&& body) {
-    parallel_for(tokens, 1, tokens * work_per_token >= kParallelWork ? threads_ : 1, body);
+    parallel_for(tokens, 1, threads_for(tokens * work_per_token), body);
   }
 
-  // Tokens are cut into `blocks` nearly equal blocks; where the cuts fall changes no result.
-  static int block_end(int block, int blocks, int tokens) {
-    return static_cast<int>(static_cast<long>(tokens) * (block + 1) / blocks);
-  }
-
-  // x [T, K] -> per block [K][rows of the block]: the micro-kernel then reads one stream.
-  const float* interleave(const float* x, int tokens, int K, int blocks) {
-    interleaved_.resize(static_cast<size_t>(tokens) * K);
-    parallel_for(blocks, 1, static_cast<long>(tokens) * K >= kParallelWork ? threads_ : 1, [&](int first, int last) {
-      for (int b = first; b < last; ++b) {
-        const int begin = b == 0 ? 0 : block_end(b - 1, blocks, tokens);
-        const int rows = block_end(b, blocks, tokens) - begin;
-        float* to = interleaved_.data() + static_cast<size_t>(begin) * K;
-        for (int r = 0; r < rows; ++r) {
-          const float* line = x + static_cast<size_t>(begin + r) * K;
-          for (int k = 0; k < K; ++k) to[static_cast<size_t>(k) * rows + r] = line[k];
-        }
-      }
-    });
-    return interleaved_.data();
+  // x [T, K] made ready for multiply() with this weight or others of its number format; valid until the next call.
+  const Operand& prepare(const PackedWeight& weight, const float* x, int tokens) {
+    operand_.prepare(kernels_, weight, x, tokens, threads_for(static_cast<long>(tokens) * weight.inputs));
+    return operand_;
   }
 
   const Kernels& kernels_;
   const int threads_;
-  std::vector<float> interleaved_;
+  Operand operand_;
   std::vector<float> logits_;
 };
 

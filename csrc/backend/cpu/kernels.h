@@ -1,24 +1,37 @@
-// The table of CPU kernels that differ by instruction set. kernels_body.h holds the one source of them;
-// kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
+// The table of CPU kernels that differ by instruction set. gemm_body.h and kernels_body.h hold the one source of
+// them; kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace kdtw::cpu {
 
-// Weights are packed in panels of kPanel output columns: panel p is [K][kPanel], zero-padded.
+// Weights are packed in panels of kPanel outputs (packed_weight.h).
 inline constexpr int kPanel = 32;
 // Keys are cached in blocks of kKeyBlock positions: block b of a head is [D][kKeyBlock].
 inline constexpr int kKeyBlock = 16;
 
+// A few tokens times a few neighbouring panels: out[r * out_stride + n] (+)= sum_k x[k][r] * w[n][k] for n < columns,
+// the sum with one accumulator per output and k ascending.
+struct Product {
+  const void* x;  // a block of an Operand: [inputs][rows]
+  int rows;
+  const std::byte* panels;
+  size_t panel_bytes;
+  int count;   // panels
+  int inputs;  // K
+  float* out;
+  int columns;  // outputs from the first of these panels on that exist; may exceed the panels
+  int out_stride;
+  bool accumulate;
+};
+
 struct Kernels {
   const char* name;
-  int max_rows;  // most rows of one micro-kernel call
+  int max_rows;  // most rows of a product
 
-  // out[r * out_stride + n] (+)= sum_k x[k * rows + r] * panel(n)[k], k ascending with one accumulator per
-  // output, for rows <= max_rows, panels [first, last). x is interleaved [K][rows].
-  void (*gemm)(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out,
-               int out_stride, bool accumulate);
+  void (*gemm)(const Product& product);
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);

@@ -32,6 +32,7 @@ inline V scale_by_power(V a, V n) {
 inline bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
 inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
+#include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 
 constexpr Kernels kTable = table("avx2");

@@ -77,6 +77,7 @@ inline bool any_equal(const V& a, const V& b) {
 }
 inline void prefetch(const float*) {}
 
+#include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 
 constexpr Kernels kTable = table("generic");
