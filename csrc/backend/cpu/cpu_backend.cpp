@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "backend/cpu/key_value_cache.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
@@ -14,36 +15,6 @@ namespace kdtw::cpu {
 namespace {
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// keys: [R][H][capacity / kKeyBlock][D][kKeyBlock]; values: [R][H][capacity][D rounded up to 16].
-class BlockedCache : public KeyValueCache {
- public:
-  BlockedCache(int rows, int heads, int head_size, int capacity)
-      : heads(heads),
-        head_size(head_size),
-        value_stride(round_up(head_size, 16)),
-        capacity(round_up(capacity, kKeyBlock)),
-        rows_(rows),
-        memory_(zeroed(bytes())),
-        keys_(aligned(memory_)),
-        values_(keys_ + static_cast<size_t>(rows) * heads * this->capacity * head_size) {}
-
-  size_t bytes() const override {
-    return sizeof(float) * rows_ * heads * static_cast<size_t>(capacity) * (head_size + value_stride);
-  }
-  float* keys(int row, int head) const { return keys_ + plane(row, head) * head_size; }
-  float* values(int row, int head) const { return values_ + plane(row, head) * value_stride; }
-
-  const int heads, head_size, value_stride, capacity;
-
- private:
-  size_t plane(int row, int head) const { return (static_cast<size_t>(row) * heads + head) * capacity; }
-
-  int rows_;
-  std::shared_ptr<void> memory_;
-  float* keys_;
-  float* values_;
-};
 
 // Below this many multiply-adds an operation stays on the calling thread: waking a worker costs about 2 us.
 constexpr long kParallelWork = 1 << 17;
@@ -122,19 +93,10 @@ class CpuBackend : public Backend {
 
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
              int stride) override {
-    const auto& blocked = static_cast<const BlockedCache&>(cache);
-    const int D = blocked.head_size;
-    for (size_t t = 0; t < tokens.size(); ++t) {
-      const int block = tokens[t].position / kKeyBlock, slot = tokens[t].position % kKeyBlock;
-      for (int h = 0; h < blocked.heads; ++h) {
-        const float* key = keys + t * stride + h * D;
-        const float* value = values + t * stride + h * D;
-        float* to = blocked.keys(tokens[t].row, h) + static_cast<size_t>(block) * kKeyBlock * D + slot;
-        for (int d = 0; d < D; ++d) to[d * kKeyBlock] = key[d];
-        std::memcpy(blocked.values(tokens[t].row, h) + static_cast<size_t>(tokens[t].position) * blocked.value_stride,
-                    value, D * sizeof(float));
-      }
-    }
+    auto& blocked = static_cast<BlockedCache&>(cache);
+    const long work = static_cast<long>(tokens.size()) * blocked.heads * blocked.head_size * 4;
+    parallel_for(blocked.heads, 1, threads_for(work),
+                 [&](int first, int last) { blocked.store(tokens, keys, values, stride, first, last); });
   }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
@@ -147,19 +109,28 @@ class CpuBackend : public Backend {
       work += static_cast<long>(token.length) * H * D * 2;
       longest = std::max(longest, token.length);
     }
-    const int items = static_cast<int>(tokens.size()) * H;
-    parallel_for(items, 1, work >= kParallelWork ? threads_ : 1, [&](int first, int last) {
+    group_queries(tokens, H);
+    parallel_for(static_cast<int>(groups_.size()), 1, threads_for(work), [&](int first, int last) {
       thread_local std::vector<float> scratch;
-      scratch.resize(round_up(longest, kKeyBlock) + blocked.value_stride);
-      for (int item = first; item < last; ++item) {
-        const int t = item / H, h = item % H;
-        const auto& token = tokens[t];
-        const float* table = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr;
-        kernels_.attend(queries + static_cast<size_t>(t) * stride + h * D, blocked.keys(token.row, h),
-                        blocked.values(token.row, h), token.length, D, blocked.value_stride, table,
-                        bias ? bias->lowest : 0, bias ? bias->highest : 0, token.position,
-                        scratch.data() + blocked.value_stride, scratch.data(),
-                        out + (static_cast<size_t>(t) * H + h) * D);
+      const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
+      if (scratch.size() < needed) scratch.resize(needed);
+      for (int i = first; i < last; ++i) {
+        const auto [h, t, count] = groups_[i];
+        const int row = tokens[t].row;
+        kernels_.attend({.queries = queries + static_cast<size_t>(t) * stride + h * D,
+                         .query_stride = stride,
+                         .tokens = tokens.data() + t,
+                         .count = count,
+                         .keys = blocked.keys(row, h),
+                         .values = blocked.values(row, h),
+                         .head_size = D,
+                         .value_stride = blocked.value_stride,
+                         .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
+                         .lowest = bias ? bias->lowest : 0,
+                         .highest = bias ? bias->highest : 0,
+                         .scratch = scratch.data(),
+                         .out = out + (static_cast<size_t>(t) * H + h) * D,
+                         .out_stride = H * D});
       }
     });
   }
@@ -191,15 +162,34 @@ class CpuBackend : public Backend {
     parallel_for(tokens, 1, threads_for(tokens * work_per_token), body);
   }
 
+  // Cuts each row's tokens into nearly equal groups that attend() takes at once. A head's groups follow each other: its
+  // keys and values stay in the cache.
+  void group_queries(std::span<const TokenAt> tokens, int heads) {
+    groups_.clear();
+    const int T = static_cast<int>(tokens.size());
+    for (int first = 0, last; first < T; first = last) {
+      for (last = first + 1; last < T && tokens[last].row == tokens[first].row;) ++last;
+      const int groups = (last - first + kernels_.max_queries - 1) / kernels_.max_queries;
+      const auto begin = [&](int group) { return first + static_cast<int>((last - first) * long{group} / groups); };
+      for (int h = 0; h < heads; ++h)
+        for (int g = 0; g < groups; ++g) groups_.push_back({h, begin(g), begin(g + 1) - begin(g)});
+    }
+  }
+
   // x [T, K] made ready for multiply() with this weight or others of its number format; valid until the next call.
   const Operand& prepare(const PackedWeight& weight, const float* x, int tokens) {
     operand_.prepare(kernels_, weight, x, tokens, threads_for(static_cast<long>(tokens) * weight.inputs));
     return operand_;
   }
 
+  struct QueryGroup {
+    int head, first, count;  // tokens [first, first + count) of one row
+  };
+
   const Kernels& kernels_;
   const int threads_;
   Operand operand_;
+  std::vector<QueryGroup> groups_;
   std::vector<float> logits_;
 };
 

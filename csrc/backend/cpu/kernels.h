@@ -1,9 +1,11 @@
-// The table of CPU kernels that differ by instruction set. The three *_body.h files hold the one source of
+// The table of CPU kernels that differ by instruction set. The *_body.h files hold the one source of
 // them; kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "backend/backend.h"
 
 namespace kdtw::cpu {
 
@@ -43,8 +45,27 @@ struct Gemm {
   int max_rows;  // of a product
 };
 
+// One head of a few queries of one row: out = softmax(q k^T + bias) v, each query over keys 0..length-1 of its token.
+struct Attention {
+  const float* queries;  // D floats each, query_stride apart
+  int query_stride;
+  const TokenAt* tokens;  // where the queries stand
+  int count;              // of the queries, at most max_queries
+  const float* keys;      // blocks [D][kKeyBlock]
+  const float* values;    // [position][value_stride]
+  int head_size;          // D
+  int value_stride;       // D rounded up to 16
+  const float* bias;      // this head's line of PositionBias::table, or null
+  int lowest, highest;
+  float* scratch;  // count * the longest length rounded up to kKeyBlock
+  float* out;      // D floats each, out_stride apart
+  int out_stride;
+};
+
 struct Kernels {
   const char* name;
+  int max_queries;  // most queries of one attention
+
   Gemm gemm[3];  // by the weight's DType
   // Quantises x symmetrically: to = round(x / scale) + offset with scale = largest |x| / 127, and returns scale; NaN
   // when one of x is not finite, 0 when all are zero or smaller than 1e-35. Chunk c is written to to + c *
@@ -54,12 +75,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
-  // One query of one head against `length` keys; keys blocked, values [.., value_stride]. bias_* as in
-  // PositionBias for this head with the query's position, or table == nullptr. scores: scratch of
-  // length rounded up to kKeyBlock. out: D floats; scratch_out: value_stride floats.
-  void (*attend)(const float* query, const float* keys, const float* values, int length, int head_size,
-                 int value_stride, const float* bias_table, int lowest, int highest, int position, float* scores,
-                 float* scratch_out, float* out);
+  // The bits for a query are the same in any company.
+  void (*attend)(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
   // sum of exp(x - shift) in one fixed order

@@ -4,8 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_ps and its like
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace kdtw::cpu {
@@ -15,6 +15,7 @@ using V = __m512;
 constexpr int kWidth = 16;
 constexpr int kFp32Rows = 14;  // most tokens whose sums stay in registers
 constexpr int kBf16Rows = 13;
+constexpr int kAccumulators = 24;  // of attention
 
 inline V zero() { return _mm512_setzero_ps(); }
 inline V set1(float x) { return _mm512_set1_ps(x); }
@@ -38,10 +39,15 @@ inline V high_halves(V a) {
 inline void store_int8(uint8_t* p, V a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
 }
+inline float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }  // i + 8, then i + 4, i + 2, i + 1
+inline float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
 inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
 // Not _mm_prefetch: GCC thinks that a function which only prefetches has no effect, and drops its calls.
 inline void prefetch(const std::byte* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 

@@ -12,6 +12,7 @@ namespace {
 constexpr int kWidth = 8;
 constexpr int kFp32Rows = 2;  // most tokens whose sums stay in registers
 constexpr int kBf16Rows = 2;
+constexpr int kAccumulators = 8;  // of attention
 
 struct V {
   float lane[kWidth];
@@ -91,6 +92,16 @@ inline V high_halves(const V& a) {
 inline void store_int8(uint8_t* p, const V& a) {
   for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(a.lane[i])));
 }
+inline float sum_lanes(V a) {
+  for (int half = kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.lane[i] += a.lane[i + half];
+  return a.lane[0];
+}
+inline float max_lanes(const V& a) {
+  float best = a.lane[0];
+  for (int i = 1; i < kWidth; ++i) best = a.lane[i] > best ? a.lane[i] : best;
+  return best;
+}
 inline bool any_equal(const V& a, const V& b) {
   for (int i = 0; i < kWidth; ++i)
     if (a.lane[i] == b.lane[i]) return true;
@@ -98,6 +109,9 @@ inline bool any_equal(const V& a, const V& b) {
 }
 inline void prefetch(const std::byte*) {}
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 
