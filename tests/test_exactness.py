@@ -15,7 +15,6 @@ from comparison import as_array
 from factories import EOS, RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5, scale_row, with_tau
 from transformers import T5Config, T5ForConditionalGeneration
 
-import kdtw_fast.model
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -174,19 +173,6 @@ def test_ragged_rows_encode_as_they_do_alone() -> None:
 # --- Keys and values in bf16 ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bf16_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models packed in this test cache their keys and values in bf16."""
-    make_config = kdtw_fast.model._core_config
-
-    def with_bf16_caches(*arguments: Any) -> Any:
-        config = make_config(*arguments)
-        config.cache_dtype = "bf16"
-        return config
-
-    monkeypatch.setattr(kdtw_fast.model, "_core_config", with_bf16_caches)
-
-
 def round_keys_and_values(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     """Hugging Face's model with what the decoder's keys and values would be after a bf16 cache."""
     model = copy.deepcopy(model)
@@ -196,14 +182,14 @@ def round_keys_and_values(model: T5ForConditionalGeneration) -> T5ForConditional
     return model
 
 
-@pytest.mark.usefixtures("simd_level", "bf16_caches")
+@pytest.mark.usefixtures("simd_level")
 @pytest.mark.parametrize("shape", [*SHAPES, WIDE_HEADS], ids=lambda shape: f"d{shape.d_model}")
 def test_bf16_caches(shape: Shape) -> None:
     """The decoder over rounded keys and values, the same bits in any cut: odd head sizes and odd lengths too."""
     rng = np.random.default_rng(shape.d_kv)
     model = random_t5(shape, VOCAB, seed=6)
     source, tokens = tokens_of(rng, 61, VOCAB), tokens_of(rng, 83, VOCAB)
-    native = NativeT5.from_model(model)
+    native = NativeT5.from_model(model, cache_dtype="bf16")
     whole = native.decode_logits(source, tokens)
     for chunks in group_cuts(83):
         for threads in (1, 2):
@@ -214,10 +200,9 @@ def test_bf16_caches(shape: Shape) -> None:
     assert np.abs(whole - rounded).mean() < 0.1 * np.abs(rounded - exact).mean()
 
 
-@pytest.mark.usefixtures("bf16_caches")
 def test_bf16_caches_in_batches() -> None:
     rng = np.random.default_rng(29)
-    native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=8))
+    native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=8), cache_dtype="bf16")
     sources = [rng.integers(2, VOCAB, size=length).tolist() for length in (1, 18, 150, 33)]
     settings: dict[str, Any] = {"max_new_tokens": 37, "min_new_tokens": 37, "output_logprobs": True}
     batch = GreedyDecoder(native).generate(sources, **settings)
@@ -227,7 +212,7 @@ def test_bf16_caches_in_batches() -> None:
         np.testing.assert_array_equal(batch.student_logprobs[row], alone.student_logprobs[0])
 
 
-@pytest.mark.usefixtures("simd_level", "bf16_caches")
+@pytest.mark.usefixtures("simd_level")
 @pytest.mark.parametrize("kind", ["0.SelfAttention", "1.EncDecAttention"])
 def test_nan_stays_nan_in_a_bf16_cache(kind: str) -> None:
     """Rounding must not carry a NaN of all ones over into zero."""
@@ -237,7 +222,7 @@ def test_nan_stays_nan_in_a_bf16_cache(kind: str) -> None:
     with torch.no_grad():
         values[0, 0] = float(np.array(0x7FFFFFFF, dtype=np.uint32).view(np.float32))
     with pytest.raises(FloatingPointError, match="not finite"):
-        GreedyDecoder(NativeT5.from_model(model)).generate([[5, 6, EOS]], max_new_tokens=3)
+        GreedyDecoder(NativeT5.from_model(model, cache_dtype="bf16")).generate([[5, 6, EOS]], max_new_tokens=3)
 
 
 # --- Whole decodes -------------------------------------------------------------------------------------

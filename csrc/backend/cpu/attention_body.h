@@ -46,7 +46,7 @@ inline void score_tile(const Attention& a, const float* __restrict keys, const f
   const float* __restrict query = a.queries;
   for (int rows = a.head_size / Row::kInputs; rows > 0; --rows) {
 #pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) prefetch(ahead + b * block_size);
+    for (int b = 0; b < kBlocks; ++b) prefetch(reinterpret_cast<const std::byte*>(ahead + b * block_size));
     add_scores<Row, Row::kInputs>(query, query_stride, keys, block_size, acc);
     query += Row::kInputs, keys += kKeyBlock, ahead += kKeyBlock;
   }

@@ -37,11 +37,10 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype) override {
-    require(dtype == DType::kFp32, "weights are fp32 only so far");
     int outputs = 0;
     for (const int n : part_outputs) outputs += n;
     auto weight = std::make_unique<PackedWeight>(outputs, inputs, dtype);
-    weight->pack(parts, part_outputs, threads_);
+    weight->pack(kernels_, parts, part_outputs, threads_);
     return weight;
   }
 
@@ -71,7 +70,7 @@ class CpuBackend : public Backend {
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
     const auto& packed = static_cast<const PackedWeight&>(weight);
     const Operand& operand = prepare(packed, x, tokens);
-    parallel_for(packed.panels(), 4, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
+    parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
                  [&](int first, int last) {
                    multiply(kernels_, packed, operand, first, last, out + first * kPanel, weight.outputs, accumulate);
                  });
@@ -199,11 +198,16 @@ std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (avx512_kernels() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    tables.push_back(avx512_kernels());
-  if (avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    tables.push_back(avx2_kernels());
+  const auto add = [&](const Kernels* table, bool runs) {
+    if (table && runs) tables.push_back(table);
+  };
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  add(avx512_vnni_kernels(), avx512 && __builtin_cpu_supports("avx512vnni"));
+  add(avx512_kernels(), avx512);
+  add(avx2_vnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni"));
+  add(avx2_kernels(), avx2);
 #endif
   tables.push_back(&generic_kernels());
   return tables;

@@ -1,4 +1,4 @@
-// The table of CPU kernels that differ by instruction set. {gemm,attention,kernels}_body.h hold the one source of
+// The table of CPU kernels that differ by instruction set. The *_body.h files hold the one source of
 // them; kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
 #pragma once
 
@@ -9,24 +9,40 @@
 
 namespace kdtw::cpu {
 
-// Weights are packed in panels of kPanel outputs (packed_weight.h).
+// Weights are packed in panels of kPanel outputs; a panel is a stream of rows of kPanelRow bytes (packed_weight.h).
 inline constexpr int kPanel = 32;
+inline constexpr int kPanelRow = 128;
+// Panels that a product takes at a time.
+inline constexpr int kGroup = 4;
+// int8 tokens are read kChunk inputs at a time, and int8 panels are padded with zeros to whole chunks.
+inline constexpr int kChunk = 64;
 // Keys are cached in blocks of kKeyBlock positions: block b of a head is [D][kKeyBlock].
 inline constexpr int kKeyBlock = 16;
 
-// A few tokens times a few neighbouring panels: out[r * out_stride + n] (+)= sum_k x[k][r] * w[n][k] for n < columns,
-// the sum with one accumulator per output and k ascending.
+// A few tokens times a few neighbouring panels: out[r * out_stride + n] (+)= sum_k x[r][k] w[n][k] for n < columns.
+// fp32 and bf16 weights: fp32 sums with one accumulator per output and k ascending. int8: exact integer sums a,
+// then float(a) * (x_scales[r] * scale of output n), which is the same number at every SIMD level.
 struct Product {
-  const void* x;  // a block of an Operand: [inputs][rows]
+  const void* x;          // a block of an Operand
+  const float* x_scales;  // int8: of every row
   int rows;
   const std::byte* panels;
   size_t panel_bytes;
-  int count;   // panels
+  int count;   // panels, at most kGroup
   int inputs;  // K
   float* out;
   int columns;  // outputs from the first of these panels on that exist; may exceed the panels
   int out_stride;
   bool accumulate;
+  // Only for the order in which memory is read: the kGroup panels whose turn is next, and which of how many blocks of
+  // tokens, all multiplied with these panels before, this is.
+  const std::byte* next_group;
+  int block, blocks;
+};
+
+struct Gemm {
+  void (*run)(const Product& product);
+  int max_rows;  // of a product
 };
 
 // One head of a few queries of one row: out = softmax(q k^T + bias) v, each query over keys 0..length-1 of its token.
@@ -48,10 +64,14 @@ struct Attention {
 
 struct Kernels {
   const char* name;
-  int max_rows;     // most rows of a product
   int max_queries;  // most queries of one attention
 
-  void (*gemm)(const Product& product);
+  Gemm gemm[3];  // by the weight's DType
+  // Quantises x symmetrically: to = round(x / scale) + offset with scale = largest |x| / 127, and returns scale; NaN
+  // when one of x is not finite, 0 when all are zero or smaller than 1e-35. Chunk c is written to to + c *
+  // chunk_stride, the last one padded with zeros. The same bytes and scale at every SIMD level.
+  float (*quantise)(const float* x, int size, uint8_t offset, uint8_t* to, long chunk_stride);
+  uint8_t int8_offset;  // of tokens: 128 where gemm takes unsigned ones, otherwise 0
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
@@ -66,7 +86,10 @@ struct Kernels {
 };
 
 const Kernels& generic_kernels();
-const Kernels* avx2_kernels();    // nullptr where the build has none
-const Kernels* avx512_kernels();  // nullptr where the build has none
+// nullptr where the build has none:
+const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
 
 }  // namespace kdtw::cpu

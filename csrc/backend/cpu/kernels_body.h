@@ -1,5 +1,5 @@
 // The CPU kernels, written once over a vector type `V` that the including file defines together with
-// kWidth, kMaxRows and load/store/set1/add/sub/mul/fma/max/less/... No contraction is left to the
+// kWidth, kFp32Rows and load/store/set1/add/sub/mul/fma/max/less/... No contraction is left to the
 // compiler (-ffp-contract=off): every fused multiply-add below is written as one, so that the same
 // source gives the same bits in every instantiation of a template.
 // Included inside an anonymous namespace; must not include or define anything shared between files.
@@ -104,7 +104,9 @@ void exp_scaled(const float* x, int size, float shift, float scale, float* out) 
   map(size, out, ExpScaled{shift, scale}, x, x);
 }
 
-constexpr Kernels table(const char* name) {
-  return {name,   kMaxRows, kMaxQueries, gemm, rms_norm, relu, gated_gelu, {attend<Fp32Row>, attend<Bf16Row>},
-          argmax, sum_exp,  exp_scaled};
+constexpr Kernels table(const char* name, Gemm int8, uint8_t int8_offset) {
+  return {name,     kMaxQueries, {{gemm<Fp32Row, kFp32Rows>, kFp32Rows}, {gemm<Bf16Row, kBf16Rows>, kBf16Rows}, int8},
+          quantise, int8_offset, rms_norm,
+          relu,     gated_gelu,  {attend<Fp32Row>, attend<Bf16Row>},
+          argmax,   sum_exp,     exp_scaled};
 }
