@@ -19,7 +19,8 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 // Passes every call on and adds up what it took.
 class Probe::ProfiledBackend : public Backend {
  public:
-  explicit ProfiledBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+  // width: of keys and values, H*D.
+  ProfiledBackend(std::unique_ptr<Backend> inner, int width) : inner_(std::move(inner)), width_(width) {}
 
   std::array<OperationCost, kOperations> costs;
 
@@ -59,6 +60,8 @@ class Probe::ProfiledBackend : public Backend {
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const PositionBias* bias, float* out) override {
     const Timed timed(*this, Operation::kAttention);
+    for (const auto& token : tokens)
+      costs[static_cast<int>(Operation::kAttention)].flops += 4.0 * token.length * width_;
     inner_->attend(cache, tokens, queries, stride, bias, out);
   }
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
@@ -87,6 +90,7 @@ class Probe::ProfiledBackend : public Backend {
   };
 
   const std::unique_ptr<Backend> inner_;
+  const int width_;
 };
 
 namespace {
@@ -128,7 +132,7 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       source_tokens_(source_tokens),
       history_(history),
       most_tokens_(most_tokens),
-      backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads))),
+      backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads), model_->config().inner())),
       state_(*backend_, model_->config(), rows, source_tokens, history + most_tokens) {
   const int width = model_->config().inner();
   for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);

@@ -18,7 +18,7 @@ inline constexpr int kOperations = 4;
 struct OperationCost {
   double seconds = 0.0;
   double weight_bytes = 0.0;  // packed weights that were read, each as often as a product asked for it
-  double flops = 0.0;         // of products with weights; a multiply-add counts as two
+  double flops = 0.0;         // of products with weights, keys and values; a multiply-add counts as two
 };
 
 struct PassCosts {
