@@ -104,10 +104,10 @@ def bench(
             raise ValueError(f"--{name} {value!r} is unknown{nearest(value, known)}")
     plan = Plan(
         rows=_rows(rows),
-        source_tokens=check_int("source_tokens", source_tokens, 2),
-        new_tokens=check_int("new_tokens", new_tokens, 1),
-        rounds=check_int("rounds", rounds, 1),
-        threads=_core.hardware_threads() if threads is None else check_int("num_threads", threads, 1),
+        source_tokens=check_int("--source-tokens", source_tokens, 2),
+        new_tokens=check_int("--new-tokens", new_tokens, 1),
+        rounds=check_int("--rounds", rounds, 1),
+        threads=_core.hardware_threads() if threads is None else check_int("--threads", threads, 1),
     )
     if json_file is not None and not json_file.parent.is_dir():
         raise FileNotFoundError(f"--json {json_file} lies in a folder that does not exist")
@@ -152,7 +152,7 @@ def _rows(text: str) -> tuple[int, ...]:
     except ValueError:
         raise ValueError(f"--rows must be batch sizes with commas, such as 1,4,8, got {text!r}") from None
     for count in rows:
-        check_int("rows", count, 1)
+        check_int("--rows", count, 1)
     return tuple(dict.fromkeys(rows))
 
 
@@ -208,10 +208,21 @@ def _systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict[str
 
 
 def _peers(reference: Any, systems: list[str]) -> Peers:
-    made: dict[str, Callable[[int, int], peers.Generate]] = {}
-    for system in systems:
+    def make(system: str, new_tokens: int, threads: int) -> peers.Generate:
         if system == peers.HUGGING_FACE:
-            made[system] = partial(peers.hugging_face, reference)
+            decode = peers.hugging_face(reference, new_tokens, threads)
         else:
-            made[system] = partial(peers.CTranslate2(reference).generate, compute_type=system.split()[-1])
-    return made
+            decode = converted[0].generate(new_tokens, threads, compute_type=system.split()[-1])
+
+        def generate(ids: torch.Tensor) -> peers.Decoded:
+            try:
+                return decode(ids)
+            except Exception as error:  # whatever another system fails with
+                raise ValueError(
+                    f"{system} cannot decode this model ({error!r}); leave it out with --no-peers"
+                ) from error
+
+        return generate
+
+    converted = [peers.CTranslate2(reference) for system in systems if system != peers.HUGGING_FACE]
+    return {system: partial(make, system) for system in systems}

@@ -106,12 +106,15 @@ class CTranslate2:
         model.config.save_pretrained(self._folder.name)
         self._converted = InMemory(self._folder.name).convert(str(Path(self._folder.name) / "converted"))
 
-    def generate(self, new_tokens: int, threads: int, compute_type: str = "float32") -> Generate:
-        """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more."""
+    def generate(self, new_tokens: int, threads: int, compute_type: str = "float32", workers: int = 1) -> Generate:
+        """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more.
+
+        A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads.
+        """
         import ctranslate2
 
         translator = ctranslate2.Translator(
-            self._converted, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
+            self._converted, device="cpu", compute_type=compute_type, inter_threads=workers, intra_threads=threads
         )
 
         def generate(ids: torch.Tensor) -> Decoded:
@@ -121,6 +124,7 @@ class CTranslate2:
                 min_decoding_length=new_tokens,
                 max_decoding_length=new_tokens,
                 max_input_length=0,
+                max_batch_size=-(-len(ids) // workers),
                 return_end_token=True,
             )
             return Decoded([[self._ids[piece] for piece in result.hypotheses[0]] for result in results])

@@ -145,6 +145,7 @@ def random_native(
     dtype: str = "fp32",
     cache_dtype: str = "fp32",
     tensors: Mapping[str, Values] = MappingProxyType({}),
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> NativeT5:
     """A random model packed for the native core, tensor by tensor.
 
@@ -154,10 +155,11 @@ def random_native(
         seed: of its weights.
         dtype: of its packed weights, as in :meth:`NativeT5.from_model`; "auto" is fp32, which its values are.
         cache_dtype: of its keys and values.
-        tensors: values to use in the place of random ones.
+        tensors: values to use in the place of random ones, or beside them.
+        config: fields beside the shape's.
     """
     return NativeT5(
-        shape.config,
+        shape.config | dict(config),
         random_tensors(shape, seed) | dict(tensors),
         name,
         ignore_config_fields=(),
