@@ -20,6 +20,7 @@ from kdtw_fast.options import check_int, check_real, nearest
 
 # Tokens per row of the passes that are measured; others are interpolated. Two points tell most: they come first.
 POINTS = (1, 17, 5, 9, 3, 2)
+PASS_TOKENS = 256  # longer passes are cut into such (csrc/model/t5.h), so that beyond it time grows with the tokens
 MAX_DRAFT_LENGTH = 16
 SHORT, SHORT_REPEATS = 0.005, 3  # seconds of a pass that is repeated in its turn, and how often
 
@@ -222,9 +223,9 @@ def measure_costs(
 ) -> Costs:
     """Times the passes of a pair on random tokens, in turns, after a history of half the new tokens.
 
-    Every number is the median of as many repeats as ``seconds`` allow. What a slow pair cannot do without (the
+    Every number is the median of as many turns as ``seconds`` allow. What a slow pair cannot do without (the
     encoders, a step, the longest pass of each kind) is timed at least once even when that takes longer; the points
-    in between are then interpolated.
+    in between are then interpolated. No pass is longer than 256 tokens if it can be less: the rest is extended.
 
     Args:
         student: NativeT5, Hugging Face T5 or a folder.
@@ -240,25 +241,22 @@ def measure_costs(
     check_int("new_tokens", new_tokens, 1)
     check_real("seconds", seconds, 0.0, open_low=True)
     threads = _core.hardware_threads() if num_threads is None else check_int("num_threads", num_threads, 1)
-    history = new_tokens // 2
     models = {"student": load(student, "student"), "teacher": load(teacher, "teacher")}
-    probes = {
-        role: _core.Probe(model.core, rows, source_tokens, history, max(POINTS), threads)
-        for role, model in models.items()
-    }
+    points = [n for n in POINTS if n <= 2 or rows * n <= PASS_TOKENS]
+    encoded = max(1, min(rows, PASS_TOKENS // source_tokens))  # rows of an encoder's pass
     passes: dict[_Pass, Callable[[int], Any]] = {}
-    for role, probe in probes.items():
-        passes[role, "encode", 0] = probe.encode
-    for point in POINTS:
-        for role, probe in probes.items():
-            if role == "teacher" or point <= 2:  # a student's passes read one token, or two
-                passes[role, "catch_up", point] = partial(probe.decode, point, 1)
+    for role, model in models.items():
+        passes[role, "encode", 0] = _core.Probe(model.core, encoded, source_tokens, 0, 1, threads).encode
+        probe = _core.Probe(model.core, rows, source_tokens, new_tokens // 2, max(points), threads)
+        for n in points:
+            if role == "teacher" or n <= 2:  # a student's passes read one token, or two
+                passes[role, "catch_up", n] = partial(probe.decode, n, 1)
             if role == "teacher":
-                passes[role, "verify", point] = partial(probe.decode, point, point)
+                passes[role, "verify", n] = partial(probe.decode, n, n)
     recorded = _in_turns(passes, seconds)
     return Costs(
-        _model_costs("student", recorded),
-        _model_costs("teacher", recorded),
+        _model_costs("student", recorded, rows / encoded),
+        _model_costs("teacher", recorded, rows / encoded),
         rows=rows,
         source_tokens=source_tokens,
         new_tokens=new_tokens,
@@ -275,7 +273,8 @@ def _in_turns(passes: Mapping[_Pass, Callable[[int], Any]], seconds: float) -> d
     Of several turns the first is not counted. A short pass is repeated in its turn, and the last repeat counts: its
     weights may stay in the cache, as they would in a decode.
     """
-    needed = {key for key in passes if key[1] == "encode" or key[2] in POINTS[:2] or key[0] == "student"}
+    longest = max(tokens for _, _, tokens in passes)
+    needed = {key for key in passes if key[0] == "student" or key[2] in (0, 1, longest)}
     recorded: dict[_Pass, list[float]] = {}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or not needed <= recorded.keys():
@@ -287,8 +286,8 @@ def _in_turns(passes: Mapping[_Pass, Callable[[int], Any]], seconds: float) -> d
     return {key: turns[1:] or turns for key, turns in recorded.items()}
 
 
-def _model_costs(role: str, recorded: Mapping[_Pass, list[float]]) -> ModelCosts:
+def _model_costs(role: str, recorded: Mapping[_Pass, list[float]], encoder_passes: float) -> ModelCosts:
     def points(kind: str) -> dict[int, float]:
         return {n: median(times) for (who, what, n), times in recorded.items() if (who, what) == (role, kind)}
 
-    return ModelCosts(points("encode")[0], points("catch_up"), points("verify"))
+    return ModelCosts(encoder_passes * points("encode")[0], points("catch_up"), points("verify"))

@@ -127,6 +127,22 @@ def test_measured_costs_have_every_point() -> None:
     assert costs.predict("speculative", draft_length=4, acceptance=0.7).ms_per_token > 0
 
 
+def test_a_large_batch_is_measured_in_passes_of_at_most_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    probe = costs_module._core.Probe
+
+    def recorded(model: Any, rows: int, source: int, history: int, most: int, threads: int) -> Any:
+        made.append((rows, most))
+        return probe(model, rows, source, history, most, threads)
+
+    monkeypatch.setattr(costs_module._core, "Probe", recorded)
+    costs = measure_costs(*PAIR, rows=64, source_tokens=16, new_tokens=2, num_threads=1, seconds=0.05)
+    assert made == [(16, 1), (64, 3)] * 2
+    assert set(costs.teacher.catch_up) == {1, 2, 3}
+    times = {("teacher", "encode", 0): [2.0, 4.0, 3.0], ("teacher", "catch_up", 1): [1.0]}
+    assert costs_module._model_costs("teacher", times, 64 / 16) == ModelCosts(12.0, {1: 1.0})
+
+
 class Clock:
     """A clock that passes move: ``passes[key](repeats)`` takes ``seconds`` each, the first turn twice as long."""
 
@@ -161,7 +177,7 @@ def test_measuring_a_slow_pair_ends_once_what_is_needed_is_known(monkeypatch: py
     monkeypatch.setattr(costs_module, "time", clock)
     recorded = costs_module._in_turns(clock.passes, 1.0)
     assert len(clock.runs) == len(recorded) == 8  # two encoders, the student's two, two teacher's points of each kind
-    assert {n for role, kind, n in recorded if role == "teacher" and kind != "encode"} == set(POINTS[:2])
+    assert {n for role, kind, n in recorded if role == "teacher" and kind != "encode"} == {1, 17}
     assert all(times == [20.0] for times in recorded.values())
 
 
