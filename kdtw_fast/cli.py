@@ -29,7 +29,7 @@ from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
 from kdtw_fast.model import load
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
-from kdtw_fast.pairs import DEFAULT_PAIR, load_pair, pair_names
+from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
 from kdtw_fast.report import LEGEND, make_console, marked, runs
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -132,6 +132,20 @@ _MODELS, _METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Models", "Method", "Limits", "S
 _Threads = Annotated[
     int | None,
     typer.Option("--threads", help="Threads; the results do not depend on it. Default: all.", show_default=False),
+]
+
+_Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Number format of the weights: fp32, bf16, int8, or auto = the smallest that holds the files exactly.",
+        rich_help_panel=_MODELS,
+    ),
+]
+_TeacherDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="The teacher's, when it differs. Default: as --dtype.", show_default=False, rich_help_panel=_MODELS
+    ),
 ]
 
 
@@ -282,6 +296,8 @@ def generate(
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
     threads: _Threads = None,
+    dtype: _Dtype = "auto",
+    teacher_dtype: _TeacherDtype = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -335,7 +351,8 @@ def generate(
     elif "budget" in chosen.own_options:
         given["budget"] = "light"
     lines = _Lines.of(text, file, output, batch_size)
-    models, words = _models(chosen.models, pair, student, teacher, tokenizer)
+    dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
+    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
     decoder = make_decoder(method, models, words, threads, **settings)
     options = {name: value for name, value in given.items() if name in chosen.call_options} | {
@@ -364,6 +381,8 @@ def demo(
     sentences: Annotated[int, typer.Option(help="Sentences of the held-out sample.")] = 100,
     pair: Annotated[str, typer.Option(help="A shipped pair.")] = DEFAULT_PAIR,
     threads: _Threads = None,
+    dtype: _Dtype = "auto",
+    teacher_dtype: _TeacherDtype = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in the README.")] = False,
 ) -> None:
     """Translate held-out sentences with every method; print quality beside cost, and who wrote what.
@@ -374,15 +393,14 @@ def demo(
     check_int("sentences", sentences, 1)
     if threads is not None:
         check_int("num_threads", threads, 1)
-    loaded = load_pair(pair)
-    sample = [(s.source, s.target) for s in spread(loaded.samples(), sentences)]
+    dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
+    models, words = _models(("student", "teacher"), pair, None, None, None, dtypes)
+    sample = [(s.source, s.target) for s in spread(load_samples(pair), sentences)]
     threads = threads or int(build_info()["threads"])
     with tqdm(
         total=len(sample) * len(CONTESTANTS), unit="decode", file=sys.stderr, disable=not sys.stderr.isatty()
     ) as bar:
-        result = run_demo(
-            loaded.student, loaded.teacher, loaded.tokenizer, sample, num_threads=threads, on_step=bar.update
-        )
+        result = run_demo(models["student"], models["teacher"], words, sample, num_threads=threads, on_step=bar.update)
     if markdown:
         print(result.markdown())
         return
@@ -556,15 +574,20 @@ def _budget(value: str) -> str | float:
 
 
 def _models(
-    needed: tuple[str, ...], pair: str | None, student: Path | None, teacher: Path | None, tokenizer: Path | None
+    needed: tuple[str, ...],
+    pair: str | None,
+    student: Path | None,
+    teacher: Path | None,
+    tokenizer: Path | None,
+    dtypes: dict[str, str],
 ) -> tuple[dict[str, Any], Any]:
     """The models that a method needs, and their tokenizer, from a shipped pair or from folders."""
     folders = {"student": student, "teacher": teacher}
     if student is None and teacher is None:
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
-        loaded = load_pair(pair or DEFAULT_PAIR)
-        return {role: getattr(loaded, role) for role in needed}, loaded.tokenizer
+        home = pair_folder(pair or DEFAULT_PAIR)
+        return {role: load(home / role, role, dtypes[role]) for role in needed}, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
     models: dict[str, Any] = {}
@@ -574,10 +597,10 @@ def _models(
             raise ValueError(f"this method needs --{role} too")
         if not folder.is_dir():
             raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
-        models[role] = load(folder, role)
-    home = folders[needed[0]]
-    assert home is not None
-    return models, _tokenizer([home, home.parent / "tokenizer"] if tokenizer is None else [tokenizer])
+        models[role] = load(folder, role, dtypes[role])
+    beside = folders[needed[0]]
+    assert beside is not None
+    return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])
 
 
 def _tokenizer(folders: list[Path]) -> Any:

@@ -210,10 +210,12 @@ class GreedyDecoder(_Decoder):
         model: Hugging Face T5, NativeT5 or a safetensors folder.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
     """
 
-    def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None):
-        super().__init__(load(model, "model"), None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
+    def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None, dtype: str = "auto"):
+        native = load(model, "model", dtype)
+        super().__init__(native, None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
 
 
 class _TwoModelDecoder(_Decoder):
@@ -224,10 +226,12 @@ class _TwoModelDecoder(_Decoder):
         method: _core.Method,
         tokenizer: Any,
         num_threads: int | None,
+        dtype: str,
+        teacher_dtype: str | None,
     ):
         super().__init__(
-            load(student, "student"),
-            load(teacher, "teacher"),
+            load(student, "student", dtype),
+            load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),
             method,
             tokenizer or _tokenizer_of(student),
             num_threads,
@@ -245,6 +249,8 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             p(x) >= l max p, and replaces the first token that fails.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
     _calls_on_tau = True
@@ -257,9 +263,11 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         verify_lenience: float = 0.0,
         tokenizer: Any = None,
         num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
-        native = load(student, "student")
+        native = load(student, "student", dtype)
         if native.tau_token_id is None:
             raise ValueError(
                 "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
@@ -268,7 +276,8 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         method = _core.Method(
             two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
         )
-        super().__init__(native, teacher, method, tokenizer or _tokenizer_of(student), num_threads)
+        tokenizer = tokenizer or _tokenizer_of(student)
+        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
 
 
 class SpeculativeDecoder(_TwoModelDecoder):
@@ -285,6 +294,8 @@ class SpeculativeDecoder(_TwoModelDecoder):
         lenience: l in [0, 1].
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
     def __init__(
@@ -296,6 +307,8 @@ class SpeculativeDecoder(_TwoModelDecoder):
         lenience: float = 1.0,
         tokenizer: Any = None,
         num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.lenience = check_real("lenience", lenience, 0.0, 1.0)
@@ -306,7 +319,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
             threshold=self.lenience,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
 
 
 class BigLittleDecoder(_TwoModelDecoder):
@@ -320,6 +333,8 @@ class BigLittleDecoder(_TwoModelDecoder):
         max_draft_length: call at the latest after so many drafts; None = no such limit.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
     def __init__(
@@ -332,6 +347,8 @@ class BigLittleDecoder(_TwoModelDecoder):
         max_draft_length: int | None = None,
         tokenizer: Any = None,
         num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
     ):
         self.fallback_threshold = check_real("fallback_threshold", fallback_threshold, 0.0, 1.0)
         self.rollback_threshold = check_real("rollback_threshold", rollback_threshold, 0.0)
@@ -343,7 +360,7 @@ class BigLittleDecoder(_TwoModelDecoder):
             check=_core.Check.DIVERGENCE,
             threshold=self.rollback_threshold,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
 
 
 class InterleavedDecoder(_TwoModelDecoder):
@@ -356,6 +373,8 @@ class InterleavedDecoder(_TwoModelDecoder):
         accept_top_k: a draft stays when it is among the teacher's so many most likely tokens, >= 1.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
     def __init__(
@@ -367,6 +386,8 @@ class InterleavedDecoder(_TwoModelDecoder):
         accept_top_k: int = 25,
         tokenizer: Any = None,
         num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.accept_top_k = check_int("accept_top_k", accept_top_k, 1)
@@ -378,7 +399,7 @@ class InterleavedDecoder(_TwoModelDecoder):
             teacher_continues=False,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
 
 
 def _check_pair(student: NativeT5, teacher: NativeT5) -> None:

@@ -128,6 +128,7 @@ class DemoResult:
     examples: list[Example]
     sentences: int
     num_threads: int
+    dtypes: tuple[str, str]  # of student and teacher
 
     @property
     def lossless_agreement(self) -> int:
@@ -138,7 +139,9 @@ class DemoResult:
     @property
     def caption(self) -> str:
         """What was measured, in one line."""
-        return f"{self.sentences} sentences, one at a time, {self.num_threads} threads, fp32, greedy"
+        student, teacher = self.dtypes
+        formats = student if student == teacher else f"{student} student and {teacher} teacher"
+        return f"{self.sentences} sentences, one at a time, {self.num_threads} threads, {formats}, greedy"
 
     @property
     def footnote(self) -> str:
@@ -236,4 +239,5 @@ def run_demo(
         ],
         len(sample),
         num_threads,
+        (models["student"].dtype, models["teacher"].dtype),
     )

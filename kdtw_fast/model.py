@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
-from kdtw_fast.options import check_int
+from kdtw_fast.options import check_int, nearest
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _OPTIONAL = (
@@ -85,6 +85,9 @@ _UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention
 
 Tensors = Mapping[str, Callable[[], torch.Tensor]]
 
+DTYPES = ("auto", "fp32", "bf16", "int8")
+CACHE_DTYPES = ("fp32", "bf16")
+
 
 class NativeT5:
     """A T5 whose weights are packed for the native core. Immutable; decoders and threads may share it.
@@ -94,6 +97,8 @@ class NativeT5:
 
     Attributes:
         name: what messages call it ("student", "teacher", …).
+        dtype: number format of the packed matrices, "fp32", "bf16" or "int8".
+        cache_dtype: number format of the keys and values that decodes keep, "fp32" or "bf16".
         vocab_size: rows of the vocabulary head, V.
         pad_token_id, decoder_start_token_id: token ids.
         eos_token_ids: list of ids that end a row.
@@ -102,9 +107,21 @@ class NativeT5:
         core: the native object.
     """
 
-    def __init__(self, config: Mapping[str, Any], tensors: Tensors, name: str, ignore_config_fields: Iterable[str]):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        tensors: Tensors,
+        name: str,
+        ignore_config_fields: Iterable[str] = (),
+        dtype: str = "auto",
+        cache_dtype: str = "fp32",
+    ):
         self.name = name
         spec = _core_config(config, tensors, name, frozenset(ignore_config_fields))
+        check_dtype(dtype)
+        check_dtype(cache_dtype, "cache_dtype", CACHE_DTYPES)
+        self.dtype = spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
+        self.cache_dtype = spec.cache_dtype = cache_dtype
         self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name))
         self.vocab_size: int = spec.vocab_size
         self.pad_token_id: int = config.get("pad_token_id") or 0
@@ -133,9 +150,23 @@ class NativeT5:
 
     @classmethod
     def from_model(
-        cls, model: torch.nn.Module, name: str = "model", ignore_config_fields: Iterable[str] = ()
+        cls,
+        model: torch.nn.Module,
+        name: str = "model",
+        dtype: str = "auto",
+        cache_dtype: str = "fp32",
+        ignore_config_fields: Iterable[str] = (),
     ) -> NativeT5:
         """Packs the weights of a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) in memory.
+
+        Args:
+            model: the model.
+            name: what messages call it.
+            dtype: number format of the matrices. "fp32"; "bf16": rounded, and multiplied in fp32; "int8": one scale per
+                output, and activations quantised per token; "auto": the smallest that holds the model exactly, that
+                is bf16 when all its matrices are bfloat16, else fp32.
+            cache_dtype: number format of keys and values, "fp32" or "bf16".
+            ignore_config_fields: config fields that are known not to change the maths.
 
         Raises:
             TypeError: ``model`` is not such a model.
@@ -159,13 +190,24 @@ class NativeT5:
         for tensor_name, tensor in state.items():
             if tensor.device.type == "meta":
                 raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
-        return cls(config, {key: value.detach for key, value in state.items()}, name, ignore_config_fields)
+        tensors = {key: value.detach for key, value in state.items()}
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, name: str | None = None, ignore_config_fields: Iterable[str] = ()
+        cls,
+        folder: str | Path,
+        name: str | None = None,
+        dtype: str = "auto",
+        cache_dtype: str = "fp32",
+        ignore_config_fields: Iterable[str] = (),
     ) -> NativeT5:
         """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
+
+        Args:
+            folder: the folder.
+            name: what messages call the model; None = the folder's name.
+            dtype, cache_dtype, ignore_config_fields: as for :meth:`from_model`.
 
         Raises:
             FileNotFoundError: the folder, its config or its safetensors files are not there.
@@ -197,7 +239,7 @@ class NativeT5:
             handles.append(handle)
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 tensors[key] = partial(handle.get_tensor, key)
-        return cls(config, tensors, name, ignore_config_fields)
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -239,13 +281,36 @@ class NativeT5:
         return self.core.decode_logits(source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
 
 
-def load(model: torch.nn.Module | NativeT5 | str | Path, name: str) -> NativeT5:
-    """Returns ``model`` (a NativeT5, a Hugging Face model or a folder) as a NativeT5 called ``name`` in messages."""
+def load(model: torch.nn.Module | NativeT5 | str | Path, name: str, dtype: str = "auto") -> NativeT5:
+    """Returns ``model`` (a NativeT5, a Hugging Face model or a folder) as a NativeT5 called ``name`` in messages.
+
+    Raises as the two constructors do, and ValueError when ``dtype`` asks a NativeT5 for a format it is not packed in.
+    """
+    check_dtype(dtype)
     if isinstance(model, NativeT5):
+        if dtype not in ("auto", model.dtype):
+            raise ValueError(
+                f"{name} is packed in {model.dtype}, but dtype={dtype!r} was asked for; pack it with "
+                f"NativeT5.from_model(…, dtype={dtype!r}), or leave dtype out"
+            )
         return model
     if isinstance(model, (str, Path)):
-        return NativeT5.from_pretrained(model, name)
-    return NativeT5.from_model(model, name)
+        return NativeT5.from_pretrained(model, name, dtype)
+    return NativeT5.from_model(model, name, dtype)
+
+
+def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
+    """Raises TypeError or ValueError, naming the nearest known one, unless ``dtype`` is in ``known``."""
+    if not isinstance(dtype, str):
+        raise TypeError(f"{option} must be one of {', '.join(map(repr, known))}, got {dtype!r}")
+    if dtype not in known:
+        raise ValueError(f"unknown {option} {dtype!r}{nearest(dtype, known)}")
+
+
+def _auto_dtype(tensors: Tensors) -> str:
+    """The smallest format that holds every matrix exactly."""
+    values = (read() for read in tensors.values())
+    return "bf16" if all(value.dtype == torch.bfloat16 for value in values if value.ndim == 2) else "fp32"
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -50,10 +50,15 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
 
     Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
     """
-    folder = _find(name, DATA / "pairs" / name if isinstance(name, str) else DATA)
+    folder = pair_folder(name)
     student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
     teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
     return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
+
+
+def pair_folder(name: str = DEFAULT_PAIR) -> Path:
+    """The folder of a shipped pair, with `student`, `teacher` and `tokenizer` in it; raises as `load_pair` does."""
+    return _find(name, DATA / "pairs" / name if isinstance(name, str) else DATA)
 
 
 def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sample]:

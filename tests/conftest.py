@@ -8,6 +8,8 @@ import pytest
 import torch
 from comparison import Tally
 
+import kdtw_fast
+
 ORACLE_TALLY = pytest.StashKey[Tally]()
 
 
@@ -22,6 +24,15 @@ def oracle_tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     tally = Tally()
     yield tally
     request.config.stash[ORACLE_TALLY].add(tally)
+
+
+@pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])
+def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once at every SIMD level that this machine has."""
+    before = kdtw_fast.build_info()["simd"]
+    kdtw_fast._core.set_simd(request.param)
+    yield request.param
+    kdtw_fast._core.set_simd(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

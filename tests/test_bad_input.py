@@ -221,6 +221,11 @@ CONSTRUCTION: list[tuple[str, Call, type[Exception], list[str]]] = [
         ValueError,
         ["'gated-silu'", "'gated-gelu'"],
     ),
+    ("dtype", lambda: NativeT5.from_model(TEACHER, dtype="int4"), ValueError, ["'int4'", "'int8'"]),
+    ("dtype of torch", lambda: GreedyDecoder(TEACHER, dtype=torch.bfloat16), TypeError, ["bfloat16", "'bf16'"]),
+    ("teacher's dtype", lambda: SpeculativeDecoder(STUDENT, TEACHER, teacher_dtype="fp8"), ValueError, ["'fp8'"]),
+    ("cache dtype", lambda: NativeT5.from_model(TEACHER, cache_dtype="int8"), ValueError, ["cache_dtype", "'bf16'"]),
+    ("packed otherwise", lambda: GreedyDecoder(NATIVE[1], dtype="int8"), ValueError, ["model", "fp32", "'int8'"]),
 ]
 
 

@@ -352,7 +352,8 @@ def test_info_tells_version_simd_and_threads(kdtw) -> None:
 
 
 def test_demo_shows_every_method_and_marks_the_teachers_tokens(kdtw, pair: TinyPair, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "load_pair", lambda name: pair)
+    monkeypatch.setattr(cli, "pair_folder", lambda name: pair.folder)
+    monkeypatch.setattr(cli, "load_samples", lambda name: pair.samples())
     result = kdtw("demo", "--sentences", "3", "--threads", "1")
     assert result.exit_code == 0, result.stderr
     assert all(label in result.stdout for label in CONTESTANTS)

@@ -14,7 +14,6 @@ from comparison import as_array
 from factories import EOS, RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5, scale_row, with_tau
 from transformers import T5Config, T5ForConditionalGeneration
 
-import kdtw_fast
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -25,6 +24,7 @@ from kdtw_fast import (
 )
 
 FLAN_SMALL = Shape(512, 64, 6, 1024, 8, 8, "gated-gelu", tied=False, scaled=False)
+WIDE_HEADS = Shape(72, 72, 2, 96, 1, 1, "gated-gelu", tied=False, scaled=False)  # whole vectors and a rest
 VOCAB = 43
 FIELDS = ("sequences", "owners", "lengths", "teacher_calls", "drafted", "accepted", "rolled_back")
 LOGPROBS = ("student_logprobs", "teacher_logprobs")
@@ -119,22 +119,54 @@ def test_marked_tokens(flan_small: T5ForConditionalGeneration) -> None:
         assert np.abs(marked - plain).max() > 0.1
 
 
-@pytest.mark.parametrize("level", kdtw_fast.build_info()["simd_levels"])
-def test_every_simd_level_keeps_the_promise(level: str) -> None:
-    before = kdtw_fast.build_info()["simd"]
-    kdtw_fast._core.set_simd(level)
-    try:
-        rng = np.random.default_rng(8)
-        for shape in SHAPES:
-            model = random_t5(shape, VOCAB, seed=1)
-            native = NativeT5.from_model(model)  # packed for this level
-            source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
-            whole = native.decode_logits(source, tokens)
-            np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
-            for chunks in cuts(rng, 35):
-                assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=2), whole)
-    finally:
-        kdtw_fast._core.set_simd(before)
+@pytest.mark.usefixtures("simd_level")
+def test_every_simd_level_keeps_the_promise() -> None:
+    rng = np.random.default_rng(8)
+    for shape in SHAPES:
+        model = random_t5(shape, VOCAB, seed=1)
+        native = NativeT5.from_model(model)  # packed for this level
+        source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
+        whole = native.decode_logits(source, tokens)
+        np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
+        for chunks in cuts(rng, 35):
+            assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=2), whole)
+
+
+def group_cuts(length: int) -> list[list[int]]:
+    """Passes of every small size, so that attention's groups of queries begin and end everywhere."""
+    rising = [size for size in range(1, length) if size * (size + 1) // 2 <= length]
+    return [[1] * length, [*rising, length - sum(rising)], [5] * (length // 5) + [length % 5], [length - 1, 1]]
+
+
+@pytest.mark.usefixtures("simd_level")
+@pytest.mark.parametrize("shape", [SHAPES[0], WIDE_HEADS], ids=lambda shape: f"head{shape.d_kv}")
+def test_groups_of_queries_over_long_contexts(shape: Shape) -> None:
+    """Queries that share the reading of hundreds of keys have the bits that each has alone."""
+    rng = np.random.default_rng(17)
+    model = random_t5(shape, VOCAB, seed=3)
+    native = NativeT5.from_model(model)
+    source, tokens = tokens_of(rng, 301, VOCAB), tokens_of(rng, 167, VOCAB)
+    whole = native.decode_logits(source, tokens)
+    np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
+    for chunks in group_cuts(167):
+        for threads in (1, 2):
+            assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
+
+
+@pytest.mark.usefixtures("simd_level")
+def test_ragged_rows_encode_as_they_do_alone() -> None:
+    """Rows of 1 to 400 source tokens: where a pass's rows meet, groups of queries end."""
+    rng = np.random.default_rng(23)
+    native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=4))
+    lengths = (1, 2, 13, 16, 17, 400, 5, 129, 64, 3)
+    sources = [rng.integers(2, VOCAB, size=length).tolist() for length in lengths]
+    decoder = GreedyDecoder(native)
+    settings: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "output_logprobs": True}
+    batch = decoder.generate(sources, **settings)
+    for row, source in enumerate(sources):
+        alone = decoder.generate([source], num_threads=1, **settings)
+        np.testing.assert_array_equal(as_array(batch.sequences)[row], as_array(alone.sequences)[0])
+        np.testing.assert_array_equal(batch.student_logprobs[row], alone.student_logprobs[0])
 
 
 # --- Whole decodes -------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "backend/cpu/key_value_cache.h"
+#include "backend/cpu/memory.h"
+#include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
 
@@ -12,73 +15,6 @@ namespace kdtw::cpu {
 namespace {
 
 int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// Zeroed, 64-byte aligned, and not touched until used: a cache of long capacity costs only what is written.
-std::shared_ptr<void> zeroed(size_t bytes) {
-  void* raw = std::calloc(bytes + 64, 1);
-  if (raw == nullptr) throw OutOfMemory(bytes);
-  return std::shared_ptr<void>(raw, std::free);
-}
-
-float* aligned(const std::shared_ptr<void>& memory) {
-  const auto address = reinterpret_cast<uintptr_t>(memory.get());
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
-}
-
-class PackedWeight : public Weight {
- public:
-  PackedWeight(int outputs, int inputs)
-      : Weight(outputs, inputs),
-        panels_((outputs + kPanel - 1) / kPanel),
-        memory_(zeroed(bytes())),
-        data_(aligned(memory_)) {}
-
-  size_t bytes() const override { return sizeof(float) * panels_ * kPanel * static_cast<size_t>(inputs); }
-  int panels() const { return panels_; }
-  const float* data() const { return data_; }
-  float* at(int output) { return data_ + panel_offset(output); }
-  const float* at(int output) const { return data_ + panel_offset(output); }
-
- private:
-  // Element (output, k) lies at at(output)[k * kPanel].
-  size_t panel_offset(int output) const {
-    return static_cast<size_t>(output / kPanel) * kPanel * inputs + output % kPanel;
-  }
-
-  int panels_;
-  std::shared_ptr<void> memory_;
-  float* data_;
-};
-
-// keys: [R][H][capacity / kKeyBlock][D][kKeyBlock]; values: [R][H][capacity][D rounded up to 16].
-class BlockedCache : public KeyValueCache {
- public:
-  BlockedCache(int rows, int heads, int head_size, int capacity)
-      : heads(heads),
-        head_size(head_size),
-        value_stride(round_up(head_size, 16)),
-        capacity(round_up(capacity, kKeyBlock)),
-        rows_(rows),
-        memory_(zeroed(bytes())),
-        keys_(aligned(memory_)),
-        values_(keys_ + static_cast<size_t>(rows) * heads * this->capacity * head_size) {}
-
-  size_t bytes() const override {
-    return sizeof(float) * rows_ * heads * static_cast<size_t>(capacity) * (head_size + value_stride);
-  }
-  float* keys(int row, int head) const { return keys_ + plane(row, head) * head_size; }
-  float* values(int row, int head) const { return values_ + plane(row, head) * value_stride; }
-
-  const int heads, head_size, value_stride, capacity;
-
- private:
-  size_t plane(int row, int head) const { return (static_cast<size_t>(row) * heads + head) * capacity; }
-
-  int rows_;
-  std::shared_ptr<void> memory_;
-  float* keys_;
-  float* values_;
-};
 
 // Below this many multiply-adds an operation stays on the calling thread: waking a worker costs about 2 us.
 constexpr long kParallelWork = 1 << 17;
@@ -101,18 +37,10 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype) override {
-    require(dtype == DType::kFp32, "weights are fp32 only so far");
     int outputs = 0;
     for (const int n : part_outputs) outputs += n;
-    auto weight = std::make_unique<PackedWeight>(outputs, inputs);
-    int output = 0;
-    for (size_t part = 0; part < parts.size(); ++part) {
-      for (int n = 0; n < part_outputs[part]; ++n, ++output) {
-        const float* line = parts[part] + static_cast<size_t>(n) * inputs;
-        float* column = weight->at(output);
-        for (int k = 0; k < inputs; ++k) column[static_cast<size_t>(k) * kPanel] = line[k];
-      }
-    }
+    auto weight = std::make_unique<PackedWeight>(outputs, inputs, dtype);
+    weight->pack(kernels_, parts, part_outputs, threads_);
     return weight;
   }
 
@@ -126,8 +54,7 @@ class CpuBackend : public Backend {
     const auto& packed = static_cast<const PackedWeight&>(table);
     const int size = table.inputs;
     for (size_t t = 0; t < ids.size(); ++t, out += size) {
-      const float* column = packed.at(ids[t]);
-      for (int m = 0; m < size; ++m) out[m] = column[static_cast<size_t>(m) * kPanel];
+      packed.unpack(ids[t], out);
       if (!marked.empty() && marked[t])
         for (int m = 0; m < size; ++m) out[m] += mark[m];
     }
@@ -142,23 +69,11 @@ class CpuBackend : public Backend {
 
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
     const auto& packed = static_cast<const PackedWeight&>(weight);
-    const int K = weight.inputs, N = weight.outputs;
-    const int blocks = (tokens + kernels_.max_rows - 1) / kernels_.max_rows;
-    const float* interleaved = x;
-    if (tokens > 1) interleaved = interleave(x, tokens, K, blocks);
-    const int threads = static_cast<long>(tokens) * K * N >= kParallelWork ? threads_ : 1;
-    parallel_for(packed.panels(), 4, threads, [&](int first, int last) {
-      // All token blocks of a few panels before the next panels: those panels stay in the cache.
-      for (int p = first; p < last; p += 4) {
-        const int end = std::min(p + 4, last);
-        for (int b = 0, t = 0; b < blocks; ++b) {
-          const int rows = block_end(b, blocks, tokens) - t;
-          kernels_.gemm(interleaved + static_cast<size_t>(t) * K, rows, packed.data(), p, end, K, N,
-                        out + static_cast<size_t>(t) * N, N, accumulate);
-          t += rows;
-        }
-      }
-    });
+    const Operand& operand = prepare(packed, x, tokens);
+    parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
+                 [&](int first, int last) {
+                   multiply(kernels_, packed, operand, first, last, out + first * kPanel, weight.outputs, accumulate);
+                 });
   }
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
@@ -178,19 +93,10 @@ class CpuBackend : public Backend {
 
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
              int stride) override {
-    const auto& blocked = static_cast<const BlockedCache&>(cache);
-    const int D = blocked.head_size;
-    for (size_t t = 0; t < tokens.size(); ++t) {
-      const int block = tokens[t].position / kKeyBlock, slot = tokens[t].position % kKeyBlock;
-      for (int h = 0; h < blocked.heads; ++h) {
-        const float* key = keys + t * stride + h * D;
-        const float* value = values + t * stride + h * D;
-        float* to = blocked.keys(tokens[t].row, h) + static_cast<size_t>(block) * kKeyBlock * D + slot;
-        for (int d = 0; d < D; ++d) to[d * kKeyBlock] = key[d];
-        std::memcpy(blocked.values(tokens[t].row, h) + static_cast<size_t>(tokens[t].position) * blocked.value_stride,
-                    value, D * sizeof(float));
-      }
-    }
+    auto& blocked = static_cast<BlockedCache&>(cache);
+    const long work = static_cast<long>(tokens.size()) * blocked.heads * blocked.head_size * 4;
+    parallel_for(blocked.heads, 1, threads_for(work),
+                 [&](int first, int last) { blocked.store(tokens, keys, values, stride, first, last); });
   }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
@@ -203,19 +109,28 @@ class CpuBackend : public Backend {
       work += static_cast<long>(token.length) * H * D * 2;
       longest = std::max(longest, token.length);
     }
-    const int items = static_cast<int>(tokens.size()) * H;
-    parallel_for(items, 1, work >= kParallelWork ? threads_ : 1, [&](int first, int last) {
+    group_queries(tokens, H);
+    parallel_for(static_cast<int>(groups_.size()), 1, threads_for(work), [&](int first, int last) {
       thread_local std::vector<float> scratch;
-      scratch.resize(round_up(longest, kKeyBlock) + blocked.value_stride);
-      for (int item = first; item < last; ++item) {
-        const int t = item / H, h = item % H;
-        const auto& token = tokens[t];
-        const float* table = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr;
-        kernels_.attend(queries + static_cast<size_t>(t) * stride + h * D, blocked.keys(token.row, h),
-                        blocked.values(token.row, h), token.length, D, blocked.value_stride, table,
-                        bias ? bias->lowest : 0, bias ? bias->highest : 0, token.position,
-                        scratch.data() + blocked.value_stride, scratch.data(),
-                        out + (static_cast<size_t>(t) * H + h) * D);
+      const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
+      if (scratch.size() < needed) scratch.resize(needed);
+      for (int i = first; i < last; ++i) {
+        const auto [h, t, count] = groups_[i];
+        const int row = tokens[t].row;
+        kernels_.attend({.queries = queries + static_cast<size_t>(t) * stride + h * D,
+                         .query_stride = stride,
+                         .tokens = tokens.data() + t,
+                         .count = count,
+                         .keys = blocked.keys(row, h),
+                         .values = blocked.values(row, h),
+                         .head_size = D,
+                         .value_stride = blocked.value_stride,
+                         .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
+                         .lowest = bias ? bias->lowest : 0,
+                         .highest = bias ? bias->highest : 0,
+                         .scratch = scratch.data(),
+                         .out = out + (static_cast<size_t>(t) * H + h) * D,
+                         .out_stride = H * D});
       }
     });
   }
@@ -240,36 +155,41 @@ class CpuBackend : public Backend {
   }
 
  private:
+  int threads_for(long work) const { return work >= kParallelWork ? threads_ : 1; }
+
   template <typename Body>
   void for_tokens(int tokens, long work_per_token, Body&& body) {
-    parallel_for(tokens, 1, tokens * work_per_token >= kParallelWork ? threads_ : 1, body);
+    parallel_for(tokens, 1, threads_for(tokens * work_per_token), body);
   }
 
-  // Tokens are cut into `blocks` nearly equal blocks; where the cuts fall changes no result.
-  static int block_end(int block, int blocks, int tokens) {
-    return static_cast<int>(static_cast<long>(tokens) * (block + 1) / blocks);
+  // Cuts each row's tokens into nearly equal groups that attend() takes at once. A head's groups follow each other: its
+  // keys and values stay in the cache.
+  void group_queries(std::span<const TokenAt> tokens, int heads) {
+    groups_.clear();
+    const int T = static_cast<int>(tokens.size());
+    for (int first = 0, last; first < T; first = last) {
+      for (last = first + 1; last < T && tokens[last].row == tokens[first].row;) ++last;
+      const int groups = (last - first + kernels_.max_queries - 1) / kernels_.max_queries;
+      const auto begin = [&](int group) { return first + static_cast<int>((last - first) * long{group} / groups); };
+      for (int h = 0; h < heads; ++h)
+        for (int g = 0; g < groups; ++g) groups_.push_back({h, begin(g), begin(g + 1) - begin(g)});
+    }
   }
 
-  // x [T, K] -> per block [K][rows of the block]: the micro-kernel then reads one stream.
-  const float* interleave(const float* x, int tokens, int K, int blocks) {
-    interleaved_.resize(static_cast<size_t>(tokens) * K);
-    parallel_for(blocks, 1, static_cast<long>(tokens) * K >= kParallelWork ? threads_ : 1, [&](int first, int last) {
-      for (int b = first; b < last; ++b) {
-        const int begin = b == 0 ? 0 : block_end(b - 1, blocks, tokens);
-        const int rows = block_end(b, blocks, tokens) - begin;
-        float* to = interleaved_.data() + static_cast<size_t>(begin) * K;
-        for (int r = 0; r < rows; ++r) {
-          const float* line = x + static_cast<size_t>(begin + r) * K;
-          for (int k = 0; k < K; ++k) to[static_cast<size_t>(k) * rows + r] = line[k];
-        }
-      }
-    });
-    return interleaved_.data();
+  // x [T, K] made ready for multiply() with this weight or others of its number format; valid until the next call.
+  const Operand& prepare(const PackedWeight& weight, const float* x, int tokens) {
+    operand_.prepare(kernels_, weight, x, tokens, threads_for(static_cast<long>(tokens) * weight.inputs));
+    return operand_;
   }
+
+  struct QueryGroup {
+    int head, first, count;  // tokens [first, first + count) of one row
+  };
 
   const Kernels& kernels_;
   const int threads_;
-  std::vector<float> interleaved_;
+  Operand operand_;
+  std::vector<QueryGroup> groups_;
   std::vector<float> logits_;
 };
 
@@ -277,11 +197,16 @@ std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (avx512_kernels() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    tables.push_back(avx512_kernels());
-  if (avx2_kernels() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    tables.push_back(avx2_kernels());
+  const auto add = [&](const Kernels* table, bool runs) {
+    if (table && runs) tables.push_back(table);
+  };
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  add(avx512_vnni_kernels(), avx512 && __builtin_cpu_supports("avx512vnni"));
+  add(avx512_kernels(), avx512);
+  add(avx2_vnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni"));
+  add(avx2_kernels(), avx2);
 #endif
   tables.push_back(&generic_kernels());
   return tables;

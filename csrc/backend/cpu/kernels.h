@@ -1,33 +1,78 @@
-// The table of CPU kernels that differ by instruction set. kernels_body.h holds the one source of them;
-// kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
+// The table of CPU kernels that differ by instruction set. {gemm,attention,kernels}_body.h hold the one source of
+// them; kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+
+#include "backend/backend.h"
 
 namespace kdtw::cpu {
 
-// Weights are packed in panels of kPanel output columns: panel p is [K][kPanel], zero-padded.
+// Weights are packed in panels of kPanel outputs; a panel is a stream of rows of kPanelRow bytes (packed_weight.h).
 inline constexpr int kPanel = 32;
+inline constexpr int kPanelRow = 128;
+// Panels that a product takes at a time.
+inline constexpr int kGroup = 4;
+// int8 tokens are read kChunk inputs at a time, and int8 panels are padded with zeros to whole chunks.
+inline constexpr int kChunk = 64;
 // Keys are cached in blocks of kKeyBlock positions: block b of a head is [D][kKeyBlock].
 inline constexpr int kKeyBlock = 16;
 
+// A few tokens times a few neighbouring panels: out[r * out_stride + n] (+)= sum_k x[r][k] w[n][k] for n < columns.
+// fp32 and bf16 weights: fp32 sums with one accumulator per output and k ascending. int8: exact integer sums a,
+// then float(a) * (x_scales[r] * scale of output n), which is the same number at every SIMD level.
+struct Product {
+  const void* x;          // a block of an Operand
+  const float* x_scales;  // int8: of every row
+  int rows;
+  const std::byte* panels;
+  size_t panel_bytes;
+  int count;   // panels
+  int inputs;  // K
+  float* out;
+  int columns;  // outputs from the first of these panels on that exist; may exceed the panels
+  int out_stride;
+  bool accumulate;
+};
+
+struct Gemm {
+  void (*run)(const Product& product);
+  int max_rows;  // of a product
+};
+
+// One head of a few queries of one row: out = softmax(q k^T + bias) v, each query over keys 0..length-1 of its token.
+struct Attention {
+  const float* queries;  // D floats each, query_stride apart
+  int query_stride;
+  const TokenAt* tokens;  // where the queries stand
+  int count;              // of the queries, at most max_queries
+  const float* keys;      // blocks [D][kKeyBlock]
+  const float* values;    // [position][value_stride]
+  int head_size;          // D
+  int value_stride;       // D rounded up to 16
+  const float* bias;      // this head's line of PositionBias::table, or null
+  int lowest, highest;
+  float* scratch;  // count * the longest length rounded up to kKeyBlock
+  float* out;      // D floats each, out_stride apart
+  int out_stride;
+};
+
 struct Kernels {
   const char* name;
-  int max_rows;  // most rows of one micro-kernel call
+  int max_queries;  // most queries of one attention
 
-  // out[r * out_stride + n] (+)= sum_k x[k * rows + r] * panel(n)[k], k ascending with one accumulator per
-  // output, for rows <= max_rows, panels [first, last). x is interleaved [K][rows].
-  void (*gemm)(const float* x, int rows, const float* panels, int first, int last, int K, int N, float* out,
-               int out_stride, bool accumulate);
+  Gemm gemm[3];  // by the weight's DType
+  // Quantises x symmetrically: to = round(x / scale) + offset with scale = largest |x| / 127, and returns scale; NaN
+  // when one of x is not finite, 0 when all are zero or smaller than 1e-35. Chunk c is written to to + c *
+  // chunk_stride, the last one padded with zeros. The same bytes and scale at every SIMD level.
+  float (*quantise)(const float* x, int size, uint8_t offset, uint8_t* to, long chunk_stride);
+  uint8_t int8_offset;  // of tokens: 128 where gemm takes unsigned ones, otherwise 0
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
-  // One query of one head against `length` keys; keys blocked, values [.., value_stride]. bias_* as in
-  // PositionBias for this head with the query's position, or table == nullptr. scores: scratch of
-  // length rounded up to kKeyBlock. out: D floats; scratch_out: value_stride floats.
-  void (*attend)(const float* query, const float* keys, const float* values, int length, int head_size,
-                 int value_stride, const float* bias_table, int lowest, int highest, int position, float* scores,
-                 float* scratch_out, float* out);
+  // The bits for a query are the same in any company.
+  void (*attend)(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
   // sum of exp(x - shift) in one fixed order
@@ -37,7 +82,10 @@ struct Kernels {
 };
 
 const Kernels& generic_kernels();
-const Kernels* avx2_kernels();    // nullptr where the build has none
-const Kernels* avx512_kernels();  // nullptr where the build has none
+// nullptr where the build has none:
+const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
 
 }  // namespace kdtw::cpu

@@ -4,16 +4,19 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_ps and its like
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace kdtw::cpu {
 namespace {
 
 using V = __m512;
+constexpr int kPrefetch = 24;
 constexpr int kWidth = 16;
-constexpr int kMaxRows = 14;
-constexpr int kPrefetch = 24;  // panel rows ahead
+constexpr int kFp32Rows = 14;  // most rows whose sums stay in registers
+constexpr int kBf16Rows = 13;
+constexpr int kAccumulators = 24;  // of attention
 
 inline V zero() { return _mm512_setzero_ps(); }
 inline V set1(float x) { return _mm512_set1_ps(x); }
@@ -28,20 +31,84 @@ inline V max(V a, V b) { return _mm512_max_ps(a, b); }
 inline V min(V a, V b) { return _mm512_min_ps(a, b); }
 inline V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V scale_by_power(V a, V n) { return _mm512_scalef_ps(a, n); }
+// The bf16 numbers in the low and in the high halves of 16 lanes, as fp32.
+inline V low_halves(V a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16)); }
+inline V high_halves(V a) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(-65536)));
+}
+// To the nearest integer, ties to even, which must fit in a byte.
+inline void store_int8(uint8_t* p, V a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+inline float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }  // i + 8, then i + 4, i + 2, i + 1
+inline float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
 inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
-inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const std::byte* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
+#include "backend/cpu/vector_math.h"
+
+#include "backend/cpu/attention_body.h"
+#include "backend/cpu/gemm_body.h"
 #include "backend/cpu/kernels_body.h"
 
-constexpr Kernels kTable = table("avx512");
+// Sums are vectors of ints to GCC too: as __m512i, which is one of long longs, they would not stay in registers.
+using I = __v16si;
+using Bytes = __m512i;
+inline Bytes load_weights(const float* p) { return _mm512_loadu_si512(p); }
+inline V to_float(I a) { return _mm512_cvtepi32_ps((__m512i)a); }
+inline Bytes four_bytes(const uint8_t* p) {
+  int four;
+  __builtin_memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Pairs of products in 16 bits: 2 * 127 * 127 fits, because the first factor is |x| and x's sign goes to the weight.
+namespace pairs {
+constexpr uint8_t kOffset = 0;
+constexpr int kInt8Rows = 12;
+struct Quad {
+  Bytes magnitude;
+  __mmask64 negative;
+};
+inline I start(const int32_t*) { return I{}; }
+inline Quad quad(const uint8_t* p) {
+  const Bytes four = four_bytes(p);
+  return {_mm512_abs_epi8(four), _mm512_movepi8_mask(four)};
+}
+inline I dot(I sum, const Quad& x, Bytes weights) {
+  const Bytes signed_weights = _mm512_mask_sub_epi8(weights, x.negative, _mm512_setzero_si512(), weights);
+  const Bytes products = _mm512_maddubs_epi16(x.magnitude, signed_weights);
+  return sum + (I)_mm512_madd_epi16(products, _mm512_set1_epi16(1));
+}
+#include "backend/cpu/gemm_int8_body.h"
+}  // namespace pairs
+
+constexpr Kernels kTable = table("avx512", {pairs::int8_gemm<>, pairs::kInt8Rows}, pairs::kOffset);
+
+#pragma GCC target("avx512vnni")
+
+// vpdpbusd multiplies unsigned tokens x + 128: what is too much is known from the sums of the weights.
+namespace vnni {
+constexpr uint8_t kOffset = 128;
+constexpr int kInt8Rows = 14;
+using Quad = Bytes;
+inline I start(const int32_t* sums) { return -128 * (I)_mm512_loadu_si512(sums); }
+inline Quad quad(const uint8_t* p) { return four_bytes(p); }
+inline I dot(I sum, Quad x, Bytes weights) { return (I)_mm512_dpbusd_epi32((__m512i)sum, x, weights); }
+#include "backend/cpu/gemm_int8_body.h"
+}  // namespace vnni
+
+constexpr Kernels kVnniTable = table("avx512_vnni", {vnni::int8_gemm<>, vnni::kInt8Rows}, vnni::kOffset);
 
 }  // namespace
 
 const Kernels* avx512_kernels() { return &kTable; }
+const Kernels* avx512_vnni_kernels() { return &kVnniTable; }
 
 }  // namespace kdtw::cpu
 #else
 namespace kdtw::cpu {
 const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* avx512_vnni_kernels() { return nullptr; }
 }  // namespace kdtw::cpu
 #endif

@@ -1,0 +1,193 @@
+// Attention of a few queries of one row and head over its cached keys and values (Attention in kernels.h), written
+// once over the vector type `V` that the including file defines; see kernels_body.h for how. The queries share what is
+// read from the cache and nothing else: a score has one accumulator over ascending d, an output one over the even keys
+// and one over the odd ones, a softmax is its query's own. So a group of any size gives the bits of its queries alone.
+
+constexpr int kKeyVectors = kKeyBlock / kWidth;  // vectors of one d of a key block
+constexpr float kHidden = -3.0e38f;              // score of a key that does not count
+
+// A query has four accumulators at least, for enough work per load, and eight where the registers allow it: one query
+// alone needs that many to hide the latency of the multiply-add.
+constexpr int kMaxQueries = kAccumulators / 4;
+constexpr int accumulators_each(int queries) { return queries * 8 <= kAccumulators ? 8 : 4; }
+
+// Scores of kBlocks blocks of keys; those of block b and query r go to scores + (b * kQueries + r) * kKeyBlock.
+// As much memory from `ahead` on is fetched for whoever reads it next.
+template <int kQueries, int kBlocks>
+inline void score_tile(const Attention& a, const float* __restrict keys, const float* ahead, float* __restrict scores) {
+  constexpr int kVectorsEach = kBlocks * kKeyVectors;
+  const long block_size = static_cast<long>(a.head_size) * kKeyBlock, query_stride = a.query_stride;
+  V acc[kQueries][kVectorsEach];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectorsEach; ++v) acc[r][v] = zero();
+  const float* __restrict query = a.queries;
+  for (int d = a.head_size; d > 0; --d, ++query, keys += kKeyBlock, ahead += kKeyBlock) {
+#pragma GCC unroll 8
+    for (int b = 0; b < kBlocks; ++b) prefetch(reinterpret_cast<const std::byte*>(ahead + b * block_size));
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const V input = set1(query[r * query_stride]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectorsEach; ++v)
+        acc[r][v] = fma(input, load(keys + v / kKeyVectors * block_size + v % kKeyVectors * kWidth), acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectorsEach; ++v)
+      store(scores + (v / kKeyVectors * kQueries + r) * kKeyBlock + v % kKeyVectors * kWidth, acc[r][v]);
+}
+
+// Scores of `blocks` blocks, as many at a time as there are accumulators.
+template <int kQueries, int kBlocks>
+inline void score(const Attention& a, const float* keys, int blocks, float* scores) {
+  const long step = static_cast<long>(a.head_size) * kKeyBlock * kBlocks;
+  for (; blocks >= kBlocks; blocks -= kBlocks, keys += step, scores += kBlocks * kQueries * kKeyBlock)
+    score_tile<kQueries, kBlocks>(a, keys, blocks > kBlocks ? keys + step : a.values, scores);
+  if constexpr (kBlocks > 1)
+    if (blocks > 0) score<kQueries, kBlocks / 2>(a, keys, blocks, scores);
+}
+
+// The bias of kWidth keys, the first of them `distance` after the query.
+inline V bias_at(const float* table, int lowest, int highest, int distance) {
+  if (distance + kWidth - 1 <= -lowest) return set1(table[0]);
+  if (distance >= highest) return set1(table[lowest + highest]);
+  if (distance >= -lowest && distance + kWidth - 1 <= highest) return load(table + distance + lowest);
+  float lanes[kWidth];
+  for (int i = 0; i < kWidth; ++i) {
+    const int d = distance + i;
+    lanes[i] = table[(d < -lowest ? -lowest : d > highest ? highest : d) + lowest];
+  }
+  return load(lanes);
+}
+
+// What hides the keys of a query's last block that lie beyond its length: entry i belongs to the block's key
+// i - kKeyBlock + keys that count.
+struct Edge {
+  float limit[2 * kKeyBlock];   // of the score
+  float factor[2 * kKeyBlock];  // of the weight
+};
+constexpr Edge make_edge() {
+  Edge edge{};
+  for (int i = 0; i < kKeyBlock; ++i) {
+    edge.limit[i] = __builtin_inff(), edge.limit[kKeyBlock + i] = kHidden;
+    edge.factor[i] = 1.0f, edge.factor[kKeyBlock + i] = 0.0f;
+  }
+  return edge;
+}
+constexpr Edge kEdge = make_edge();
+
+// Turns the scores of query r into weights exp(score + bias - largest) in place, and returns 1 / their sum. `scores`
+// points at the query's part of the first block. Keys from its length on get no weight, whatever lies there.
+inline float softmax(const Attention& a, int r, float* scores) {
+  const int position = a.tokens[r].position, length = a.tokens[r].length;
+  const int last = (length - 1) / kKeyBlock, hidden = (last + 1) * kKeyBlock - length;
+  const long stride = static_cast<long>(a.count) * kKeyBlock;
+  V top = set1(kHidden);
+  for (int b = 0; b <= last; ++b) {
+    float* block = scores + b * stride;
+#pragma GCC unroll 2
+    for (int v = 0; v < kKeyBlock; v += kWidth) {
+      V score = load(block + v);
+      if (a.bias) score = add(score, bias_at(a.bias, a.lowest, a.highest, b * kKeyBlock + v - position));
+      if (b == last) score = min(score, load(kEdge.limit + hidden + v));
+      store(block + v, score);
+      top = max(top, score);
+    }
+  }
+  const V largest = set1(max_lanes(top));
+  V total = zero();
+  for (int b = 0; b <= last; ++b) {
+    float* block = scores + b * stride;
+#pragma GCC unroll 2
+    for (int v = 0; v < kKeyBlock; v += kWidth) {
+      V weight = exp_vector(sub(load(block + v), largest));
+      if (b == last) weight = mul(weight, load(kEdge.factor + hidden + v));
+      store(block + v, weight);
+      total = add(total, weight);
+    }
+  }
+  return 1.0f / sum_lanes(total);
+}
+
+// The outputs of all queries from `column` on, kColumns vectors: sum_j weight of j * values[j], times the query's
+// factor. Weights lie as scores do; the first `shared` keys, an even number, count for every query.
+template <int kQueries, int kColumns>
+inline void weigh_tile(const Attention& a, const float* weights, int shared, const float* factors, int column) {
+  const float* values = a.values + column;
+  const long stride = a.value_stride;
+  V even[kQueries][kColumns], odd[kQueries][kColumns];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) even[r][c] = odd[r][c] = zero();
+  for (int j = 0; j < shared; j += 2) {
+    const float* pair = weights + j / kKeyBlock * (kQueries * kKeyBlock) + j % kKeyBlock;
+    const float* row = values + j * stride;
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const V of_first = set1(pair[r * kKeyBlock]), of_second = set1(pair[r * kKeyBlock + 1]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        even[r][c] = fma(of_first, load(row + c * kWidth), even[r][c]);
+        odd[r][c] = fma(of_second, load(row + stride + c * kWidth), odd[r][c]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r) {
+    for (int j = shared; j < a.tokens[r].length; ++j) {
+      const V weight = set1(weights[(j / kKeyBlock * kQueries + r) * kKeyBlock + j % kKeyBlock]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        V& sum = j % 2 == 0 ? even[r][c] : odd[r][c];
+        sum = fma(weight, load(values + j * stride + c * kWidth), sum);
+      }
+    }
+    float* out = a.out + static_cast<long>(r) * a.out_stride + column;
+    const V factor = set1(factors[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) {
+      const V sum = mul(add(even[r][c], odd[r][c]), factor);
+      const int room = a.head_size - column - c * kWidth;
+      if (room >= kWidth) {
+        store(out + c * kWidth, sum);
+      } else {
+        float lanes[kWidth];
+        store(lanes, sum);
+        for (int i = 0; i < room; ++i) out[c * kWidth + i] = lanes[i];
+      }
+    }
+  }
+}
+
+template <int kQueries>
+void attend_group(const Attention& a) {
+  int shared = a.tokens[0].length, longest = shared;
+  for (int r = 1; r < kQueries; ++r) {
+    const int length = a.tokens[r].length;
+    shared = length < shared ? length : shared;
+    longest = length > longest ? length : longest;
+  }
+  shared -= shared % 2;
+  constexpr int kEach = accumulators_each(kQueries), kColumns = kEach / 2;
+  // Blocks often lie a page apart and share the sets of the first cache level: more than four evict each other.
+  constexpr int kBlocks = kEach / kKeyVectors > 4 ? 4 : kEach / kKeyVectors;
+  float* scores = a.scratch;
+  score<kQueries, kBlocks>(a, a.keys, (longest + kKeyBlock - 1) / kKeyBlock, scores);
+  float factors[kQueries];
+  for (int r = 0; r < kQueries; ++r) factors[r] = softmax(a, r, scores + r * kKeyBlock);
+  int column = 0;
+  for (; column + kColumns * kWidth <= a.value_stride; column += kColumns * kWidth)
+    weigh_tile<kQueries, kColumns>(a, scores, shared, factors, column);
+  for (; column < a.head_size; column += kWidth) weigh_tile<kQueries, 1>(a, scores, shared, factors, column);
+}
+
+template <int kQueries = kMaxQueries>
+void attend(const Attention& a) {
+  if (a.count == kQueries) return attend_group<kQueries>(a);
+  if constexpr (kQueries > 1) attend<kQueries - 1>(a);
+}

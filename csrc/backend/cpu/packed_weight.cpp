@@ -1,0 +1,154 @@
+#include "backend/cpu/packed_weight.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "backend/cpu/memory.h"
+#include "backend/cpu/thread_pool.h"
+#include "core/error.h"
+
+namespace kdtw::cpu {
+namespace {
+
+// Larger int8 weights could overflow an int32 sum: 2^17 * 127 * 127 < 2^31.
+constexpr int kMostInt8Inputs = 1 << 17;
+
+int inputs_per_row(DType dtype) { return dtype == DType::kFp32 ? 1 : dtype == DType::kBf16 ? 2 : 4; }
+
+int panel_rows(DType dtype, int inputs) {
+  if (dtype == DType::kInt8) return (inputs + kChunk - 1) / kChunk * (kChunk / 4);
+  return (inputs + inputs_per_row(dtype) - 1) / inputs_per_row(dtype);
+}
+
+uint16_t to_bf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);  // a NaN stays one, whatever its low bits
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float from_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+
+}  // namespace
+
+PackedWeight::PackedWeight(int outputs, int inputs, DType dtype)
+    : Weight(outputs, inputs),
+      dtype_(dtype),
+      panels_((outputs + kPanel - 1) / kPanel),
+      rows_(panel_rows(dtype, inputs)),
+      panel_bytes_((static_cast<size_t>(rows_) + (dtype == DType::kInt8 ? 2 : 0)) * kPanelRow),
+      memory_(zeroed(bytes())),
+      data_(reinterpret_cast<std::byte*>(aligned(memory_))) {
+  require(dtype != DType::kInt8 || inputs <= kMostInt8Inputs, "int8 weights take at most ", kMostInt8Inputs,
+          " inputs, got ", inputs, "; use bf16");
+}
+
+void PackedWeight::pack(const Kernels& kernels, std::span<const float* const> parts, std::span<const int> part_outputs,
+                        int threads) {
+  std::vector<const float*> lines;  // of every output
+  lines.reserve(outputs);
+  for (size_t part = 0; part < parts.size(); ++part)
+    for (int n = 0; n < part_outputs[part]; ++n) lines.push_back(parts[part] + static_cast<size_t>(n) * inputs);
+  parallel_for(panels_, 1, threads, [&](int first, int last) {
+    // The lines of one panel in its number format, as 32-bit words: one word of every line makes a row.
+    std::vector<uint32_t> words(static_cast<size_t>(kPanel) * rows_);
+    for (int p = first; p < last; ++p) {
+      std::byte* panel = data_ + p * panel_bytes_;
+      auto* scales = reinterpret_cast<float*>(panel + static_cast<size_t>(rows_) * kPanelRow);
+      auto* sums = reinterpret_cast<int32_t*>(scales + kPanel);
+      const int count = std::min(kPanel, outputs - p * kPanel);
+      std::fill(words.begin() + static_cast<size_t>(count) * rows_, words.end(), 0);
+      for (int n = 0; n < count; ++n) {
+        const float* line = lines[p * kPanel + n];
+        uint32_t* to = words.data() + static_cast<size_t>(n) * rows_;
+        if (dtype_ == DType::kFp32) {
+          std::memcpy(to, line, inputs * sizeof(float));
+        } else if (dtype_ == DType::kBf16) {
+          auto* halves = reinterpret_cast<uint16_t*>(to);
+          for (int k = 0; k < inputs; ++k) halves[k] = to_bf16(line[k]);
+          if (inputs % 2 != 0) halves[inputs] = 0;
+        } else {
+          auto* bytes = reinterpret_cast<uint8_t*>(to);
+          scales[n] = kernels.quantise(line, inputs, 0, bytes, kChunk);
+          sums[n] = 0;
+          for (int k = 0; k < inputs; ++k) sums[n] += static_cast<int8_t>(bytes[k]);
+        }
+      }
+      auto* row = reinterpret_cast<uint32_t*>(panel);
+      for (int i = 0; i < rows_; ++i, row += kPanel)
+        for (int n = 0; n < kPanel; ++n) row[n] = words[static_cast<size_t>(n) * rows_ + i];
+    }
+  });
+}
+
+void PackedWeight::unpack(int output, float* to) const {
+  const std::byte* start = panel(output / kPanel);
+  const int n = output % kPanel;
+  const auto at = [&](int k, auto value) {
+    constexpr int kPerRow = 4 / sizeof value;
+    std::memcpy(&value, start + static_cast<size_t>(k / kPerRow) * kPanelRow + 4 * n + k % kPerRow * sizeof value,
+                sizeof value);
+    return value;
+  };
+  if (dtype_ == DType::kFp32) {
+    for (int k = 0; k < inputs; ++k) to[k] = at(k, float{});
+  } else if (dtype_ == DType::kBf16) {
+    for (int k = 0; k < inputs; ++k) to[k] = from_bf16(at(k, uint16_t{}));
+  } else {
+    const float scale = reinterpret_cast<const float*>(start + static_cast<size_t>(rows_) * kPanelRow)[n];
+    for (int k = 0; k < inputs; ++k) to[k] = scale * static_cast<float>(at(k, int8_t{}));
+  }
+}
+
+void Operand::prepare(const Kernels& kernels, const PackedWeight& weight, const float* x, int tokens, int threads) {
+  const bool int8 = weight.dtype() == DType::kInt8;
+  const int K = weight.inputs, chunks = (K + kChunk - 1) / kChunk;
+  const int most = kernels.gemm[static_cast<int>(weight.dtype())].max_rows;
+  tokens_ = tokens;
+  blocks_ = std::max(1, (tokens + most - 1) / most);
+  token_bytes_ = int8 ? static_cast<size_t>(chunks) * kChunk : K * sizeof(float);
+  data_ = reinterpret_cast<const std::byte*>(x);
+  if (tokens <= 1 && !int8) return;
+  memory_.resize(tokens * token_bytes_ / sizeof(float));
+  data_ = reinterpret_cast<const std::byte*>(memory_.data());
+  scales_.resize(int8 ? tokens : 0);
+  parallel_for(blocks_, 1, threads, [&](int first_block, int last_block) {
+    for (int b = first_block; b < last_block; ++b) {
+      const int begin = first(b), rows = first(b + 1) - begin;
+      float* to = memory_.data() + begin * (token_bytes_ / sizeof(float));
+      for (int r = 0; r < rows; ++r) {
+        const float* line = x + static_cast<size_t>(begin + r) * K;
+        if (int8) {
+          scales_[begin + r] = kernels.quantise(line, K, kernels.int8_offset,
+                                                reinterpret_cast<uint8_t*>(to) + r * kChunk, rows * kChunk);
+        } else {
+          for (int k = 0; k < K; ++k) to[static_cast<size_t>(k) * rows + r] = line[k];
+        }
+      }
+    }
+  });
+}
+
+void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, float* out,
+              int out_stride, bool accumulate) {
+  // All blocks of tokens of a few panels before the next panels: those panels stay in the cache.
+  const auto gemm = kernels.gemm[static_cast<int>(weight.dtype())].run;
+  for (int p = first; p < last; p += kGroup) {
+    for (int b = 0; b < x.blocks(); ++b) {
+      const int t = x.first(b);
+      gemm({.x = x.block(b),
+            .x_scales = x.scales(b),
+            .rows = x.first(b + 1) - t,
+            .panels = weight.panel(p),
+            .panel_bytes = weight.panel_bytes(),
+            .count = std::min(kGroup, last - p),
+            .inputs = weight.inputs,
+            .out = out + static_cast<size_t>(t) * out_stride + (p - first) * kPanel,
+            .columns = weight.outputs - p * kPanel,
+            .out_stride = out_stride,
+            .accumulate = accumulate});
+    }
+  }
+}
+
+}  // namespace kdtw::cpu

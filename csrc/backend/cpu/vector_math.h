@@ -1,0 +1,18 @@
+// Functions of a vector `V` that several kernels share; see kernels_body.h for how they are compiled.
+
+// exp(x) to about 2 ulp (Cephes' polynomial), at least 1e-38; x <= 88. NaN stays NaN: max and min return
+// their second operand when one is NaN.
+inline V exp_vector(V x) {
+  x = max(set1(-87.33654f), x);
+  const V n = round_even(mul(x, set1(1.44269504088896341f)));
+  V r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  V p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, mul(r, r), r);
+  return scale_by_power(add(p, set1(1.0f)), n);
+}
