@@ -132,6 +132,8 @@ class AutoDecoder(_Decoder):
         measure_seconds: time for measuring, > 0.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers.
+        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
     def __init__(
@@ -146,6 +148,8 @@ class AutoDecoder(_Decoder):
         measure_seconds: float = 1.0,
         tokenizer: Any = None,
         num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
     ):
         # Not _Decoder's: this one has no native decoder of its own, every call is handed to another decoder.
         self.quality, self.budget, candidates = _quality(quality)
@@ -159,7 +163,8 @@ class AutoDecoder(_Decoder):
             check_int("num_threads", num_threads, 1)
         self.num_threads = num_threads or _core.hardware_threads()
         self.tokenizer = tokenizer or _tokenizer_of(student)
-        self.student, self.teacher = load(student, "student"), load(teacher, "teacher")
+        self.student = load(student, "student", dtype)
+        self.teacher = load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype)
         _check_pair(self.student, self.teacher)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()

@@ -16,14 +16,13 @@ import typer
 from tqdm import tqdm
 
 from kdtw_fast import _core, peers
-from kdtw_fast.model import NativeT5
-from kdtw_fast.options import check_int, nearest
-from kdtw_fast.pairs import DEFAULT_PAIR, load_pair
+from kdtw_fast.model import CACHE_DTYPES, DTYPES, NativeT5, check_dtype
+from kdtw_fast.options import check_int
+from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 from kdtw_fast.profiling import Peers, Plan, available_memory, profile
 from kdtw_fast.report import make_console
 from kdtw_fast.shapes import SHAPES, find_shape, random_native, random_t5
 
-DTYPES, CACHE_DTYPES = ("auto", "fp32", "bf16", "int8"), ("fp32", "bf16")
 # Other systems hold the fp32 weights several times over: Hugging Face's, the converter's, the translator's.
 PEER_COPIES = 4
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -95,13 +94,9 @@ def bench(
 
         kdtw bench --shape flan-t5-small --teacher-shape flan-t5-base --rows 1,8
     """
-    for name, value, known in (
-        ("dtype", dtype, DTYPES),
-        ("teacher-dtype", teacher_dtype or dtype, DTYPES),
-        ("cache-dtype", cache_dtype, CACHE_DTYPES),
-    ):
-        if value not in known:
-            raise ValueError(f"--{name} {value!r} is unknown{nearest(value, known)}")
+    check_dtype(dtype, "--dtype")
+    check_dtype(teacher_dtype or dtype, "--teacher-dtype")
+    check_dtype(cache_dtype, "--cache-dtype", CACHE_DTYPES)
     plan = Plan(
         rows=_rows(rows),
         source_tokens=check_int("--source-tokens", source_tokens, 2),
@@ -164,13 +159,10 @@ def _subjects(pair: str | None, model: Path | None, shape: str | None, teacher_s
     if teacher_shape is not None and shape is None:
         raise ValueError(f"--teacher-shape {teacher_shape} goes with --shape, the student's")
     if model is not None:
-        return {"model": Subject(partial(NativeT5.from_pretrained, model), partial(_reference, model))}
+        return {"model": _saved(model)}
     if shape is None:
-        loaded = load_pair(pair or DEFAULT_PAIR)
-        return {
-            role: Subject(partial(NativeT5.from_model, getattr(loaded, role)), partial(getattr, loaded, role))
-            for role in ("student", "teacher")
-        }
+        home = pair_folder(pair or DEFAULT_PAIR)
+        return {role: _saved(home / role) for role in ("student", "teacher")}
     shapes = {"model": shape} if teacher_shape is None else {"student": shape, "teacher": teacher_shape}
     return {
         role: Subject(partial(random_native, find_shape(name), seed=seed), partial(random_t5, find_shape(name), seed))
@@ -178,10 +170,13 @@ def _subjects(pair: str | None, model: Path | None, shape: str | None, teacher_s
     }
 
 
-def _reference(folder: Path) -> Any:
-    from transformers import T5ForConditionalGeneration
+def _saved(folder: Path) -> Subject:
+    def reference() -> Any:
+        from transformers import T5ForConditionalGeneration
 
-    return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+    return Subject(partial(NativeT5.from_pretrained, folder), reference)
 
 
 def _systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict[str, list[str]], str]:
@@ -189,7 +184,7 @@ def _systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict[str
     none: dict[str, list[str]] = {name: [] for name in models}
     if wanted is False:
         return none, ""
-    largest = max(model.num_bytes * 4 // BYTES[model.core.config.dtype] for model in models.values())
+    largest = max(model.num_bytes * 4 // BYTES[model.dtype] for model in models.values())
     free = available_memory()
     if PEER_COPIES * largest > free:
         reason = (
@@ -203,7 +198,7 @@ def _systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict[str
     if not peers.has_ctranslate2():
         return systems, "Left out: CTranslate2, which is not installed."
     for name, model in models.items():
-        systems[name].append(peers.ctranslate2_beside(model.core.config.dtype))
+        systems[name].append(peers.ctranslate2_beside(model.dtype))
     return systems, ""
 
 

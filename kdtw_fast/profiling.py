@@ -457,7 +457,7 @@ def profile(
         peers.native(model, plan.new_tokens, plan.threads)(sources[name][most])
         on_turn()
         caches = cache_bytes(model.core.config, most, plan.source_tokens, plan.new_tokens)
-        memory.append(Memory(name, model.core.config.dtype, model.num_bytes, most, caches))
+        memory.append(Memory(name, model.dtype, model.num_bytes, most, caches))
     peak = peak_rss()
     whole = []
     for name, model in models.items():

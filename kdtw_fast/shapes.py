@@ -162,7 +162,6 @@ def random_native(
         shape.config | dict(config),
         random_tensors(shape, seed) | dict(tensors),
         name,
-        ignore_config_fields=(),
         dtype="fp32" if dtype == "auto" else dtype,
         cache_dtype=cache_dtype,
     )
