@@ -206,6 +206,7 @@ def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]
                 entry[0]["student"] or "–",
                 str(entry[0]["new_tokens"]),
                 f"{per_token(entry):.2f}",
+                f"{per_token(entry) * entry[0]['encode_share']:.2f}" if "encode_share" in entry[0] else "",
                 f"{factor:.2f}×{_mark(mark, '×')}",
             ]
         )
@@ -214,7 +215,9 @@ def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]
         f"**A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}**",
         "",
         *markdown_table(
-            ("method", "student", "new tokens", "ms per token", "against its teacher alone"), rows, text_columns=2
+            ("method", "student", "new tokens", "ms per token", "of it encoders", "against its teacher alone"),
+            rows,
+            text_columns=2,
         ),
         "",
         "The models are random and of full size; their greedy choices are arranged so that the student agrees with the "

@@ -76,20 +76,20 @@ def test_reading_several_tokens_is_shown_against_a_step() -> None:
 
 
 def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() -> None:
-    def method(name: str, median: float, tokens: int = 10) -> tuple[dict[str, object], float]:
+    def method(name: str, median: float, tokens: int = 10, **more: float) -> tuple[dict[str, object], float]:
         info = {"kind": "large teacher", "method": name, "student": None, "new_tokens": tokens, "dtype": "int8"}
-        return info | {"teacher": "t", "threads": 1}, median
+        return info | {"teacher": "t", "threads": 1} | more, median
 
     text = bench_markdown(
         results(
             method("teacher alone", 1.0),
-            method("speculative, K = 5", 0.5),
+            method("speculative, K = 5", 0.5, encode_share=0.2),
             method("Hugging Face fp32, teacher alone", 2.0, 4),
             method("Hugging Face fp32, assisted", 1.0, 4),
         )
     )
-    assert "| speculative, K = 5 | – | 10 | 50.00 | 2.00× (≥ 1.5×) |" in text
-    assert "| Hugging Face fp32, assisted | – | 4 | 250.00 | 2.00× |" in text
+    assert "| speculative, K = 5 | – | 10 | 50.00 | 10.00 | 2.00× (≥ 1.5×) |" in text
+    assert "| Hugging Face fp32, assisted | – | 4 | 250.00 |  | 2.00× |" in text
 
     def batch(system: str, setting: str, median: float) -> tuple[dict[str, object], float]:
         info = {"kind": "batch", "system": system, "setting": setting, "dtype": "fp32", "rows": 2, "tokens": 20}

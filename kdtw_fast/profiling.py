@@ -58,8 +58,8 @@ class Roof:
         return cls(threads, read_rate(threads, rounds, read_bytes), gemm_rate(threads, rounds, size))
 
     def seconds(self, weight_bytes: float, flops: float) -> tuple[float, str]:
-        """The least time that so many bytes and operations take, and what bounds it: "memory" or "arithmetic"."""
-        return max((weight_bytes / self.read, "memory"), (flops / self.gemm, "arithmetic"))
+        """The least time that so many bytes and operations take, and what bounds it: "memory" or "compute"."""
+        return max((weight_bytes / self.read, "memory"), (flops / self.gemm, "compute"))
 
 
 def read_rate(threads: int, rounds: int = 1, read_bytes: int = READ_BYTES) -> float:

@@ -32,7 +32,7 @@ def test_the_roof_is_the_slower_of_reading_and_multiplying() -> None:
     few = phase([0.04, 0.02, 0.03], weight_bytes=100e6, flops=50e6)  # reading takes 10 ms, multiplying 0.5
     assert few.median == 0.03 and few.of_roof(ROOF) == (pytest.approx(1 / 3), "memory")
     many = phase([0.5], weight_bytes=100e6, flops=40e9, rows=4, tokens=25)  # 400 ms of products
-    assert many.of_roof(ROOF) == (pytest.approx(0.8), "arithmetic")
+    assert many.of_roof(ROOF) == (pytest.approx(0.8), "compute")
     assert many.ms_per_token == pytest.approx(5.0)
     known = many.to_json(ROOF)
     assert known["gb_per_s"] == pytest.approx(0.2) and known["gflop_per_s"] == pytest.approx(80.0)
