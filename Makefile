@@ -30,7 +30,7 @@ format: $(VENV)/.extra-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(STYLED)
 
-# Wants a quiet machine: about ten minutes on two cores.
+# Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench
 	mkdir -p build
 	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json

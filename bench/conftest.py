@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-import kdtw_fast
+from kdtw_fast import build_info
+from kdtw_fast.profiling import versions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,8 +32,14 @@ def rounds(request: pytest.FixtureRequest, tiny: bool) -> int | None:
     return 2 if tiny and asked is None else asked
 
 
+@pytest.fixture(scope="session")
+def threads() -> int:
+    """Threads of benchmarks that do not compare numbers of threads."""
+    return min(2, os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True)
-def _torch_threads_unchanged() -> Any:
+def _torch_threads_unchanged() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -42,8 +49,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info.pop("node", None)
     machine_info["kdtw"] = {
         "cores": os.cpu_count(),
-        "simd": kdtw_fast.build_info()["simd"],
+        "simd": build_info()["simd"],
         "tiny": bool(config.getoption("--tiny")),
-        "versions": {"kdtw_fast": kdtw_fast.__version__}
-        | {name: version(name) for name in ("torch", "transformers", "ctranslate2")},
+        "versions": versions("kdtw_fast", "torch", "transformers", "ctranslate2"),
     }

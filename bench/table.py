@@ -8,15 +8,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.profiling import OURS, processor
+
 README = Path(__file__).parent.parent / "README.md"
-OURS = "kdtw_fast"
-PEERS = {"Hugging Face generate": 2.5, "CTranslate2 float32": 1.5}  # the speed-ups this project sets itself
+
+# The marks this project sets itself; the tables show them beside what was measured.
+FASTER_THAN = {"Hugging Face generate": 3.0, "CTranslate2 float32": 1.7, "CTranslate2 int8": 2.5}
+OF_READ_RATE = {"fp32": 80, "bf16": 80, "int8": 60}  # percent
+STEPS_OF_CATCH_UP = {("int8", 4): 1.5, ("int8", 8): 2.2}  # at most
+OF_GEMM_RATE = {"fp32": 70}  # percent
+FASTER_BATCH = {"fp32": 1.8, "int8": 2.0}
+LOOP_OVERHEAD = 3  # percent, at most
+LARGE_TEACHER = {"speculative": 1.5, "Training Wheels": 6.0}  # by the method's first words
+MEMORY = 6e9  # bytes, at most
+
+Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
 
 
 def fill(text: str, region: str, content: str) -> str:
@@ -35,67 +46,201 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_c
 
 
 def bench_markdown(results: dict[str, Any]) -> str:
-    """The benchmark tables of pytest-benchmark's JSON."""
+    """The benchmark tables of pytest-benchmark's JSON; groups that did not run are left out."""
     machine, kdtw = results["machine_info"], results["machine_info"]["kdtw"]
     if kdtw["tiny"]:
         raise ValueError("these results were taken with --tiny, which measures nothing; run pytest bench without it")
     versions = ", ".join(f"{name} {number}" for name, number in kdtw["versions"].items())
-    entries = [(b["extra_info"], b["stats"]) for b in results["benchmarks"]]
-    one = [(info, stats) for info, stats in entries if info["kind"] == "one model"]
-    two = [(info, stats) for info, stats in entries if info["kind"] == "two models"]
-    return "\n".join(
-        [
-            f"`make bench` on {results['datetime'][:10]}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
-            f"{kdtw['cores']} cores, {kdtw['simd']}, {machine['system']}; {versions}. "
-            "Medians; the systems take turns in one process. Random weights, fp32, batch 1, greedy, "
-            f"{entries[0][0]['source_tokens']} source and {entries[0][0]['new_tokens']} new tokens; "
-            "times of whole calls, the encoder included.",
-            "",
-            *_one_model(one),
-            "",
-            *_two_models(two),
-        ]
-    )
+    entries: dict[str, list[Entry]] = {}
+    for result in results["benchmarks"]:
+        entries.setdefault(result["extra_info"]["kind"], []).append((result["extra_info"], result["stats"]["median"]))
+    sections = {
+        "one model": _one_model,
+        "catch-up": _catch_up,
+        "encoder": _encoder,
+        "batch": _batch,
+        "large teacher": _large_teacher,
+        "memory": _memory,
+        "two models": _two_models,
+    }
+    unknown = sorted(set(entries) - set(sections) - {"verification"})
+    if unknown:
+        raise ValueError(f"the results hold benchmarks of kind {unknown[0]!r}, for which there is no table")
+    lines = [
+        f"`make bench` on {results['datetime'][:10]}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
+        f"{kdtw['cores']} cores, {kdtw['simd']}, {machine['system']}; {versions}. Medians; what is compared takes "
+        "turns in one process. Random weights, greedy, and unless said otherwise one row, 64 source and 64 new tokens; "
+        "times of whole calls, the encoder included. In brackets: the mark this project sets itself.",
+    ]
+    for kind, section in sections.items():
+        if kind in entries:
+            lines += ["", *section(entries[kind], entries)]
+    return "\n".join(lines)
 
 
-def _one_model(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    rows, notes = [], []
-    for threads in sorted({info["threads"] for info, _ in entries}):
-        here = {info["system"]: (info, stats["median"]) for info, stats in entries if info["threads"] == threads}
-        ours_info, ours = here[OURS]
-        for system, (info, seconds) in here.items():
-            speed_up = "" if system == OURS else f"{seconds / ours:.2f}× (mark {PEERS[system]}×)"
-            rows.append(
-                [
-                    system,
-                    str(threads),
-                    f"{1000 * seconds / info['new_tokens']:.2f}",
-                    f"{info['new_tokens'] / seconds:.0f}",
-                    speed_up,
-                ]
-            )
-        read, used, size = ours_info["read_gb_per_s"], ours_info["gb_per_s"], ours_info["bytes_per_token"]
-        notes.append(
-            f"{threads} thread{'s' * (threads > 1)}: {used:.1f} GB/s of {read:.1f} GB/s "
-            f"(roof {1000 * size / read / 1e9:.2f} ms per token)"
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _mark(mark: float | None, unit: str, least: bool = True) -> str:
+    """The mark in brackets: at least so much, or at most."""
+    return "" if mark is None else f" ({'≥' if least else '≤'} {mark:g}{unit})"
+
+
+def _one_model(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    ours = {(info["dtype"], info["threads"]): seconds for info, seconds in entries if info["system"] == OURS}
+    rows = []
+    for info, seconds in sorted(entries, key=lambda entry: entry[0]["threads"]):
+        dtype, tokens = info["dtype"], info["new_tokens"]
+        share = faster = ""
+        if info["system"] == OURS:
+            share = f"{100 * info['gb_per_s'] / info['read_gb_per_s']:.0f} %{_mark(OF_READ_RATE[dtype], ' %')}"
+        else:
+            factor = seconds / ours[dtype, info["threads"]]
+            faster = f"{factor:.2f}×{_mark(FASTER_THAN[info['system']], '×')}"
+        name = info["system"] if dtype in info["system"] else f"{info['system']}, {dtype}"
+        rows.append(
+            [name, str(info["threads"]), f"{1000 * seconds / tokens:.2f}", f"{tokens / seconds:.0f}", share, faster]
         )
-    shape = entries[0][0]["shape"]
-    columns = ("system", "threads", "ms per token", "tokens/s", "kdtw_fast is faster by")
+    rates = {info["threads"]: info["read_gb_per_s"] for info, _ in entries}
+    sizes = {info["dtype"]: info["bytes_per_token"] for info, _ in entries}
+    two = [f"{dtype} {ours[dtype, 1] / ours[dtype, 2]:.2f}×" for dtype in sizes if (dtype, 2) in ours]
     return [
-        f"**One model, the shape of {shape}**",
+        f"**One model, the shape of {entries[0][0]['shape']}**",
         "",
-        *markdown_table(columns, rows),
+        *markdown_table(
+            ("system", "threads", "ms per token", "tokens/s", "steps, of read rate", "kdtw_fast is faster by"), rows
+        ),
         "",
-        f"A step must read {entries[0][0]['bytes_per_token'] / 1e6:.0f} MB of weights. kdtw_fast's decoder steps read "
-        "them at this rate, beside what this machine read at best from a 256 MB array in the same minutes: "
-        f"{'; '.join(notes)}.",
+        "A step must read the weights: "
+        + ", ".join(f"{size / 1e6:.0f} MB in {dtype}" for dtype, size in sizes.items())
+        + ". The read rate is what this machine read at best from a 256 MB array in the same minutes: "
+        + ", ".join(f"{rate:.1f} GB/s with {_threads(count)}" for count, rate in sorted(rates.items()))
+        + "."
+        + (f" Two threads against one (≥ 1×): {', '.join(two)}." if two else ""),
     ]
 
 
-def _two_models(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def _catch_up(entries: list[Entry], everything: dict[str, list[Entry]]) -> list[str]:
+    passes = {
+        (info["kind"], info["dtype"], info["tokens"]): seconds
+        for info, seconds in entries + everything.get("verification", [])
+    }
+    kinds = list(dict.fromkeys((kind, dtype) for kind, dtype, _ in passes))
+    lengths = sorted({length for _, _, length in passes if length > 1})
+    rows = []
+    for kind, dtype in kinds:
+        step = passes["catch-up", dtype, 1]
+        cells = [
+            f"{passes[kind, dtype, n] / step:.2f}×"
+            + _mark(STEPS_OF_CATCH_UP.get((dtype, n)) if kind == "catch-up" else None, "×", least=False)
+            for n in lengths
+        ]
+        rows.append([f"{kind}, {dtype}", f"{1000 * step:.2f}", *cells])
+    return [
+        "**Reading several tokens in one pass, against a step** (the same model; a verification also asks the head "
+        f"about each token; {_threads(entries[0][0]['threads'])})",
+        "",
+        *markdown_table(("pass", "step, ms", *(f"{n} tokens" for n in lengths)), rows),
+    ]
+
+
+def _encoder(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    rows = [
+        [
+            info["dtype"],
+            f"{1000 * seconds:.1f}",
+            f"{info['gflop_per_s']:.0f}",
+            f"{100 * info['gflop_per_s'] / info['gemm_gflop_per_s']:.0f} %"
+            + _mark(OF_GEMM_RATE.get(info["dtype"]), " %"),
+        ]
+        for info, seconds in entries
+    ]
+    info = entries[0][0]
+    return [
+        f"**Its encoder, {info['tokens']} tokens, {_threads(info['threads'])}** (torch multiplies large fp32 matrices "
+        f"at {info['gemm_gflop_per_s']:.0f} GFLOP/s here)",
+        "",
+        *markdown_table(("dtype", "ms", "GFLOP/s", "of torch's fp32 rate"), rows),
+    ]
+
+
+def _batch(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    rows = []
+    for dtype in dict.fromkeys(info["dtype"] for info, _ in entries):
+        here = [(info, seconds) for info, seconds in entries if info["dtype"] == dtype]
+        ours = next(seconds for info, seconds in here if info["system"] == OURS)
+        best = min(seconds for info, seconds in here if info["system"] != OURS)
+        for info, seconds in here:
+            factor = f"{seconds / ours:.2f}×" + (_mark(FASTER_BATCH[dtype], "×") if seconds == best else "")
+            rows.append(
+                [
+                    f"{info['system']}, {dtype}, {info['setting']}",
+                    f"{info['tokens'] / seconds:.0f}",
+                    "" if info["system"] == OURS else factor,
+                ]
+            )
+    return [
+        f"**The same model, {entries[0][0]['rows']} rows at once**",
+        "",
+        *markdown_table(("system", "tokens/s", "kdtw_fast is faster by"), rows),
+    ]
+
+
+def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    def per_token(entry: Entry) -> float:
+        return 1000 * entry[1] / entry[0]["new_tokens"]
+
+    alone: dict[bool, float] = {}  # by whether it is Hugging Face's
+    for entry in entries:
+        if entry[0]["method"].endswith("teacher alone"):
+            alone[entry[0]["method"].startswith("Hugging Face")] = per_token(entry)
+    rows = []
+    for entry in entries:
+        method = entry[0]["method"]
+        mark = next((mark for start, mark in LARGE_TEACHER.items() if method.startswith(start)), None)
+        factor = alone[method.startswith("Hugging Face")] / per_token(entry)
+        rows.append(
+            [
+                method,
+                entry[0]["student"] or "–",
+                str(entry[0]["new_tokens"]),
+                f"{per_token(entry):.2f}",
+                f"{per_token(entry) * entry[0]['encode_share']:.2f}" if "encode_share" in entry[0] else "",
+                f"{factor:.2f}×{_mark(mark, '×')}",
+            ]
+        )
+    info = entries[0][0]
+    return [
+        f"**A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}**",
+        "",
+        *markdown_table(
+            ("method", "student", "new tokens", "ms per token", "of it encoders", "against its teacher alone"),
+            rows,
+            text_columns=2,
+        ),
+        "",
+        "The models are random and of full size; their greedy choices are arranged so that the student agrees with the "
+        "teacher as often as it says, or asks as often.",
+    ]
+
+
+def _memory(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    lines = []
+    for info, seconds in entries:
+        lines.append(
+            f"**Memory**: a model of {info['shape']}'s shape in {info['dtype']} decodes at "
+            f"{1000 * seconds / info['new_tokens']:.0f} ms per token ({info['new_tokens']} new tokens) in a process of "
+            f"{info['peak_rss'] / 1e9:.2f} GB at most{_mark(MEMORY / 1e9, ' GB', least=False)}: weights "
+            f"{info['weights'] / 1e9:.2f} GB, caches {info['caches'] / 1e9:.3f} GB, the rest Python, torch and packing."
+        )
+    return lines
+
+
+def _two_models(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     lines: list[str] = []
     for student, teacher in dict.fromkeys((info["student"], info["teacher"]) for info, _ in entries):
-        here = [(i, s["median"]) for i, s in entries if (i["student"], i["teacher"]) == (student, teacher)]
+        here = [(info, s) for info, s in entries if (info["student"], info["teacher"]) == (student, teacher)]
         alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
         rows = [
             [
@@ -113,17 +258,15 @@ def _two_models(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[st
             "ms per token",
             "against teacher alone",
             "passes: student + teacher",
-            "loop's own time",
+            f"loop's own time{_mark(LOOP_OVERHEAD, ' %', least=False)}",
             "with Python around it",
         )
-        threads = here[0][0]["threads"]
-        lines += [f"**Two models: {student} with {teacher}, {threads} threads**", ""]
+        lines += [f"**Two models: {student} with {teacher}, fp32, {_threads(here[0][0]['threads'])}**", ""]
         lines += [*markdown_table(columns, rows), ""]
     return [
         *lines,
-        "The loop's own time is what is left of a call after encoders and decoder passes (mark: 5 %). The two random "
-        "models agree on nothing, so these rows are the loop's extremes, not what the methods gain on text: for that, "
-        "see the demo.",
+        "The loop's own time is what is left of a call after encoders and decoder passes. The two random models agree "
+        "on nothing, so these rows are the loop's extremes, not what the methods gain on text: for that, see the demo.",
     ]
 
 
@@ -138,14 +281,8 @@ def demo_markdown() -> str:
     threads = min(2, int(build_info()["threads"]))
     # the folders hold bf16, which the native core reads as it is
     result = run_demo(pair.folder / "student", pair.folder / "teacher", pair.tokenizer, sample, num_threads=threads)
-    machine = f"{_processor()}, {os.cpu_count()} cores, {build_info()['simd']}"
+    machine = f"{processor()}, {os.cpu_count()} cores, {build_info()['simd']}"
     return f"`make readme` on {date.today().isoformat()}: {machine}.\n\n{result.markdown()}"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -1,65 +1,94 @@
-"""One model, greedy, batch 1, fp32: kdtw_fast beside Hugging Face and CTranslate2, and beside the memory's roof."""
+"""One model, greedy, one row, every dtype, one thread and two: beside the peers and the rate of reading memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.models import FLAN_T5_SMALL, SMOKE, SYSTEMS, Shape, bytes_read_per_token, random_t5, source
-from bench.race import Recorded, memory_reader, race, replay_timer, report
+from bench.models import FLAN_T5_SMALL, SMOKE, plain, source
+from bench.race import Recorded, race, replay_timer, report
+from kdtw_fast.peers import HUGGING_FACE, CTranslate2, Generate, ctranslate2_beside, hugging_face, native
+from kdtw_fast.profiling import OURS, READ_BYTES, read_rate
+from kdtw_fast.shapes import Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
-READ = "memory read"
+THREADS = range(1, min(2, os.cpu_count() or 1) + 1)
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+# (system, dtype) of each contestant
+SYSTEMS = [
+    *((OURS, dtype) for dtype in BYTES),
+    (HUGGING_FACE, "fp32"),
+    *((ctranslate2_beside(dtype), dtype) for dtype in ("fp32", "int8")),
+]
 
 
 @dataclass(frozen=True)
 class Race:
     shape: Shape
-    threads: int
     recorded: dict[str, Recorded]
 
-    @property
-    def read_gb_per_s(self) -> float:
-        """What this machine reads at best, in the same minutes and with as many threads."""
-        return self.recorded[READ].results[0] / min(self.recorded[READ].seconds) / 1e9
+    def of(self, system: str, dtype: str, threads: int) -> Recorded:
+        return self.recorded[f"{system} {dtype} {threads}"]
+
+    def read_rate(self, threads: int) -> float:
+        """Bytes per second that this machine read at best, in the same minutes and with as many threads."""
+        return max(self.recorded[f"read {threads}"].results)
 
 
-@pytest.fixture(scope="module", params=range(1, min(2, os.cpu_count() or 1) + 1), ids=lambda n: f"{n}-threads")
-def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None) -> Iterator[Race]:
-    shape, threads = SMOKE if tiny else FLAN_T5_SMALL, request.param
-    model, ids = random_t5(shape), source(shape, SOURCE_TOKENS)
-    systems = {name: make(model, NEW_TOKENS, threads) for name, make in SYSTEMS.items()}
-    contestants = {name: (lambda run=run: run(ids)) for name, run in systems.items()}
-    recorded = race({**contestants, READ: memory_reader(threads, 8 if tiny else 256)}, rounds or 11)
-    yield Race(shape, threads, recorded)
+@pytest.fixture(scope="module")
+def raced(tiny: bool, rounds: int | None) -> Race:
+    shape = SMOKE if tiny else FLAN_T5_SMALL
+    model, ids = plain(shape), source(shape, SOURCE_TOKENS)
+    ours = {dtype: model.native("model", dtype) for dtype in BYTES}
+    theirs = model.hugging_face()
+    converted = CTranslate2(theirs)
+
+    def make(system: str, dtype: str, threads: int) -> Generate:
+        if system == OURS:
+            return native(ours[dtype], NEW_TOKENS, threads)
+        if system == HUGGING_FACE:
+            return hugging_face(theirs, NEW_TOKENS, threads)
+        return converted.generate(NEW_TOKENS, threads, system.split()[-1])
+
+    contestants: dict[str, Callable[[], Any]] = {}
+    for threads in THREADS:
+        for system, dtype in SYSTEMS:
+            contestants[f"{system} {dtype} {threads}"] = partial(make(system, dtype, threads), ids)
+        contestants[f"read {threads}"] = partial(read_rate, threads, read_bytes=2**20 if tiny else READ_BYTES)
+    return Race(shape, race(contestants, rounds or 11))
 
 
 @pytest.mark.benchmark(timer=replay_timer)
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_greedy_decoding(benchmark: BenchmarkFixture, raced: Race, system: str) -> None:
-    recorded = raced.recorded[system]
-    benchmark.group = f"greedy, {raced.shape.name}, {raced.threads} threads"
-    report(benchmark, recorded)
-    tokens = recorded.results[0].ids
-    agreed = sum(a == b for a, b in zip(tokens, raced.recorded["Hugging Face generate"].results[0].ids))
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize(("system", "dtype"), SYSTEMS)
+def test_greedy_decoding(benchmark: BenchmarkFixture, raced: Race, system: str, dtype: str, threads: int) -> None:
+    recorded = raced.of(system, dtype, threads)
+    benchmark.group = f"greedy, {raced.shape.name}, {threads} threads"
+    report(benchmark, recorded.seconds)
+    (tokens,) = recorded.results[0].ids
+    (expected,) = raced.of(HUGGING_FACE, "fp32", threads).results[0].ids
     benchmark.extra_info |= {
         "kind": "one model",
         "system": system,
+        "dtype": dtype,
         "shape": raced.shape.name,
-        "threads": raced.threads,
+        "threads": threads,
         "source_tokens": SOURCE_TOKENS,
         "new_tokens": len(tokens),
-        "tokens_as_hugging_face": agreed,
-        "read_gb_per_s": raced.read_gb_per_s,
-        "bytes_per_token": bytes_read_per_token(raced.shape),
+        "tokens_as_hugging_face": sum(a == b for a, b in zip(tokens, expected)),
+        "read_gb_per_s": raced.read_rate(threads) / 1e9,
+        "bytes_per_token": raced.shape.step_parameters * BYTES[dtype],
     }
-    seconds = sorted(result.decoder_seconds for result in recorded.results if result.decoder_seconds)
-    if seconds:
-        per_token = seconds[len(seconds) // 2] / NEW_TOKENS
-        benchmark.extra_info["gb_per_s"] = bytes_read_per_token(raced.shape) / per_token / 1e9
+    if system == OURS:
+        seconds = sorted(result.decoder_seconds for result in recorded.results)[len(recorded.results) // 2]
+        per_token = benchmark.extra_info["bytes_per_token"] * NEW_TOKENS
+        benchmark.extra_info["gb_per_s"] = per_token / seconds / 1e9
     assert len(tokens) == NEW_TOKENS
-    assert agreed == NEW_TOKENS, f"{system} wrote other tokens than Hugging Face: the systems do not do the same work"
+    if dtype == "fp32":  # random weights in fewer bits are another random model
+        assert tokens == expected, f"{system} wrote other tokens than Hugging Face: the systems do not do the same work"

@@ -32,3 +32,75 @@ def test_the_readme_has_both_regions() -> None:
 
 def test_tables_align_text_left_and_numbers_right() -> None:
     assert markdown_table(["a", "b"], [["x", "1"]]) == ["| a | b |", "|---|---:|", "| x | 1 |"]
+
+
+def results(*benchmarks: tuple[dict[str, object], float]) -> dict[str, object]:
+    """pytest-benchmark's JSON as far as the tables read it."""
+    kdtw = {"tiny": False, "cores": 2, "simd": "avx2", "versions": {"kdtw_fast": "1"}}
+    return {
+        "machine_info": {"kdtw": kdtw, "cpu": {}, "system": "Linux"},
+        "datetime": "2026-01-02T03:04",
+        "benchmarks": [{"extra_info": info, "stats": {"median": median}} for info, median in benchmarks],
+    }
+
+
+def one_model(system: str, dtype: str, threads: int, median: float) -> tuple[dict[str, object], float]:
+    info = {"kind": "one model", "system": system, "dtype": dtype, "threads": threads, "new_tokens": 10, "shape": "s"}
+    return info | {"gb_per_s": 6.0, "read_gb_per_s": 8.0, "bytes_per_token": 2_000_000}, median
+
+
+def test_ratios_stand_beside_their_marks() -> None:
+    text = bench_markdown(
+        results(
+            one_model("kdtw_fast", "int8", 1, 0.02),
+            one_model("CTranslate2 int8", "int8", 1, 0.05),
+            one_model("kdtw_fast", "int8", 2, 0.01),
+            one_model("CTranslate2 int8", "int8", 2, 0.02),
+        )
+    )
+    assert "| kdtw_fast, int8 | 1 | 2.00 | 500 | 75 % (≥ 60 %) |  |" in text
+    assert "| CTranslate2 int8 | 1 | 5.00 | 200 |  | 2.50× (≥ 2.5×) |" in text
+    assert "Two threads against one (≥ 1×): int8 2.00×." in text
+
+
+def test_reading_several_tokens_is_shown_against_a_step() -> None:
+    def one(kind: str, tokens: int, median: float) -> tuple[dict[str, object], float]:
+        return {"kind": kind, "dtype": "int8", "tokens": tokens, "threads": 1}, median
+
+    passes = [one("catch-up", n, 0.001 * n**0.5) for n in (1, 4, 8)] + [
+        one("verification", n, 0.001 * n) for n in (1, 4, 8)
+    ]
+    text = bench_markdown(results(*passes))
+    assert "| catch-up, int8 | 1.00 | 2.00× (≤ 1.5×) | 2.83× (≤ 2.2×) |" in text
+    assert "| verification, int8 | 1.00 | 4.00× | 8.00× |" in text
+
+
+def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() -> None:
+    def method(name: str, median: float, tokens: int = 10, **more: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "large teacher", "method": name, "student": None, "new_tokens": tokens, "dtype": "int8"}
+        return info | {"teacher": "t", "threads": 1} | more, median
+
+    text = bench_markdown(
+        results(
+            method("teacher alone", 1.0),
+            method("speculative, K = 5", 0.5, encode_share=0.2),
+            method("Hugging Face fp32, teacher alone", 2.0, 4),
+            method("Hugging Face fp32, assisted", 1.0, 4),
+        )
+    )
+    assert "| speculative, K = 5 | – | 10 | 50.00 | 10.00 | 2.00× (≥ 1.5×) |" in text
+    assert "| Hugging Face fp32, assisted | – | 4 | 250.00 |  | 2.00× |" in text
+
+    def batch(system: str, setting: str, median: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "batch", "system": system, "setting": setting, "dtype": "fp32", "rows": 2, "tokens": 20}
+        return info, median
+
+    text = bench_markdown(
+        results(batch("kdtw_fast", "x", 1.0), batch("CTranslate2", "a", 4.0), batch("CTranslate2", "b", 2.0))
+    )
+    assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
+
+
+def test_results_without_a_table_are_refused() -> None:
+    with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
+        bench_markdown(results(({"kind": "new"}, 1.0)))

@@ -10,10 +10,12 @@
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/memory_probe.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
 #include "core/philox.h"
 #include "decode/decoder.h"
+#include "decode/probe.h"
 
 namespace py = pybind11;
 using namespace kdtw;
@@ -163,6 +165,24 @@ FloatArray decode_logits(const T5& model, const std::vector<int32_t>& source, co
   return out;
 }
 
+// (seconds of each repeat, {operation: (seconds, bytes of weights, flops) of one pass})
+template <typename Pass>
+py::tuple timed(Pass&& pass) {
+  SignalPoll poll;
+  PassCosts costs;
+  {
+    py::gil_scoped_release unlocked;
+    costs = pass([&poll] { poll(); });
+  }
+  constexpr const char* kNames[kOperations] = {"linear", "head", "attention", "other"};
+  py::dict operations;
+  for (int i = 0; i < kOperations; ++i) {
+    const auto& cost = costs.operations[i];
+    operations[kNames[i]] = py::make_tuple(cost.seconds, cost.weight_bytes, cost.flops);
+  }
+  return py::make_tuple(costs.seconds, operations);
+}
+
 Ledger make_ledger(py::object max_calls, py::object max_fraction) {
   Ledger ledger;
   if (!max_calls.is_none()) ledger.max_calls = max_calls.cast<int>();
@@ -289,6 +309,28 @@ PYBIND11_MODULE(_core, m) {
            py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"))
       .def("generate", &generate, py::arg("request"), py::arg("pad"), py::arg("streamer"));
 
+  py::class_<Probe>(m, "Probe")
+      .def(py::init(
+               [](std::shared_ptr<T5> model, int rows, int source_tokens, int history, int most_tokens, int threads) {
+                 return std::make_unique<Probe>("cpu", std::move(model), rows, source_tokens, history, most_tokens,
+                                                threads);
+               }),
+           py::arg("model"), py::arg("rows"), py::arg("source_tokens"), py::arg("history"), py::arg("most_tokens"),
+           py::arg("threads"))
+      .def(
+          "encode",
+          [](Probe& probe, int repeats) {
+            return timed([&](const Poll& poll) { return probe.encode(repeats, poll); });
+          },
+          py::arg("repeats"))
+      .def(
+          "decode",
+          [](Probe& probe, int tokens, int asked, int repeats) {
+            return timed([&](const Poll& poll) { return probe.decode(tokens, asked, repeats, poll); });
+          },
+          py::arg("tokens"), py::arg("asked"), py::arg("repeats"))
+      .def_property_readonly("cache_bytes", &Probe::cache_bytes);
+
   m.def(
       "uniform",
       [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
@@ -300,4 +342,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", &build_info);
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);
+  m.def("read_rate", &cpu::read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds"),
+        py::call_guard<py::gil_scoped_release>());
 }

@@ -10,6 +10,7 @@ except ImportError as error:
     ) from error
 
 from kdtw_fast._core import build_info
+from kdtw_fast.auto import AutoDecoder
 from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget
 from kdtw_fast.decoders import (
     BigLittleDecoder,
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BUDGETS",
+    "AutoDecoder",
     "BigLittleDecoder",
     "Budget",
     "GenerateOptions",

@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from tqdm import tqdm
 from typer.core import TyperGroup
 
 from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.cli_bench import bench
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
 from kdtw_fast.model import load
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
-from kdtw_fast.pairs import load_samples, pair_folder, pair_names
-from kdtw_fast.report import LEGEND, marked, runs
+from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
+from kdtw_fast.report import LEGEND, make_console, marked, runs
 
-DEFAULT_PAIR = "debian-de-en"
 USER_ERROR, INTERRUPTED = 2, 130
 
 # What click raises for a wrong command line, wherever this typer keeps its click.
@@ -204,6 +203,14 @@ def generate(
     budget: Annotated[
         str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, show_default=False, rich_help_panel=_METHOD)
     ] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: [bold]teacher[/bold] (exactly its output, the default), a budget, or [bold]student[/bold].",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     verify_lenience: Annotated[
         float | None,
         typer.Option(
@@ -318,6 +325,7 @@ def generate(
     chosen = find_method(method)
     own = {
         "budget": budget,
+        "quality": None if quality is None else _budget(quality),
         "max_teacher_fraction": max_teacher_fraction,
         "max_teacher_calls": max_teacher_calls,
         "verify_lenience": verify_lenience,
@@ -396,7 +404,7 @@ def demo(
     if markdown:
         print(result.markdown())
         return
-    console = _console()
+    console = make_console()
     console.print(result.table(), crop=False)
     console.print(result.footnote, soft_wrap=True, highlight=False)
     console.print(Text(f"\nWho wrote what ({LEGEND}):"), soft_wrap=True)
@@ -404,6 +412,9 @@ def demo(
         console.print()
         for name, line in example.lines():
             console.print(Text.assemble((f"{name:<14} ", "dim"), line), soft_wrap=True)
+
+
+app.command()(bench)
 
 
 @app.command()
@@ -516,7 +527,9 @@ def _with_owners(tokenizer: Any) -> Render:
 def _jsonl(method: str) -> Render:
     def render(line: _Line) -> str:
         tokens, owners = line.tokens()
-        record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text, "method": method}
+        record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text}
+        ran = None if line.out is None else line.out.prediction
+        record["method"] = method if ran is None else ran.method
         record |= {"tokens": tokens, "owners": [Owner(code).name.lower() for code in owners]}
         for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
             record[name] = 0 if line.out is None else int(line.out[name][line.row])
@@ -533,7 +546,7 @@ def _jsonl(method: str) -> Render:
 def _writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
     """A function that writes one line, flushed, so that an interruption loses no finished line."""
     if output is None:
-        console = _console()
+        console = make_console()
 
         def show(line: str | Text) -> None:
             if isinstance(line, Text):
@@ -551,13 +564,6 @@ def _writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
             stream.flush()
 
         yield write
-
-
-def _console() -> Console:
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    return console
 
 
 def _budget(value: str) -> str | float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdtw_fast.auto import AutoDecoder
 from kdtw_fast.decoders import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -15,7 +16,9 @@ from kdtw_fast.decoders import (
 )
 from kdtw_fast.options import nearest
 
-Decoder = GreedyDecoder | TrainingWheelsDecoder | SpeculativeDecoder | BigLittleDecoder | InterleavedDecoder
+Decoder = (
+    GreedyDecoder | TrainingWheelsDecoder | SpeculativeDecoder | BigLittleDecoder | InterleavedDecoder | AutoDecoder
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ METHODS: dict[str, Method] = {
         "drafts among the teacher's best k stay, others are replaced (SKD)",
         InterleavedDecoder,
         settings={"draft_length": "draft_length", "accept_top_k": "accept_top_k"},
+    ),
+    "auto": Method(
+        "the fastest of these for --quality, from measured costs",
+        AutoDecoder,
+        settings={"quality": "quality"},
     ),
 }
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from kdtw_fast.costs import Prediction
 
 
 class Owner(IntEnum):
@@ -61,6 +65,7 @@ class GenerationOutput(ModelOutput):
         teacher_logprobs: float32 [R, T], the teacher's log-probability of the token where one of its
             passes read that place; NaN elsewhere. With ``output_logprobs`` only.
         texts: decoded outputs, when strings went in.
+        prediction: of :class:`kdtw_fast.AutoDecoder`: the method that ran, and its predicted time.
     """
 
     sequences: torch.Tensor | None = None
@@ -78,3 +83,10 @@ class GenerationOutput(ModelOutput):
     student_logprobs: torch.Tensor | None = None
     teacher_logprobs: torch.Tensor | None = None
     texts: list[str] | None = None
+    prediction: Prediction | None = None
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds of the native call per output token of all rows."""
+        assert self.timings is not None and self.lengths is not None
+        return 1000.0 * self.timings.total / int(self.lengths.sum())

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditiona
 from kdtw_fast.modeling import TrainingWheelsT5
 
 DATA = Path(__file__).parent / "data"
+DEFAULT_PAIR = "debian-de-en"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def pair_names() -> list[str]:
     return sorted(folder.name for folder in (DATA / "pairs").glob("*") if (folder / "student").is_dir())
 
 
-def load_pair(name: str = "debian-de-en") -> Pair:
+def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     """Load a pair that ships with the package; needs no network.
 
     Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
@@ -55,12 +56,12 @@ def load_pair(name: str = "debian-de-en") -> Pair:
     return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
 
 
-def pair_folder(name: str = "debian-de-en") -> Path:
+def pair_folder(name: str = DEFAULT_PAIR) -> Path:
     """The folder of a shipped pair, with `student`, `teacher` and `tokenizer` in it; raises as `load_pair` does."""
     return _find(name, DATA / "pairs" / name if isinstance(name, str) else DATA)
 
 
-def load_samples(name: str = "debian-de-en", limit: int | None = None) -> list[Sample]:
+def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sample]:
     """The held-out sentences that ship with a pair; raises as `load_pair` does, ValueError for a limit below 1."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")

@@ -1,11 +1,16 @@
-"""Showing who wrote what: outputs cut into runs of one owner, marked with brackets and, on a terminal, coloured."""
+"""Showing who wrote what: outputs cut into runs of one owner, marked with brackets and, on a terminal, coloured.
+
+Also the console that the commands print to.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from kdtw_fast.outputs import Owner
@@ -72,3 +77,11 @@ def marked(row: Sequence[Run]) -> Text:
         text.append(run.space)
         text.append(f"{opening}{run.text}{closing}", style=style)
     return text
+
+
+def make_console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console

@@ -95,6 +95,19 @@ def test_each_text_gives_one_line_as_the_decoder_wrote_it(kdtw, pair: TinyPair) 
     assert result.stdout.split("\n") == [*(" ".join(text.splitlines()) for text in expected), ""]
 
 
+def test_auto_decodes_at_the_quality_asked_for_and_says_how(kdtw, pair: TinyPair) -> None:
+    def run(*arguments: str) -> str:
+        result = kdtw("generate", *pair.folders, *SMALL, *arguments, stdin="\n".join(LINES))
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    teacher = run("--method", "speculative")
+    assert run("--method", "auto") == run("--method", "auto", "--quality", "teacher", "--batch-size", "1") == teacher
+    assert run("--method", "auto", "--quality", "student") == run("--method", "greedy-student")
+    ran = {json.loads(line)["method"] for line in run("--method", "auto", "--quality", "0.3", "--jsonl").splitlines()}
+    assert ran <= {"training-wheels", "greedy-teacher", "auto"} and ran != {"auto"}  # "auto": an empty line's
+
+
 def test_stdin_file_dash_and_output_file_agree_and_stay_aligned(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_bytes("\n".join(LINES).encode())  # no newline at the end
@@ -221,6 +234,8 @@ BAD = {
         "--budget belongs to training-wheels",
     ),
     "lenience of another method": (["generate", "--lenience", "1", "x"], "--lenience belongs to speculative"),
+    "quality of another method": (["generate", "--quality", "teacher", "x"], "--quality belongs to auto"),
+    "unknown quality": (["generate", *MODELS, "--method", "auto", "--quality", "best", "x"], "unknown budget 'best'"),
     "lenience out of range": (
         ["generate", *MODELS, "--method", "speculative", "--lenience", "1.5", "x"],
         "--lenience must be in [0, 1], got 1.5",

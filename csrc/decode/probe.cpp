@@ -1,0 +1,200 @@
+#include "decode/probe.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+
+#include "core/error.h"
+#include "core/philox.h"
+
+namespace kdtw {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+// Passes every call on and adds up what it took.
+class Probe::ProfiledBackend : public Backend {
+ public:
+  // width: of keys and values, H*D.
+  ProfiledBackend(std::unique_ptr<Backend> inner, int width) : inner_(std::move(inner)), width_(width) {}
+
+  std::array<OperationCost, kOperations> costs;
+
+  Buffer allocate(size_t floats) override { return inner_->allocate(floats); }
+  void upload(Buffer& to, std::span<const float> from) override { inner_->upload(to, from); }
+  void download(std::span<float> to, const float* from) override { inner_->download(to, from); }
+  std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
+                               DType dtype) override {
+    return inner_->pack(parts, part_outputs, inputs, dtype);
+  }
+  std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
+    return inner_->make_cache(rows, heads, head_size, capacity, dtype);
+  }
+
+  void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
+             float* out) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->embed(table, ids, marked, mark, out);
+  }
+  void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->rms_norm(x, scale, epsilon, tokens, size, out);
+  }
+  void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
+    const Timed timed(*this, Operation::kLinear, weight, tokens);
+    inner_->linear(weight, x, tokens, out, accumulate);
+  }
+  void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->activate(activation, hidden, tokens, size, out);
+  }
+  void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
+             int stride) override {
+    const Timed timed(*this, Operation::kAttention);
+    inner_->store(cache, tokens, keys, values, stride);
+  }
+  void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
+              const PositionBias* bias, float* out) override {
+    const Timed timed(*this, Operation::kAttention);
+    for (const auto& token : tokens)
+      costs[static_cast<int>(Operation::kAttention)].flops += 4.0 * token.length * width_;
+    inner_->attend(cache, tokens, queries, stride, bias, out);
+  }
+  void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->gather(x, indices, size, out);
+  }
+  void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
+            std::span<PickResult> results) override {
+    const Timed timed(*this, Operation::kHead, head, static_cast<int>(requests.size()));
+    inner_->pick(head, hidden, requests, results);
+  }
+
+ private:
+  class Timed {
+   public:
+    Timed(ProfiledBackend& backend, Operation operation) : cost_(backend.costs[static_cast<int>(operation)]) {}
+    Timed(ProfiledBackend& backend, Operation operation, const Weight& weight, int tokens) : Timed(backend, operation) {
+      cost_.weight_bytes += static_cast<double>(weight.bytes());
+      cost_.flops += 2.0 * tokens * weight.outputs * weight.inputs;
+    }
+    ~Timed() { cost_.seconds += seconds_since(start_); }
+
+   private:
+    OperationCost& cost_;
+    const Clock::time_point start_ = Clock::now();
+  };
+
+  const std::unique_ptr<Backend> inner_;
+  const int width_;
+};
+
+namespace {
+
+// Writes positions [0, length) of every row: memory that was never touched is not read from where a decode's caches
+// are.
+void fill(Backend& backend, KeyValueCache& cache, int rows, int length, int width) {
+  Buffer line = backend.allocate(width);
+  std::vector<float> values(width);
+  for (int i = 0; i < width; ++i) values[i] = 0.125f * static_cast<float>(i % 7 - 3);
+  backend.upload(line, values);
+  for (int row = 0; row < rows; ++row) {
+    for (int position = 0; position < length; ++position) {
+      const TokenAt token{row, position, position + 1};
+      backend.store(cache, std::span(&token, 1), line.data, line.data, width);
+    }
+  }
+}
+
+template <typename Pass>
+PassCosts repeated(std::array<OperationCost, kOperations>& costs, int repeats, Pass&& pass) {
+  costs = {};
+  PassCosts out;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = Clock::now();
+    pass();
+    out.seconds.push_back(seconds_since(start));
+  }
+  out.operations = costs;
+  for (auto& cost : out.operations) cost.seconds /= repeats, cost.weight_bytes /= repeats, cost.flops /= repeats;
+  return out;
+}
+
+}  // namespace
+
+Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int rows, int source_tokens, int history,
+             int most_tokens, int threads)
+    : model_(std::move(model)),
+      source_tokens_(source_tokens),
+      history_(history),
+      most_tokens_(most_tokens),
+      backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads), model_->config().inner())),
+      state_(*backend_, model_->config(), rows, source_tokens, history + most_tokens) {
+  const int width = model_->config().inner();
+  for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);
+  for (auto& cache : state_.cross) fill(*backend_, *cache, rows, source_tokens, width);
+  std::fill(state_.source_length.begin(), state_.source_length.end(), source_tokens);
+}
+
+Probe::~Probe() = default;
+
+PassCosts Probe::encode(int repeats, const Poll& poll) {
+  std::vector<int> rows(state_.rows);
+  std::iota(rows.begin(), rows.end(), 0);
+  std::vector<std::vector<int32_t>> sources(state_.rows, std::vector<int32_t>(source_tokens_));
+  for (int row = 0; row < state_.rows; ++row)
+    for (int i = 0; i < source_tokens_; ++i) sources[row][i] = random_id(row, i);
+  return repeated(backend_->costs, repeats, [&] { model_->encode(*backend_, state_, work_, rows, sources, poll); });
+}
+
+PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
+  require(tokens >= 1 && tokens <= most_tokens_, "a pass has 1 to ", most_tokens_, " tokens of a row here, got ",
+          tokens);
+  require(asked >= 0 && asked <= tokens, "the head is asked about 0 to ", tokens, " tokens of a row, got ", asked);
+  std::vector<InputToken> input;
+  for (int row = 0; row < state_.rows; ++row)
+    for (int i = 0; i < tokens; ++i) input.push_back({random_id(row, history_ + i), row, history_ + i, 0});
+  std::vector<int32_t> wanted;
+  std::vector<PickRequest> requests;
+  std::vector<PickResult> results;
+  return repeated(backend_->costs, repeats, [&] {
+    // Cut where a lane cuts.
+    for (size_t begin = 0; begin < input.size(); begin += T5::kMaxPass) {
+      const size_t count = std::min<size_t>(T5::kMaxPass, input.size() - begin);
+      wanted.clear(), requests.clear();
+      for (size_t t = 0; t < count; ++t) {
+        const int after = tokens - 1 - input[begin + t].position + history_;  // tokens of the row behind this one
+        if (after >= asked) continue;
+        PickRequest request;
+        if (after > 0)
+          request.check = Check::kLenience, request.threshold = 1.0, request.draft = input[begin + t + 1].id;
+        wanted.push_back(static_cast<int32_t>(t));
+        requests.push_back(request);
+      }
+      model_->decode(*backend_, state_, work_, std::span(input).subspan(begin, count), wanted, poll);
+      results.assign(requests.size(), {});
+      if (!requests.empty()) backend_->pick(model_->head(), work_.gathered, requests, results);
+      for (const auto& result : results)
+        if (!result.finite)
+          throw NonFiniteError(concat("the ", model_->config().name, "'s logits are not finite on random tokens"));
+    }
+  });
+}
+
+size_t Probe::cache_bytes() const {
+  size_t total = 0;
+  for (const auto& cache : state_.self) total += cache->bytes();
+  for (const auto& cache : state_.cross) total += cache->bytes();
+  return total;
+}
+
+int32_t Probe::random_id(int row, int position) const {
+  const double u = uniform(0, row, static_cast<uint32_t>(position), Stream::kStudent);
+  return static_cast<int32_t>(u * model_->config().vocabulary);
+}
+
+}  // namespace kdtw

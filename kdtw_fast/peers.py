@@ -1,0 +1,132 @@
+"""The systems that users would pick instead, behind one signature, to be timed beside kdtw_fast on the same weights.
+
+Depends on torch and transformers; on CTranslate2 where it is installed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.model import NativeT5
+
+HUGGING_FACE = "Hugging Face generate"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Output ids of each row without the start token, and the seconds of the decoder's passes where they are told."""
+
+    ids: list[list[int]]
+    decoder_seconds: float | None = None
+
+
+Generate = Callable[[torch.Tensor], Decoded]  # source ids [R, S] in, rows of equal length
+
+
+def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
+    """kdtw_fast's GreedyDecoder on ``model``, ``new_tokens`` for every row."""
+    decoder = GreedyDecoder(model, num_threads=threads)
+
+    def generate(ids: torch.Tensor) -> Decoded:
+        out = decoder.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        assert out.sequences is not None and out.timings is not None
+        return Decoded(out.sequences[:, 1:].tolist(), out.timings.student)
+
+    return generate
+
+
+def hugging_face(model: Any, new_tokens: int, threads: int, **options: Any) -> Generate:
+    """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate."""
+
+    def generate(ids: torch.Tensor) -> Decoded:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                **options,
+            )
+        finally:
+            torch.set_num_threads(before)
+        return Decoded(out[:, 1:].tolist())
+
+    return generate
+
+
+def has_ctranslate2() -> bool:
+    """True where CTranslate2 is installed."""
+    return find_spec("ctranslate2") is not None
+
+
+def ctranslate2_beside(dtype: str) -> str:
+    """The name of CTranslate2 in the compute type that stands beside our ``dtype``: int8 beside int8, else float32."""
+    return "CTranslate2 int8" if dtype == "int8" else "CTranslate2 float32"
+
+
+class CTranslate2:
+    """A Hugging Face T5 converted to CTranslate2; the converted files are gone with the object."""
+
+    def __init__(self, model: Any):
+        from ctranslate2.converters import TransformersConverter
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        # The converter wants a tokenizer; only its number of words matters.
+        self._pieces = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(3, model.config.vocab_size))]
+        self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+        words = Tokenizer(models.WordLevel(self._ids, unk_token="<unk>"))
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
+
+        class InMemory(TransformersConverter):
+            """Converts what is already loaded."""
+
+            def load_model(self, *args: Any, **kwargs: Any) -> Any:
+                return model
+
+            def load_tokenizer(self, *args: Any, **kwargs: Any) -> PreTrainedTokenizerFast:
+                return tokenizer
+
+        self._folder = tempfile.TemporaryDirectory()
+        model.config.save_pretrained(self._folder.name)
+        self._converted = InMemory(self._folder.name).convert(str(Path(self._folder.name) / "converted"))
+
+    def generate(self, new_tokens: int, threads: int, compute_type: str = "float32", workers: int = 1) -> Generate:
+        """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more.
+
+        A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads.
+        """
+        import ctranslate2
+
+        translator = ctranslate2.Translator(
+            self._converted, device="cpu", compute_type=compute_type, inter_threads=workers, intra_threads=threads
+        )
+
+        def generate(ids: torch.Tensor) -> Decoded:
+            results = translator.translate_batch(
+                [[self._pieces[i] for i in row] for row in ids.tolist()],
+                beam_size=1,
+                min_decoding_length=new_tokens,
+                max_decoding_length=new_tokens,
+                max_input_length=0,
+                max_batch_size=-(-len(ids) // workers),
+                return_end_token=True,
+            )
+            return Decoded([[self._ids[piece] for piece in result.hypotheses[0]] for result in results])
+
+        return generate

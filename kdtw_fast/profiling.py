@@ -1,0 +1,500 @@
+"""What models cost on this machine, phase by phase, beside the machine's roofs and beside other systems.
+
+`profile` is behind `kdtw bench`; docs/profiling.md says how to read its numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median, median_low
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from kdtw_fast import _core, peers
+from kdtw_fast.costs import Costs, ModelCosts, Prediction
+from kdtw_fast.model import NativeT5
+from kdtw_fast.race import race
+
+OPERATIONS = ("linear", "head", "attention", "other")
+PHASES = ("encoder", "step", "catch-up", "verification")
+PASS_LENGTHS = (2, 4, 8, 16)  # tokens of the catch-up and verification passes
+REPEATS = 3  # of a pass in a turn: as in a decode, the passes before it were of the same model
+READ_BYTES = 256 << 20  # of the array that the reading roof is measured on
+GEMM_SIZE = 1536
+OURS = "kdtw_fast"
+# What predictions assume of a pair: the share of tokens the teacher writes, and of drafts that pass.
+ASSUMED_USE, ASSUMED_ACCEPTANCE = (0.1, 0.3), (0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What the machine can do at most with so many threads: bytes per second read, fp32 operations per second."""
+
+    threads: int
+    read: float
+    gemm: float
+
+    @classmethod
+    def measure(cls, threads: int, rounds: int = 3, read_bytes: int = READ_BYTES, size: int = GEMM_SIZE) -> Roof:
+        """The best of a few rounds: reading an array natively and with torch, multiplying square matrices with torch.
+
+        Args:
+            threads: of everything.
+            rounds: of each.
+            read_bytes: size of the array; several times the last-level cache, or the cache is measured.
+            size: of the matrices [size, size].
+        """
+        return cls(threads, read_rate(threads, rounds, read_bytes), gemm_rate(threads, rounds, size))
+
+    def seconds(self, weight_bytes: float, flops: float) -> tuple[float, str]:
+        """The least time that so many bytes and operations take, and what bounds it: "memory" or "compute"."""
+        return max((weight_bytes / self.read, "memory"), (flops / self.gemm, "compute"))
+
+
+def read_rate(threads: int, rounds: int = 1, read_bytes: int = READ_BYTES) -> float:
+    """Bytes per second: the best of reading an array natively and of summing it with torch."""
+    block = torch.ones(read_bytes // 4)
+    return max(_core.read_rate(read_bytes, threads, rounds), block.nbytes / _best(threads, rounds, block.sum))
+
+
+def gemm_rate(threads: int, rounds: int = 1, size: int = GEMM_SIZE) -> float:
+    """fp32 operations per second of torch's product of two square matrices, the best of a few."""
+    a, b = torch.rand(size, size), torch.rand(size, size)
+    return 2.0 * size**3 / _best(threads, rounds, lambda: a @ b)
+
+
+def _best(threads: int, rounds: int, run: Callable[[], Any]) -> float:
+    """Least seconds of ``rounds`` runs by torch with so many threads, after one that is not counted."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = []
+        for _ in range(1 + rounds):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class Phase:
+    """A pass of one model, timed.
+
+    Args:
+        model: "student", "teacher" or "model".
+        name: one of `PHASES`.
+        rows: rows of the batch.
+        tokens: tokens per row that the pass reads.
+        asked: of them, those about which the head is asked.
+        seconds: of the pass in each round.
+        profiles: seconds, bytes of weights and floating-point operations of the pass in each round, by operation.
+    """
+
+    model: str
+    name: str
+    rows: int
+    tokens: int
+    asked: int
+    seconds: list[float] = field(default_factory=list)
+    profiles: list[dict[str, tuple[float, float, float]]] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of the pass."""
+        return median(self.seconds)
+
+    @property
+    def operations(self) -> dict[str, tuple[float, float, float]]:
+        """The profile of the middle round."""
+        return self.profiles[self.seconds.index(median_low(self.seconds))]
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds per token of all rows."""
+        return 1000.0 * self.median / (self.rows * self.tokens)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of packed weights that the pass reads."""
+        return sum(weight_bytes for _, weight_bytes, _ in self.operations.values())
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of its products, two per multiply-add."""
+        return sum(flops for _, _, flops in self.operations.values())
+
+    def of_roof(self, roof: Roof) -> tuple[float, str]:
+        """The share of the roof that the pass reaches, and which roof it is."""
+        least, bound = roof.seconds(self.weight_bytes, self.flops)
+        return least / self.median, bound
+
+    def to_json(self, roof: Roof) -> dict[str, Any]:
+        """Everything that is known of it."""
+        share, bound = self.of_roof(roof)
+        derived = {
+            "ms": 1000.0 * self.median,
+            "ms_per_token": self.ms_per_token,
+            "gb_per_s": self.weight_bytes / self.median / 1e9,
+            "gflop_per_s": self.flops / self.median / 1e9,
+            "share_of_roof": share,
+            "roof": bound,
+        }
+        known = asdict(self) | {"operations": self.operations}
+        del known["profiles"]
+        return known | derived
+
+
+@dataclass
+class Whole:
+    """A whole greedy decode by one system: encoder and all steps."""
+
+    model: str
+    system: str
+    rows: int
+    new_tokens: int
+    seconds: list[float]
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds per output token of all rows."""
+        return 1000.0 * median(self.seconds) / (self.rows * self.new_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that is known of it."""
+        return asdict(self) | {"ms_per_token": self.ms_per_token, "tokens_per_s": 1000.0 / self.ms_per_token}
+
+
+@dataclass
+class Memory:
+    """Bytes of a model: packed weights, and the caches of its largest batch as :func:`cache_bytes` computes them."""
+
+    model: str
+    dtype: str
+    weights: int
+    cache_rows: int
+    caches: int
+
+
+@dataclass
+class Report:
+    """What `kdtw bench` measured: tables for people, JSON for programs."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    roof: Roof
+    phases: list[Phase]
+    whole: list[Whole]
+    memory: list[Memory]
+    peak_rss: int
+    """Largest resident memory of the process before any other system was loaded."""
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """What each method would take for one row, by the cost model; empty without both models of a pair."""
+        if {"student", "teacher"} - {phase.model for phase in self.phases}:
+            return []
+        costs = Costs(
+            self._costs("student"),
+            self._costs("teacher"),
+            source_tokens=self.settings["source_tokens"],
+            new_tokens=self.settings["new_tokens"],
+            num_threads=self.roof.threads,
+        )
+        return [
+            costs.predict("greedy-student"),
+            costs.predict("greedy-teacher"),
+            *(costs.predict("training-wheels", use=use) for use in ASSUMED_USE),
+            *(costs.best_speculative(acceptance) for acceptance in ASSUMED_ACCEPTANCE),
+        ]
+
+    def _costs(self, model: str) -> ModelCosts:
+        passes = {(p.name, p.tokens): p.median for p in self.phases if p.model == model and p.rows == 1}
+
+        def points(name: str) -> dict[int, float]:
+            return {tokens: seconds for (kind, tokens), seconds in passes.items() if kind in ("step", name)}
+
+        return ModelCosts(passes["encoder", self.settings["source_tokens"]], points("catch-up"), points("verification"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in bytes and seconds unless a name says otherwise."""
+        return {
+            "settings": self.settings,
+            "machine": self.machine,
+            "roof": {
+                "threads": self.roof.threads,
+                "gb_per_s": self.roof.read / 1e9,
+                "gflop_per_s": self.roof.gemm / 1e9,
+            },
+            "phases": [phase.to_json(self.roof) for phase in self.phases],
+            "generate": [whole.to_json() for whole in self.whole],
+            "predictions": [asdict(p) | {"ms_per_token": p.ms_per_token} for p in self.predictions],
+            "memory": {"peak_rss": self.peak_rss, "models": [asdict(memory) for memory in self.memory]},
+        }
+
+    def tables(self) -> list[Table]:
+        """Phases of each model, whole decodes beside the other systems, memory."""
+        models = list(dict.fromkeys(phase.model for phase in self.phases))
+        predicted = [self._prediction_table()] if self.predictions else []
+        return [*map(self._phase_table, models), *predicted, self._whole_table(), self._memory_table()]
+
+    def _phase_table(self, model: str) -> Table:
+        columns = ("phase", "rows", "tokens", "ms", "ms/token", "GB/s", "GFLOP/s", "of roof", *OPERATIONS)
+        dtype = next(memory.dtype for memory in self.memory if memory.model == model)
+        table = _table(f"{model}, {dtype}", columns)
+        for phase in self.phases:
+            if phase.model != model:
+                continue
+            share, bound = phase.of_roof(self.roof)
+            total = sum(seconds for seconds, _, _ in phase.operations.values())
+            table.add_row(
+                phase.name,
+                str(phase.rows),
+                str(phase.tokens),
+                f"{1000 * phase.median:.2f}",
+                f"{phase.ms_per_token:.3f}",
+                f"{phase.weight_bytes / phase.median / 1e9:.1f}",
+                f"{phase.flops / phase.median / 1e9:.0f}",
+                f"{100 * share:.0f} % {bound}",
+                *(f"{100 * phase.operations[name][0] / total:.0f} %" for name in OPERATIONS),
+            )
+        return table
+
+    def _whole_table(self) -> Table:
+        columns = ("whole generate", "rows", "ms/token", "tokens/s", f"{OURS} is faster by")
+        table = _table(f"{self.settings['source_tokens']} source, {self.settings['new_tokens']} new tokens", columns)
+        ours = {(whole.model, whole.rows): whole.ms_per_token for whole in self.whole if whole.system == OURS}
+        for whole in self.whole:
+            factor = whole.ms_per_token / ours[whole.model, whole.rows]
+            table.add_row(
+                f"{whole.model}, {whole.system}",
+                str(whole.rows),
+                f"{whole.ms_per_token:.3f}",
+                f"{1000 / whole.ms_per_token:.0f}",
+                "" if whole.system == OURS else f"{factor:.2f}×",
+            )
+        return table
+
+    def _prediction_table(self) -> Table:
+        table = _table("what the methods would take, one row", ("method", "assumed", "ms/token", "against the teacher"))
+        (alone,) = (p.ms_per_token for p in self.predictions if p.method == "greedy-teacher")
+        for prediction in self.predictions:
+            table.add_row(
+                prediction.method,
+                ", ".join(f"{name} {value:g}" for name, value in prediction.settings.items()),
+                f"{prediction.ms_per_token:.3f}",
+                f"{alone / prediction.ms_per_token:.2f}×",
+            )
+        return table
+
+    def _memory_table(self) -> Table:
+        table = _table(
+            f"memory (peak of the process: {self.peak_rss / 1e9:.2f} GB)", ("MB", "weights", "caches", "rows")
+        )
+        for memory in self.memory:
+            table.add_row(
+                f"{memory.model}, {memory.dtype}",
+                f"{memory.weights / 1e6:.1f}",
+                f"{memory.caches / 1e6:.1f}",
+                str(memory.cache_rows),
+            )
+        return table
+
+    @property
+    def caption(self) -> str:
+        """Machine and roofs in one line."""
+        machine, threads = self.machine, self.roof.threads
+        return (
+            f"{machine['processor']}, {machine['cores']} cores, {machine['build']['simd']}. Roofs with {threads} "
+            f"thread{'s' * (threads > 1)}: {self.roof.read / 1e9:.1f} GB/s read, {self.roof.gemm / 1e9:.0f} GFLOP/s "
+            "in fp32 products."
+        )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_tokens: int) -> int:
+    """Bytes of a decode's caches: keys and values of every decoder layer, over the output and over the source.
+
+    Positions (one more than outputs: the start token) come in blocks of 16; values are padded to 16 per head.
+    """
+    positions = _blocks(source_tokens) + _blocks(new_tokens + 1)
+    per_position = config.num_heads * (config.d_kv + _blocks(config.d_kv))
+    return config.num_decoder_layers * rows * positions * per_position * (2 if config.cache_dtype == "bf16" else 4)
+
+
+def _blocks(size: int) -> int:
+    return (size + 15) // 16 * 16
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, build and versions; not the machine's name."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.system(),
+        "build": _core.build_info(),
+        "versions": {"python": platform.python_version()}
+        | versions("kdtw_fast", "torch", "transformers", "ctranslate2"),
+    }
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Version by name of those packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """The processor's name as Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_rss() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_memory() -> int:
+    """Bytes that new allocations can have without swapping."""
+    path = Path("/proc/meminfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def random_sources(model: NativeT5, rows: int, length: int) -> torch.Tensor:
+    """Random source ids [rows, length] for ``model``, its end token last."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.vocab_size - 1, (rows, length), generator=generator)
+    ids[:, -1] = model.eos_token_ids[0]
+    return ids
+
+
+Peers = Mapping[str, Callable[[int, int], peers.Generate]]  # system -> (new tokens, threads) -> a decode
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Args:
+        rows: batch sizes of steps and whole decodes; other passes are measured with one row.
+        source_tokens: length of every source.
+        new_tokens: outputs per row.
+        rounds: measured turns of everything, after one that is not measured.
+        threads: of every system.
+    """
+
+    rows: tuple[int, ...] = (1, 4, 8, 32)
+    source_tokens: int = 64
+    new_tokens: int = 64
+    rounds: int = 5
+    threads: int = 1
+
+    def turns(self, peer_counts: Sequence[int]) -> int:
+        """How often `profile` calls ``on_turn``, with so many other systems beside each model."""
+        passes = len(_phases("", 1)) + len({1, *self.rows}) - 1
+        return sum(1 + (1 + self.rounds) * (passes + len(self.rows) * (1 + count)) for count in peer_counts)
+
+
+def profile(
+    models: Mapping[str, NativeT5],
+    plan: Plan,
+    *,
+    peers_of: Callable[[str], Peers] = lambda name: {},
+    settings: Mapping[str, Any] | None = None,
+    on_turn: Callable[[], object] = lambda: None,
+) -> Report:
+    """Times every phase of every model, then whole decodes beside other systems; whatever is compared takes turns.
+
+    Args:
+        models: by the name they have in the report.
+        plan: what to measure.
+        peers_of: other systems with the weights of the model so named; asked one model at a time, after our own
+            memory was read.
+        settings: what the report says of how it was asked for, beside the plan.
+        on_turn: called after every call that is timed or warms up, `Plan.turns` times.
+    """
+    roof = Roof.measure(plan.threads)
+    phases = [phase for rows in sorted({1, *plan.rows}) for phase in _race_phases(models, rows, plan, on_turn)]
+    places = {name: i for i, name in enumerate(models)}
+    phases.sort(key=lambda phase: (places[phase.model], PHASES.index(phase.name)))
+    sources = {
+        name: {rows: random_sources(model, rows, plan.source_tokens) for rows in plan.rows}
+        for name, model in models.items()
+    }
+    most = max(plan.rows)
+    memory = []
+    for name, model in models.items():
+        peers.native(model, plan.new_tokens, plan.threads)(sources[name][most])
+        on_turn()
+        caches = cache_bytes(model.core.config, most, plan.source_tokens, plan.new_tokens)
+        memory.append(Memory(name, model.dtype, model.num_bytes, most, caches))
+    peak = peak_rss()
+    whole = []
+    for name, model in models.items():
+        systems: dict[str, Callable[[int, int], peers.Generate]] = {OURS: partial(peers.native, model)}
+        systems |= peers_of(name)
+        decodes = {system: make(plan.new_tokens, plan.threads) for system, make in systems.items()}
+        for rows in plan.rows:
+            contestants = {system: partial(decode, sources[name][rows]) for system, decode in decodes.items()}
+            for system, recorded in race(contestants, plan.rounds, on_turn).items():
+                whole.append(Whole(name, system, rows, plan.new_tokens, recorded.seconds))
+    return Report(asdict(plan) | dict(settings or {}), machine(), roof, phases, whole, memory, peak)
+
+
+def _phases(model: str, rows: int) -> list[Phase]:
+    """The passes that are measured with so many rows."""
+    step = Phase(model, "step", rows, 1, 1)
+    if rows > 1:
+        return [step]
+    catch_ups = [Phase(model, "catch-up", 1, n, 1) for n in PASS_LENGTHS]
+    verifications = [Phase(model, "verification", 1, n, n) for n in PASS_LENGTHS]
+    return [Phase(model, "encoder", 1, 0, 0), step, *catch_ups, *verifications]
+
+
+def _race_phases(models: Mapping[str, NativeT5], rows: int, plan: Plan, on_turn: Callable[[], object]) -> list[Phase]:
+    phases: list[Phase] = []
+    contestants: dict[str, Callable[[], Any]] = {}
+    for name, model in models.items():
+        probe = _core.Probe(model.core, rows, plan.source_tokens, plan.new_tokens // 2, max(PASS_LENGTHS), plan.threads)
+        for phase in _phases(name, rows):
+            if phase.name == "encoder":
+                phase.tokens = plan.source_tokens
+                run = partial(probe.encode, REPEATS)
+            else:
+                run = partial(probe.decode, phase.tokens, phase.asked, REPEATS)
+            contestants[str(len(phases))] = run
+            phases.append(phase)
+    for i, recorded in enumerate(race(contestants, plan.rounds, on_turn).values()):
+        phases[i].seconds = [median(seconds) for seconds, _ in recorded.results]
+        phases[i].profiles = [operations for _, operations in recorded.results]
+    return phases
