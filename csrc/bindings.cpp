@@ -42,8 +42,7 @@ const char* name_of(DType dtype) { return dtype == DType::kFp32 ? "fp32" : dtype
 // `tensors(name)` gives a C-contiguous float32 array or None where the tensor does not exist. The head is
 // the one tensor that may be missing (tied embeddings).
 std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors) {
-  std::vector<FloatArray> held;  // until the layer is packed
-  const TensorSource source = [&](const std::string& name, int rows, int columns) -> std::span<const float> {
+  const TensorSource source = [&](const std::string& name, int rows, int columns) -> Tensor {
     const py::object value = tensors(name);
     if (value.is_none()) {
       require(name == "lm_head.weight", config.name, ": tensor '", name, "' is missing from the checkpoint");
@@ -55,10 +54,10 @@ std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device
     const bool fits = columns ? array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns
                               : array.ndim() == 1 && array.shape(0) == rows;
     require(fits, config.name, ": tensor '", name, "' has shape [", shape, "], but the config asks for ", expected);
-    held.assign(1, array);
-    return {array.data(), static_cast<size_t>(array.size())};
+    const std::span values(array.data(), static_cast<size_t>(array.size()));
+    return {values, std::make_shared<FloatArray>(std::move(array))};
   };
-  const auto backend = make_backend(device, 1);
+  const auto backend = make_backend(device, 0);
   return std::make_shared<T5>(*backend, config, source);
 }
 

@@ -409,7 +409,7 @@ def _tensor_reader(tensors: Tensors, name: str) -> Callable[[str], np.ndarray | 
         if key not in tensors:
             return None
         tensor = tensors[key]()
-        if key == "lm_head.weight" and _same_bytes(tensor, tensors["shared.weight"]()):
+        if key == "lm_head.weight" and "shared.weight" in tensors and _same_bytes(tensor, tensors["shared.weight"]()):
             return None  # a tied head that was written out: one copy is enough
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(f"{name}: tensor '{key}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read")

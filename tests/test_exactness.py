@@ -5,6 +5,7 @@ No oracle and no near ties here: these are equalities of native results with eac
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,61 @@ def test_ragged_rows_encode_as_they_do_alone() -> None:
         alone = decoder.generate([source], num_threads=1, **settings)
         np.testing.assert_array_equal(as_array(batch.sequences)[row], as_array(alone.sequences)[0])
         np.testing.assert_array_equal(batch.student_logprobs[row], alone.student_logprobs[0])
+
+
+# --- Keys and values in bf16 ---------------------------------------------------------------------------
+
+
+def round_keys_and_values(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
+    """Hugging Face's model with what the decoder's keys and values would be after a bf16 cache."""
+    model = copy.deepcopy(model)
+    for name, module in model.decoder.named_modules():
+        if name.endswith((".k", ".v")):
+            module.register_forward_hook(lambda _module, _inputs, output: output.bfloat16().float())
+    return model
+
+
+@pytest.mark.usefixtures("simd_level")
+@pytest.mark.parametrize("shape", [*SHAPES, WIDE_HEADS], ids=lambda shape: f"d{shape.d_model}")
+def test_bf16_caches(shape: Shape) -> None:
+    """The decoder over rounded keys and values, the same bits in any cut: odd head sizes and odd lengths too."""
+    rng = np.random.default_rng(shape.d_kv)
+    model = random_t5(shape, VOCAB, seed=6)
+    source, tokens = tokens_of(rng, 61, VOCAB), tokens_of(rng, 83, VOCAB)
+    native = NativeT5.from_model(model, cache_dtype="bf16")
+    whole = native.decode_logits(source, tokens)
+    for chunks in group_cuts(83):
+        for threads in (1, 2):
+            assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
+    exact = hugging_face_logits(model, source, tokens)
+    rounded = hugging_face_logits(round_keys_and_values(model), source, tokens)
+    # A key or value within rounding of a tie may fall on the other side: rare, so the mean is what is held.
+    assert np.abs(whole - rounded).mean() < 0.1 * np.abs(rounded - exact).mean()
+
+
+def test_bf16_caches_in_batches() -> None:
+    rng = np.random.default_rng(29)
+    native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=8), cache_dtype="bf16")
+    sources = [rng.integers(2, VOCAB, size=length).tolist() for length in (1, 18, 150, 33)]
+    settings: dict[str, Any] = {"max_new_tokens": 37, "min_new_tokens": 37, "output_logprobs": True}
+    batch = GreedyDecoder(native).generate(sources, **settings)
+    for row, source in enumerate(sources):
+        alone = GreedyDecoder(native, num_threads=1).generate([source], **settings)
+        np.testing.assert_array_equal(as_array(batch.sequences)[row], as_array(alone.sequences)[0])
+        np.testing.assert_array_equal(batch.student_logprobs[row], alone.student_logprobs[0])
+
+
+@pytest.mark.usefixtures("simd_level")
+@pytest.mark.parametrize("kind", ["0.SelfAttention", "1.EncDecAttention"])
+def test_nan_stays_nan_in_a_bf16_cache(kind: str) -> None:
+    """Rounding must not carry a NaN of all ones over into zero."""
+    model = random_t5(SHAPES[0], VOCAB, seed=9)
+    layer, name = kind.split(".")
+    values = getattr(model.decoder.block[0].layer[int(layer)], name).v.weight
+    with torch.no_grad():
+        values[0, 0] = float(np.array(0x7FFFFFFF, dtype=np.uint32).view(np.float32))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        GreedyDecoder(NativeT5.from_model(model, cache_dtype="bf16")).generate([[5, 6, EOS]], max_new_tokens=3)
 
 
 # --- Whole decodes -------------------------------------------------------------------------------------

@@ -40,6 +40,10 @@ def test_only_the_bindings_know_python_or_torch(path: Path) -> None:
 @pytest.mark.parametrize("level", ["avx512", "avx2"])
 def test_simd_files_define_nothing_shared(level: str) -> None:
     """Nothing that other files could link against may be compiled for a wider instruction set."""
-    lines = (CSRC / f"backend/cpu/kernels_{level}.cpp").read_text(encoding="utf-8").splitlines()
-    pragma = next(i for i, line in enumerate(lines) if line.startswith("#pragma GCC target"))
-    assert not [line for line in lines[pragma:] if line.startswith("#include <")]
+    source = (CSRC / f"backend/cpu/kernels_{level}.cpp").read_text(encoding="utf-8")
+    after = source[source.index("#pragma GCC target") :]
+    bodies = re.findall(r'#\s*include\s*"(.+?)"', after)
+    assert bodies and "<" not in re.findall(r"#\s*include\s*(.)", after)
+    for body in bodies:
+        assert body.endswith("_body.h"), f"{body} comes after the pragma"
+        assert "#include" not in (CSRC / body).read_text(encoding="utf-8")

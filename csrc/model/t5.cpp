@@ -53,29 +53,23 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
   const int M = config_.model_size, I = config_.inner(), F = config_.feed_forward;
 
   const auto vector = [&](const std::string& name, int size, float factor = 1.0f) {
-    const auto values = tensors(name, size, 0);
+    const Tensor tensor = tensors(name, size, 0);
     Buffer buffer = backend.allocate(size);
-    std::vector<float> scaled(values.begin(), values.end());
+    std::vector<float> scaled(tensor.values.begin(), tensor.values.end());
     for (float& value : scaled) value *= factor;
     backend.upload(buffer, scaled);
     return buffer;
   };
-  // Stacks matrices of the same input size into one weight, so that one product computes them all.
-  const auto stack = [&](std::initializer_list<std::string> names, int outputs, int inputs) {
-    std::vector<std::vector<float>> copies;
+  const auto pack = [&](std::span<const Tensor> tensors, int outputs, int inputs, DType dtype) {
     std::vector<const float*> parts;
-    std::vector<int> sizes;
-    for (const auto& name : names) {
-      const auto values = tensors(name, outputs, inputs);
-      if (names.size() > 1) {
-        copies.emplace_back(values.begin(), values.end());
-      } else {
-        parts.push_back(values.data());
-      }
-      sizes.push_back(outputs);
-    }
-    for (const auto& copy : copies) parts.push_back(copy.data());
-    return backend.pack(parts, sizes, inputs, config_.dtype);
+    for (const Tensor& tensor : tensors) parts.push_back(tensor.values.data());
+    return backend.pack(parts, std::vector<int>(parts.size(), outputs), inputs, dtype);
+  };
+  // Stacks matrices of the same size into one weight, so that one product computes them all.
+  const auto stack = [&](std::initializer_list<std::string> names, int outputs, int inputs) {
+    std::vector<Tensor> parts;
+    for (const auto& name : names) parts.push_back(tensors(name, outputs, inputs));
+    return pack(parts, outputs, inputs, config_.dtype);
   };
   const auto attention = [&](const std::string& prefix, const std::string& kind, bool cross) {
     Attention layer;
@@ -100,7 +94,14 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
     return layer;
   };
 
-  embedding_ = stack({"shared.weight"}, config_.vocabulary, M);
+  const int V = config_.vocabulary;
+  if (const Tensor head = tensors("lm_head.weight", V, M); !head.values.empty())
+    head_ = pack({&head, 1}, V, M, config_.dtype);
+  // An embedding that is no head is looked up and never multiplied: nothing is gained from int8 there, so it stays
+  // closer to the checkpoint.
+  const DType embedding_dtype = head_ && config_.dtype == DType::kInt8 ? DType::kBf16 : config_.dtype;
+  const Tensor shared = tensors("shared.weight", V, M);
+  embedding_ = pack({&shared, 1}, V, M, embedding_dtype);
   for (int i = 0; i < config_.encoder_layers; ++i) {
     const std::string prefix = concat("encoder.block.", i, ".layer.");
     encoder_.push_back({attention(prefix + "0", "SelfAttention", false), feed_forward(prefix + "1")});
@@ -115,16 +116,11 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
   const float output_scale = config_.scale_outputs ? 1.0f / std::sqrt(static_cast<float>(M)) : 1.0f;
   decoder_norm_ = vector("decoder.final_layer_norm.weight", M, output_scale);
   const std::string bias = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-  encoder_bias_ =
-      expand_bias(backend, encoder_bias_table_, tensors("encoder" + bias, config_.bias_buckets, config_.heads), true);
-  decoder_bias_ =
-      expand_bias(backend, decoder_bias_table_, tensors("decoder" + bias, config_.bias_buckets, config_.heads), false);
+  encoder_bias_ = expand_bias(backend, encoder_bias_table_,
+                              tensors("encoder" + bias, config_.bias_buckets, config_.heads).values, true);
+  decoder_bias_ = expand_bias(backend, decoder_bias_table_,
+                              tensors("decoder" + bias, config_.bias_buckets, config_.heads).values, false);
   if (config_.has_mark) mark_ = vector("teacher_token_embedding", M);
-  const auto own_head = tensors("lm_head.weight", config_.vocabulary, M);
-  if (!own_head.empty()) {
-    const float* parts[] = {own_head.data()};
-    head_ = backend.pack(parts, std::span(&config_.vocabulary, 1), M, config_.dtype);
-  }
 }
 
 size_t T5::bytes() const {

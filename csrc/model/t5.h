@@ -12,9 +12,14 @@
 
 namespace kdtw {
 
-// Gives a named tensor's values, row-major fp32, of exactly `rows` x `columns` (columns 0: a vector). The
-// values must stay valid until the next call for another tensor of the same layer is made and packed.
-using TensorSource = std::function<std::span<const float>(const std::string& name, int rows, int columns)>;
+// A tensor's values, row-major fp32, valid as long as `owner` is held. Empty: there is no such tensor.
+struct Tensor {
+  std::span<const float> values;
+  std::shared_ptr<const void> owner;
+};
+
+// Gives the named tensor of exactly `rows` x `columns` (columns 0: a vector).
+using TensorSource = std::function<Tensor(const std::string& name, int rows, int columns)>;
 
 // Called between layers so that a long pass can be stopped; throws to stop.
 using Poll = std::function<void()>;

@@ -11,29 +11,46 @@ constexpr float kHidden = -3.0e38f;              // score of a key that does not
 constexpr int kMaxQueries = kAccumulators / 4;
 constexpr int accumulators_each(int queries) { return queries * 8 <= kAccumulators ? 8 : 4; }
 
+// Of a block of keys, in floats' worth of memory.
+template <typename Row>
+constexpr long key_block_size(int head_size) {
+  return static_cast<long>(head_size + Row::kInputs - 1) / Row::kInputs * kKeyBlock;
+}
+
+// Adds kUsed d's of the scores, those of one row of each of the blocks.
+template <typename Row, int kUsed, int kQueries, int kVectorsEach>
+[[gnu::always_inline]] inline void add_scores(const float* query, long query_stride, const float* row, long block_size,
+                                              V (&acc)[kQueries][kVectorsEach]) {
+#pragma GCC unroll 2
+  for (int k = 0; k < kUsed; ++k)
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const V input = set1(query[r * query_stride + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectorsEach; ++v)
+        acc[r][v] = fma(input, Row::read(row + v / kKeyVectors * block_size, k, v % kKeyVectors), acc[r][v]);
+    }
+}
+
 // Scores of kBlocks blocks of keys; those of block b and query r go to scores + (b * kQueries + r) * kKeyBlock.
 // As much memory from `ahead` on is fetched for whoever reads it next.
-template <int kQueries, int kBlocks>
+template <typename Row, int kQueries, int kBlocks>
 inline void score_tile(const Attention& a, const float* __restrict keys, const float* ahead, float* __restrict scores) {
   constexpr int kVectorsEach = kBlocks * kKeyVectors;
-  const long block_size = static_cast<long>(a.head_size) * kKeyBlock, query_stride = a.query_stride;
+  const long query_stride = a.query_stride, block_size = key_block_size<Row>(a.head_size);
   V acc[kQueries][kVectorsEach];
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVectorsEach; ++v) acc[r][v] = zero();
   const float* __restrict query = a.queries;
-  for (int d = a.head_size; d > 0; --d, ++query, keys += kKeyBlock, ahead += kKeyBlock) {
+  for (int rows = a.head_size / Row::kInputs; rows > 0; --rows) {
 #pragma GCC unroll 8
     for (int b = 0; b < kBlocks; ++b) prefetch(reinterpret_cast<const std::byte*>(ahead + b * block_size));
-#pragma GCC unroll 8
-    for (int r = 0; r < kQueries; ++r) {
-      const V input = set1(query[r * query_stride]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectorsEach; ++v)
-        acc[r][v] = fma(input, load(keys + v / kKeyVectors * block_size + v % kKeyVectors * kWidth), acc[r][v]);
-    }
+    add_scores<Row, Row::kInputs>(query, query_stride, keys, block_size, acc);
+    query += Row::kInputs, keys += kKeyBlock, ahead += kKeyBlock;
   }
+  if (a.head_size % Row::kInputs != 0) add_scores<Row, 1>(query, query_stride, keys, block_size, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
@@ -42,13 +59,13 @@ inline void score_tile(const Attention& a, const float* __restrict keys, const f
 }
 
 // Scores of `blocks` blocks, as many at a time as there are accumulators.
-template <int kQueries, int kBlocks>
+template <typename Row, int kQueries, int kBlocks>
 inline void score(const Attention& a, const float* keys, int blocks, float* scores) {
-  const long step = static_cast<long>(a.head_size) * kKeyBlock * kBlocks;
+  const long step = kBlocks * key_block_size<Row>(a.head_size);
   for (; blocks >= kBlocks; blocks -= kBlocks, keys += step, scores += kBlocks * kQueries * kKeyBlock)
-    score_tile<kQueries, kBlocks>(a, keys, blocks > kBlocks ? keys + step : a.values, scores);
+    score_tile<Row, kQueries, kBlocks>(a, keys, blocks > kBlocks ? keys + step : a.values, scores);
   if constexpr (kBlocks > 1)
-    if (blocks > 0) score<kQueries, kBlocks / 2>(a, keys, blocks, scores);
+    if (blocks > 0) score<Row, kQueries, kBlocks / 2>(a, keys, blocks, scores);
 }
 
 // The bias of kWidth keys, the first of them `distance` after the query.
@@ -115,7 +132,7 @@ inline float softmax(const Attention& a, int r, float* scores) {
 
 // The outputs of all queries from `column` on, kColumns vectors: sum_j weight of j * values[j], times the query's
 // factor. Weights lie as scores do; the first `shared` keys, an even number, count for every query.
-template <int kQueries, int kColumns>
+template <typename Row, int kQueries, int kColumns>
 inline void weigh_tile(const Attention& a, const float* weights, int shared, const float* factors, int column) {
   const float* values = a.values + column;
   const long stride = a.value_stride;
@@ -126,14 +143,15 @@ inline void weigh_tile(const Attention& a, const float* weights, int shared, con
     for (int c = 0; c < kColumns; ++c) even[r][c] = odd[r][c] = zero();
   for (int j = 0; j < shared; j += 2) {
     const float* pair = weights + j / kKeyBlock * (kQueries * kKeyBlock) + j % kKeyBlock;
-    const float* row = values + j * stride;
+    const float* row = values + j / Row::kInputs * stride;
+    const float* next = values + (j + 1) / Row::kInputs * stride;
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
       const V of_first = set1(pair[r * kKeyBlock]), of_second = set1(pair[r * kKeyBlock + 1]);
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
-        even[r][c] = fma(of_first, load(row + c * kWidth), even[r][c]);
-        odd[r][c] = fma(of_second, load(row + stride + c * kWidth), odd[r][c]);
+        even[r][c] = fma(of_first, Row::read(row, 0, c), even[r][c]);
+        odd[r][c] = fma(of_second, Row::read(next, 1, c), odd[r][c]);
       }
     }
   }
@@ -141,10 +159,11 @@ inline void weigh_tile(const Attention& a, const float* weights, int shared, con
   for (int r = 0; r < kQueries; ++r) {
     for (int j = shared; j < a.tokens[r].length; ++j) {
       const V weight = set1(weights[(j / kKeyBlock * kQueries + r) * kKeyBlock + j % kKeyBlock]);
+      const float* row = values + j / Row::kInputs * stride;
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
         V& sum = j % 2 == 0 ? even[r][c] : odd[r][c];
-        sum = fma(weight, load(values + j * stride + c * kWidth), sum);
+        sum = fma(weight, Row::read(row, j % 2, c), sum);
       }
     }
     float* out = a.out + static_cast<long>(r) * a.out_stride + column;
@@ -164,7 +183,7 @@ inline void weigh_tile(const Attention& a, const float* weights, int shared, con
   }
 }
 
-template <int kQueries>
+template <typename Row, int kQueries>
 void attend_group(const Attention& a) {
   int shared = a.tokens[0].length, longest = shared;
   for (int r = 1; r < kQueries; ++r) {
@@ -177,17 +196,17 @@ void attend_group(const Attention& a) {
   // Blocks often lie a page apart and share the sets of the first cache level: more than four evict each other.
   constexpr int kBlocks = kEach / kKeyVectors > 4 ? 4 : kEach / kKeyVectors;
   float* scores = a.scratch;
-  score<kQueries, kBlocks>(a, a.keys, (longest + kKeyBlock - 1) / kKeyBlock, scores);
+  score<Row, kQueries, kBlocks>(a, a.keys, (longest + kKeyBlock - 1) / kKeyBlock, scores);
   float factors[kQueries];
   for (int r = 0; r < kQueries; ++r) factors[r] = softmax(a, r, scores + r * kKeyBlock);
   int column = 0;
   for (; column + kColumns * kWidth <= a.value_stride; column += kColumns * kWidth)
-    weigh_tile<kQueries, kColumns>(a, scores, shared, factors, column);
-  for (; column < a.head_size; column += kWidth) weigh_tile<kQueries, 1>(a, scores, shared, factors, column);
+    weigh_tile<Row, kQueries, kColumns>(a, scores, shared, factors, column);
+  for (; column < a.head_size; column += kWidth) weigh_tile<Row, kQueries, 1>(a, scores, shared, factors, column);
 }
 
-template <int kQueries = kMaxQueries>
+template <typename Row, int kQueries = kMaxQueries>
 void attend(const Attention& a) {
-  if (a.count == kQueries) return attend_group<kQueries>(a);
-  if constexpr (kQueries > 1) attend<kQueries - 1>(a);
+  if (a.count == kQueries) return attend_group<Row, kQueries>(a);
+  if constexpr (kQueries > 1) attend<Row, kQueries - 1>(a);
 }

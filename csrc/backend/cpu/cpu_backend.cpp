@@ -45,8 +45,8 @@ class CpuBackend : public Backend {
   }
 
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
-    require(dtype == DType::kFp32, "caches are fp32 only so far");
-    return std::make_unique<BlockedCache>(rows, heads, head_size, capacity);
+    require(dtype != DType::kInt8, "keys and values are cached in fp32 or bf16, not in int8");
+    return std::make_unique<BlockedCache>(rows, heads, head_size, capacity, dtype);
   }
 
   void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
@@ -110,6 +110,7 @@ class CpuBackend : public Backend {
       longest = std::max(longest, token.length);
     }
     group_queries(tokens, H);
+    const auto run = kernels_.attend[static_cast<int>(blocked.dtype)];
     parallel_for(static_cast<int>(groups_.size()), 1, threads_for(work), [&](int first, int last) {
       thread_local std::vector<float> scratch;
       const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
@@ -117,20 +118,20 @@ class CpuBackend : public Backend {
       for (int i = first; i < last; ++i) {
         const auto [h, t, count] = groups_[i];
         const int row = tokens[t].row;
-        kernels_.attend({.queries = queries + static_cast<size_t>(t) * stride + h * D,
-                         .query_stride = stride,
-                         .tokens = tokens.data() + t,
-                         .count = count,
-                         .keys = blocked.keys(row, h),
-                         .values = blocked.values(row, h),
-                         .head_size = D,
-                         .value_stride = blocked.value_stride,
-                         .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
-                         .lowest = bias ? bias->lowest : 0,
-                         .highest = bias ? bias->highest : 0,
-                         .scratch = scratch.data(),
-                         .out = out + (static_cast<size_t>(t) * H + h) * D,
-                         .out_stride = H * D});
+        run({.queries = queries + static_cast<size_t>(t) * stride + h * D,
+             .query_stride = stride,
+             .tokens = tokens.data() + t,
+             .count = count,
+             .keys = blocked.keys(row, h),
+             .values = blocked.values(row, h),
+             .head_size = D,
+             .value_stride = blocked.value_stride,
+             .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
+             .lowest = bias ? bias->lowest : 0,
+             .highest = bias ? bias->highest : 0,
+             .scratch = scratch.data(),
+             .out = out + (static_cast<size_t>(t) * H + h) * D,
+             .out_stride = H * D});
       }
     });
   }

@@ -6,28 +6,55 @@
 
 constexpr int kVectors = kPanel / kWidth;  // vectors of one input's kPanel weights
 
-// How a panel row of kInputs inputs reads: the weights of input k and vector v.
-struct Fp32Row {
-  static constexpr int kInputs = 1;
-  static inline V read(const float* row, int, int v) { return load(row + v * kWidth); }
-};
-struct Bf16Row {
-  static constexpr int kInputs = 2;
-  static inline V read(const float* row, int k, int v) {
-    const V pairs = load(row + v * kWidth);
-    return k == 0 ? low_halves(pairs) : high_halves(pairs);
-  }
-};
-
-// Panels side by side in a tile: as many as registers allow, because several streams are read faster than one, and
-// because independent sums hide the latency of the multiply-add.
+// Panels side by side in a tile of `rows` tokens: as many as registers allow, because independent sums hide the latency
+// of the multiply-add and because several streams are read faster than one.
 constexpr int together(int rows, int most_rows) { return rows * kGroup <= most_rows ? kGroup : most_rows / rows; }
 
-// Row i + kPrefetch of a panel
-inline void prefetch_row(const std::byte* row) {
-  prefetch(row + kPrefetch * kPanelRow);
-  prefetch(row + kPrefetch * kPanelRow + kPanelRow / 2);
-}
+// Asks for panel rows before a tile reads them. A tile of several panels runs kAhead rows ahead in each of them. A tile
+// of one panel is one stream, and memory serves one stream more slowly than several: it asks for the next group of
+// panels instead, those panels in turns. All blocks of tokens share that, so that it also goes on while they are
+// computed.
+template <int kPanels>
+class Prefetcher {
+ public:
+  Prefetcher(const Product& product, int first, int rows)
+      : panels_(kPanels > 1 ? product.panels + first * product.panel_bytes : product.next_group),
+        panel_bytes_(product.panel_bytes),
+        rows_(rows),
+        at_(kPanels > 1 ? kAhead : (product.block * product.count + first) * static_cast<long>(rows) / product.blocks),
+        blocks_(product.blocks) {}
+
+  // To be called once for every row.
+  [[gnu::always_inline]] inline void step() {
+    if constexpr (kPanels > 1) {
+      if (at_ >= rows_) {  // on to the panels of the next tile
+        at_ = 0;
+        panels_ += kPanels * panel_bytes_;
+      }
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) prefetch_row(panels_ + p * panel_bytes_ + at_ * kPanelRow);
+      ++at_;
+    } else if (--left_ == 0) {
+      left_ = blocks_;
+      prefetch_row(panels_ + at_ % kGroup * panel_bytes_ + at_ / kGroup * kPanelRow);
+      ++at_;
+    }
+  }
+
+ private:
+  static constexpr int kAhead = 24;
+
+  static inline void prefetch_row(const std::byte* row) {
+    prefetch(row);
+    prefetch(row + kPanelRow / 2);
+  }
+
+  const std::byte* panels_;
+  const long panel_bytes_, rows_;
+  long at_;
+  const int blocks_;
+  int left_ = 1;
+};
 
 // Adds the first kUsed inputs of one row of each panel. x: [kUsed][kRows].
 template <typename Row, int kUsed, int kRows, int kPanels>
@@ -35,7 +62,6 @@ template <typename Row, int kUsed, int kRows, int kPanels>
                                            V (&acc)[kRows][kPanels * kVectors]) {
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p, row += panel_stride) {
-    prefetch_row(reinterpret_cast<const std::byte*>(row));
 #pragma GCC unroll 2
     for (int k = 0; k < kUsed; ++k) {
       V weight[kVectors];
@@ -79,7 +105,9 @@ void gemm_tile(const Product& product, int first) {
 #pragma GCC unroll 16
     for (int v = 0; v < kPanels * kVectors; ++v) acc[r][v] = zero();
   const int K = product.inputs, rows = K / Row::kInputs;
+  Prefetcher<kPanels> prefetcher(product, first, rows);
   for (int i = 0; i < rows; ++i, row += kPanel, x += Row::kInputs * kRows) {
+    prefetcher.step();
     add_row<Row, Row::kInputs, kRows, kPanels>(x, row, stride, acc);
   }
   if (K % Row::kInputs != 0) add_row<Row, 1, kRows, kPanels>(x, row, stride, acc);

@@ -23,11 +23,12 @@ void int8_tile(const Product& product, int first) {
     }
   // One flat loop: GCC keeps the sums of nested ones in memory.
   constexpr int kQuads = kChunk / 4;
+  Prefetcher<kPanels> prefetcher(product, first, chunks * kQuads);
   for (int i = 0; i < chunks * kQuads; ++i, row += kPanelRow) {
+    prefetcher.step();
     const uint8_t* inputs = x + i / kQuads * (kRows * kChunk) + i % kQuads * 4;
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
-      prefetch_row(row + p * stride);
       const auto* weights = reinterpret_cast<const float*>(row + p * stride);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {

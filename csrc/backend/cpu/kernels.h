@@ -1,4 +1,4 @@
-// The table of CPU kernels that differ by instruction set. {gemm,attention,kernels}_body.h hold the one source of
+// The table of CPU kernels that differ by instruction set. The *_body.h files hold the one source of
 // them; kernels_{avx512,avx2,generic}.cpp compile it; the best supported table is chosen at run time.
 #pragma once
 
@@ -28,12 +28,16 @@ struct Product {
   int rows;
   const std::byte* panels;
   size_t panel_bytes;
-  int count;   // panels
+  int count;   // panels, at most kGroup
   int inputs;  // K
   float* out;
   int columns;  // outputs from the first of these panels on that exist; may exceed the panels
   int out_stride;
   bool accumulate;
+  // Only for the order in which memory is read: the kGroup panels whose turn is next, and which of how many blocks of
+  // tokens, all multiplied with these panels before, this is.
+  const std::byte* next_group;
+  int block, blocks;
 };
 
 struct Gemm {
@@ -47,11 +51,11 @@ struct Attention {
   int query_stride;
   const TokenAt* tokens;  // where the queries stand
   int count;              // of the queries, at most max_queries
-  const float* keys;      // blocks [D][kKeyBlock]
-  const float* values;    // [position][value_stride]
-  int head_size;          // D
-  int value_stride;       // D rounded up to 16
-  const float* bias;      // this head's line of PositionBias::table, or null
+  const float* keys;      // as key_value_cache.h lays them out
+  const float* values;
+  int head_size;      // D
+  int value_stride;   // 4-byte columns of a row of values
+  const float* bias;  // this head's line of PositionBias::table, or null
   int lowest, highest;
   float* scratch;  // count * the longest length rounded up to kKeyBlock
   float* out;      // D floats each, out_stride apart
@@ -71,8 +75,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
   void (*relu)(const float* x, int size, float* out);
   void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
-  // The bits for a query are the same in any company.
-  void (*attend)(const Attention& attention);
+  // By the cache's DType. The bits for a query are the same in any company.
+  void (*attend[2])(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
   // sum of exp(x - shift) in one fixed order

@@ -9,9 +9,8 @@ namespace kdtw::cpu {
 namespace {
 
 using V = __m256;
-constexpr int kPrefetch = 24;
 constexpr int kWidth = 8;
-constexpr int kFp32Rows = 3;  // most rows whose sums stay in registers
+constexpr int kFp32Rows = 3;  // most tokens whose sums stay in registers
 constexpr int kBf16Rows = 2;
 constexpr int kAccumulators = 12;  // of attention
 
@@ -53,9 +52,10 @@ inline float max_lanes(V a) {
   return _mm_cvtss_f32(_mm_max_ss(top, _mm_movehdup_ps(top)));
 }
 inline bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
+// Not _mm_prefetch: GCC thinks that a function which only prefetches has no effect, and drops its calls.
 inline void prefetch(const std::byte* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
-#include "backend/cpu/vector_math.h"
+#include "backend/cpu/vector_body.h"
 
 #include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"

@@ -12,9 +12,8 @@ namespace kdtw::cpu {
 namespace {
 
 using V = __m512;
-constexpr int kPrefetch = 24;
 constexpr int kWidth = 16;
-constexpr int kFp32Rows = 14;  // most rows whose sums stay in registers
+constexpr int kFp32Rows = 14;  // most tokens whose sums stay in registers
 constexpr int kBf16Rows = 13;
 constexpr int kAccumulators = 24;  // of attention
 
@@ -43,9 +42,10 @@ inline void store_int8(uint8_t* p, V a) {
 inline float sum_lanes(V a) { return _mm512_reduce_add_ps(a); }  // i + 8, then i + 4, i + 2, i + 1
 inline float max_lanes(V a) { return _mm512_reduce_max_ps(a); }
 inline bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+// Not _mm_prefetch: GCC thinks that a function which only prefetches has no effect, and drops its calls.
 inline void prefetch(const std::byte* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 
-#include "backend/cpu/vector_math.h"
+#include "backend/cpu/vector_body.h"
 
 #include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"

@@ -107,6 +107,6 @@ void exp_scaled(const float* x, int size, float shift, float scale, float* out) 
 constexpr Kernels table(const char* name, Gemm int8, uint8_t int8_offset) {
   return {name,     kMaxQueries, {{gemm<Fp32Row, kFp32Rows>, kFp32Rows}, {gemm<Bf16Row, kBf16Rows>, kBf16Rows}, int8},
           quantise, int8_offset, rms_norm,
-          relu,     gated_gelu,  attend,
+          relu,     gated_gelu,  {attend<Fp32Row>, attend<Bf16Row>},
           argmax,   sum_exp,     exp_scaled};
 }

@@ -9,9 +9,8 @@
 namespace kdtw::cpu {
 namespace {
 
-constexpr int kPrefetch = 24;
 constexpr int kWidth = 8;
-constexpr int kFp32Rows = 2;  // most rows whose sums stay in registers
+constexpr int kFp32Rows = 2;  // most tokens whose sums stay in registers
 constexpr int kBf16Rows = 2;
 constexpr int kAccumulators = 8;  // of attention
 
@@ -110,7 +109,7 @@ inline bool any_equal(const V& a, const V& b) {
 }
 inline void prefetch(const std::byte*) {}
 
-#include "backend/cpu/vector_math.h"
+#include "backend/cpu/vector_body.h"
 
 #include "backend/cpu/attention_body.h"
 #include "backend/cpu/gemm_body.h"

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/memory.h"
 
 namespace kdtw::cpu {
@@ -11,28 +12,36 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 
 }  // namespace
 
-BlockedCache::BlockedCache(int rows, int heads, int head_size, int capacity)
-    : heads(heads),
-      head_size(head_size),
-      value_stride(round_up(head_size, 16)),
-      capacity(round_up(capacity, kKeyBlock)),
-      rows_(rows),
-      memory_(zeroed(bytes())),
-      keys_(aligned(memory_)),
-      values_(keys_ + plane(rows, 0) * head_size) {}
-
-size_t BlockedCache::bytes() const { return sizeof(float) * plane(rows_, 0) * (head_size + value_stride); }
+BlockedCache::BlockedCache(int rows, int heads, int head_size, int capacity, DType dtype)
+    : dtype(dtype), heads(heads), head_size(head_size), value_stride(round_up(head_size, 16)), rows_(rows) {
+  const int per_place = dtype == DType::kBf16 ? 2 : 1;
+  const size_t positions = round_up(capacity, kKeyBlock);
+  key_plane_ = positions * (round_up(head_size, per_place) / per_place);
+  value_plane_ = positions / per_place * value_stride;
+  memory_ = zeroed(bytes());
+  keys_ = aligned(memory_);
+  values_ = keys_ + plane(rows, 0) * key_plane_;
+}
 
 void BlockedCache::store(std::span<const TokenAt> tokens, const float* keys, const float* values, int stride, int first,
                          int last) {
   for (const auto& [row, position, length] : tokens) {
-    const int slot = position % kKeyBlock;
+    const size_t block = position / kKeyBlock, slot = position % kKeyBlock;
     for (int h = first; h < last; ++h) {
       const float* key = keys + h * head_size;
-      float* block = keys_ + plane(row, h) * head_size + static_cast<size_t>(position - slot) * head_size + slot;
-      for (int d = 0; d < head_size; ++d) block[d * kKeyBlock] = key[d];
-      std::memcpy(values_ + (plane(row, h) + position) * value_stride, values + h * head_size,
-                  head_size * sizeof(float));
+      const float* value = values + h * head_size;
+      float* key_plane = keys_ + plane(row, h) * key_plane_;
+      float* value_plane = values_ + plane(row, h) * value_plane_;
+      if (dtype == DType::kFp32) {
+        float* to = key_plane + block * kKeyBlock * head_size + slot;
+        for (int d = 0; d < head_size; ++d) to[d * kKeyBlock] = key[d];
+        std::memcpy(value_plane + static_cast<size_t>(position) * value_stride, value, head_size * sizeof(float));
+      } else {
+        auto* to = reinterpret_cast<uint16_t*>(key_plane + (block * ((head_size + 1) / 2) * kKeyBlock + slot));
+        for (int d = 0; d < head_size; ++d) to[d / 2 * (2 * kKeyBlock) + d % 2] = to_bf16(key[d]);
+        to = reinterpret_cast<uint16_t*>(value_plane + static_cast<size_t>(position / 2) * value_stride) + position % 2;
+        for (int d = 0; d < head_size; ++d) to[2 * d] = to_bf16(value[d]);
+      }
     }
     keys += stride, values += stride;
   }

@@ -10,25 +10,29 @@
 
 namespace kdtw::cpu {
 
-// Keys lie in blocks of kKeyBlock positions, [R][H][capacity / kKeyBlock][D][kKeyBlock], so that a vector holds one d
-// of many keys; values lie in rows, [R][H][capacity][D rounded up to 16].
+// Numbers lie in places of 4 bytes: one fp32 number each, or P = 2 bf16 numbers, rounded to nearest even. Keys are in
+// blocks of kKeyBlock positions, [R][H][capacity / kKeyBlock][D / P rounded up][kKeyBlock] places of P successive d, so
+// that a vector holds one d of many keys; values are in rows of P successive positions, [R][H][capacity / P][D rounded
+// up to 16].
 class BlockedCache : public KeyValueCache {
  public:
-  BlockedCache(int rows, int heads, int head_size, int capacity);
+  BlockedCache(int rows, int heads, int head_size, int capacity, DType dtype);
 
-  size_t bytes() const override;
-  const float* keys(int row, int head) const { return keys_ + plane(row, head) * head_size; }
-  const float* values(int row, int head) const { return values_ + plane(row, head) * value_stride; }
+  size_t bytes() const override { return sizeof(float) * rows_ * heads * (key_plane_ + value_plane_); }
+  const float* keys(int row, int head) const { return keys_ + plane(row, head) * key_plane_; }
+  const float* values(int row, int head) const { return values_ + plane(row, head) * value_plane_; }
 
   // Puts the keys and values [T, H*D] of the heads [first, last) where the tokens stand.
   void store(std::span<const TokenAt> tokens, const float* keys, const float* values, int stride, int first, int last);
 
-  const int heads, head_size, value_stride, capacity;
+  const DType dtype;
+  const int heads, head_size, value_stride;
 
  private:
-  size_t plane(int row, int head) const { return (static_cast<size_t>(row) * heads + head) * capacity; }
+  size_t plane(int row, int head) const { return static_cast<size_t>(row) * heads + head; }
 
   int rows_;
+  size_t key_plane_, value_plane_;  // places of one head of one row
   std::shared_ptr<void> memory_;
   float* keys_;
   float* values_;

@@ -1,9 +1,9 @@
 #include "backend/cpu/packed_weight.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
@@ -20,14 +20,6 @@ int panel_rows(DType dtype, int inputs) {
   if (dtype == DType::kInt8) return (inputs + kChunk - 1) / kChunk * (kChunk / 4);
   return (inputs + inputs_per_row(dtype) - 1) / inputs_per_row(dtype);
 }
-
-uint16_t to_bf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);  // a NaN stays one, whatever its low bits
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float from_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
 }  // namespace
 
@@ -146,7 +138,10 @@ void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand&
             .out = out + static_cast<size_t>(t) * out_stride + (p - first) * kPanel,
             .columns = weight.outputs - p * kPanel,
             .out_stride = out_stride,
-            .accumulate = accumulate});
+            .accumulate = accumulate,
+            .next_group = weight.panel(p + kGroup < last ? p + kGroup : p),
+            .block = b,
+            .blocks = x.blocks()});
     }
   }
 }

@@ -1,4 +1,17 @@
-// Functions of a vector `V` that several kernels share; see kernels_body.h for how they are compiled.
+// What several kernels share about a vector `V`; see kernels_body.h for how they are compiled.
+
+// How a row of stored numbers reads, kInputs of them in every 4 bytes: number k of the lanes of vector v.
+struct Fp32Row {
+  static constexpr int kInputs = 1;
+  static inline V read(const float* row, int, int v) { return load(row + v * kWidth); }
+};
+struct Bf16Row {
+  static constexpr int kInputs = 2;
+  static inline V read(const float* row, int k, int v) {
+    const V pairs = load(row + v * kWidth);
+    return k == 0 ? low_halves(pairs) : high_halves(pairs);
+  }
+};
 
 // exp(x) to about 2 ulp (Cephes' polynomial), at least 1e-38; x <= 88. NaN stays NaN: max and min return
 // their second operand when one is NaN.
