@@ -1,5 +1,10 @@
 #include "backend/cpu/cpu_backend.h"
 
+#if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -194,6 +199,15 @@ class CpuBackend : public Backend {
   std::vector<float> logits_;
 };
 
+#if defined(__x86_64__)
+// Linux gives the tile registers of AMX to processes that ask for them, once for all their threads and children.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+#endif
+
 std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
@@ -204,7 +218,10 @@ std::vector<const Kernels*> supported() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  add(avx512_vnni_kernels(), avx512 && __builtin_cpu_supports("avx512vnni"));
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  add(amx_kernels(),
+      vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && may_use_tiles());
+  add(avx512_vnni_kernels(), vnni);
   add(avx512_kernels(), avx512);
   add(avx2_vnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni"));
   add(avx2_kernels(), avx2);

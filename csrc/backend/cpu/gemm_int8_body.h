@@ -4,6 +4,25 @@
 // The including file defines, beside what gemm_body.h needs: kOffset, kInt8Rows, start, quad, load_weights, dot,
 // to_float.
 
+inline const float* scales_of(const Product& product, int panel) {
+  const long rows = (product.inputs + kChunk - 1) / kChunk * (kChunk / 4);
+  return reinterpret_cast<const float*>(product.panels + panel * product.panel_bytes + rows * kPanelRow);
+}
+
+// One token's outputs of some panels from their sums.
+template <int kCount>
+[[gnu::always_inline]] inline void write_scaled(const I (&sums)[kCount], const Product& product, int first, int row) {
+  const V token = set1(product.x_scales[row]);
+  V scaled[kCount];
+#pragma GCC unroll 16
+  for (int v = 0; v < kCount; ++v) {
+    const V scale = load(scales_of(product, first + v / kVectors) + v % kVectors * kWidth);
+    scaled[v] = mul(to_float(sums[v]), mul(token, scale));
+  }
+  write_line(scaled, product.out + first * kPanel + static_cast<long>(row) * product.out_stride,
+             product.columns - first * kPanel, product.accumulate);
+}
+
 // x: [chunks][kRows][kChunk] bytes. A panel: a row of kPanel x 4 inputs per quad, then kPanel scales, then kPanel sums.
 template <int kRows, int kPanels>
 void int8_tile(const Product& product, int first) {
@@ -11,13 +30,12 @@ void int8_tile(const Product& product, int first) {
   const long stride = product.panel_bytes;
   const auto* x = static_cast<const uint8_t*>(product.x);
   const std::byte* row = product.panels + first * stride;
-  const std::byte* after = row + static_cast<long>(chunks) * (kChunk / 4) * kPanelRow;
   I acc[kRows][kPanels * kVectors];
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      const auto* sums = reinterpret_cast<const int32_t*>(after + p * stride + kPanelRow) + v * kWidth;
+      const auto* sums = reinterpret_cast<const int32_t*>(scales_of(product, first + p) + kPanel) + v * kWidth;
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) acc[r][p * kVectors + v] = start(sums);
     }
@@ -40,19 +58,7 @@ void int8_tile(const Product& product, int first) {
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    const V token = set1(product.x_scales[r]);
-    V sums[kPanels * kVectors];
-#pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const V scale = load(reinterpret_cast<const float*>(after + p * stride) + v * kWidth);
-        sums[p * kVectors + v] = mul(to_float(acc[r][p * kVectors + v]), mul(token, scale));
-      }
-    write_line(sums, product.out + first * kPanel + static_cast<long>(r) * product.out_stride,
-               product.columns - first * kPanel, product.accumulate);
-  }
+  for (int r = 0; r < kRows; ++r) write_scaled(acc[r], product, first, r);
 }
 
 template <int kRows, int kPanels>

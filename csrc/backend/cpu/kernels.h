@@ -91,5 +91,6 @@ const Kernels* avx2_kernels();
 const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_vnni_kernels();
+const Kernels* amx_kernels();
 
 }  // namespace kdtw::cpu

@@ -100,15 +100,92 @@ inline I dot(I sum, Quad x, Bytes weights) { return (I)_mm512_dpbusd_epi32((__m5
 
 constexpr Kernels kVnniTable = table("avx512_vnni", {vnni::int8_gemm<>, vnni::kInt8Rows}, vnni::kOffset);
 
+#pragma GCC target("amx-tile,amx-int8")
+
+// Tile registers: 16 tokens x kChunk inputs times kChunk inputs x 16 outputs in one instruction. Few tokens, which
+// leave tiles half empty and wait for memory anyway, go to vnni; the operands are the same.
+namespace amx {
+constexpr int kInt8Rows = 32;
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Tiles 4 and 5 hold the two halves of the tokens, 6 and 7 the two halves of the panel, 0 to 3 their sums.
+TileConfig configure(int upper, int lower) {
+  TileConfig config;
+  const int rows[8] = {upper, upper, lower, lower, upper, lower, kChunk / 4, kChunk / 4};
+  for (int tile = 0; tile < 8; ++tile) {
+    config.rows[tile] = static_cast<uint8_t>(rows[tile]);
+    config.row_bytes[tile] = kChunk;
+  }
+  return config;
+}
+
+void multiply_panel(const Product& product, int panel, int upper, int32_t (&sums)[kInt8Rows][kPanel]) {
+  const int chunks = (product.inputs + kChunk - 1) / kChunk;
+  const auto* x = static_cast<const uint8_t*>(product.x);
+  const std::byte* weights = product.panels + panel * product.panel_bytes;
+  Prefetcher<1> prefetcher(product, panel, chunks * (kChunk / 4));
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int chunk = 0; chunk < chunks; ++chunk, x += product.rows * kChunk, weights += kChunk / 4 * kPanelRow) {
+    for (int i = 0; i < kChunk / 4; ++i) prefetcher.step();
+    _tile_loadd(4, x, kChunk);
+    _tile_loadd(5, x + upper * kChunk, kChunk);
+    _tile_loadd(6, weights, kPanelRow);
+    _tile_loadd(7, weights + kPanelRow / 2, kPanelRow);
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  constexpr int kStride = sizeof sums[0];
+  _tile_stored(0, &sums[0][0], kStride);
+  _tile_stored(1, &sums[0][kPanel / 2], kStride);
+  _tile_stored(2, &sums[upper][0], kStride);
+  _tile_stored(3, &sums[upper][kPanel / 2], kStride);
+}
+
+void int8_gemm(const Product& product) {
+  if (product.rows <= vnni::kInt8Rows) return vnni::int8_gemm<>(product);
+  const int upper = (product.rows + 1) / 2;
+  const TileConfig config = configure(upper, product.rows - upper);
+  asm volatile("ldtilecfg %0" : : "m"(config));  // GCC's intrinsic lets the stores to `config` be dropped
+  alignas(64) int32_t sums[kInt8Rows][kPanel];
+  for (int p = 0; p < product.count; ++p) {
+    multiply_panel(product, p, upper, sums);
+    const auto* correction = reinterpret_cast<const int32_t*>(vnni::scales_of(product, p) + kPanel);
+    for (int r = 0; r < product.rows; ++r) {
+      I line[kVectors];
+      for (int v = 0; v < kVectors; ++v)
+        line[v] = (I)_mm512_load_si512(&sums[r][v * kWidth]) + vnni::start(correction + v * kWidth);
+      vnni::write_scaled(line, product, p, r);
+    }
+  }
+  _tile_release();  // leaves no tiles to be saved at every switch of threads
+}
+}  // namespace amx
+
+constexpr Kernels kAmxTable = table("amx", {amx::int8_gemm, amx::kInt8Rows}, vnni::kOffset);
+
 }  // namespace
 
 const Kernels* avx512_kernels() { return &kTable; }
 const Kernels* avx512_vnni_kernels() { return &kVnniTable; }
+const Kernels* amx_kernels() { return &kAmxTable; }
 
 }  // namespace kdtw::cpu
 #else
 namespace kdtw::cpu {
 const Kernels* avx512_kernels() { return nullptr; }
 const Kernels* avx512_vnni_kernels() { return nullptr; }
+const Kernels* amx_kernels() { return nullptr; }
 }  // namespace kdtw::cpu
 #endif
