@@ -165,7 +165,7 @@ def _unmasked(row: list[int], flags: list[int], r: int) -> list[int]:
 def _lists(value: Any, name: str) -> list[list[int]]:
     """A [R, S] tensor, array or list of lists as lists of ints."""
     if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             raise ValueError(f"{name} is on device '{value.device}'; this decoder runs on 'cpu'")
         value = value.numpy()
     if isinstance(value, np.ndarray):
@@ -173,7 +173,7 @@ def _lists(value: Any, name: str) -> list[list[int]]:
             raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
         if value.ndim != 2:
             raise ValueError(f"{name} must have shape [rows, length], got {list(value.shape)}")
-        return value.astype(np.int64).tolist()
+        return value.astype(np.int64, copy=False).tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be a tensor or a list of lists of token ids, got {type(value).__name__}")
     for r, row in enumerate(value):

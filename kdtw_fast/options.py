@@ -19,7 +19,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     number = int(value)
     if number < low or (high is not None and number > high):
@@ -30,7 +30,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """Returns ``value`` as a float in [low, high] (or (low, high]); TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     number = float(value)
     inside = low < number <= high if open_low else low <= number <= high
