@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
@@ -196,33 +195,33 @@ class _Decoder:
         session = self._open(parsed, batch_size, parsed.max_source_length)
 
         def read(value: Any, index: int) -> Item:
-            return self._item(value, f"item {index}", budget, limits)
+            return self._item(value, f"item {index}", budget)
 
         def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
-            return self._rows(items, first, parsed)
+            return self._rows(items, first, budget, limits, parsed)
 
         return Stream(session, inputs, read, rows, self.tokenizer, self.student.pad_token_id, in_order)
 
-    def _item(self, value: Any, label: str, budget: str | float | None, limits: Sequence[Any]) -> Item:
-        """The item that ``value`` stands for, with the stream's budget and limits where it has none of its own."""
+    def _item(self, value: Any, label: str, budget: str | float | None) -> Item:
+        """The item that ``value`` stands for, if this decoder takes such items."""
         item = Item.of(value, label)
         if item.text is not None:
-            item = replace(item, budget=budget) if item.budget is None else item
             with named(label):
-                self._check_takes_text(item.budget)
+                self._check_takes_text(budget if item.budget is None else item.budget)
         if item.teacher_input_ids is not None and self.teacher is None:
             raise TypeError(f"{label} has 'teacher_input_ids', but {type(self).__name__} has one model")
-        for name, limit in zip(_LIMITS, limits):
-            if getattr(item, name) is None:
-                item = replace(item, **{name: limit})
-            else:
+        for name in _LIMITS:
+            if getattr(item, name) is not None:
                 self._check_takes_limits(f"{label}: {name}")
         return item
 
-    def _rows(self, items: Sequence[Item], first: int, options: GenerateOptions) -> Iterator[RowArguments]:
+    def _rows(
+        self, items: Sequence[Item], first: int, budget: str | float | None, limits: Any, options: GenerateOptions
+    ) -> Iterator[RowArguments]:
         """What the core is told of items ``first``, ``first`` + 1, …; their texts are tokenized together."""
         texts = [item for item in items if item.text is not None]
-        tokenized = iter(self._tokenize([item.text for item in texts], [item.budget for item in texts]))
+        budgets = [budget if item.budget is None else item.budget for item in texts]
+        tokenized = iter(self._tokenize([item.text for item in texts], budgets))
         for index, item in enumerate(items, first):
             label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
             ids, teacher_ids = (item.input_ids, item.teacher_input_ids) if item.text is None else next(tokenized)
@@ -232,7 +231,8 @@ class _Decoder:
                 teacher_row = source(token_list(teacher_ids, teacher_label), teacher_label, self.teacher, options)
             elif self.teacher is not None:
                 check_ids(row, label, self.teacher)
-            ledger = _core.Ledger(item.max_teacher_calls, item.max_teacher_fraction)
+            own = (getattr(item, name) for name in _LIMITS)
+            ledger = _core.Ledger(*(limit if value is None else value for value, limit in zip(own, limits)))
             yield index if item.row_id is None else item.row_id, ledger, row, teacher_row
 
     def _check_takes_text(self, budget: str | float | None) -> None:

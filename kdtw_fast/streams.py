@@ -80,12 +80,12 @@ class Stream:
         try:
             while not self._ready:
                 if self._session is None:
-                    error, self._error = self._error, None
-                    raise StopIteration if error is None else error
-                self._advance(self._session)
+                    raise self._error or StopIteration
+                self._advance()
             return self._ready.popleft()
         except BaseException:
             self._shut()
+            self._error = None  # raised, or overtaken by a worse one
             raise
         finally:
             self._in_use.release()
@@ -110,13 +110,14 @@ class Stream:
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError("this stream is at work already, in another thread or because its own input asks it")
 
-    def _advance(self, session: _core.Session) -> None:
+    def _advance(self) -> None:
         """Admits what there is room for, decodes until a row has finished, and makes ready what may be yielded."""
-        self._admit(session)
+        assert self._session is not None
+        self._admit()
         if not self._running:
             self._shut()
             return
-        result = session.run(False, self._pad, None)
+        result = self._session.run(False, self._pad, None)
         for index, fault in result["faults"]:
             del self._running[index]
             self._fail(index, FloatingPointError(fault))
@@ -139,11 +140,11 @@ class Stream:
         for out, text in zip(outputs, self._tokenizer.batch_decode(ids, skip_special_tokens=True)):
             out.texts = [text]
 
-    def _admit(self, session: _core.Session) -> None:
-        if self._inputs is None:
+    def _admit(self) -> None:
+        if self._inputs is None or self._session is None:
             return
         items: list[Item] = []
-        room = session.free_slots
+        room = self._session.free_slots
         try:
             for value in islice(self._inputs, room):
                 items.append(self._read(value, self._admitted + len(items)))
@@ -153,7 +154,7 @@ class Stream:
             self._fail(self._admitted + len(items), error)
         try:
             for item, arguments in zip(items, self._rows(items, self._admitted)):
-                session.add(*arguments)
+                self._session.add(*arguments)
                 self._running[self._admitted] = item.text is not None
                 self._admitted += 1
         except Exception as error:
