@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 
@@ -14,8 +15,8 @@
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
 #include "core/philox.h"
-#include "decode/decoder.h"
 #include "decode/probe.h"
+#include "decode/session.h"
 
 namespace py = pybind11;
 using namespace kdtw;
@@ -85,20 +86,38 @@ py::array_t<T> padded(const std::vector<Row>& rows, size_t width, T fill, Get&& 
   return out;
 }
 
-template <typename Get>
-py::array_t<int64_t> per_row(const std::vector<Row>& rows, Get&& get) {
-  py::array_t<int64_t> out(rows.size());
+template <typename T = int64_t, typename Get>
+py::array_t<T> per_row(const std::vector<Row>& rows, Get&& get) {
+  py::array_t<T> out(rows.size());
   for (size_t r = 0; r < rows.size(); ++r) out.mutable_at(r) = get(rows[r]);
   return out;
 }
 
-py::dict to_python(const GenerateResult& result, int64_t pad, bool log_probs) {
-  const auto& rows = result.rows;
+// The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
+py::dict to_python(std::vector<Row> rows, int64_t pad, bool log_probs) {
+  py::list faults;
+  std::erase_if(rows, [&](const Row& row) {
+    if (row.finish != Finish::kFault) return false;
+    faults.append(py::make_tuple(row.index, row.fault));
+    return true;
+  });
   size_t width = 0;
   for (const auto& row : rows) width = std::max(width, row.tokens.size());
   py::dict out;
+  out["faults"] = faults;
+  out["index"] = per_row(rows, [](const Row& row) { return row.index; });
+  out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
   out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
   out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
+  out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
+  out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
+  out["teacher_fraction"] = per_row<float>(rows, [](const Row& row) {
+    const auto written = std::count_if(row.owners.begin(), row.owners.end(), written_by_teacher);
+    return float(written) / float(row.outputs());
+  });
+  out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
+  out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });
+  out["rolled_back"] = per_row(rows, [](const Row& row) { return row.rolled_back; });
   if (log_probs) {
     const float nan = std::nanf("");
     out["student_logprobs"] =
@@ -106,34 +125,24 @@ py::dict to_python(const GenerateResult& result, int64_t pad, bool log_probs) {
     out["teacher_logprobs"] =
         padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
   }
-  out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
-  out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
-  out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
-  out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });
-  out["rolled_back"] = per_row(rows, [](const Row& row) { return row.rolled_back; });
-  out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
-  out["student_passes"] = result.student_passes;
-  out["teacher_passes"] = result.teacher_passes;
-  out["seconds"] =
-      py::make_tuple(result.encode_seconds, result.student_seconds, result.teacher_seconds, result.other_seconds);
   return out;
 }
 
-py::dict generate(const Decoder& decoder, GenerateRequest request, int64_t pad, const py::object& streamer) {
-  SignalPoll poll;
-  request.poll = [&poll] { poll(); };
+py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer) {
+  SignalPoll signals;
+  TokenStream stream;
   if (!streamer.is_none()) {
-    request.stream = [&streamer](int row, int position, int32_t token, Owner owner) {
+    stream = [&streamer](int row, int position, int32_t token, Owner owner) {
       py::gil_scoped_acquire lock;
       streamer(row, position, token, int(owner));
     };
   }
-  GenerateResult result;
+  std::vector<Row> rows;
   {
     py::gil_scoped_release unlocked;
-    result = decoder.generate(request);
+    rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
   }
-  return to_python(result, pad, request.want_log_probs);
+  return to_python(std::move(rows), pad, session.options().want_log_probs);
 }
 
 // The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
@@ -218,13 +227,6 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native decoding core of kdtw_fast.";
-  py::register_exception_translator([](std::exception_ptr error) {
-    try {
-      if (error) std::rethrow_exception(error);
-    } catch (const NonFiniteError& e) {
-      PyErr_SetString(PyExc_FloatingPointError, e.what());
-    }
-  });
 
   py::class_<T5Config>(m, "T5Config")
       .def(py::init<>())
@@ -297,30 +299,48 @@ PYBIND11_MODULE(_core, m) {
            }),
            py::arg("start"), py::arg("end"), py::arg("tau") = -1);
 
-  py::class_<GenerateRequest>(m, "GenerateRequest")
-      .def(py::init<>())
-      .def_readwrite("student_sources", &GenerateRequest::student_sources)
-      .def_readwrite("teacher_sources", &GenerateRequest::teacher_sources)
-      .def_readwrite("row_keys", &GenerateRequest::row_keys)
-      .def_readwrite("ledgers", &GenerateRequest::ledgers)
-      .def_readwrite("forced_tokens", &GenerateRequest::forced_tokens)
-      .def_readwrite("max_new_tokens", &GenerateRequest::max_new_tokens)
-      .def_readwrite("min_new_tokens", &GenerateRequest::min_new_tokens)
-      .def_readwrite("student_sampling", &GenerateRequest::student_sampling)
-      .def_readwrite("teacher_sampling", &GenerateRequest::teacher_sampling)
-      .def_readwrite("seed", &GenerateRequest::seed)
-      .def_readwrite("max_seconds", &GenerateRequest::max_seconds)
-      .def_readwrite("want_log_probs", &GenerateRequest::want_log_probs)
-      .def_readwrite("threads", &GenerateRequest::threads);
-
-  py::class_<Decoder>(m, "Decoder")
+  py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
       .def(py::init([](const std::string& device, std::shared_ptr<T5> student, std::shared_ptr<T5> teacher,
                        Method method, SpecialTokens special) {
-             return std::make_unique<Decoder>(device, std::move(student), std::move(teacher), method,
-                                              std::move(special));
+             require(!method.two_models || teacher != nullptr, "this method needs a teacher");
+             return Decoder{device, std::move(student), std::move(teacher), method, std::move(special)};
            }),
-           py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"))
-      .def("generate", &generate, py::arg("request"), py::arg("pad"), py::arg("streamer"));
+           py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"));
+
+  py::class_<SessionOptions>(m, "SessionOptions")
+      .def(py::init([](std::vector<int32_t> forced_tokens, int max_new_tokens, int min_new_tokens, Sampling student,
+                       Sampling teacher, uint64_t seed, double max_seconds, int teacher_batch, bool want_log_probs,
+                       int threads) {
+             return SessionOptions{std::move(forced_tokens),
+                                   max_new_tokens,
+                                   min_new_tokens,
+                                   student,
+                                   teacher,
+                                   seed,
+                                   max_seconds,
+                                   teacher_batch,
+                                   want_log_probs,
+                                   threads};
+           }),
+           py::kw_only(), py::arg("forced_tokens"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
+           py::arg("student_sampling"), py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"),
+           py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("threads"));
+
+  py::class_<Session>(m, "Session")
+      .def(py::init([](std::shared_ptr<Decoder> decoder, SessionOptions options, int slots, int source_capacity) {
+             return std::make_unique<Session>(std::move(decoder), std::move(options), slots, source_capacity);
+           }),
+           py::arg("decoder"), py::arg("options"), py::arg("slots"), py::arg("source_capacity"))
+      .def("add", &Session::add, py::arg("key"), py::arg("ledger"), py::arg("student_source"),
+           py::arg("teacher_source"))
+      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"))
+      .def_property_readonly("free_slots", &Session::free_slots)
+      .def_property_readonly("student_passes", [](const Session& s) { return s.totals().student_passes; })
+      .def_property_readonly("teacher_passes", [](const Session& s) { return s.totals().teacher_passes; })
+      .def_property_readonly("seconds", [](const Session& session) {
+        const Totals t = session.totals();
+        return py::make_tuple(t.encode_seconds, t.student_seconds, t.teacher_seconds, t.other_seconds);
+      });
 
   py::class_<Probe>(m, "Probe")
       .def(py::init(
@@ -353,6 +373,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("draft_limit", &draft_limit, py::arg("method"), py::arg("room"));
   m.def("linear", &linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("threads") = 1);
+  m.def("call_now", &call_now, py::arg("waiting"), py::arg("drafting"), py::arg("batch"));
   m.def("build_info", &build_info);
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);

@@ -83,29 +83,46 @@ class Ledger:
 class SpecialTokens:
     def __init__(self, start: int, end: Sequence[int], tau: int = ...) -> None: ...
 
-class GenerateRequest:
-    student_sources: list[list[int]]
-    teacher_sources: list[list[int]]
-    row_keys: list[int]
-    ledgers: list[Ledger]
-    forced_tokens: list[int]
-    max_new_tokens: int
-    min_new_tokens: int
-    student_sampling: Sampling
-    teacher_sampling: Sampling
-    seed: int
-    max_seconds: float
-    want_log_probs: bool
-    threads: int
-    def __init__(self) -> None: ...
-
 class Decoder:
     def __init__(
         self, device: str, student: T5, teacher: T5 | None, method: Method, special: SpecialTokens
     ) -> None: ...
-    def generate(
-        self, request: GenerateRequest, pad: int, streamer: Callable[[int, int, int, int], None] | None
-    ) -> dict[str, Any]: ...
+
+class SessionOptions:
+    def __init__(
+        self,
+        *,
+        forced_tokens: Sequence[int],
+        max_new_tokens: int,
+        min_new_tokens: int,
+        student_sampling: Sampling,
+        teacher_sampling: Sampling,
+        seed: int,
+        max_seconds: float,
+        teacher_batch: int,
+        want_log_probs: bool,
+        threads: int,
+    ) -> None: ...
+
+class Session:
+    """Rows decoded together in so many slots; RuntimeError when two calls meet, or after one ended in an exception."""
+
+    def __init__(self, decoder: Decoder, options: SessionOptions, slots: int, source_capacity: int) -> None: ...
+    def add(self, key: int, ledger: Ledger, student_source: Sequence[int], teacher_source: Sequence[int]) -> None:
+        """A row for a free slot, numbered 0, 1, 2, … as they come; an empty teacher_source is the student's."""
+
+    def run(self, to_the_end: bool, pad: int, streamer: Callable[[int, int, int, int], None] | None) -> dict[str, Any]:
+        """Decodes until a row has finished, or all have, or one is at fault; the finished rows as arrays."""
+
+    @property
+    def free_slots(self) -> int: ...
+    @property
+    def student_passes(self) -> int: ...
+    @property
+    def teacher_passes(self) -> int: ...
+    @property
+    def seconds(self) -> tuple[float, float, float, float]:
+        """In encoders, the student's decoder, the teacher's, and the loop itself."""
 
 _PassCosts = tuple[list[float], dict[str, tuple[float, float, float]]]
 
@@ -124,6 +141,7 @@ def draft_limit(method: Method, room: int) -> int: ...
 def linear(
     weight: npt.NDArray[np.float32], x: npt.NDArray[np.float32], dtype: str, threads: int = ...
 ) -> npt.NDArray[np.float32]: ...
+def call_now(waiting: int, drafting: int, batch: int) -> bool: ...
 def build_info() -> dict[str, Any]: ...
 def set_simd(level: str) -> None: ...
 def hardware_threads() -> int: ...

@@ -9,10 +9,10 @@ import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
@@ -370,10 +370,9 @@ def generate(
     lines_are_seen = output is None and sys.stdout.isatty()
     hidden = lines.total is None or lines_are_seen or not sys.stderr.isatty()
     with _writer(output) as write, tqdm(total=lines.total, unit="line", file=sys.stderr, disable=hidden) as bar:
-        for batch in lines.batches():
-            for line in _decode(decoder, batch, options):
-                write(render(line))
-            bar.update(len(batch))
+        for line in _decode(decoder, lines, options):
+            write(render(line))
+            bar.update()
 
 
 @app.command()
@@ -441,21 +440,19 @@ class _Line:
     number: int
     source: str
     out: GenerationOutput | None = None
-    row: int = 0
 
     @property
     def text(self) -> str:
         """The output text on one line."""
         if self.out is None or self.out.texts is None:
             return ""
-        return " ".join(self.out.texts[self.row].splitlines())
+        return " ".join(self.out.texts[0].splitlines())
 
     def tokens(self) -> tuple[list[int], list[int]]:
         """Output token ids and owner codes, without start token and padding."""
-        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.lengths is None:
+        if self.out is None or self.out.sequences is None or self.out.owners is None:
             return [], []
-        end = 1 + int(self.out.lengths[self.row])
-        return self.out.sequences[self.row, 1:end].tolist(), self.out.owners[self.row, 1:end].tolist()
+        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist()
 
 
 @dataclass(frozen=True)
@@ -484,33 +481,39 @@ class _Lines:
             lines = list(_read(stream))
         return cls(lines, len(lines), batch_size)
 
-    def batches(self) -> Iterator[list[_Line]]:
-        """Lines in order, ``batch_size`` at a time."""
-        numbered = (_Line(number, source) for number, source in enumerate(self.lines, start=1))
-        while batch := list(islice(numbered, self.batch_size)):
-            yield batch
-
 
 def _read(stream: Iterable[bytes]) -> Iterator[str]:
     for number, raw in enumerate(stream):
         yield raw.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
 
 
-def _decode(decoder: Decoder, batch: list[_Line], options: dict[str, Any]) -> Iterator[_Line]:
-    """The batch with its outputs; empty lines are not decoded. An error names its line and comes after those before."""
-    full = [line for line in batch if line.source.strip()]
-    if not full:
-        yield from batch
-        return
+def _decode(decoder: Decoder, lines: _Lines, options: dict[str, Any]) -> Iterator[_Line]:
+    """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it."""
+    read: deque[_Line] = deque()  # and not given out yet
+
+    def items() -> Iterator[dict[str, Any]]:
+        for number, source in enumerate(lines.lines, start=1):
+            read.append(_Line(number, source))
+            if source.strip():
+                yield {"text": source, "row_id": number - 1}
+
+    def empty_lines() -> Iterator[_Line]:
+        while read and not read[0].source.strip():
+            yield read.popleft()
+
+    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, **options)
     try:
-        out = decoder([line.source for line in full], row_ids=[line.number - 1 for line in full], **options)
-    except ValueError as error:
-        if len(batch) > 1:  # one by one, to find the line: batches do not change results
-            for line in batch:
-                yield from _decode(decoder, [line], options)
-        raise ValueError(f"line {full[0].number}: {str(error).replace('input_ids row 0', 'it')}") from error
-    decoded = {line.number: _Line(line.number, line.source, out, row) for row, line in enumerate(full)}
-    yield from (decoded.get(line.number, line) for line in batch)
+        for out in stream:
+            yield from empty_lines()
+            line = read.popleft()
+            yield _Line(line.number, line.source, out)
+    except (ValueError, FloatingPointError) as error:
+        yield from empty_lines()
+        if not read:  # it is the next line that could not be read
+            raise
+        message = str(error).replace(f"item {stream.failed}", "it").replace(f" at row {stream.failed},", " at")
+        raise type(error)(f"line {read[0].number}: {message}") from error
+    yield from empty_lines()
 
 
 Render = Callable[[_Line], str | Text]
@@ -532,11 +535,11 @@ def _jsonl(method: str) -> Render:
         record["method"] = method if ran is None else ran.method
         record |= {"tokens": tokens, "owners": [Owner(code).name.lower() for code in owners]}
         for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
-            record[name] = 0 if line.out is None else int(line.out[name][line.row])
-        fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][line.row])
+            record[name] = 0 if line.out is None else int(line.out[name][0])
+        fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][0])
         record["teacher_fraction"] = round(fraction, 6)
         reasons = None if line.out is None else line.out.finish_reasons
-        record["finish_reason"] = "empty" if reasons is None else reasons[line.row]
+        record["finish_reason"] = "empty" if reasons is None else reasons[0]
         return json.dumps(record, ensure_ascii=False)
 
     return render

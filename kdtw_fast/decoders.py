@@ -1,4 +1,4 @@
-"""The decoders users import: one native loop, one class per method, the same ``generate`` for all.
+"""The decoders users import: one native loop, one class per method, the same ``generate`` and ``stream`` for all.
 
 Depends on the native core, models, options and outputs; a method is a call rule and an accept rule
 (docs/design.md), given to the core as one small ``_core.Method``.
@@ -7,7 +7,8 @@ Depends on the native core, models, options and outputs; a method is a call rule
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,11 +17,13 @@ import torch
 
 from kdtw_fast import _core
 from kdtw_fast.budgets import resolve_budget
-from kdtw_fast.inputs import check_ids, row_keys, token_rows
+from kdtw_fast.inputs import Item, check_ids, check_text, named, row_keys, source, token_list, token_rows
 from kdtw_fast.model import NativeT5, load
-from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
-from kdtw_fast.outputs import FINISH_REASONS, GenerationOutput, Timings
+from kdtw_fast.options import GenerateOptions, check_int, check_real, is_sequence, nearest
+from kdtw_fast.outputs import GenerationOutput, together
+from kdtw_fast.streams import RowArguments, Stream
 
+_LIMITS = ("max_teacher_calls", "max_teacher_fraction")
 ModelLike = torch.nn.Module | NativeT5 | str | Path
 TokenStreamer = Callable[[int, int, int, int], None]
 
@@ -91,7 +94,7 @@ class _Decoder:
             FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
             KeyboardInterrupt: Ctrl-C; the decoder stays usable.
         """
-        parsed = GenerateOptions.parse(type(self).__name__, options)
+        parsed = GenerateOptions.parse(f"{type(self).__name__}.generate", options)
         rows = token_rows(input_ids, attention_mask, "input_ids", self.student, parsed)
         teacher_rows: list[list[int]] = []
         if teacher_inputs is not None:
@@ -109,7 +112,8 @@ class _Decoder:
             if len(teacher_rows) != len(rows):
                 raise ValueError(f"teacher_inputs has {len(teacher_rows)} rows, but input_ids has {len(rows)}")
         elif self.teacher is not None:
-            check_ids(rows, self.teacher, "input_ids")
+            for r, row in enumerate(rows):
+                check_ids(row, f"input_ids row {r}", self.teacher)
         return self._run(rows, teacher_rows, parsed, streamer)
 
     def __call__(
@@ -123,62 +127,173 @@ class _Decoder:
                 prompt; None = "no" for decoders that do not ask.
             **options: as for :meth:`generate`.
         """
-        if self.tokenizer is None:
-            raise ValueError(
-                "this decoder has no tokenizer; pass tokenizer=… to decode strings, or use generate(input_ids)"
-            )
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("the batch is empty; give at least one text")
         for i, item in enumerate(texts):
-            if not isinstance(item, str):
-                raise TypeError(f"text {i} must be a string, got {item!r} of type {type(item).__name__}")
-            if not item.strip():
-                raise ValueError(f"text {i} is empty ({item!r})")
-        if budget is None and self._calls_on_tau:
-            raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
-        phrase = resolve_budget("no" if budget is None else budget).phrase
-
-        def encode(prompt: str | None) -> dict[str, Any]:
-            ids = self.tokenizer([(prompt or "") + item for item in texts])["input_ids"]
-            return {"input_ids": ids}
-
-        student_prompt = self.student.student_prompt
-        student_inputs = encode(
-            student_prompt.format(budget=phrase) if student_prompt is not None else self.student.teacher_prompt
-        )
+            check_text(item, f"text {i}")
+        self._check_takes_text(budget)
+        ids, teacher_ids = zip(*self._tokenize(texts, [budget] * len(texts)))
         if self.teacher is not None:
-            options.setdefault("teacher_inputs", encode(self.teacher.teacher_prompt))
-        out = self.generate(**student_inputs, **options)
+            options.setdefault("teacher_inputs", {"input_ids": teacher_ids})
+        out = self.generate(ids, **options)
         out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
         return out
+
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 16,
+        budget: str | float | None = None,
+        in_order: bool = False,
+        **options: Any,
+    ) -> Stream:
+        """Decodes any number of items, ``batch_size`` at a time: a row that has finished makes room for the next item.
+
+        What comes out for an item is what ``generate`` (or a call, for strings) on the list of all items gives for
+        its row, bit for bit: neither the rows beside it nor the order in which they finish change it.
+
+        Args:
+            inputs: an iterable, read only as room comes free. Items are strings (prompts as in a call), lists of
+                token ids (rows as ``generate`` takes them), or mappings with the keys of
+                :class:`kdtw_fast.inputs.Item`: "text" or "input_ids", and where the item differs from the others
+                "teacher_input_ids", "budget", "row_id", "max_teacher_fraction", "max_teacher_calls".
+            batch_size: rows decoded together, at least 1.
+            budget: for strings, as in a call.
+            in_order: yield outputs in the items' order instead of as they finish.
+            **options: see :class:`kdtw_fast.GenerateOptions`; one value for all items. ``row_ids`` and
+                ``num_return_sequences`` are refused: an item may have a "row_id", and may be given several times.
+
+        Returns:
+            Stream: an iterator of one-row :class:`kdtw_fast.GenerationOutput`, each with its ``index``, and with
+            ``texts`` where a string went in.
+
+        Raises:
+            TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
+        """
+        parsed = GenerateOptions.parse(f"{type(self).__name__}.stream", options)
+        check_int("batch_size", batch_size, 1)
+        if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
+            raise TypeError(
+                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
+                f"one item makes a list of one"
+            )
+        if parsed.row_ids is not None:
+            raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
+        if parsed.num_return_sequences != 1:
+            raise ValueError(
+                f"a stream returns one output per item, got num_return_sequences={parsed.num_return_sequences}; "
+                f"give the item several times, each with a row_id of its own"
+            )
+        for name in _LIMITS:
+            if is_sequence(getattr(parsed, name)):
+                raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
+        limits = self._limits(parsed, 1)[0]
+        if budget is not None:
+            resolve_budget(budget)
+        session = self._open(parsed, batch_size, parsed.max_source_length)
+
+        def read(value: Any, index: int) -> Item:
+            return self._item(value, f"item {index}", budget)
+
+        def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
+            return self._rows(items, first, budget, limits, parsed)
+
+        return Stream(session, inputs, read, rows, self.tokenizer, self.student.pad_token_id, in_order)
+
+    def _item(self, value: Any, label: str, budget: str | float | None) -> Item:
+        """The item that ``value`` stands for, if this decoder takes such items."""
+        item = Item.of(value, label)
+        if item.text is not None:
+            with named(label):
+                self._check_takes_text(budget if item.budget is None else item.budget)
+        if item.teacher_input_ids is not None and self.teacher is None:
+            raise TypeError(f"{label} has 'teacher_input_ids', but {type(self).__name__} has one model")
+        for name in _LIMITS:
+            if getattr(item, name) is not None:
+                self._check_takes_limits(f"{label}: {name}")
+        return item
+
+    def _rows(
+        self, items: Sequence[Item], first: int, budget: str | float | None, limits: Any, options: GenerateOptions
+    ) -> Iterator[RowArguments]:
+        """What the core is told of items ``first``, ``first`` + 1, …; their texts are tokenized together."""
+        texts = [item for item in items if item.text is not None]
+        budgets = [budget if item.budget is None else item.budget for item in texts]
+        tokenized = iter(self._tokenize([item.text for item in texts], budgets))
+        for index, item in enumerate(items, first):
+            label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
+            ids, teacher_ids = (item.input_ids, item.teacher_input_ids) if item.text is None else next(tokenized)
+            row = source(token_list(ids, label), label, self.student, options)
+            teacher_row: list[int] = []
+            if teacher_ids is not None and self.teacher is not None:
+                teacher_row = source(token_list(teacher_ids, teacher_label), teacher_label, self.teacher, options)
+            elif self.teacher is not None:
+                check_ids(row, label, self.teacher)
+            own = (getattr(item, name) for name in _LIMITS)
+            ledger = _core.Ledger(*(limit if value is None else value for value, limit in zip(own, limits)))
+            yield index if item.row_id is None else item.row_id, ledger, row, teacher_row
+
+    def _check_takes_text(self, budget: str | float | None) -> None:
+        if self.tokenizer is None:
+            raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or give token ids")
+        if budget is None and self._calls_on_tau:
+            raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
+
+    def _tokenize(self, texts: Sequence[Any], budgets: Sequence[Any]) -> list[tuple[list[int], list[int] | None]]:
+        """Each text's tokens for student and teacher (None without one), behind the prompts they were trained with."""
+        if not texts:
+            return []
+
+        def encode(prompts: Iterable[str | None]) -> list[list[int]]:
+            return self.tokenizer([(prompt or "") + text for prompt, text in zip(prompts, texts)])["input_ids"]
+
+        prompts: Iterable[str | None] = repeat(self.student.teacher_prompt)
+        if self.student.student_prompt is not None:
+            phrases = [resolve_budget("no" if budget is None else budget).phrase for budget in budgets]
+            prompts = [self.student.student_prompt.format(budget=phrase) for phrase in phrases]
+        ids = encode(prompts)
+        return list(zip(ids, repeat(None) if self.teacher is None else encode(repeat(self.teacher.teacher_prompt))))
 
     def _run(
         self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
     ) -> GenerationOutput:
         repeats = options.num_return_sequences
-        request = _core.GenerateRequest()
-        request.student_sources = [row for row in rows for _ in range(repeats)]
-        request.teacher_sources = [row for row in teacher_rows for _ in range(repeats)]
-        count = len(rows) * repeats
-        request.row_keys = row_keys(options.row_ids, count)
-        request.ledgers = self._ledgers(options, len(rows), repeats)
-        request.forced_tokens = [self._forced_token(token) for token in options.forced_tokens]
-        request.max_new_tokens, request.min_new_tokens = options.max_new_tokens, options.min_new_tokens
-        request.student_sampling = _core.Sampling(options.temperature, options.top_k, options.top_p)
-        request.teacher_sampling = _core.Sampling(
+        keys = iter(row_keys(options.row_ids, len(rows) * repeats))
+        ledgers = [_core.Ledger(*limits) for limits in self._limits(options, len(rows))]
+        session = self._open(options, len(rows) * repeats, max(map(len, rows + teacher_rows)))
+        for row, teacher_row, ledger in zip(rows, teacher_rows or repeat([]), ledgers):
+            for _ in range(repeats):
+                session.add(next(keys), ledger, row, teacher_row)
+        put, end = _streaming(streamer, len(rows) * repeats, self.student.decoder_start_token_id)
+        result = session.run(True, self.student.pad_token_id, put)
+        for _, fault in result["faults"]:
+            raise FloatingPointError(fault)
+        end()
+        return together(result, session)
+
+    def _open(self, options: GenerateOptions, slots: int, source_capacity: int) -> _core.Session:
+        """A session of the core with these options."""
+        student = _core.Sampling(options.temperature, options.top_k, options.top_p)
+        teacher = _core.Sampling(
             options.temperature if options.teacher_temperature is None else options.teacher_temperature,
             options.top_k if options.teacher_top_k is None else options.teacher_top_k,
             options.top_p if options.teacher_top_p is None else options.teacher_top_p,
         )
-        request.seed = options.seed
-        request.max_seconds = options.max_time or 0.0
-        request.want_log_probs = options.output_logprobs
-        request.threads = options.num_threads or self.num_threads
-        put, end = _streaming(streamer, count, self.student.decoder_start_token_id)
-        result = self._core.generate(request, self.student.pad_token_id, put)
-        end()
-        return _output(result)
+        shared = _core.SessionOptions(
+            forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            student_sampling=student,
+            teacher_sampling=teacher,
+            seed=options.seed,
+            max_seconds=options.max_time or 0.0,
+            teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
+            want_log_probs=options.output_logprobs,
+            threads=options.num_threads or self.num_threads,
+        )
+        return _core.Session(self._core, shared, slots, source_capacity)
 
     def _forced_token(self, token: int) -> int:
         vocabulary = min(model.vocab_size for model in (self.student, self.teacher) if model is not None)
@@ -191,16 +306,16 @@ class _Decoder:
             )
         return int(token)
 
-    def _ledgers(self, options: GenerateOptions, rows: int, repeats: int) -> list[_core.Ledger]:
-        names = ("max_teacher_calls", "max_teacher_fraction")
+    def _limits(self, options: GenerateOptions, rows: int) -> list[tuple[Any, ...]]:
+        """Per row its values of ``_LIMITS``."""
+        for name in _LIMITS:
+            if getattr(options, name) is not None:
+                self._check_takes_limits(name)
+        return list(zip(*(options.per_row(name, rows) for name in _LIMITS)))
+
+    def _check_takes_limits(self, label: str) -> None:
         if not self._calls_on_tau:
-            for name in names:
-                if getattr(options, name) is not None:
-                    raise TypeError(
-                        f"{name} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}"
-                    )
-        limits = zip(*(options.per_row(name, rows) for name in names))
-        return [_core.Ledger(*limit) for limit in limits for _ in range(repeats)]
+            raise TypeError(f"{label} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}")
 
 
 class GreedyDecoder(_Decoder):
@@ -436,17 +551,3 @@ def _streaming(streamer: Any, rows: int, start: int) -> tuple[TokenStreamer | No
     if not callable(streamer):
         raise TypeError(f"streamer must be callable or have put() and end(), got {type(streamer).__name__}")
     return streamer, lambda: None
-
-
-def _output(result: dict[str, Any]) -> GenerationOutput:
-    tensors: dict[str, Any] = {k: torch.from_numpy(v) for k, v in result.items() if isinstance(v, np.ndarray)}
-    finish = tensors.pop("finish").tolist()
-    by_teacher = (tensors["owners"] == 2) | (tensors["owners"] == 4)
-    return GenerationOutput(
-        **tensors,
-        teacher_fraction=by_teacher.sum(dim=1).float() / tensors["lengths"].float(),
-        finish_reasons=[FINISH_REASONS[code] for code in finish],
-        student_passes=result["student_passes"],
-        teacher_passes=result["teacher_passes"],
-        timings=Timings(*result["seconds"]),
-    )

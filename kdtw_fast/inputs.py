@@ -1,72 +1,171 @@
-"""What comes into ``generate``, checked at the boundary and turned into plain token lists."""
+"""What comes into ``generate`` and ``stream``, checked at the boundary and turned into plain token lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
+from kdtw_fast.budgets import resolve_budget
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import GenerateOptions, check_int
+from kdtw_fast.options import GenerateOptions, check_int, check_limit, nearest
 
 
 def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
     """Returns [R, S] ``ids`` as R checked token lists without padding; raises as ``generate`` documents."""
-    lists = _lists(ids, name)
-    if not lists:
+    rows = _lists(ids, name)
+    if not rows:
         raise ValueError(f"{name} is an empty batch; give at least one row")
-    masks = None if mask is None else _lists(mask, "attention_mask")
-    if masks is not None and [len(m) for m in masks] != [len(row) for row in lists]:
-        raise ValueError(
-            f"attention_mask has shape {_shape(masks)}, but {name} has shape {_shape(lists)}; they must agree"
-        )
-    rows = []
-    for r, row in enumerate(lists):
-        if masks is None:
-            end = len(row)
-            while end > 0 and row[end - 1] == model.pad_token_id:
-                end -= 1
-            row = row[:end]
-        else:
-            on = [i for i, flag in enumerate(masks[r]) if flag]
-            if any(flag not in (0, 1) for flag in masks[r]) or (on and on[-1] - on[0] + 1 != len(on)):
-                raise ValueError(
-                    f"attention_mask row {r} must be zeros and ones with its ones in one run, got {masks[r]}"
-                )
-            row = [row[i] for i in on]
-        if not row:
-            raise ValueError(f"{name} row {r} is empty")
-        if all(token in model.eos_token_ids for token in row):
-            raise ValueError(f"{name} row {r} holds nothing but the end token {row}")
-        if len(row) > options.max_source_length:
-            if not options.truncation:
-                raise ValueError(
-                    f"{name} row {r} has {len(row)} tokens, more than max_source_length={options.max_source_length}; "
-                    f"raise max_source_length, or cut it with truncation=True"
-                )
-            ends = row[-1] in model.eos_token_ids
-            row = row[: options.max_source_length - ends] + row[-1:] * ends
-        rows.append(row)
-    check_ids(rows, model, name)
-    return rows
+    if mask is not None:
+        masks = _lists(mask, "attention_mask")
+        if [len(m) for m in masks] != [len(row) for row in rows]:
+            raise ValueError(
+                f"attention_mask has shape {_shape(masks)}, but {name} has shape {_shape(rows)}; they must agree"
+            )
+        rows = [_unmasked(row, flags, r) for r, (row, flags) in enumerate(zip(rows, masks))]
+    return [source(row, f"{name} row {r}", model, options, mask is None) for r, row in enumerate(rows)]
 
 
-def check_ids(rows: list[list[int]], model: NativeT5, name: str) -> None:
+def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions, padded: bool = True) -> list[int]:
+    """Returns one row's tokens without the padding at its end (if ``padded``), cut and checked.
+
+    Raises:
+        ValueError: nothing is left, it is too long, or an id is not the model's; the message begins with ``label``.
+    """
+    if padded:
+        end = len(row)
+        while end > 0 and row[end - 1] == model.pad_token_id:
+            end -= 1
+        row = row[:end]
+    if not row:
+        raise ValueError(f"{label} is empty")
+    if all(token in model.eos_token_ids for token in row):
+        raise ValueError(f"{label} holds nothing but the end token {row}")
+    if len(row) > options.max_source_length:
+        if not options.truncation:
+            raise ValueError(
+                f"{label} has {len(row)} tokens, more than max_source_length={options.max_source_length}; "
+                f"raise max_source_length, or cut it with truncation=True"
+            )
+        ends = row[-1] in model.eos_token_ids
+        row = row[: options.max_source_length - ends] + row[-1:] * ends
+    check_ids(row, label, model)
+    return row
+
+
+def check_ids(row: Sequence[int], label: str, model: NativeT5) -> None:
     """Raises ValueError for the first id outside the model's vocabulary."""
-    for r, row in enumerate(rows):
-        for token in row:
-            if not 0 <= token < model.vocab_size:
-                raise ValueError(
-                    f"{name} row {r} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}"
-                )
+    if min(row) >= 0 and max(row) < model.vocab_size:
+        return
+    token = next(token for token in row if not 0 <= token < model.vocab_size)
+    raise ValueError(f"{label} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}")
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """Puts ``label`` before the message of a TypeError or ValueError from inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def check_text(text: Any, label: str) -> None:
+    """Raises TypeError for what is no string, ValueError for a blank one."""
+    if not isinstance(text, str):
+        raise TypeError(f"{label} must be a string, got {text!r} of type {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"{label} is empty ({text!r})")
+
+
+def token_list(row: Any, label: str) -> list[int]:
+    """A list, 1-D array or tensor of integers as a list of ints; TypeError otherwise."""
+    if isinstance(row, (torch.Tensor, np.ndarray)):
+        row = row.tolist()
+    if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+        raise TypeError(f"{label} must be a list of token ids, got {row!r} of type {type(row).__name__}")
+    if set(map(type, row)) <= {int}:
+        return list(row)
+    for token in row:
+        if isinstance(token, float) or not isinstance(token, (int, np.integer)):
+            raise TypeError(f"{label} must hold integers, got {token!r} of type {type(token).__name__}")
+    return [int(token) for token in row]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input of ``stream``. A mapping with these keys stands for one; so do a string and a list of token ids.
+
+    Args:
+        text: what to decode, for decoders with a tokenizer; or
+        input_ids: the student's source tokens, its prompt included.
+        teacher_input_ids: the teacher's, where they differ; goes with ``input_ids``.
+        budget: a text's own budget, instead of the stream's.
+        row_id: its name to the random numbers; None = its place in the input.
+        max_teacher_fraction: its own limit, instead of the stream's.
+        max_teacher_calls: the same.
+    """
+
+    text: str | None = None
+    input_ids: Any = None
+    teacher_input_ids: Any = None
+    budget: str | float | None = None
+    row_id: int | None = None
+    max_teacher_fraction: float | None = None
+    max_teacher_calls: int | None = None
+
+    @classmethod
+    def of(cls, value: Any, label: str) -> Item:
+        """The item that ``value`` stands for, checked as far as can be without models; ``label`` names it."""
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in _ITEM_KEYS:
+                    raise TypeError(f"{label} has an unknown key {key!r}{nearest(str(key), _ITEM_KEYS)}")
+            item = cls(**value)
+        else:
+            item = cls(text=value) if isinstance(value, str) else cls(input_ids=value)
+        item._check(label)
+        return item
+
+    def _check(self, label: str) -> None:
+        if (self.text is None) == (self.input_ids is None):
+            raise ValueError(f"{label} must have either 'text' or 'input_ids'")
+        if self.text is not None:
+            check_text(self.text, label)
+            if self.teacher_input_ids is not None:
+                raise ValueError(f"{label} has 'teacher_input_ids' beside 'text'; they go with 'input_ids'")
+        elif self.budget is not None:
+            raise ValueError(
+                f"{label} has the budget {self.budget!r} beside 'input_ids'; a budget is put into a text's prompt, "
+                f"and token ids hold theirs already"
+            )
+        if self.budget is not None:
+            with named(label):
+                resolve_budget(self.budget)
+        if self.row_id is not None:
+            check_int(f"{label}: row_id", self.row_id, 0, 2**64 - 1)
+        for name in ("max_teacher_fraction", "max_teacher_calls"):
+            check_limit(name, getattr(self, name), f"{label}: {name}")
+
+
+_ITEM_KEYS = tuple(field.name for field in fields(Item))
+
+
+def _unmasked(row: list[int], flags: list[int], r: int) -> list[int]:
+    on = [i for i, flag in enumerate(flags) if flag]
+    if any(flag not in (0, 1) for flag in flags) or (on and on[-1] - on[0] + 1 != len(on)):
+        raise ValueError(f"attention_mask row {r} must be zeros and ones with its ones in one run, got {flags}")
+    return [row[i] for i in on]
 
 
 def _lists(value: Any, name: str) -> list[list[int]]:
     """A [R, S] tensor, array or list of lists as lists of ints."""
     if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
+        if not value.is_cpu:
             raise ValueError(f"{name} is on device '{value.device}'; this decoder runs on 'cpu'")
         value = value.numpy()
     if isinstance(value, np.ndarray):
@@ -74,20 +173,13 @@ def _lists(value: Any, name: str) -> list[list[int]]:
             raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
         if value.ndim != 2:
             raise ValueError(f"{name} must have shape [rows, length], got {list(value.shape)}")
-        return value.astype(np.int64).tolist()
+        return value.astype(np.int64, copy=False).tolist()
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name} must be a tensor or a list of lists of token ids, got {type(value).__name__}")
-    rows = []
     for r, row in enumerate(value):
-        if isinstance(row, (torch.Tensor, np.ndarray)):
-            row = row.tolist()
-        if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+        if not isinstance(row, (torch.Tensor, np.ndarray, Sequence)) or isinstance(row, (str, bytes)):
             raise TypeError(f"{name} must have shape [rows, length]; row {r} is {row!r}, not a list of token ids")
-        for token in row:
-            if isinstance(token, float) or not isinstance(token, (int, np.integer)):
-                raise TypeError(f"{name} row {r} must hold integers, got {token!r} of type {type(token).__name__}")
-        rows.append([int(token) for token in row])
-    return rows
+    return [token_list(row, f"{name} row {r}") for r, row in enumerate(value)]
 
 
 def _shape(rows: list[list[int]]) -> list[Any]:

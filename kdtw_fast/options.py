@@ -1,4 +1,4 @@
-"""The options of ``generate``, checked in one place: bad values are one sentence, unknown names get a suggestion."""
+"""The options of ``generate`` and ``stream``, checked: bad values are one sentence, unknown names get a suggestion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
     number = int(value)
     if number < low or (high is not None and number > high):
@@ -30,7 +30,7 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """Returns ``value`` as a float in [low, high] (or (low, high]); TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     number = float(value)
     inside = low < number <= high if open_low else low <= number <= high
@@ -40,14 +40,24 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
     return number
 
 
-def _is_sequence(value: Any) -> bool:
+def check_limit(name: str, value: Any, label: str | None = None) -> None:
+    """Checks one value of max_teacher_fraction or max_teacher_calls (None = no limit); ``label`` names it."""
+    if value is None:
+        return
+    if name == "max_teacher_fraction":
+        check_real(label or name, value, 0.0, 1.0)
+    else:
+        check_int(label or name, value, 0, 2**31 - 1)
+
+
+def is_sequence(value: Any) -> bool:
     """True for lists, tuples, 1-D arrays and tensors; not for strings."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, dict))
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Options that every decoder's ``generate`` takes as keywords.
+    """Options that every decoder's ``generate`` and ``stream`` take as keywords.
 
     Args:
         max_new_tokens: most output tokens per row, 1 to 2^20; the end token and forced tokens count.
@@ -65,10 +75,17 @@ class GenerateOptions:
         max_teacher_fraction: Training Wheels only, in [0, 1], one value or one per input row: at every
             prefix of the output at most this fraction was written by the teacher; <tau> is masked otherwise.
         max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row.
-        max_time: seconds after which rows stop where they are; None = no limit.
+        max_time: seconds after which a row stops where it is, from when its decoding began; None = no limit.
         max_source_length: longer sources are an error, or cut when ``truncation`` is True.
         truncation: cut over-long sources (keeping the end token) instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
+        teacher_batch: rows that wait for the teacher are held until so many wait, at least 1, or until no other row
+            can go on; None = until as many wait as go on, half of the rows that run. The results do not depend on
+            it, the speed of batches does: a pass of the teacher costs much the same for one row and for many, so
+            calling at once (1) makes many small passes; but a row that waits does not draft, so holding until all
+            wait leaves the student's steps to the few rows that ask late, and the more rows there are the later is
+            the last. Half keeps both batches large whatever the share of teacher tokens, and lets rows that joined
+            late fall into step with the others. A costly teacher is worth a larger batch, a cheap one a smaller.
         num_threads: threads of this call; None = the decoder's.
     """
 
@@ -90,15 +107,15 @@ class GenerateOptions:
     max_source_length: int = 512
     truncation: bool = False
     output_logprobs: bool = False
+    teacher_batch: int | None = None
     num_threads: int | None = None
 
     @classmethod
-    def parse(cls, method: str, keywords: dict[str, Any]) -> GenerateOptions:
-        """Builds options from keywords; TypeError names an unknown keyword and its nearest known one."""
-        known = [field.name for field in fields(cls)]
+    def parse(cls, call: str, keywords: dict[str, Any]) -> GenerateOptions:
+        """Builds the options of ``call`` from keywords; TypeError names an unknown one and its nearest known one."""
         for name in keywords:
-            if name not in known:
-                raise TypeError(f"{method}.generate has no option {name!r}{nearest(name, known)}")
+            if name not in _NAMES:
+                raise TypeError(f"{call} has no option {name!r}{nearest(name, _NAMES)}")
         return cls(**keywords)
 
     def __post_init__(self) -> None:
@@ -117,14 +134,15 @@ class GenerateOptions:
                 check_real(prefix + "top_p", top_p, 0.0, 1.0, open_low=True)
         if self.max_time is not None:
             check_real("max_time", self.max_time, 0.0, open_low=True)
-        if self.num_threads is not None:
-            check_int("num_threads", self.num_threads, 1)
+        for name in ("num_threads", "teacher_batch"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 1)
         for name in ("truncation", "output_logprobs"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("forced_tokens", "row_ids"):
             value = getattr(self, name)
-            if value is not None and not _is_sequence(value):
+            if value is not None and not is_sequence(value):
                 raise TypeError(f"{name} must be a list of integers, got {value!r} of type {type(value).__name__}")
         if len(self.forced_tokens) >= self.max_new_tokens:
             raise ValueError(
@@ -135,14 +153,12 @@ class GenerateOptions:
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
         value = getattr(self, name)
-        values = list(value) if _is_sequence(value) else [value] * rows
+        values = list(value) if is_sequence(value) else [value] * rows
         if len(values) != rows:
             raise ValueError(f"{name} has {len(values)} values for {rows} rows; give one value or one per row")
         for item in values:
-            if item is None:
-                continue
-            if name == "max_teacher_fraction":
-                check_real(name, item, 0.0, 1.0)
-            else:
-                check_int(name, item, 0, 2**31 - 1)
+            check_limit(name, item)
         return values
+
+
+_NAMES = tuple(field.name for field in fields(GenerateOptions))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers.utils import ModelOutput
+
+from kdtw_fast import _core
 
 if TYPE_CHECKING:
     from kdtw_fast.costs import Prediction
@@ -29,7 +34,7 @@ FINISH_REASONS = ("running", "end", "length", "time")
 
 @dataclass
 class Timings:
-    """Seconds of one ``generate`` call, by where they went; ``other`` is the loop itself."""
+    """Seconds of one ``generate`` call or ``stream``, by where they went; ``other`` is the loop itself."""
 
     encode: float
     student: float
@@ -38,13 +43,13 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """Seconds of the whole native call."""
+        """Seconds in the native core."""
         return self.encode + self.student + self.teacher + self.other
 
 
 @dataclass
 class GenerationOutput(ModelOutput):
-    """Result of every decoder's ``generate``; R rows, T = 1 + the longest output.
+    """Result of every decoder's ``generate`` (R rows) and what its ``stream`` yields (one row); T = 1 + longest output.
 
     Args:
         sequences: int64 [R, T], each row its start token, its output (with the end token) and padding,
@@ -59,13 +64,14 @@ class GenerationOutput(ModelOutput):
         finish_reasons: per row "end" (end token), "length" or "time".
         student_passes: passes of the student's decoder over the batch.
         teacher_passes: passes of the teacher's decoder over the batch.
-        timings: seconds by phase.
+        timings: seconds by phase. None in a stream, like the passes: rows share them, the stream has the sums.
         student_logprobs: float32 [R, T], log-probability of the student's action (temperature 1): its
             token, or <tau> where it asked; NaN where it took none. With ``output_logprobs`` only.
         teacher_logprobs: float32 [R, T], the teacher's log-probability of the token where one of its
             passes read that place; NaN elsewhere. With ``output_logprobs`` only.
         texts: decoded outputs, when strings went in.
         prediction: of :class:`kdtw_fast.AutoDecoder`: the method that ran, and its predicted time.
+        index: of a stream's row, the place of its item in the input; None otherwise.
     """
 
     sequences: torch.Tensor | None = None
@@ -84,9 +90,50 @@ class GenerationOutput(ModelOutput):
     teacher_logprobs: torch.Tensor | None = None
     texts: list[str] | None = None
     prediction: Prediction | None = None
+    index: int | None = None
 
     @property
     def ms_per_token(self) -> float:
         """Milliseconds of the native call per output token of all rows."""
         assert self.timings is not None and self.lengths is not None
         return 1000.0 * self.timings.total / int(self.lengths.sum())
+
+    def __post_init__(self) -> None:
+        """Nothing: ModelOutput would look for a dictionary among the fields, and all are in place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """ModelOutput's, which also makes a field that is not None an item, without listing all fields each time."""
+        if value is not None and name in self.__dataclass_fields__:
+            OrderedDict.__setitem__(self, name, value)
+        object.__setattr__(self, name, value)
+
+
+def together(result: Mapping[str, Any], session: _core.Session) -> GenerationOutput:
+    """All rows of a session that has come to its end, as one output."""
+    arrays, finish, _ = _parts(result)
+    tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    return GenerationOutput(
+        **tensors,
+        finish_reasons=[FINISH_REASONS[code] for code in finish],
+        student_passes=session.student_passes,
+        teacher_passes=session.teacher_passes,
+        timings=Timings(*session.seconds),
+    )
+
+
+def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutput]]:
+    """The numbers of rows that have finished, and an output for each, without the others' padding."""
+    arrays, finish, index = _parts(result)
+    ends = (1 + arrays["lengths"]).tolist()
+    for r, end in enumerate(ends):
+        row: dict[str, Any] = {
+            name: torch.from_numpy(value[r : r + 1, :end] if value.ndim == 2 else value[r : r + 1])
+            for name, value in arrays.items()
+        }
+        yield index[r], GenerationOutput(**row, finish_reasons=[FINISH_REASONS[finish[r]]], index=index[r])
+
+
+def _parts(result: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:
+    """The core's arrays that are fields of an output, and finish codes and row numbers."""
+    arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
+    return arrays, arrays.pop("finish").tolist(), arrays.pop("index").tolist()

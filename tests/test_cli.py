@@ -317,10 +317,11 @@ def test_an_interruption_keeps_finished_lines_and_exits_130(kdtw, pair: TinyPair
     finished = kdtw("generate", *pair.folders, *SMALL, "die doku").stdout
     whole = cli._decode
 
-    def interrupted(decoder, batch, options):
-        if batch[0].number == 2:
-            raise KeyboardInterrupt
-        return whole(decoder, batch, options)
+    def interrupted(decoder, lines, options):
+        for line in whole(decoder, lines, options):
+            if line.number == 2:
+                raise KeyboardInterrupt
+            yield line
 
     monkeypatch.setattr(cli, "_decode", interrupted)
     target = tmp_path / "out.txt"

@@ -1,5 +1,4 @@
-// Errors that cross into Python: bad input is std::invalid_argument (ValueError),
-// a non-finite logit is NonFiniteError (FloatingPointError), a user's Ctrl-C is Interrupted.
+// Errors that cross into Python: bad input is std::invalid_argument (ValueError), wrong use std::runtime_error.
 #pragma once
 
 #include <new>
@@ -8,15 +7,6 @@
 #include <string>
 
 namespace kdtw {
-
-struct NonFiniteError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// Thrown out of the loop when the poll asks to stop; the poll's owner knows why.
-struct Interrupted : std::exception {
-  const char* what() const noexcept override { return "interrupted"; }
-};
 
 // MemoryError with the size that was asked for.
 class OutOfMemory : public std::bad_alloc {
@@ -28,6 +18,11 @@ class OutOfMemory : public std::bad_alloc {
 
  private:
   std::string message_;
+};
+
+// FloatingPointError in Python.
+class NonFiniteError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 template <typename... Parts>

@@ -1,10 +1,11 @@
 // A lane is a model, its caches and how much of each row's committed tokens they hold. Committed tokens
 // are the only truth; a cache is always a prefix of them. Two verbs: catch_up reads what has not been
-// read, rewind forgets without moving data.
+// read, rewind forgets without moving data. Rows lie in slots, which one row after the other may use.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "decode/row.h"
@@ -12,44 +13,69 @@
 
 namespace kdtw {
 
-// A question about the token after committed token `after` of `row`.
+// Adds the seconds of its own life to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  double& seconds_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// A question about the token after committed token `after` of the row in `slot`.
 struct Query {
-  int row;
+  int slot;
   int after;
   PickRequest request;
 };
 
 class Lane {
  public:
-  Lane(Backend& backend, const T5& model, T5State& state, Workspace& work, bool reads_student_source, bool reads_marks)
+  // source: which of a row's sources the model reads. reads_marks: it sees which tokens the teacher wrote.
+  Lane(Backend& backend, const T5& model, std::vector<int32_t> Row::* source, bool reads_marks, int slots,
+       int source_capacity, int target_capacity)
       : backend_(backend),
         model_(model),
-        state_(state),
-        work_(work),
-        reads_student_source_(reads_student_source),
+        source_(source),
         reads_marks_(reads_marks),
-        read_(state.rows, 0) {}
+        state_(backend, model.config(), slots, source_capacity, target_capacity),
+        read_(slots, 0) {}
 
-  // Encodes the sources of those rows that have none yet.
-  void open(std::span<const int> rows, std::span<const Row> all, const Poll& poll);
+  // Encodes the sources of those slots' rows that are not encoded yet, together. rows[slot] is a slot's row.
+  void open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll);
 
   // Reads each queried row up to its last queried token, in one ragged pass, and answers the queries
-  // (ordered by row, then by `after`). A query about a token that was read before is an error of the loop.
+  // (a row's together, ordered by `after`). A query about a token that was read before is an error of the loop.
   void catch_up(std::span<const Row> rows, std::span<const Query> queries, std::span<PickResult> results,
                 const Poll& poll);
 
-  void rewind(int row, int length) { read_[row] = std::min(read_[row], length); }
+  void rewind(int slot, int length) { read_[slot] = std::min(read_[slot], length); }
+
+  // The slot's row has left. Its keys and values stay where they are: no length of the next row reaches one that
+  // this row has not written itself.
+  void release(int slot) { read_[slot] = state_.source_length[slot] = 0; }
+
+  const T5& model() const { return model_; }
 
   int passes = 0;
   double encode_seconds = 0.0, decode_seconds = 0.0;
 
  private:
+  void flush(std::span<PickResult> results, size_t& answered, const Poll& poll);
+
   Backend& backend_;
   const T5& model_;
-  T5State& state_;
-  Workspace& work_;
-  const bool reads_student_source_, reads_marks_;
-  std::vector<int> read_;  // committed tokens per row that the caches hold
+  std::vector<int32_t> Row::* const source_;
+  const bool reads_marks_;
+  T5State state_;
+  Workspace work_;
+  std::vector<int> read_;  // committed tokens per slot that the caches hold
+  // The pass being put together; kept for their memory.
+  std::vector<InputToken> tokens_;
+  std::vector<int32_t> wanted_;
+  std::vector<PickRequest> requests_;
 };
 
 }  // namespace kdtw

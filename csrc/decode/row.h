@@ -1,6 +1,7 @@
 // One sequence being decoded.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -9,13 +10,15 @@
 
 namespace kdtw {
 
-enum class Finish : uint8_t { kRunning = 0, kEnd = 1, kLength = 2, kTime = 3 };
+enum class Finish : uint8_t { kRunning = 0, kEnd = 1, kLength = 2, kTime = 3, kFault = 4 };
 
 struct Row {
   // Given
+  int index = 0;     // how many rows its session had been given before
   uint64_t key = 0;  // names the row to the random numbers
   std::vector<int32_t> student_source, teacher_source;
   Ledger ledger;
+  std::chrono::steady_clock::time_point added;
 
   // Committed tokens, the start token first; owners beside them.
   std::vector<int32_t> tokens;
@@ -25,6 +28,7 @@ struct Row {
   int draft_begin = 1;   // index of the first token since the teacher's last word
   bool waiting = false;  // for the teacher
   Finish finish = Finish::kRunning;
+  std::string fault;  // kFault: what is wrong, in one sentence
   int calls = 0, drafted = 0, accepted = 0, rolled_back = 0;
   float asked_log_prob = 0.0f;  // log-probability of the action that asked for the teacher
   int streamed = 1;             // tokens already handed to the streamer

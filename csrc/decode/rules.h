@@ -45,6 +45,14 @@ inline int draft_limit(const Method& method, int room) {
   return method.call.draft_length > 0 ? std::min(method.call.draft_length, available) : available;
 }
 
+// Whether the rows that wait for the teacher are served now, or held while others draft on. Holding makes the teacher's
+// passes few and large, but thins out the student's. `batch` rows are enough, 0: as many as go on drafting, which is
+// half of the rows that run.
+inline bool call_now(int waiting, int drafting, int batch) {
+  if (waiting == 0) return false;
+  return drafting == 0 || waiting >= (batch > 0 ? batch : drafting);
+}
+
 // The hard bound on teacher tokens of one row: at every prefix of the output, teacher tokens <= max_calls
 // and <= max_fraction * outputs.
 struct Ledger {

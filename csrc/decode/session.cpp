@@ -1,0 +1,377 @@
+#include "decode/session.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "core/error.h"
+
+namespace kdtw {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
+// Marks the session as taken for the length of a call.
+class Session::Use {
+ public:
+  explicit Use(Session& session) : session_(session) {
+    if (session.in_use_.exchange(true))
+      throw std::runtime_error(
+          "this session is at work in another thread, or in a call further up; a session serves one call at a time");
+    if (!session.broken_) return;
+    session.in_use_ = false;
+    throw std::runtime_error("this session has ended with an error; open a new one");
+  }
+  ~Use() { session_.in_use_ = false; }
+
+ private:
+  Session& session_;
+};
+
+Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity)
+    : decoder_(std::move(decoder)),
+      options_(std::move(options)),
+      source_capacity_(source_capacity),
+      method_(decoder_->method),
+      backend_(make_backend(decoder_->device, options_.threads)),
+      rows_(slots) {
+  require(slots > 0, "a session needs at least one slot, got ", slots);
+  // A sampling teacher turns the exact match of speculative decoding into rejection sampling.
+  if (method_.accept.check == Check::kLenience && method_.accept.checks_all &&
+      options_.teacher_sampling.temperature > 0)
+    method_.accept.check = Check::kRejection;
+  for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
+  const int capacity = options_.max_new_tokens + 1;
+  student_.emplace(*backend_, *decoder_->student, &Row::student_source, method_.marks_teacher, slots, source_capacity,
+                   capacity);
+  if (decoder_->teacher != nullptr)
+    teacher_.emplace(*backend_, *decoder_->teacher, &Row::teacher_source, false, slots, source_capacity, capacity);
+  if (method_.accept.check == Check::kRejection) {
+    const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
+    draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
+  }
+  seconds_ = seconds_since(opened_);
+}
+
+void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
+                  std::vector<int32_t> teacher_source) {
+  Use use(*this);
+  if (free_.empty()) throw std::runtime_error("this session has no free slot; run() until a row has finished");
+  if (teacher_ && teacher_source.empty()) teacher_source = student_source;
+  const size_t longest = std::max(student_source.size(), teacher_source.size());
+  require(!student_source.empty() && longest <= static_cast<size_t>(source_capacity_), "a source must have 1 to ",
+          source_capacity_, " tokens in this session, got ", longest);
+  Row row;
+  row.index = added_rows_++;
+  row.key = key;
+  row.ledger = ledger;
+  row.student_source = std::move(student_source);
+  row.teacher_source = std::move(teacher_source);
+  row.added = Clock::now();
+  append(row, decoder_->special.start, Owner::kNone);
+  for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
+  row.draft_begin = static_cast<int>(row.tokens.size());
+  rows_[free_.back()] = std::move(row);
+  added_.push_back(free_.back());
+  free_.pop_back();
+}
+
+std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream) {
+  Use use(*this);
+  broken_ = true;  // until this call has come through
+  {
+    Stopwatch watch(seconds_);
+    admit(poll);
+    for (;;) {
+      poll();
+      stop_late_rows();
+      if (stream)
+        for (const int slot : running_) hand_tokens(rows_[slot], stream);
+      retire();
+      const bool enough = until == Until::kSomeFinished ? !finished_.empty() : fault_;
+      if (enough || running_.empty()) break;
+      select(waiting_, [](const Row& row) { return row.waiting; });
+      select(drafting_, [](const Row& row) { return !row.waiting; });
+      const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
+      if (call_now(waiting, drafting, options_.teacher_batch)) {
+        call(waiting_, poll);
+      } else {
+        draft(drafting_, poll);
+      }
+    }
+  }
+  broken_ = fault_ = false;
+  std::sort(finished_.begin(), finished_.end(), [](const Row& a, const Row& b) { return a.index < b.index; });
+  return std::exchange(finished_, {});
+}
+
+Totals Session::totals() const {
+  Totals totals;
+  totals.student_passes = student_->passes;
+  totals.student_seconds = student_->decode_seconds;
+  totals.encode_seconds = student_->encode_seconds;
+  if (teacher_) {
+    totals.teacher_passes = teacher_->passes;
+    totals.teacher_seconds = teacher_->decode_seconds;
+    totals.encode_seconds += teacher_->encode_seconds;
+  }
+  totals.other_seconds = seconds_ - totals.encode_seconds - totals.student_seconds - totals.teacher_seconds;
+  return totals;
+}
+
+void Session::admit(const Poll& poll) {
+  student_->open(added_, rows_, poll);
+  for (const int slot : added_) settle(rows_[slot]);
+  running_.insert(running_.end(), added_.begin(), added_.end());
+  added_.clear();
+}
+
+template <typename Predicate>
+void Session::select(std::vector<int>& group, Predicate&& predicate) const {
+  group.clear();
+  for (const int slot : running_)
+    if (predicate(rows_[slot])) group.push_back(slot);
+}
+
+void Session::append(Row& row, int32_t token, Owner owner) {
+  row.tokens.push_back(token);
+  row.owners.push_back(owner);
+  if (options_.want_log_probs) {
+    row.student_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
+    row.teacher_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
+void Session::truncate(int slot, int length) {
+  Row& row = rows_[slot];
+  row.tokens.resize(length);
+  row.owners.resize(length);
+  if (options_.want_log_probs) {
+    row.student_log_probs.resize(length);
+    row.teacher_log_probs.resize(length);
+  }
+  student_->rewind(slot, length);
+  if (teacher_) teacher_->rewind(slot, length);
+}
+
+// Decides whether the row ends, waits for the teacher, or goes on drafting.
+void Session::settle(Row& row) {
+  const int room = options_.max_new_tokens - row.outputs();
+  const bool ended = row.outputs() > 0 && decoder_->special.is_end(row.tokens.back());
+  const bool drafting = row.drafts() > 0;
+  if (method_.accept.checks_all) {
+    if (drafting && (ended || row.drafts() >= draft_limit(method_, room + row.drafts()))) {
+      row.waiting = true;
+    } else if (ended || room == 0) {
+      row.finish = ended ? Finish::kEnd : Finish::kLength;
+    } else if (!drafting && draft_limit(method_, room) == 0) {
+      row.waiting = true;
+    }
+    return;
+  }
+  if (ended || room == 0) {
+    row.finish = ended ? Finish::kEnd : Finish::kLength;
+  } else if (method_.call.draft_length > 0 && row.drafts() >= method_.call.draft_length) {
+    row.waiting = true;
+  }
+}
+
+// What must not be picked as output `position`.
+std::span<const int32_t> Session::banned(int position, bool tau_allowed) {
+  const auto& special = decoder_->special;
+  const bool no_end = position < options_.min_new_tokens;
+  auto& list = ban_lists_[no_end][tau_allowed];
+  if (!list) {
+    list.emplace();
+    if (no_end) *list = special.end;
+    if (!tau_allowed && special.tau >= 0) list->push_back(special.tau);
+  }
+  return *list;
+}
+
+double Session::draw(const Row& row, int position, Stream stream) const {
+  return uniform(options_.seed, row.key, static_cast<uint32_t>(position), stream);
+}
+
+// One student step for every row of the group.
+void Session::draft(const std::vector<int>& group, const Poll& poll) {
+  queries_.clear();
+  for (const int slot : group) {
+    const Row& row = rows_[slot];
+    const bool tau = method_.call.on_tau && row.ledger.allows(row.calls, row.outputs());
+    PickRequest request;
+    request.sampling = options_.student_sampling;
+    if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), Stream::kStudent);
+    request.banned = banned(row.outputs(), tau);
+    request.want_log_prob = options_.want_log_probs;
+    request.want_confidence = method_.call.min_confidence > 0;
+    if (draft_logits_.data) request.keep_logits = draft_slot(slot, row.drafts());
+    queries_.push_back({slot, row.outputs(), request});
+  }
+  answer(*student_, poll);
+  for (size_t i = 0; i < group.size(); ++i) {
+    Row& row = rows_[group[i]];
+    if (!row.running()) continue;
+    const PickResult& pick = results_[i];
+    const bool asks = (method_.call.on_tau && pick.id == decoder_->special.tau) ||
+                      (method_.call.min_confidence > 0 && method_.call.unsure(pick.confidence));
+    if (asks) {
+      row.waiting = true;
+      row.asked_log_prob = pick.log_prob;
+      continue;
+    }
+    append(row, pick.id, Owner::kStudent);
+    if (options_.want_log_probs) row.student_log_probs.back() = pick.log_prob;
+    ++row.drafted;
+    settle(row);
+  }
+}
+
+// The teacher reads everything it has not seen of the waiting rows in one pass, and answers.
+void Session::call(const std::vector<int>& group, const Poll& poll) {
+  teacher_->open(group, rows_, poll);
+  queries_.clear();
+  for (const int slot : group) ask_teacher(slot);
+  answer(*teacher_, poll);
+  for (size_t q = 0; q < queries_.size();) {
+    const int slot = queries_[q].slot;
+    size_t last = q;
+    while (last < queries_.size() && queries_[last].slot == slot) ++last;
+    if (rows_[slot].running()) apply(slot, q, last);
+    q = last;
+  }
+}
+
+bool Session::teacher_writes_next(const Row& row) const {
+  const bool drafted_end = row.drafts() > 0 && decoder_->special.is_end(row.tokens.back());
+  return method_.accept.teacher_continues && !drafted_end && row.outputs() < options_.max_new_tokens;
+}
+
+void Session::ask_teacher(int slot) {
+  const Row& row = rows_[slot];
+  const auto& accept = method_.accept;
+  const int size = static_cast<int>(row.tokens.size());
+  int first_checked = accept.check == Check::kNone ? size : row.draft_begin;
+  // A check must not roll back so far that the ledger's fraction would break.
+  if (method_.call.on_tau && first_checked < size)
+    first_checked = std::max(first_checked, 1 + row.ledger.first_replaceable(row.calls, row.outputs()));
+  for (int i = row.draft_begin; i < size; ++i) {
+    const bool checked = i >= first_checked;
+    if (!checked && !options_.want_log_probs) continue;
+    PickRequest request = teacher_pick(row, i - 1);
+    request.draft = row.tokens[i];
+    request.check = checked ? accept.check : Check::kScore;
+    request.threshold = accept.threshold;
+    if (request.check == Check::kRejection) {
+      request.accept_uniform = draw(row, i - 1, Stream::kAccept);
+      request.draft_logits = draft_slot(slot, i - row.draft_begin);
+      request.draft_vocabulary = student_->model().config().vocabulary;
+      request.draft_sampling = options_.student_sampling;
+      request.draft_banned = banned(i - 1, false);
+    }
+    queries_.push_back({slot, i - 1, request});
+  }
+  if (teacher_writes_next(row)) queries_.push_back({slot, size - 1, teacher_pick(row, size - 1)});
+}
+
+PickRequest Session::teacher_pick(const Row& row, int position) {
+  PickRequest request;
+  request.sampling = options_.teacher_sampling;
+  if (request.sampling.temperature > 0) request.uniform = draw(row, position, Stream::kTeacher);
+  request.banned = banned(position, false);
+  request.want_log_prob = options_.want_log_probs;
+  return request;
+}
+
+// Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues.
+void Session::apply(int slot, size_t first, size_t last) {
+  Row& row = rows_[slot];
+  ++row.calls;
+  row.waiting = false;
+  bool replaced = false;
+  for (size_t q = first; q < last && !replaced; ++q) {
+    const PickRequest& request = queries_[q].request;
+    const PickResult& pick = results_[q];
+    const int i = queries_[q].after + 1;
+    if (request.check == Check::kNone) {
+      append(row, pick.id, Owner::kTeacher);
+      if (options_.want_log_probs && method_.call.on_tau) row.student_log_probs[i] = row.asked_log_prob;
+    } else if (!pick.passed) {
+      const int size = static_cast<int>(row.tokens.size());
+      row.rolled_back += size - i;
+      const float drafted_log_prob = options_.want_log_probs ? row.student_log_probs[i] : 0.0f;
+      truncate(slot, i);
+      append(row, pick.id, Owner::kCorrected);
+      if (options_.want_log_probs) row.student_log_probs[i] = drafted_log_prob;
+      replaced = true;
+    } else if (request.check != Check::kScore) {
+      row.owners[i] = Owner::kAccepted;
+      ++row.accepted;
+    }
+    if (options_.want_log_probs) row.teacher_log_probs[i] = pick.log_prob;
+  }
+  row.draft_begin = static_cast<int>(row.tokens.size());
+  settle(row);
+}
+
+// Answers the queries. A row whose logits are not finite is at fault and ends; the others go on.
+void Session::answer(Lane& lane, const Poll& poll) {
+  results_.assign(queries_.size(), {});
+  lane.catch_up(rows_, queries_, results_, poll);
+  for (size_t q = 0; q < queries_.size(); ++q) {
+    Row& row = rows_[queries_[q].slot];
+    if (results_[q].finite || !row.running()) continue;
+    row.finish = Finish::kFault;
+    row.fault = concat("the ", lane.model().config().name, "'s logits are not finite at row ", row.index, ", step ",
+                       queries_[q].after, "; check its weights for NaN or infinity, or its inputs for overflow");
+  }
+}
+
+float* Session::draft_slot(int slot, int draft) const {
+  const size_t place = static_cast<size_t>(slot) * method_.call.draft_length + draft;
+  return draft_logits_.data + place * student_->model().config().vocabulary;
+}
+
+void Session::stop_late_rows() {
+  if (options_.max_seconds <= 0) return;
+  const auto now = Clock::now();
+  for (const int slot : running_) {
+    Row& row = rows_[slot];
+    if (!row.running() || std::chrono::duration<double>(now - row.added).count() < options_.max_seconds) continue;
+    // A method that checks everything does not let unchecked drafts out.
+    if (method_.accept.checks_all && row.drafts() > 0) {
+      row.rolled_back += row.drafts();
+      truncate(slot, row.draft_begin);
+    }
+    row.finish = Finish::kTime;
+  }
+}
+
+// Hands out the tokens that nothing can take back any more.
+void Session::hand_tokens(Row& row, const TokenStream& stream) const {
+  if (row.finish == Finish::kFault) return;
+  const bool final = method_.accept.check == Check::kNone || !row.running();
+  const int settled = final ? static_cast<int>(row.tokens.size()) : row.draft_begin;
+  for (; row.streamed < settled; ++row.streamed)
+    stream(row.index, row.streamed - 1, row.tokens[row.streamed], row.owners[row.streamed]);
+}
+
+// Rows that have finished leave their slots.
+void Session::retire() {
+  std::erase_if(running_, [&](int slot) {
+    Row& row = rows_[slot];
+    if (row.running()) return false;
+    fault_ |= row.finish == Finish::kFault;
+    student_->release(slot);
+    if (teacher_) teacher_->release(slot);
+    finished_.push_back(std::move(row));
+    free_.push_back(slot);
+    return true;
+  });
+}
+
+}  // namespace kdtw

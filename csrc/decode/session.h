@@ -1,0 +1,108 @@
+// The decode loop that every method shares, over rows that come and go: a session has slots, a row is added to a
+// free one and leaves it when it has finished. What comes out for a row does not depend on its slot, on what was
+// in the slot before, or on the rows beside it.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/philox.h"
+#include "decode/decoder.h"
+#include "decode/lane.h"
+#include "decode/row.h"
+
+namespace kdtw {
+
+// What the rows of a session share.
+struct SessionOptions {
+  std::vector<int32_t> forced_tokens;
+  int max_new_tokens = 64;
+  int min_new_tokens = 0;
+  Sampling student_sampling, teacher_sampling;
+  uint64_t seed = 0;
+  double max_seconds = 0.0;  // of a row, from when it was added; 0 = no limit
+  int teacher_batch = 0;     // see call_now
+  bool want_log_probs = false;
+  int threads = 0;
+};
+
+// Sums over the session so far.
+struct Totals {
+  int student_passes = 0, teacher_passes = 0;
+  double encode_seconds = 0, student_seconds = 0, teacher_seconds = 0, other_seconds = 0;
+};
+
+// Called with every settled token, in order of each row's positions (0 = first output).
+using TokenStream = std::function<void(int row, int position, int32_t token, Owner owner)>;
+
+enum class Until { kSomeFinished, kAllFinished };
+
+class Session {
+ public:
+  // source_capacity: tokens of the longest source, of student or teacher.
+  Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity);
+
+  // Puts a row into a free slot; the next run() encodes it, together with others that were added. Rows are numbered
+  // 0, 1, 2, ... as they come. teacher_source empty: the student's.
+  void add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source, std::vector<int32_t> teacher_source);
+
+  // Decodes until a row has finished, or all have; a row at fault (Row::fault) ends either. Hands out what has
+  // finished, in the order of the rows' numbers; nothing when no row is left.
+  //
+  // An exception (of `poll`, which is called often, or of `stream`) ends the session: caches may be out of step.
+  std::vector<Row> run(Until until, const Poll& poll, const TokenStream& stream);
+
+  int free_slots() const { return static_cast<int>(free_.size()); }
+  const SessionOptions& options() const { return options_; }
+  Totals totals() const;
+
+ private:
+  class Use;
+
+  void admit(const Poll& poll);
+  void append(Row& row, int32_t token, Owner owner);
+  void truncate(int slot, int length);
+  void settle(Row& row);
+  std::span<const int32_t> banned(int position, bool tau_allowed);
+  double draw(const Row& row, int position, Stream stream) const;
+  float* draft_slot(int slot, int draft) const;
+  template <typename Predicate>
+  void select(std::vector<int>& group, Predicate&& predicate) const;
+  void draft(const std::vector<int>& group, const Poll& poll);
+  void call(const std::vector<int>& group, const Poll& poll);
+  bool teacher_writes_next(const Row& row) const;
+  void ask_teacher(int slot);
+  PickRequest teacher_pick(const Row& row, int position);
+  void apply(int slot, size_t first, size_t last);
+  void answer(Lane& lane, const Poll& poll);
+  void stop_late_rows();
+  void hand_tokens(Row& row, const TokenStream& stream) const;
+  void retire();
+
+  const std::chrono::steady_clock::time_point opened_ = std::chrono::steady_clock::now();
+  const std::shared_ptr<const Decoder> decoder_;
+  const SessionOptions options_;
+  const int source_capacity_;
+  Method method_;
+  std::unique_ptr<Backend> backend_;
+  std::optional<Lane> student_, teacher_;
+  Buffer draft_logits_;  // [slots, K, V_student], rejection sampling only
+
+  int added_rows_ = 0;
+  std::vector<Row> rows_;                    // by slot
+  std::vector<int> free_, added_, running_;  // slots: each is in one of the three
+  std::vector<Row> finished_;                // not handed out yet
+  bool fault_ = false;                       // one of these is at fault
+  std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
+  std::vector<Query> queries_;
+  std::vector<PickResult> results_;
+  std::optional<std::vector<int32_t>> ban_lists_[2][2];  // [end banned][tau allowed]
+  double seconds_ = 0.0;                                 // in here
+  bool broken_ = false;
+  std::atomic<bool> in_use_ = false;
+};
+
+}  // namespace kdtw

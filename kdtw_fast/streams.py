@@ -1,0 +1,180 @@
+"""``decoder.stream``: rows that come and go in one session of the core, and what is handed out when.
+
+Depends on the core, inputs and outputs; prompts, limits and checks come from the decoder as two functions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Self
+
+from kdtw_fast import _core
+from kdtw_fast.inputs import Item
+from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
+
+RowArguments = tuple[int, _core.Ledger, list[int], list[int]]  # of _core.Session.add
+
+
+class Stream:
+    """The outputs of one ``decoder.stream`` call: an iterator that decodes as it is asked.
+
+    An item that is wrong, or an exception from reading the input, ends the reading: rows that run then are decoded
+    to their end and yielded, and the exception, which names the item by its index, comes after them. The same holds
+    for a row whose logits are not finite (FloatingPointError). With ``in_order`` the exception takes its item's
+    place, and what follows it is dropped. Ctrl-C and other exceptions of the machine come out at once. After any
+    exception the stream is closed, and the decoder as usable as before.
+
+    A stream belongs to one thread at a time; RuntimeError otherwise.
+
+    Attributes:
+        failed: index of the item that the exception was about, or None.
+    """
+
+    def __init__(
+        self,
+        session: _core.Session,
+        inputs: Iterable[Any],
+        read: Callable[[Any, int], Item],
+        rows: Callable[[list[Item], int], Iterator[RowArguments]],
+        tokenizer: Any,
+        pad: int,
+        in_order: bool,
+    ):
+        self.failed: int | None = None
+        self._session: _core.Session | None = session
+        self._inputs: Iterator[Any] | None = iter(inputs)
+        self._read, self._rows = read, rows
+        self._tokenizer, self._pad, self._in_order = tokenizer, pad, in_order
+        self._admitted = 0
+        self._running: dict[int, bool] = {}  # row -> whether it was a text
+        self._finished: dict[int, GenerationOutput] = {}  # in_order: those whose turn has not come
+        self._ready: deque[GenerationOutput] = deque()
+        self._turn = 0  # in_order: the index to be yielded next
+        self._error: Exception | None = None
+        self._in_use = threading.Lock()
+        self._totals = (0, 0, Timings(0.0, 0.0, 0.0, 0.0))
+
+    @property
+    def student_passes(self) -> int:
+        """Passes of the student's decoder so far; rows that ran together share them."""
+        return self._sums()[0]
+
+    @property
+    def teacher_passes(self) -> int:
+        """Passes of the teacher's decoder so far."""
+        return self._sums()[1]
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds so far, by where they went; those of who takes the outputs are not in it."""
+        return self._sums()[2]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> GenerationOutput:
+        self._take()
+        try:
+            while not self._ready:
+                if self._session is None:
+                    raise self._error or StopIteration
+                self._advance()
+            return self._ready.popleft()
+        except BaseException:
+            self._shut()
+            self._error = None  # raised, or overtaken by a worse one
+            raise
+        finally:
+            self._in_use.release()
+
+    def close(self) -> None:
+        """Ends the decoding: rows that run are dropped and the memory is freed. A closed stream yields nothing."""
+        self._take()
+        try:
+            self._shut()
+            self._ready.clear()
+            self._error = None
+        finally:
+            self._in_use.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take(self) -> None:
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError("this stream is at work already, in another thread or because its own input asks it")
+
+    def _advance(self) -> None:
+        """Admits what there is room for, decodes until a row has finished, and makes ready what may be yielded."""
+        assert self._session is not None
+        self._admit()
+        if not self._running:
+            self._shut()
+            return
+        result = self._session.run(False, self._pad, None)
+        for index, fault in result["faults"]:
+            del self._running[index]
+            self._fail(index, FloatingPointError(fault))
+        outputs = dict(one_by_one(result))
+        self._add_texts([out for index, out in outputs.items() if self._running.pop(index)])
+        if not self._in_order:
+            self._ready.extend(outputs.values())
+            return
+        self._finished |= outputs
+        while self._turn in self._finished:
+            self._ready.append(self._finished.pop(self._turn))
+            self._turn += 1
+        if self._turn == self.failed:
+            self._shut()
+
+    def _add_texts(self, outputs: list[Any]) -> None:
+        if not outputs:
+            return
+        ids = [out.sequences[0].tolist() for out in outputs]
+        for out, text in zip(outputs, self._tokenizer.batch_decode(ids, skip_special_tokens=True)):
+            out.texts = [text]
+
+    def _admit(self) -> None:
+        if self._inputs is None or self._session is None:
+            return
+        items: list[Item] = []
+        room = self._session.free_slots
+        try:
+            for value in islice(self._inputs, room):
+                items.append(self._read(value, self._admitted + len(items)))
+            if len(items) < room:
+                self._inputs = None
+        except Exception as error:
+            self._fail(self._admitted + len(items), error)
+        try:
+            for item, arguments in zip(items, self._rows(items, self._admitted)):
+                self._session.add(*arguments)
+                self._running[self._admitted] = item.text is not None
+                self._admitted += 1
+        except Exception as error:
+            self._fail(self._admitted, error)
+
+    def _fail(self, index: int, error: Exception) -> None:
+        """Ends the reading; of several errors the first item's stays."""
+        self._inputs = None
+        if self.failed is None or index < self.failed:
+            self.failed, self._error = index, error
+
+    def _shut(self) -> None:
+        """Lets go of the session and of what waits for its turn."""
+        if self._session is not None:
+            self._totals, self._session = self._sums(), None
+        self._inputs = None
+        self._running.clear()
+        self._finished.clear()
+
+    def _sums(self) -> tuple[int, int, Timings]:
+        if self._session is None:
+            return self._totals
+        return self._session.student_passes, self._session.teacher_passes, Timings(*self._session.seconds)

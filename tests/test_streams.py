@@ -1,0 +1,648 @@
+"""Continuous batches: a row that comes and goes is the row of `generate`, bit for bit, whatever runs beside it."""
+
+from __future__ import annotations
+
+import _thread
+import functools
+import gc
+import itertools
+import math
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparison import as_array
+from factories import EOS, RELATIONS, SHAPES, START, Shape, chain_t5, path_table, random_batch, random_pair, random_t5
+
+from kdtw_fast import (
+    BigLittleDecoder,
+    GenerationOutput,
+    GreedyDecoder,
+    InterleavedDecoder,
+    NativeT5,
+    SpeculativeDecoder,
+    TrainingWheelsDecoder,
+    _core,
+)
+
+VOCAB = 43
+MATRICES = ("sequences", "owners", "student_logprobs", "teacher_logprobs")
+NUMBERS = ("lengths", "teacher_calls", "teacher_fraction", "drafted", "accepted", "rolled_back")
+METHODS: list[tuple[Any, dict[str, Any]]] = [
+    (GreedyDecoder, {}),
+    (TrainingWheelsDecoder, {}),
+    (TrainingWheelsDecoder, {"verify_lenience": 0.7}),
+    (SpeculativeDecoder, {"draft_length": 4}),
+    (SpeculativeDecoder, {"draft_length": 3, "lenience": 0.3}),
+    (BigLittleDecoder, {"fallback_threshold": 0.4, "rollback_threshold": 2.0}),
+    (InterleavedDecoder, {"draft_length": 3, "accept_top_k": 4}),
+]
+
+
+@functools.cache
+def natives(relation: str = "noisy", seed: int = 1) -> tuple[NativeT5, NativeT5]:
+    """A pair whose rows end early and late."""
+    student, teacher = random_pair(relation, seed, VOCAB)
+    return NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+
+
+def make(method: Any, options: dict[str, Any], models: tuple[NativeT5, NativeT5] | None = None, **more: Any) -> Any:
+    student, teacher = models or natives()
+    return method(*((student,) if method is GreedyDecoder else (student, teacher)), **options, **more)
+
+
+def ragged(rows: int, seed: int = 0) -> list[list[int]]:
+    ids, mask = random_batch(np.random.default_rng(seed), rows, VOCAB, longest=30)
+    return [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+
+
+def row_of(output: GenerationOutput, row: int) -> dict[str, Any]:
+    """All that an output says about one row, without the others' padding."""
+    end = 1 + int(output.lengths[row])
+    found = {name: as_array(output[name])[row, :end].tobytes() for name in MATRICES if name in output}
+    found |= {name: as_array(output[name])[row].tobytes() for name in NUMBERS}
+    return found | {"finish": output.finish_reasons[row], "text": output.texts and output.texts[row]}
+
+
+def assert_rows(outputs: list[GenerationOutput], expected: GenerationOutput) -> None:
+    """Each index once, and each output is the row of that index."""
+    assert sorted(out.index for out in outputs) == list(range(len(expected.lengths)))
+    for out in outputs:
+        assert out.sequences.shape == (1, 1 + int(out.lengths[0]))
+        assert row_of(out, 0) == row_of(expected, out.index)
+
+
+# --- Equal to generate -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 40])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_rows_are_those_of_generate(method: Any, options: dict[str, Any], batch_size: int, temperature: float) -> None:
+    rows = ragged(13)
+    for relation in RELATIONS:
+        decoder = make(method, options, natives(relation), num_threads=1)
+        settings = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True, "seed": 3}
+        outputs = list(decoder.stream(iter(rows), batch_size=batch_size, **settings))
+        assert_rows(outputs, decoder.generate(rows, **settings))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_items_may_have_limits_and_row_ids_and_teacher_sources_of_their_own(relation: str) -> None:
+    decoder = make(TrainingWheelsDecoder, {"verify_lenience": 0.5}, natives(relation))
+    rows, teacher_rows = ragged(10, 1), ragged(10, 2)
+    fractions, calls = [0.0, 0.1, 0.5, 1.0, None] * 2, [3, None] * 5
+    keys = [7, 2**63, 0, 5, 4, 3, 2, 1, 6, 9]
+    settings = {"max_new_tokens": 20, "temperature": 0.7, "output_logprobs": True}
+    expected = decoder.generate(
+        rows,
+        teacher_inputs={"input_ids": teacher_rows},
+        max_teacher_fraction=fractions,
+        max_teacher_calls=calls,
+        row_ids=keys,
+        **settings,
+    )
+    items = [
+        {
+            "input_ids": np.array(rows[i]),
+            "teacher_input_ids": torch.tensor(teacher_rows[i]),
+            "max_teacher_fraction": fractions[i],
+            "max_teacher_calls": calls[i],
+            "row_id": keys[i],
+        }
+        for i in range(10)
+    ]
+    assert_rows(list(decoder.stream(items, batch_size=3, **settings)), expected)
+    shared = decoder.generate(rows, max_teacher_fraction=[0.25] * 9 + [0.75], **settings)
+    items = [*rows[:9], {"input_ids": rows[9], "max_teacher_fraction": 0.75}]
+    assert_rows(list(decoder.stream(items, batch_size=4, max_teacher_fraction=0.25, **settings)), shared)
+
+
+def test_admission_order_slots_and_neighbours_change_nothing() -> None:
+    """Random methods, orders, numbers of slots, threads and ways to hold the teacher's rows."""
+    rng = np.random.default_rng(0)
+    rows = ragged(12, 5)
+    for _ in range(60):
+        method, options = METHODS[rng.integers(len(METHODS))]
+        models = natives(RELATIONS[rng.integers(len(RELATIONS))], int(rng.choice([1, 4])))
+        decoder = make(method, options, models, num_threads=int(rng.integers(1, 3)))
+        settings = {
+            "max_new_tokens": int(rng.integers(1, 30)),
+            "temperature": float(rng.choice([0.0, 1.0])),
+            "forced_tokens": [5, 6][: int(rng.integers(2))] if rng.random() < 0.3 else [],
+            "output_logprobs": bool(rng.random() < 0.5),
+        }
+        settings["max_new_tokens"] += len(settings["forced_tokens"])
+        expected = decoder.generate(rows, **settings)
+        order = rng.permutation(len(rows)).tolist()
+        items = [{"input_ids": rows[row], "row_id": row} for row in order]
+        batch_size, teacher_batch = int(rng.integers(1, 15)), [None, *range(1, 15)][rng.integers(15)]
+        outputs = list(decoder.stream(items, batch_size=batch_size, teacher_batch=teacher_batch, **settings))
+        assert sorted(out.index for out in outputs) == list(range(len(rows)))
+        for out in outputs:
+            assert row_of(out, 0) == row_of(expected, order[out.index])
+
+
+class Tokenizer:
+    """Letters to ids 2 ... 27, EOS last; remembers how many texts it was given at a time."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        self.calls.append(len(texts))
+        return {"input_ids": [[2 + ord(letter) % 26 for letter in text] + [EOS] for text in texts]}
+
+    def batch_decode(self, sequences: Any, **_: Any) -> list[str]:
+        return [" ".join(str(int(i)) for i in row if int(i) != START) for row in sequences]
+
+
+@pytest.fixture
+def texts_decoder() -> TrainingWheelsDecoder:
+    student, teacher = random_pair("swapped", 1, VOCAB)
+    student.config.student_prompt, student.config.teacher_prompt = "{budget}: ", "t: "
+    teacher.config.teacher_prompt = "t: "
+    return TrainingWheelsDecoder(student, teacher, tokenizer=Tokenizer())
+
+
+def test_texts_get_their_prompts_and_are_tokenized_together(texts_decoder: TrainingWheelsDecoder) -> None:
+    texts = ["one", "another", "a third, longer", "four", "the fifth"]
+    outputs = list(texts_decoder.stream(texts, budget="light", batch_size=4, max_new_tokens=9))
+    assert texts_decoder.tokenizer.calls[:2] == [4, 4]  # the student's prompts and the teacher's
+    assert_rows(outputs, texts_decoder(texts, budget="light", max_new_tokens=9))
+    budgets = ["no", "light", 0.3, "high", "very high"]
+    items: list[Any] = [{"text": text, "budget": budget} for text, budget in zip(texts, budgets, strict=True)]
+    items[1] = texts[1]  # takes the stream's
+    for out in texts_decoder.stream(items, budget="light", batch_size=2, max_new_tokens=9):
+        alone = texts_decoder(texts[out.index], budget=budgets[out.index], max_new_tokens=9)
+        assert row_of(out, 0) == row_of(alone, 0)
+    mixed = list(texts_decoder.stream(["one", [5, 6, EOS]], budget="no", max_new_tokens=4, in_order=True))
+    assert mixed[0].texts == texts_decoder("one", budget="no", max_new_tokens=4).texts and mixed[1].texts is None
+
+
+# --- What is handed out when -----------------------------------------------------------------------------
+
+
+def test_outputs_come_as_they_finish_or_in_order() -> None:
+    decoder, rows = make(GreedyDecoder, {}), ragged(20, 3)
+    settings = {"max_new_tokens": 60, "temperature": 1.0}
+    lengths = decoder.generate(rows, **settings).lengths
+    finished = [out.index for out in decoder.stream(rows, batch_size=6, **settings)]
+    assert int(lengths[finished[0]]) == int(lengths[:6].min()) < int(lengths[0])
+    assert sorted(finished) == list(range(20)) != finished
+    assert [out.index for out in decoder.stream(rows, batch_size=6, in_order=True, **settings)] == sorted(finished)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_the_input_is_read_only_as_rows_leave(in_order: bool) -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[list[int]]:
+        for i, row in enumerate(itertools.cycle(ragged(7))):
+            read.append(i)
+            yield row
+
+    decoder = make(SpeculativeDecoder, {})
+    stream = decoder.stream(endless(), batch_size=3, in_order=in_order, max_new_tokens=12)
+    assert read == []
+    for taken, _ in enumerate(itertools.islice(stream, 40)):
+        if not in_order:
+            assert 3 <= len(read) <= taken + 3  # nobody reads while finished rows wait to be taken
+    stream.close()
+    count = len(read)
+    assert list(stream) == [] and len(read) == count
+
+
+def test_nothing_in_nothing_out() -> None:
+    stream = make(GreedyDecoder, {}).stream([])
+    assert list(stream) == [] and list(stream) == []
+    assert (stream.student_passes, stream.failed) == (0, None)
+
+
+def test_passes_and_seconds_are_the_streams() -> None:
+    decoder = make(SpeculativeDecoder, {})
+    stream = decoder.stream(ragged(6), batch_size=2, max_new_tokens=10)
+    outputs = [next(stream)]
+    passes = stream.student_passes
+    outputs += stream
+    assert 0 < passes < stream.student_passes and stream.teacher_passes > 0
+    times = stream.timings
+    assert min(times.encode, times.student, times.teacher, times.other) > 0.0
+    assert all(out.timings is None and out.student_passes is None and out.teacher_passes is None for out in outputs)
+    assert stream.teacher_passes <= sum(int(out.teacher_calls[0]) for out in outputs)
+
+
+def test_time_is_each_rows_own() -> None:
+    model = NativeT5.from_model(random_t5(Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True), 1000, 0))
+    settings = {"min_new_tokens": 2000, "max_new_tokens": 2000, "max_time": 0.1}
+    outputs = list(GreedyDecoder(model).stream([[5, 6, EOS]] * 3, batch_size=1, **settings))
+    assert [out.finish_reasons for out in outputs] == [["time"]] * 3
+    assert all(0 < int(out.lengths[0]) < 2000 for out in outputs)
+
+
+# --- Rows that wait for the teacher ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS[1:])
+def test_results_do_not_depend_on_when_the_teacher_is_called(method: Any, options: dict[str, Any]) -> None:
+    rows = ragged(9, 4)
+    for relation, temperature in itertools.product(RELATIONS, (0.0, 1.0)):
+        decoder = make(method, options, natives(relation))
+        settings = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True}
+        default = decoder.generate(rows, **settings)
+        for teacher_batch in (1, 2, 5, 9, 10**12):
+            output = decoder.generate(rows, teacher_batch=teacher_batch, **settings)
+            for row in range(9):
+                assert row_of(output, row) == row_of(default, row)
+
+
+def test_holding_rows_makes_fewer_and_larger_calls() -> None:
+    decoder = make(TrainingWheelsDecoder, {}, natives("swapped"))
+    passes = {}
+    for teacher_batch in (1, 4, 12):
+        out = decoder.generate(ragged(12, 6), max_new_tokens=40, teacher_batch=teacher_batch, temperature=1.0)
+        passes[teacher_batch] = (out.teacher_passes, -out.student_passes)
+    # The student's steps, in turn, become more and smaller.
+    assert passes[1] > passes[4] > passes[12] and passes[1][1] > passes[4][1] > passes[12][1]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "drafting", "batch", "calls"),
+    [
+        (0, 0, 0, False),
+        (0, 5, 1, False),  # nobody waits
+        (1, 0, 9, True),  # nobody else can go on
+        (1, 1, 0, True),  # half of those that run
+        (3, 4, 0, False),
+        (4, 4, 0, True),
+        (1, 9, 1, True),  # at once
+        (2, 1, 3, False),
+        (3, 1, 3, True),
+    ],
+)
+def test_call_now(waiting: int, drafting: int, batch: int, calls: bool) -> None:
+    assert _core.call_now(waiting, drafting, batch) is calls
+
+
+# --- What goes wrong -------------------------------------------------------------------------------------
+
+GOOD = [5, 6, 7, EOS]
+BAD_ITEMS: list[tuple[Any, type[Exception], list[str]]] = [
+    (5, TypeError, ["item 2", "5", "int"]),
+    (None, ValueError, ["item 2", "'text'", "'input_ids'"]),
+    ([], ValueError, ["item 2", "empty"]),
+    ([START, START], ValueError, ["item 2", "empty"]),
+    ([EOS], ValueError, ["item 2", "end token"]),
+    ([5, 1.5], TypeError, ["item 2", "1.5"]),
+    ([[5, 6]], TypeError, ["item 2", "[5, 6]"]),
+    (torch.tensor([5.0]), TypeError, ["item 2", "5.0"]),
+    ([5, 99], ValueError, ["item 2", "99", "student"]),
+    ([5, VOCAB], ValueError, ["item 2", str(VOCAB), "teacher"]),
+    ([5] * 41, ValueError, ["item 2", "41 tokens", "max_source_length=40", "truncation"]),
+    ("text", ValueError, ["item 2", "tokenizer"]),
+    ("", ValueError, ["item 2", "empty"]),
+    ({}, ValueError, ["item 2", "'text'", "'input_ids'"]),
+    ({"text": "a", "input_ids": [5]}, ValueError, ["item 2", "either"]),
+    ({"input_id": [5]}, TypeError, ["item 2", "'input_id'", "'input_ids'"]),
+    ({"input_ids": [5], "teacher_input_ids": [77]}, ValueError, ["item 2", "teacher_input_ids", "77"]),
+    ({"text": "a", "teacher_input_ids": [7]}, ValueError, ["item 2", "teacher_input_ids"]),
+    ({"input_ids": [5], "budget": "light"}, ValueError, ["item 2", "budget", "'light'"]),
+    ({"text": "a", "budget": "ligth"}, ValueError, ["item 2", "'ligth'", '"light"']),
+    ({"text": "a", "budget": [1]}, TypeError, ["item 2", "budget", "list"]),
+    ({"input_ids": [5], "row_id": -1}, ValueError, ["item 2", "row_id", "-1"]),
+    ({"input_ids": [5], "row_id": "a"}, TypeError, ["item 2", "row_id", "'a'"]),
+    ({"input_ids": [5], "max_teacher_fraction": 2}, ValueError, ["item 2", "max_teacher_fraction", "2"]),
+    ({"input_ids": [5], "max_teacher_calls": 0.5}, TypeError, ["item 2", "max_teacher_calls", "0.5"]),
+]
+
+
+def drain(stream: Any) -> tuple[list[GenerationOutput], BaseException | None]:
+    """What a stream yields, and the exception that ends it; nothing comes after that."""
+    outputs: list[GenerationOutput] = []
+    caught = None
+    try:
+        outputs.extend(iter(stream.__next__, None))
+    except BaseException as error:
+        caught = error
+    assert list(stream) == []
+    return outputs, caught
+
+
+def assert_sentence(error: BaseException | None, expected: type[Exception], parts: list[str]) -> None:
+    assert type(error) is expected
+    message = str(error)
+    assert "\n" not in message and 10 < len(message) < 400, message
+    for part in parts:
+        assert part in message, f"{part!r} is not in {message!r}"
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize(("item", "expected", "parts"), BAD_ITEMS, ids=[str(case[0])[:40] for case in BAD_ITEMS])
+def test_a_bad_item_is_named_after_the_rows_before_it(
+    item: Any, expected: type[Exception], parts: list[str], in_order: bool
+) -> None:
+    decoder = make(TrainingWheelsDecoder, {})
+    settings = {"max_new_tokens": 8, "max_source_length": 40, "in_order": in_order}
+    whole = decoder.generate([GOOD, [8, EOS]], max_new_tokens=8)
+    for batch_size in (1, 2, 3, 5):
+        stream = decoder.stream([GOOD, [8, EOS], item, GOOD], batch_size=batch_size, **settings)
+        outputs, error = drain(stream)
+        assert_sentence(error, expected, parts)
+        assert stream.failed == 2
+        assert_rows(outputs, whole)
+    assert_rows(list(decoder.stream([GOOD, [8, EOS]], **settings)), whole)
+
+
+def test_items_that_a_decoder_cannot_take() -> None:
+    greedy, speculative = make(GreedyDecoder, {}), make(SpeculativeDecoder, {}, tokenizer=Tokenizer())
+    wheels = make(TrainingWheelsDecoder, {}, tokenizer=Tokenizer())
+    for decoder, item, expected, parts in (
+        (greedy, {"input_ids": GOOD, "teacher_input_ids": GOOD}, TypeError, ["item 0", "GreedyDecoder"]),
+        (speculative, {"text": "a", "max_teacher_calls": 2}, TypeError, ["item 0", "max_teacher_calls", "Speculative"]),
+        (wheels, "a", ValueError, ["item 0", "budget"]),
+    ):
+        outputs, error = drain(decoder.stream([item]))
+        assert outputs == []
+        assert_sentence(error, expected, parts)
+
+
+BAD_OPTIONS: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
+    ("a text", {}, TypeError, ["inputs", "str", "list of one"]),
+    ({"input_ids": GOOD}, {}, TypeError, ["inputs", "dict"]),
+    (5, {}, TypeError, ["inputs", "int"]),
+    ([GOOD], {"batch_size": 0}, ValueError, ["batch_size", "0"]),
+    ([GOOD], {"batch_size": 2.0}, TypeError, ["batch_size", "2.0"]),
+    ([GOOD], {"budget": "ligth"}, ValueError, ["'ligth'", '"light"']),
+    ([GOOD], {"row_ids": [0]}, ValueError, ["row_ids", "row_id"]),
+    ([GOOD], {"num_return_sequences": 2}, ValueError, ["num_return_sequences", "2"]),
+    ([GOOD], {"max_teacher_calls": [1]}, ValueError, ["max_teacher_calls", "[1]"]),
+    ([GOOD], {"max_teacher_fraction": 2.0}, ValueError, ["max_teacher_fraction", "2.0"]),
+    ([GOOD], {"teacher_batch": 0}, ValueError, ["teacher_batch", "0"]),
+    ([GOOD], {"teacher_batch": 1.5}, TypeError, ["teacher_batch", "1.5"]),
+    ([GOOD], {"teacher_inputs": {}}, TypeError, ["TrainingWheelsDecoder.stream", "'teacher_inputs'"]),
+    ([GOOD], {"max_new_token": 3}, TypeError, ["'max_new_token'", "'max_new_tokens'"]),
+]
+
+
+@pytest.mark.parametrize(("inputs", "options", "expected", "parts"), BAD_OPTIONS, ids=[str(c[:2]) for c in BAD_OPTIONS])
+def test_bad_options_are_an_error_of_the_call(
+    inputs: Any, options: dict[str, Any], expected: type[Exception], parts: list[str]
+) -> None:
+    with pytest.raises(expected) as caught:
+        make(TrainingWheelsDecoder, {}).stream(inputs, **options)
+    assert_sentence(caught.value, expected, parts)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_an_exception_of_the_input_comes_after_the_rows_that_run(in_order: bool) -> None:
+    def broken() -> Iterator[list[int]]:
+        yield from ragged(4)
+        raise LookupError("no more")
+
+    decoder = make(SpeculativeDecoder, {})
+    stream = decoder.stream(broken(), batch_size=3, in_order=in_order, max_new_tokens=9)
+    outputs, error = drain(stream)
+    assert type(error) is LookupError and stream.failed == 4
+    assert_rows(outputs, decoder.generate(ragged(4), max_new_tokens=9))
+
+
+def nan_for(token: int) -> tuple[NativeT5, list[list[int]]]:
+    """A model that fails for whoever reads `token`, and sources of which the third holds it."""
+    model = random_t5(SHAPES[1], VOCAB, seed=6)
+    with torch.no_grad():
+        model.shared.weight[token] = math.nan
+        model.lm_head.weight[token] = 0.0
+    return NativeT5.from_model(model), [[5, 6, EOS], [7, 8, 10, EOS], [11, token, EOS], [12, 13, EOS], [14, EOS]]
+
+
+def test_a_row_at_fault_ends_the_reading_and_not_its_neighbours() -> None:
+    native, rows = nan_for(9)
+    decoder = GreedyDecoder(native)
+    good = decoder.generate([rows[0], rows[1], rows[3], rows[4]], max_new_tokens=12)
+    stream = decoder.stream([*rows, *rows], batch_size=4, max_new_tokens=12)
+    outputs, error = drain(stream)
+    assert_sentence(error, FloatingPointError, ["model", "row 2", "step 0"])
+    assert [out.index for out in sorted(outputs, key=lambda out: out.index)] == [0, 1, 3] and stream.failed == 2
+    for out in outputs:
+        assert row_of(out, 0) == row_of(good, {0: 0, 1: 1, 3: 2}[out.index])
+    outputs, error = drain(decoder.stream(rows, batch_size=4, in_order=True, max_new_tokens=12))
+    assert_sentence(error, FloatingPointError, ["row 2"])  # in its item's place
+    assert [out.index for out in outputs] == [0, 1]
+    assert decoder.generate(rows[:2], max_new_tokens=12).lengths.tolist() == good.lengths[:2].tolist()
+
+
+def test_an_interruption_closes_the_stream_at_once() -> None:
+    def interrupted() -> Iterator[list[int]]:
+        yield from ragged(4)
+        raise KeyboardInterrupt
+
+    decoder = make(GreedyDecoder, {})
+    stream = decoder.stream(interrupted(), batch_size=3, max_new_tokens=9)
+    outputs, error = drain(stream)
+    assert type(error) is KeyboardInterrupt and len(outputs) < 4 and stream.failed is None
+    assert_rows(list(decoder.stream(ragged(4))), decoder.generate(ragged(4)))
+
+
+def test_ctrl_c_while_a_stream_decodes() -> None:
+    model = NativeT5.from_model(random_t5(Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True), 1000, 0))
+    decoder = GreedyDecoder(model)
+    timer = threading.Timer(0.2, _thread.interrupt_main)
+    stream = decoder.stream([[5, 6, EOS]] * 4, batch_size=2, min_new_tokens=10**5, max_new_tokens=10**5)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert list(stream) == []
+    assert len(list(decoder.stream([[5, 6, EOS]] * 3, batch_size=2, max_new_tokens=3))) == 3
+
+
+# --- Closing, threads, memory ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["close", "with", "del", "exhaust", "error"])
+def test_the_end_of_a_stream_frees_its_session(end: str) -> None:
+    inputs = iter([*ragged(6), None] if end == "error" else ragged(6))
+    stream = make(SpeculativeDecoder, {}).stream(inputs, batch_size=3, max_new_tokens=9)
+    session = weakref.ref(stream._session)
+    next(stream)
+    assert session() is not None
+    if end == "close":
+        stream.close()
+        stream.close()
+        assert stream.student_passes > 0 and list(stream) == []
+    elif end == "with":
+        with stream:
+            next(stream)
+    elif end == "del":
+        del stream
+    else:
+        error = drain(stream)[1]
+        assert (error is not None) == (end == "error")
+    assert session() is None
+
+
+def test_a_stream_serves_one_call_at_a_time() -> None:
+    decoder = make(GreedyDecoder, {})
+
+    def asks_itself() -> Iterator[list[int]]:
+        yield ragged(1)[0]
+        yield next(stream).sequences[0].tolist()
+
+    stream = decoder.stream(asks_itself(), batch_size=2)
+    outputs, error = drain(stream)
+    assert len(outputs) == 1
+    assert_sentence(error, RuntimeError, ["at work"])
+
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[list[int]]:
+        entered.set()
+        assert leave.wait(60)
+        yield ragged(1)[0]
+
+    stream = decoder.stream(slow())
+    outputs = []
+    thread = threading.Thread(target=lambda: outputs.extend(stream))
+    thread.start()
+    assert entered.wait(60)
+    for call in (stream.close, stream.__next__):
+        with pytest.raises(RuntimeError, match="another thread"):
+            call()
+    leave.set()
+    thread.join()
+    assert len(outputs) == 1
+
+
+def test_two_streams_run_at_the_same_time() -> None:
+    decoder = make(SpeculativeDecoder, {}, num_threads=2)
+    expected = decoder.generate(ragged(8), max_new_tokens=20)
+    for _ in range(5):
+        streams = [decoder.stream(ragged(8), batch_size=size, max_new_tokens=20) for size in (2, 3, 5)]
+        results: list[list[GenerationOutput]] = [[] for _ in streams]
+        pairs = zip(results, streams, strict=True)
+        threads = [threading.Thread(target=result.extend, args=(stream,)) for result, stream in pairs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result in results:
+            assert_rows(result, expected)
+
+
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_slots_are_used_again_and_nothing_grows() -> None:
+    decoder = make(SpeculativeDecoder, {})
+    rows = ragged(50, 8)
+    stream = decoder.stream(itertools.cycle(rows), batch_size=4, max_new_tokens=10)
+
+    def take(count: int) -> None:
+        for _ in itertools.islice(stream, count):
+            pass
+
+    take(300)
+    before = resident_bytes()
+    take(3000)
+    assert resident_bytes() - before < 1 << 20
+
+
+def test_a_long_capacity_costs_only_what_is_used() -> None:
+    """64 slots of 2^15 outputs would be gigabytes."""
+    decoder = make(GreedyDecoder, {}, natives("noisy", 2))
+    before = resident_bytes()
+    stream = decoder.stream(ragged(80), batch_size=64, max_new_tokens=2**15, max_source_length=2**15, max_time=0.05)
+    next(stream)
+    assert resident_bytes() - before < 64 << 20
+
+
+# --- The core's session ----------------------------------------------------------------------------------
+
+
+def open_session(slots: int, model: NativeT5, **changes: Any) -> _core.Session:
+    options = {
+        "forced_tokens": [],
+        "max_new_tokens": 12,
+        "min_new_tokens": 0,
+        "student_sampling": _core.Sampling(1.0),
+        "teacher_sampling": _core.Sampling(),
+        "seed": 0,
+        "max_seconds": 0.0,
+        "teacher_batch": 0,
+        "want_log_probs": True,
+        "threads": 1,
+    }
+    special = _core.SpecialTokens(START, [EOS])
+    decoder = _core.Decoder("cpu", model.core, None, _core.Method(), special)
+    return _core.Session(decoder, _core.SessionOptions(**options | changes), slots, 40)
+
+
+def test_a_slot_forgets_a_row_that_was_not_a_number() -> None:
+    """One slot: what a row leaves there (NaN in keys and values, long and short) does not reach the next row."""
+    native, _ = nan_for(9)
+    rng = np.random.default_rng(1)
+    session = open_session(1, native)
+    faults = 0
+    for key in range(120):
+        row = rng.integers(2, VOCAB, size=int(rng.integers(1, 40))).tolist()
+        session.add(key, _core.Ledger(), row, [])
+        result = session.run(False, 0, None)
+        if result["faults"]:
+            faults += 1
+            continue
+        fresh = open_session(1, native)
+        fresh.add(key, _core.Ledger(), row, [])
+        alone = fresh.run(True, 0, None)
+        for name in ("sequences", "owners", "student_logprobs"):
+            assert result[name].tobytes() == alone[name].tobytes()
+    assert 20 < faults < 100
+
+
+def test_session_refuses_what_it_cannot_do() -> None:
+    native = natives()[0]
+    ledger = _core.Ledger()
+    with pytest.raises(ValueError, match="at least one slot, got 0"):
+        open_session(0, native)
+    session = open_session(1, native)
+    assert session.run(False, 0, None)["index"].tolist() == []  # nothing to do
+    for bad in ([], [5] * 41):
+        with pytest.raises(ValueError, match=f"1 to 40 tokens in this session, got {len(bad)}"):
+            session.add(0, ledger, bad, [])
+    session.add(0, ledger, [5, EOS], [])
+    with pytest.raises(RuntimeError, match="no free slot"):
+        session.add(1, ledger, [5, EOS], [])
+    assert (session.free_slots, session.run(True, 0, None)["index"].tolist(), session.free_slots) == (0, [0], 1)
+
+
+@pytest.mark.parametrize("call", ["run", "add"])
+def test_a_session_is_not_entered_twice_and_ends_with_an_exception(call: str) -> None:
+    session = open_session(2, natives()[0])
+    arguments = {"run": (True, 0, None), "add": (1, _core.Ledger(), [5, EOS], [])}
+    session.add(*arguments["add"])
+    with pytest.raises(RuntimeError, match="one call at a time"):
+        session.run(True, 0, lambda *token: getattr(session, call)(*arguments[call]))
+    for name in arguments:
+        with pytest.raises(RuntimeError, match="open a new one"):
+            getattr(session, name)(*arguments[name])
+
+
+def test_generate_stops_at_the_first_fault() -> None:
+    """A long batch does not run on when one of its rows has failed."""
+    table = path_table([2, 3, 4, 5, EOS], 16)
+    model = chain_t5(table)
+    with torch.no_grad():
+        model.shared.weight[9] = math.nan
+    seen: list[tuple[int, int]] = []
+
+    def streamer(row: int, position: int, token: int, owner: int) -> None:
+        seen.append((row, position))
+
+    with pytest.raises(FloatingPointError, match="row 1, step 0"):
+        GreedyDecoder(model).generate([[6, EOS], [9, EOS]], streamer=streamer)
+    assert seen == [(0, 0)]
