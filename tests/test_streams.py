@@ -346,7 +346,7 @@ def assert_sentence(error: BaseException | None, expected: type[Exception], part
 def test_a_bad_item_is_named_after_the_rows_before_it(
     item: Any, expected: type[Exception], parts: list[str], in_order: bool
 ) -> None:
-    decoder = make(TrainingWheelsDecoder, {})
+    decoder = make(TrainingWheelsDecoder, {}, natives("noisy", 2))  # whose tau is beyond the teacher's rows
     settings = {"max_new_tokens": 8, "max_source_length": 40, "in_order": in_order}
     whole = decoder.generate([GOOD, [8, EOS]], max_new_tokens=8)
     for batch_size in (1, 2, 3, 5):

@@ -40,8 +40,7 @@ class Probe {
 
   // One decoder pass of `tokens` new tokens of every row, of which the head is asked about the last `asked`: about
   // the last for its greedy pick, about those before whether the next token is the greedy pick (a draft's check).
-  // tokens = asked = 1 is a step, asked = 1 a catch-up, asked = tokens a verification. Throws std::runtime_error for
-  // logits that are not finite.
+  // tokens = asked = 1 is a step, asked = 1 a catch-up, asked = tokens a verification. Throws NonFiniteError.
   PassCosts decode(int tokens, int asked, int repeats, const Poll& poll);
 
   size_t cache_bytes() const;
