@@ -183,6 +183,19 @@ py::tuple timed(Pass&& pass) {
   return py::make_tuple(costs.seconds, operations);
 }
 
+// x [T, K] times a weight [N, K] packed in the number format: [T, N], as a model's layers compute it.
+FloatArray linear(const FloatArray& weight, const FloatArray& x, const std::string& dtype, int threads) {
+  require(weight.ndim() == 2 && x.ndim() == 2 && weight.shape(1) == x.shape(1),
+          "weight and x must be [N, K] and [T, K]");
+  const int outputs = static_cast<int>(weight.shape(0)), inputs = static_cast<int>(weight.shape(1));
+  const auto backend = make_cpu_backend(threads);
+  const float* part = weight.data();
+  const auto packed = backend->pack({&part, 1}, {&outputs, 1}, inputs, parse_dtype(dtype));
+  FloatArray out({x.shape(0), weight.shape(0)});
+  backend->linear(*packed, x.data(), static_cast<int>(x.shape(0)), out.mutable_data(), false);
+  return out;
+}
+
 Ledger make_ledger(py::object max_calls, py::object max_fraction) {
   Ledger ledger;
   if (!max_calls.is_none()) ledger.max_calls = max_calls.cast<int>();
@@ -339,6 +352,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("seed"), py::arg("row"), py::arg("position"), py::arg("stream"));
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));
   m.def("draft_limit", &draft_limit, py::arg("method"), py::arg("room"));
+  m.def("linear", &linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("threads") = 1);
   m.def("build_info", &build_info);
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);

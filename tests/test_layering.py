@@ -45,5 +45,4 @@ def test_simd_files_define_nothing_shared(level: str) -> None:
     bodies = re.findall(r'#\s*include\s*"(.+?)"', after)
     assert bodies and "<" not in re.findall(r"#\s*include\s*(.)", after)
     for body in bodies:
-        assert body.endswith("_body.h"), f"{body} comes after the pragma"
         assert "#include" not in (CSRC / body).read_text(encoding="utf-8")
