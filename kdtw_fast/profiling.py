@@ -333,15 +333,17 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_tokens: int) -> int:
     """Bytes of a decode's caches: keys and values of every decoder layer, over the output and over the source.
 
-    Positions (one more than outputs: the start token) come in blocks of 16; values are padded to 16 per head.
+    Positions (one more than outputs: the start token) come in blocks of 16; a head's values are padded to 16, its bf16
+    keys to an even number.
     """
-    positions = _blocks(source_tokens) + _blocks(new_tokens + 1)
-    per_position = config.num_heads * (config.d_kv + _blocks(config.d_kv))
-    return config.num_decoder_layers * rows * positions * per_position * (2 if config.cache_dtype == "bf16" else 4)
+    positions = _rounded(source_tokens, 16) + _rounded(new_tokens + 1, 16)
+    size, keys_step = (2, 2) if config.cache_dtype == "bf16" else (4, 1)
+    per_position = config.num_heads * (_rounded(config.d_kv, keys_step) + _rounded(config.d_kv, 16))
+    return config.num_decoder_layers * rows * positions * per_position * size
 
 
-def _blocks(size: int) -> int:
-    return (size + 15) // 16 * 16
+def _rounded(value: int, step: int) -> int:
+    return (value + step - 1) // step * step
 
 
 def machine() -> dict[str, Any]:

@@ -51,9 +51,10 @@ def test_the_encoder_counts_its_layers_and_the_cross_attentions_keys_and_values(
     assert operations["head"] == (0, 0, 0)
 
 
+@pytest.mark.parametrize("cache_dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_caches_weigh_what_the_formula_says(shape) -> None:
-    model = NativeT5.from_model(random_t5(shape, VOCAB, seed=0))
+def test_caches_weigh_what_the_formula_says(shape, cache_dtype: str) -> None:
+    model = NativeT5.from_model(random_t5(shape, VOCAB, seed=0), cache_dtype=cache_dtype)
     assert probe(3, model=model).cache_bytes == cache_bytes(model.core.config, 3, S, HISTORY + LONGEST - 1)
 
 
