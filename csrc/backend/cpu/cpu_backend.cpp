@@ -13,6 +13,7 @@
 #include "backend/cpu/key_value_cache.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/packed_weight.h"
+#include "backend/cpu/pick.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"
 
@@ -150,13 +151,45 @@ class CpuBackend : public Backend {
 
   void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
             std::span<PickResult> results) override {
+    const auto& packed = static_cast<const PackedWeight&>(head);
     const int V = head.outputs, n = static_cast<int>(requests.size());
-    logits_.resize(static_cast<size_t>(n) * V);
-    linear(head, hidden, n, logits_.data(), false);
-    parallel_for(n, 1, static_cast<long>(n) * V * 8 >= kParallelWork ? threads_ : 1, [&](int first, int last) {
-      thread_local std::vector<float> scratch;
-      for (int i = first; i < last; ++i)
-        results[i] = decide(kernels_, logits_.data() + static_cast<size_t>(i) * V, V, requests[i], scratch);
+    const int chunks = (V + kVocabularyChunk - 1) / kVocabularyChunk;
+    const std::vector<float*> kept = keep_logits(requests, V);
+    std::vector<float> draft_logits(n);
+    for (int i = 0; i < n; ++i)
+      if (requests[i].check == Check::kTopK && requests[i].draft < V)
+        draft_logits[i] = logit_of(packed, hidden + static_cast<size_t>(i) * head.inputs, requests[i].draft);
+    summaries_.resize(static_cast<size_t>(n) * chunks);
+
+    const Operand& operand = prepare(packed, hidden, n);
+    parallel_for(chunks, 1, threads_for(static_cast<long>(n) * head.inputs * V), [&](int begin, int end) {
+      thread_local std::vector<float> tile;
+      if (tile.size() < static_cast<size_t>(n) * kVocabularyChunk)
+        tile.resize(static_cast<size_t>(n) * kVocabularyChunk);
+      for (int c = begin; c < end; ++c) {
+        const int panel = c * kGroup, first = c * kVocabularyChunk, count = std::min(kVocabularyChunk, V - first);
+        multiply_group(kernels_, packed, operand, panel, std::min(panel + kGroup, packed.panels()),
+                       c + 1 < end ? panel + kGroup : panel, tile.data(), kVocabularyChunk, false);
+        for (int i = 0; i < n; ++i) {
+          float* logits = tile.data() + static_cast<size_t>(i) * kVocabularyChunk;
+          if (kept[i]) std::copy(logits, logits + count, kept[i] + first);
+          summaries_[static_cast<size_t>(i) * chunks + c] =
+              summarise(kernels_, logits, first, count, V, requests[i], draft_logits[i]);
+        }
+      }
+    });
+
+    parallel_for(n, 1, threads_for(static_cast<long>(n) * chunks * kVocabularyChunk), [&](int begin, int end) {
+      for (int i = begin; i < end; ++i) {
+        const auto recompute = [&](int chunk, float* logits) {
+          const int panel = chunk * kGroup;
+          multiply_alone(packed, hidden + static_cast<size_t>(i) * head.inputs, panel,
+                         std::min(panel + kGroup, packed.panels()), logits);
+        };
+        results[i] =
+            decide(kernels_, requests[i], V, std::span(summaries_).subspan(static_cast<size_t>(i) * chunks, chunks),
+                   needs_all_logits(requests[i], V) ? kept[i] : nullptr, recompute);
+      }
     });
   }
 
@@ -188,6 +221,35 @@ class CpuBackend : public Backend {
     return operand_;
   }
 
+  // Products of one token outside of the pass's operand, with at most kGroup panels; any thread may call it.
+  void multiply_alone(const PackedWeight& weight, const float* x, int first, int last, float* out) const {
+    thread_local Operand operand;
+    operand.prepare(kernels_, weight, x, 1, 1);
+    multiply_group(kernels_, weight, operand, first, last, first, out, kVocabularyChunk, false);
+  }
+
+  // One logit of one token: the same bits as in any chunk.
+  float logit_of(const PackedWeight& head, const float* x, int id) const {
+    float logits[kPanel];
+    multiply_alone(head, x, id / kPanel, id / kPanel + 1, logits);
+    return logits[id % kPanel];
+  }
+
+  // Where each request's logits are to be written: where it asks for it, or for its own decision, or nowhere.
+  std::vector<float*> keep_logits(std::span<const PickRequest> requests, int vocabulary) {
+    std::vector<float*> kept(requests.size());
+    const auto needs = [&](const PickRequest& request) {
+      return request.keep_logits == nullptr && needs_all_logits(request, vocabulary);
+    };
+    logits_.resize(std::count_if(requests.begin(), requests.end(), needs) * static_cast<size_t>(vocabulary));
+    float* free = logits_.data();
+    for (size_t i = 0; i < requests.size(); ++i) {
+      kept[i] = requests[i].keep_logits;
+      if (needs(requests[i])) kept[i] = free, free += vocabulary;
+    }
+    return kept;
+  }
+
   struct QueryGroup {
     int head, first, count;  // tokens [first, first + count) of one row
   };
@@ -196,6 +258,7 @@ class CpuBackend : public Backend {
   const int threads_;
   Operand operand_;
   std::vector<QueryGroup> groups_;
+  std::vector<ChunkSummary> summaries_;
   std::vector<float> logits_;
 };
 

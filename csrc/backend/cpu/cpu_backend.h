@@ -15,8 +15,4 @@ std::vector<std::string> simd_levels();
 void set_simd(const std::string& level);
 const Kernels& kernels();
 
-// Decides one request given its logits [V]; scratch is grown as needed. Pure but for `scratch`.
-PickResult decide(const Kernels& kernels, float* logits, int vocabulary, const PickRequest& request,
-                  std::vector<float>& scratch);
-
 }  // namespace kdtw::cpu

@@ -79,8 +79,8 @@ struct Kernels {
   void (*attend[2])(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
-  // sum of exp(x - shift) in one fixed order
-  double (*sum_exp)(const float* x, int size, float shift);
+  // sum of exp((x - shift) * scale) in one fixed order
+  double (*sum_exp)(const float* x, int size, float shift, float scale);
   // out = exp((x - shift) * scale)
   void (*exp_scaled)(const float* x, int size, float shift, float scale, float* out);
 };

@@ -76,29 +76,29 @@ void argmax(const float* x, int size, float* best, int* index, bool* finite) {
   *index = first;
 }
 
-double sum_exp(const float* x, int size, float shift) {
+struct ExpScaled {
+  float shift, scale;
+  V operator()(V a, V) const { return exp_vector(mul(sub(a, set1(shift)), set1(scale))); }
+};
+
+double sum_exp(const float* x, int size, float shift, float scale) {
+  const ExpScaled term{shift, scale};
   double total = 0.0;
   int i = 0;
-  const V s = set1(shift);
   // Partial sums of at most 64 vectors keep single precision harmless for large vocabularies.
   while (i + kWidth <= size) {
     V part = zero();
-    for (int v = 0; v < 64 && i + kWidth <= size; ++v, i += kWidth) part = add(part, exp_vector(sub(load(x + i), s)));
+    for (int v = 0; v < 64 && i + kWidth <= size; ++v, i += kWidth) part = add(part, term(load(x + i), zero()));
     total += sum_lanes(part);
   }
   for (; i < size; ++i) {
     float one[kWidth] = {};
     one[0] = x[i];
-    store(one, exp_vector(sub(load(one), s)));
+    store(one, term(load(one), zero()));
     total += one[0];
   }
   return total;
 }
-
-struct ExpScaled {
-  float shift, scale;
-  V operator()(V a, V) const { return exp_vector(mul(sub(a, set1(shift)), set1(scale))); }
-};
 
 void exp_scaled(const float* x, int size, float shift, float scale, float* out) {
   map(size, out, ExpScaled{shift, scale}, x, x);

@@ -124,25 +124,29 @@ void Operand::prepare(const Kernels& kernels, const PackedWeight& weight, const 
 void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, float* out,
               int out_stride, bool accumulate) {
   // All blocks of tokens of a few panels before the next panels: those panels stay in the cache.
-  const auto gemm = kernels.gemm[static_cast<int>(weight.dtype())].run;
-  for (int p = first; p < last; p += kGroup) {
-    for (int b = 0; b < x.blocks(); ++b) {
-      const int t = x.first(b);
-      gemm({.x = x.block(b),
-            .x_scales = x.scales(b),
-            .rows = x.first(b + 1) - t,
-            .panels = weight.panel(p),
-            .panel_bytes = weight.panel_bytes(),
-            .count = std::min(kGroup, last - p),
-            .inputs = weight.inputs,
-            .out = out + static_cast<size_t>(t) * out_stride + (p - first) * kPanel,
-            .columns = weight.outputs - p * kPanel,
-            .out_stride = out_stride,
-            .accumulate = accumulate,
-            .next_group = weight.panel(p + kGroup < last ? p + kGroup : p),
-            .block = b,
-            .blocks = x.blocks()});
-    }
+  for (int p = first; p < last; p += kGroup)
+    multiply_group(kernels, weight, x, p, std::min(p + kGroup, last), p + kGroup < last ? p + kGroup : p,
+                   out + (p - first) * kPanel, out_stride, accumulate);
+}
+
+void multiply_group(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int next,
+                    float* out, int out_stride, bool accumulate) {
+  for (int b = 0; b < x.blocks(); ++b) {
+    const int t = x.first(b);
+    kernels.gemm[static_cast<int>(weight.dtype())].run({.x = x.block(b),
+                                                        .x_scales = x.scales(b),
+                                                        .rows = x.first(b + 1) - t,
+                                                        .panels = weight.panel(first),
+                                                        .panel_bytes = weight.panel_bytes(),
+                                                        .count = last - first,
+                                                        .inputs = weight.inputs,
+                                                        .out = out + static_cast<size_t>(t) * out_stride,
+                                                        .columns = weight.outputs - first * kPanel,
+                                                        .out_stride = out_stride,
+                                                        .accumulate = accumulate,
+                                                        .next_group = weight.panel(next),
+                                                        .block = b,
+                                                        .blocks = x.blocks()});
   }
 }
 

@@ -73,5 +73,8 @@ class Operand {
 // from the first of these panels. Any thread may compute any panels; the bits do not depend on it.
 void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, float* out,
               int out_stride, bool accumulate);
+// The same for at most kGroup panels; `next` is the first of those whose turn is next.
+void multiply_group(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int next,
+                    float* out, int out_stride, bool accumulate);
 
 }  // namespace kdtw::cpu

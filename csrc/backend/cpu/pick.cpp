@@ -1,10 +1,11 @@
-// One decision over the vocabulary on the CPU: bans, warping, greedy or sampled choice, and the tests
-// that the accept rules ask for. Sampling walks the distribution in ascending id order (inverse CDF).
+// Bans, warping, greedy or sampled choice, and the tests that the accept rules ask for. Sampling walks the distribution
+// in ascending id order (inverse CDF): first over chunks, then within one.
+#include "backend/cpu/pick.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-
-#include "backend/cpu/cpu_backend.h"
+#include <vector>
 
 namespace kdtw::cpu {
 namespace {
@@ -12,30 +13,31 @@ namespace {
 // What a banned logit becomes: finite, so that it is no fault, and lower than any real one.
 constexpr float kBanned = -3.4028235e38f;
 
-struct Best {
-  float logit;
-  int id;
-};
-
-void ban(float* logits, int vocabulary, std::span<const int32_t> banned) {
-  for (const int32_t id : banned)
-    if (id < vocabulary) logits[id] = kBanned;
+bool is_banned(const PickRequest& request, int id) {
+  return std::find(request.banned.begin(), request.banned.end(), id) != request.banned.end();
 }
 
-Best best_of(const Kernels& kernels, const float* logits, int vocabulary) {
-  Best best;
-  bool finite;
-  kernels.argmax(logits, vocabulary, &best.logit, &best.id, &finite);
-  return best;
+// Bans ids among logits [count] of ids first, first + 1, ...; true if there were any.
+bool ban(float* logits, int first, int count, std::span<const int32_t> banned) {
+  bool any = false;
+  for (const int32_t id : banned) {
+    if (id < first || id >= first + count) continue;
+    logits[id - first] = kBanned;
+    any = true;
+  }
+  return any;
 }
 
 // Turns logits (bans applied) into unnormalised probabilities in place, zero where the warp removes an
 // id, and returns their sum.
 double warp(const Kernels& kernels, float* logits, int vocabulary, const Sampling& sampling) {
-  const Best best = best_of(kernels, logits, vocabulary);
+  float best;
+  int best_id;
+  bool finite;
+  kernels.argmax(logits, vocabulary, &best, &best_id, &finite);
   if (sampling.temperature == 0.0f) {
     std::fill(logits, logits + vocabulary, 0.0f);
-    logits[best.id] = 1.0f;
+    logits[best_id] = 1.0f;
     return 1.0;
   }
   std::vector<int32_t> order;
@@ -51,7 +53,7 @@ double warp(const Kernels& kernels, float* logits, int vocabulary, const Samplin
   const float inverse = 1.0f / sampling.temperature;
   std::vector<uint8_t> removed(vocabulary, 0);
   for (int i = 0; i < vocabulary; ++i) removed[i] = logits[i] == kBanned;
-  kernels.exp_scaled(logits, vocabulary, best.logit, inverse, logits);
+  kernels.exp_scaled(logits, vocabulary, best, inverse, logits);
   double total = 0.0;
   for (int i = 0; i < vocabulary; ++i) {
     if (removed[i]) logits[i] = 0.0f;
@@ -87,99 +89,204 @@ int draw(const float* weights, int size, double total, double uniform) {
   return last;
 }
 
-// How many of the logits rank before `id`, ties by lowest id.
-int rank_of(const float* logits, int vocabulary, int id) {
-  int rank = 0;
-  for (int i = 0; i < vocabulary; ++i) rank += logits[i] > logits[id] || (logits[i] == logits[id] && i < id);
-  return rank;
-}
-
-// u * l * q(x) <= p(x); otherwise a draw from norm(max(0, p - l q)). Leaves p in `logits`.
-void reject_or_resample(const Kernels& kernels, float* logits, int vocabulary, const PickRequest& request,
-                        std::vector<float>& scratch, PickResult& result) {
-  const int shared = std::min(vocabulary, request.draft_vocabulary);
-  scratch.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
-  float* q = scratch.data();
-  ban(q, request.draft_vocabulary, request.draft_banned);
-  const double q_total = warp(kernels, q, request.draft_vocabulary, request.draft_sampling);
-  const double p_total = warp(kernels, logits, vocabulary, request.sampling);
-  const auto p_of = [&](int id) { return id < vocabulary ? logits[id] / p_total : 0.0; };
-  const int x = request.draft;
+// u * l * q(x) <= p(x); otherwise a draw from norm(max(0, p - l q)). Sets result.id and result.passed.
+void reject_or_resample(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request,
+                        PickResult& result) {
+  const int shared = std::min(vocabulary, request.draft_vocabulary), x = request.draft;
+  thread_local std::vector<float> p, q;
+  p.assign(all_logits, all_logits + vocabulary);
+  q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
+  ban(p.data(), 0, vocabulary, request.banned);
+  ban(q.data(), 0, request.draft_vocabulary, request.draft_banned);
+  const double q_total = warp(kernels, q.data(), request.draft_vocabulary, request.draft_sampling);
+  const double p_total = warp(kernels, p.data(), vocabulary, request.sampling);
+  const auto p_of = [&](int id) { return id < vocabulary ? p[id] / p_total : 0.0; };
   result.passed = request.accept_uniform * request.threshold * (q[x] / q_total) <= p_of(x);
   if (result.passed) return;
   double residual_total = 0.0;
   for (int i = 0; i < shared; ++i) {
-    const double residual = std::max(0.0, p_of(i) - request.threshold * (q[i] / q_total));
-    q[i] = static_cast<float>(residual);
+    q[i] = static_cast<float>(std::max(0.0, p_of(i) - request.threshold * (q[i] / q_total)));
     residual_total += q[i];
   }
-  result.id = residual_total > 0.0 ? draw(q, shared, residual_total, request.uniform)
-                                   : draw(logits, vocabulary, p_total, request.uniform);
+  result.id = residual_total > 0.0 ? draw(q.data(), shared, residual_total, request.uniform)
+                                   : draw(p.data(), vocabulary, p_total, request.uniform);
+}
+
+struct Picked {
+  int id;
+  float logit;
+};
+
+// A draw from the warped distribution over the whole vocabulary.
+Picked sample_all(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request) {
+  thread_local std::vector<float> weights;
+  weights.assign(all_logits, all_logits + vocabulary);
+  ban(weights.data(), 0, vocabulary, request.banned);
+  const double total = warp(kernels, weights.data(), vocabulary, request.sampling);
+  const int id = draw(weights.data(), vocabulary, total, request.uniform);
+  return {id, all_logits[id]};
+}
+
+// out[c] = exp((top of chunk c - largest) * scale): what brings the sums of the chunks to one scale.
+template <typename Top>
+std::vector<float> chunk_factors(const Kernels& kernels, std::span<const ChunkSummary> chunks, Top&& top, float largest,
+                                 float scale) {
+  std::vector<float> factors(chunks.size());
+  std::transform(chunks.begin(), chunks.end(), factors.begin(), top);
+  kernels.exp_scaled(factors.data(), static_cast<int>(factors.size()), largest, scale, factors.data());
+  return factors;
+}
+
+// A draw at a temperature, nothing cut: the chunk by its share, then the id by its share of that chunk.
+Picked sample_chunks(const Kernels& kernels, const PickRequest& request, int vocabulary, float best,
+                     std::span<const ChunkSummary> chunks, const RecomputeChunk& recompute) {
+  const float inverse = 1.0f / request.sampling.temperature;
+  const auto factors =
+      chunk_factors(kernels, chunks, [](const ChunkSummary& chunk) { return chunk.top; }, best, inverse);
+  double total = 0.0;
+  for (size_t c = 0; c < chunks.size(); ++c) total += chunks[c].warped_sum * factors[c];
+  const double target = request.uniform * total;
+  // Where rounding leaves no chunk, and below no id, the last one that has a share.
+  int chosen = 0;
+  double before = 0.0, sum = 0.0;
+  for (size_t c = 0; c < chunks.size() && sum <= target; ++c) {
+    const double share = chunks[c].warped_sum * factors[c];
+    if (share <= 0.0) continue;
+    chosen = static_cast<int>(c), before = sum;
+    sum += share;
+  }
+  const int first = chosen * kVocabularyChunk, count = std::min(kVocabularyChunk, vocabulary - first);
+  float logits[kVocabularyChunk], weights[kVocabularyChunk];
+  recompute(chosen, logits);
+  kernels.exp_scaled(logits, count, chunks[chosen].top, inverse, weights);
+  for (const int32_t id : request.banned)
+    if (id >= first && id < first + count) weights[id - first] = 0.0f;
+  const int i = draw(weights, count, 1.0, (target - before) / factors[chosen]);
+  return {first + i, logits[i]};
+}
+
+// What the chunks say together.
+struct Summary {
+  bool finite = true;
+  float best;                   // the largest logit that is not banned
+  int id = -1;                  // its id, the lowest on ties
+  int before_draft = 0;         // how many rank before the draft
+  double log_normaliser = 0.0;  // over all ids
+  double log_allowed = 0.0;     // over the ids that are not banned
+};
+
+bool wants_allowed_sum(const PickRequest& request) {
+  return request.want_confidence || request.check == Check::kDivergence;
+}
+
+// Chunks in ascending order, so that ties go to the lowest id and sums have one order.
+Summary merge(const Kernels& kernels, const PickRequest& request, std::span<const ChunkSummary> chunks) {
+  Summary all;
+  float raw_best = chunks[0].raw_top;
+  for (const auto& chunk : chunks) {
+    if (!chunk.finite) return {.finite = false, .best = 0.0f};
+    if (all.id < 0 || chunk.top > all.best) all.best = chunk.top, all.id = chunk.id;
+    raw_best = std::max(raw_best, chunk.raw_top);
+    all.before_draft += chunk.before;
+  }
+  const auto log_sum = [&](auto top, auto sum, float largest) {
+    const auto factors = chunk_factors(kernels, chunks, top, largest, 1.0f);
+    double total = 0.0;
+    for (size_t c = 0; c < chunks.size(); ++c) total += sum(chunks[c]) * factors[c];
+    return largest + std::log(total);
+  };
+  if (request.want_log_prob)
+    all.log_normaliser = log_sum([](const ChunkSummary& chunk) { return chunk.raw_top; },
+                                 [](const ChunkSummary& chunk) { return chunk.raw_sum; }, raw_best);
+  if (wants_allowed_sum(request))
+    all.log_allowed = log_sum([](const ChunkSummary& chunk) { return chunk.top; },
+                              [](const ChunkSummary& chunk) { return chunk.allowed_sum; }, all.best);
+  return all;
+}
+
+bool is_cut(const Sampling& sampling, int vocabulary) {
+  return (sampling.top_k > 0 && sampling.top_k < vocabulary) || sampling.top_p < 1.0f;
+}
+
+bool may_sample(const PickRequest& request) {
+  return request.sampling.temperature > 0.0f && request.check != Check::kScore && request.check != Check::kRejection;
 }
 
 }  // namespace
 
-PickResult decide(const Kernels& kernels, float* logits, int vocabulary, const PickRequest& request,
-                  std::vector<float>& scratch) {
+bool needs_all_logits(const PickRequest& request, int vocabulary) {
+  return request.check == Check::kRejection || (may_sample(request) && is_cut(request.sampling, vocabulary));
+}
+
+ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int count, int vocabulary,
+                       const PickRequest& request, float draft_logit) {
+  ChunkSummary chunk{};
+  int best;
+  kernels.argmax(logits, count, &chunk.raw_top, &best, &chunk.finite);
+  if (!chunk.finite) return chunk;
+  chunk.top = chunk.raw_top;
+  if (request.draft >= first && request.draft < first + count) chunk.draft = logits[request.draft - first];
+  if (request.want_log_prob) chunk.raw_sum = kernels.sum_exp(logits, count, chunk.raw_top, 1.0f);
+  if (ban(logits, first, count, request.banned)) {
+    bool finite;
+    kernels.argmax(logits, count, &chunk.top, &best, &finite);
+  }
+  chunk.id = first + best;
+  if (chunk.top > kBanned) {  // otherwise all of them are banned and have no share
+    if (wants_allowed_sum(request)) chunk.allowed_sum = kernels.sum_exp(logits, count, chunk.top, 1.0f);
+    if (may_sample(request) && !is_cut(request.sampling, vocabulary))
+      chunk.warped_sum = kernels.sum_exp(logits, count, chunk.top, 1.0f / request.sampling.temperature);
+  }
+  if (request.check == Check::kTopK) {
+    if (is_banned(request, request.draft)) draft_logit = kBanned;
+    for (int i = 0; i < count; ++i)
+      chunk.before += logits[i] > draft_logit || (logits[i] == draft_logit && first + i < request.draft);
+  }
+  return chunk;
+}
+
+PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabulary,
+                  std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute) {
+  const Summary all = merge(kernels, request, chunks);
   PickResult result;
-  Best best;
-  kernels.argmax(logits, vocabulary, &best.logit, &best.id, &result.finite);
+  result.finite = all.finite;
   if (!result.finite) return result;
-  if (request.keep_logits) std::copy(logits, logits + vocabulary, request.keep_logits);
+  const bool has_draft = request.draft >= 0 && request.draft < vocabulary;
+  const float raw_draft = has_draft ? chunks[request.draft / kVocabularyChunk].draft : kBanned;
+  const float draft = is_banned(request, request.draft) ? kBanned : raw_draft;
+  if (wants_allowed_sum(request)) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
 
-  double log_normaliser = 0.0;
-  float raw_draft = 0.0f;
-  if (request.want_log_prob) {
-    log_normaliser = best.logit + std::log(kernels.sum_exp(logits, vocabulary, best.logit));
-    if (request.draft >= 0) raw_draft = logits[request.draft];
-  }
-  if (request.check == Check::kScore) {
-    result.id = request.draft;
-    result.log_prob = static_cast<float>(raw_draft - log_normaliser);
-    return result;
-  }
-  // The chosen token's raw logit must survive warping, which works in place.
-  std::vector<float> raw;
-  const bool warps = request.sampling.temperature > 0.0f || request.check == Check::kRejection;
-  if (request.want_log_prob && warps) raw.assign(logits, logits + vocabulary);
-
-  if (!request.banned.empty()) {
-    ban(logits, vocabulary, request.banned);
-    best = best_of(kernels, logits, vocabulary);
-  }
-  double log_allowed = 0.0;  // log-normaliser over the ids that are not banned
-  if (request.want_confidence || request.check == Check::kDivergence) {
-    log_allowed = std::log(kernels.sum_exp(logits, vocabulary, best.logit));
-    result.confidence = static_cast<float>(std::exp(-log_allowed));
-  }
-  result.id = best.id;
+  result.id = all.id;
+  float chosen = all.best;  // the raw logit of what is picked
   switch (request.check) {
     case Check::kNone:
+      break;
     case Check::kScore:
+      result.id = request.draft;
       break;
     case Check::kLenience:
-      result.passed = request.threshold >= 1.0 ? request.draft == best.id
-                                               : logits[request.draft] >= best.logit + std::log(request.threshold);
+      result.passed =
+          request.threshold >= 1.0 ? request.draft == all.id : draft >= all.best + std::log(request.threshold);
       break;
     case Check::kTopK:
-      result.passed = rank_of(logits, vocabulary, request.draft) < request.threshold;
+      result.passed = all.before_draft < request.threshold;
       break;
     case Check::kDivergence:
-      result.passed = best.logit + log_allowed - logits[request.draft] <= request.threshold;
+      result.passed = all.log_allowed - draft <= request.threshold;
       break;
     case Check::kRejection:
-      reject_or_resample(kernels, logits, vocabulary, request, scratch, result);
+      reject_or_resample(kernels, all_logits, vocabulary, request, result);
+      chosen = all_logits[result.id];
       break;
   }
-  const bool passed_draft = request.check != Check::kNone && result.passed;
-  if (warps && request.check != Check::kRejection && !passed_draft) {
-    const double total = warp(kernels, logits, vocabulary, request.sampling);
-    result.id = draw(logits, vocabulary, total, request.uniform);
+  if (request.check != Check::kNone && result.passed) {
+    chosen = raw_draft;
+  } else if (may_sample(request)) {
+    const Picked picked = all_logits ? sample_all(kernels, all_logits, vocabulary, request)
+                                     : sample_chunks(kernels, request, vocabulary, all.best, chunks, recompute);
+    result.id = picked.id, chosen = picked.logit;
   }
-  if (request.want_log_prob) {
-    const int id = passed_draft ? request.draft : result.id;
-    result.log_prob = static_cast<float>((raw.empty() ? logits[id] : raw[id]) - log_normaliser);
-  }
+  if (request.want_log_prob) result.log_prob = static_cast<float>(chosen - all.log_normaliser);
   return result;
 }
 
