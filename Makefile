@@ -42,6 +42,7 @@ bench-tiny: $(VENV)/.extra-bench
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m bench.table demo
+	$(BIN)/python -m bench.table quantisation
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

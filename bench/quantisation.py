@@ -26,6 +26,7 @@ class Quality:
             None for two models.
         same_output: share of sentences whose whole output equals fp32's.
         bleu: sacrebleu's corpus BLEU.
+        sentences: how many.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Quality:
     same_next: float | None
     same_output: float
     bleu: float
+    sentences: int
 
 
 def measure(limit: int | None = None, num_threads: int | None = None) -> list[Quality]:
@@ -52,7 +54,7 @@ def measure(limit: int | None = None, num_threads: int | None = None) -> list[Qu
             same_next = _same_next(models[0], decoder, sources, exact) if len(models) == 1 else None
             same_output = sum(a == b for a, b in zip(tokens, exact)) / len(exact)
             bleu = sacrebleu.corpus_bleu(out.texts, [references]).score
-            rows.append(Quality(method, dtype, same_next, same_output, bleu))
+            rows.append(Quality(method, dtype, same_next, same_output, bleu, len(samples)))
     return rows
 
 
@@ -80,7 +82,7 @@ def _same_next(model: NativeT5, decoder: GreedyDecoder, texts: Sequence[str], ou
     return same / total
 
 
-def markdown(rows: Sequence[Quality], sentences: int) -> str:
+def markdown(rows: Sequence[Quality]) -> str:
     """The README's table."""
     from bench.table import markdown_table
 
@@ -94,6 +96,7 @@ def markdown(rows: Sequence[Quality], sentences: int) -> str:
         ]
         for row in rows
     ]
+    sentences = rows[0].sentences
     columns = ("method", "weights", "next token as fp32", "whole output as fp32", "BLEU")
     return "\n".join(
         [

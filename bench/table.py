@@ -1,6 +1,7 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
-`python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table demo`.
+`python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table demo`
+and `python -m bench.table quantisation`.
 """
 
 from __future__ import annotations
@@ -285,10 +286,17 @@ def demo_markdown() -> str:
     return f"`make readme` on {date.today().isoformat()}: {machine}.\n\n{result.markdown()}"
 
 
+def quantisation_markdown() -> str:
+    """What bf16 and int8 cost in quality on the shipped pair."""
+    from bench.quantisation import markdown, measure
+
+    return f"`make readme` on {date.today().isoformat()}.\n\n{markdown(measure())}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "demo"))
+    parser.add_argument("region", choices=("bench", "demo", "quantisation"))
     parser.add_argument("results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'")
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
@@ -296,6 +304,8 @@ def main() -> None:
         if arguments.results is None:
             parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
         content = bench_markdown(json.loads(arguments.results.read_text(encoding="utf-8")))
+    elif arguments.region == "quantisation":
+        content = quantisation_markdown()
     else:
         content = demo_markdown()
     readme = fill(arguments.readme.read_text(encoding="utf-8"), arguments.region, content)
