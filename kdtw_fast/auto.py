@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from statistics import fmean, median
@@ -30,6 +30,7 @@ from kdtw_fast.decoders import (
 from kdtw_fast.model import load
 from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.outputs import GenerationOutput, Owner
+from kdtw_fast.streams import Stream
 
 STUDENT, TEACHER, WHEELS, SPECULATIVE = "greedy-student", "greedy-teacher", "training-wheels", "speculative"
 # The share of drafts that pass before any was seen, and how many seen ones it counts for.
@@ -37,6 +38,7 @@ PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.7, 20.0
 # Real over predicted seconds of a method is the median of its last calls; fewer than the first number say nothing yet.
 FEWEST_CALLS, LAST_CALLS = 3, 9
 CALIBRATION_DRAFT = 5  # drafts per check while calibrating
+STREAM_SOURCE = 64  # tokens of a source of a stream, for the prediction
 
 
 class Share:
@@ -204,15 +206,63 @@ class AutoDecoder(_Decoder):
             self.chooser.count(method, out)
         return (self.chooser.acceptance if method == SPECULATIVE else self.chooser.use).value
 
-    def _run(
-        self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
-    ) -> GenerationOutput:
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 16,
+        budget: str | float | None = None,
+        in_order: bool = False,
+        **options: Any,
+    ) -> Stream:
+        """Decodes any number of items as the other decoders' ``stream`` does, all of them with one method.
+
+        It is the one that is predicted to be the fastest for batches of ``batch_size`` sources of 64 tokens; what the
+        outputs tell of acceptance and use counts for later calls. Items and options as there; the budget is the
+        quality's.
+        """
+        if budget is not None:
+            raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
+        check_int("batch_size", batch_size, 1)
+        parsed = GenerateOptions.parse("AutoDecoder.stream", options)
+        self._refuse_limits(parsed)
+        source = [0] * min(STREAM_SOURCE, parsed.max_source_length)
+        prediction, _ = self._choose([source] * batch_size, parsed)
+        alone = prediction.method in (TEACHER, STUDENT)
+        items = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping))
+        if prediction.method == TEACHER:
+            own = _teachers_sampling(parsed)
+            options |= {name: getattr(own, name) for name in ("temperature", "top_k", "top_p")}
+        stream = self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0))).stream(
+            _for_one_model(inputs, prediction.method == TEACHER) if alone and items else inputs,
+            batch_size=batch_size,
+            budget=self.budget.phrase if self.budget and not alone else None,
+            in_order=in_order,
+            **options,
+        )
+
+        def learn(out: GenerationOutput) -> None:
+            if prediction.method == TEACHER:
+                _give_to_teacher(out)
+            with self._lock:
+                self.chooser.count(prediction.method, out)
+            out.prediction = prediction
+
+        stream.on_output = learn
+        return stream
+
+    def _refuse_limits(self, options: GenerateOptions) -> None:
         for name in ("max_teacher_calls", "max_teacher_fraction"):
             if getattr(options, name) is not None:
                 raise TypeError(
                     f"{name} is a bound that AutoDecoder would break with the teacher alone; "
                     "it belongs to TrainingWheelsDecoder"
                 )
+
+    def _run(
+        self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
+    ) -> GenerationOutput:
+        self._refuse_limits(options)
         prediction, bucket = self._choose(rows, options)
         decoder = self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0)))
         if prediction.method == TEACHER:
@@ -309,15 +359,27 @@ def _teachers_streamer(streamer: Any) -> Any:
     )
 
 
+def _for_one_model(items: Iterable[Any], teacher: bool) -> Iterator[Any]:
+    """A stream's items as the decoder of one model takes them: with the source of that model alone."""
+    for item in items:
+        if isinstance(item, Mapping) and "teacher_input_ids" in item:
+            item = dict(item)
+            source = item.pop("teacher_input_ids")
+            if teacher and source is not None:
+                item["input_ids"] = source
+        yield item
+
+
 def _give_to_teacher(out: GenerationOutput) -> None:
     """Makes the output of one model, the teacher, say so."""
-    assert out.owners is not None and out.lengths is not None and out.timings is not None
+    assert out.owners is not None and out.lengths is not None
     written = out.owners == Owner.STUDENT
     out.owners[written] = int(Owner.TEACHER)
     out.teacher_calls = written.sum(dim=1)
     out.teacher_fraction = out.teacher_calls.float() / out.lengths.float()
     out.drafted = torch.zeros_like(out.lengths)
-    out.student_passes, out.teacher_passes = 0, out.student_passes
-    out.timings = replace(out.timings, student=0.0, teacher=out.timings.student)
+    if out.timings is not None:  # a stream's rows have no times and passes of their own
+        out.student_passes, out.teacher_passes = 0, out.student_passes
+        out.timings = replace(out.timings, student=0.0, teacher=out.timings.student)
     if out.student_logprobs is not None:
         out.teacher_logprobs, out.student_logprobs = out.student_logprobs, out.teacher_logprobs

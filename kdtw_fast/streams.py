@@ -43,6 +43,8 @@ class Stream:
         pad: int,
         in_order: bool,
     ):
+        # Called with every output before it is yielded.
+        self.on_output: Callable[[GenerationOutput], None] = lambda out: None
         self.failed: int | None = None
         self._session: _core.Session | None = session
         self._inputs: Iterator[Any] | None = iter(inputs)
@@ -82,7 +84,9 @@ class Stream:
                 if self._session is None:
                     raise self._error or StopIteration
                 self._advance()
-            return self._ready.popleft()
+            out = self._ready.popleft()
+            self.on_output(out)
+            return out
         except BaseException:
             self._shut()
             self._error = None  # raised, or overtaken by a worse one

@@ -416,8 +416,11 @@ def test_commands_shown_to_users_have_only_options_that_exist(kdtw) -> None:
     assert used <= options
 
 
-def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("german.txt").write_text("Dieses Paket enthält die Dokumentation.\nEin Spiel.\n", encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
     exec(compile(code, "README.md", "exec"), {})
-    text, owners, counts = capsys.readouterr().out.splitlines()
+    text, owners, counts, *streamed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in streamed) == ["0", "1"]
     assert len(text.split()) >= 3 and "tensor" in owners and "Timings" in counts
