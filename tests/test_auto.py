@@ -198,6 +198,22 @@ def test_teacher_inputs_reach_the_teacher() -> None:
         assert decoder.generate([[5, EOS]], teacher_inputs=other).sequences.tolist() == expected
 
 
+@pytest.mark.parametrize(("made_of", "method"), [(DRAFTING_PAYS, SPECULATIVE), (DRAFTING_COSTS, TEACHER)])
+def test_a_stream_decodes_what_a_batch_does_and_says_how(made_of: Costs, method: str) -> None:
+    student, teacher = pair("noisy", 3)
+    own, others = [[5, 6, EOS], [9, EOS], [7, 8, 9, EOS]], [[6, EOS], [5, 5, EOS], [9, 8, EOS]]
+    batch = GreedyDecoder(teacher).generate(others, max_new_tokens=TOKENS)
+    items = [{"input_ids": a, "teacher_input_ids": b} for a, b in zip(own, others)]
+    decoder = AutoDecoder(student, teacher, costs=made_of)
+    for r, out in enumerate(decoder.stream(items, batch_size=2, in_order=True, max_new_tokens=TOKENS)):
+        length = int(batch.lengths[r])
+        assert out.prediction.method == method and out.index == r
+        assert out.sequences[0].tolist() == batch.sequences[r, : 1 + length].tolist()
+        assert method == SPECULATIVE or int(out.teacher_calls) == length
+    with pytest.raises(TypeError, match="max_teacher_calls is a bound"):
+        decoder.stream(items, max_teacher_calls=1)
+
+
 def test_calls_and_calibration_teach_how_often_drafts_pass() -> None:
     student, teacher = pair("unrelated", seed=1)
     ids = [[5, 6, 7, EOS], [9, 30, EOS], [4, EOS]]
