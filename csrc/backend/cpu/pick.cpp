@@ -239,8 +239,12 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
   }
   if (request.check == Check::kTopK) {
     if (is_banned(request, request.draft)) draft_logit = kBanned;
-    for (int i = 0; i < count; ++i)
-      chunk.before += logits[i] > draft_logit || (logits[i] == draft_logit && first + i < request.draft);
+    // Lower ids than the draft's come before it on a tie. Two plain loops, because those the compiler vectorises.
+    const int lower = std::clamp(request.draft - first, 0, count);
+    int before = 0;
+    for (int i = 0; i < lower; ++i) before += logits[i] >= draft_logit;
+    for (int i = lower; i < count; ++i) before += logits[i] > draft_logit;
+    chunk.before = before;
   }
   return chunk;
 }
