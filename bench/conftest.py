@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdtw_fast import build_info
-from kdtw_fast.profiling import versions
+from kdtw_fast.machine import versions
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.profiling import OURS, processor
+from kdtw_fast.machine import processor
+from kdtw_fast.profiling import OURS
 
 README = Path(__file__).parent.parent / "README.md"
 

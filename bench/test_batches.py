@@ -10,9 +10,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_SMALL, SMOKE, plain, source
-from bench.race import Recorded, race, replay_timer, report
+from bench.replay import replay_timer, report
 from kdtw_fast.peers import CTranslate2, ctranslate2_beside, native
 from kdtw_fast.profiling import OURS
+from kdtw_fast.race import Recorded, race
 
 ROWS, SOURCE_TOKENS, NEW_TOKENS = 32, 64, 64
 DTYPES = ("fp32", "int8")

@@ -16,9 +16,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_LARGE, FLAN_T5_SMALL, SMOKE, T5_TINY, asking_student, path, source, strays, walker
-from bench.race import Recorded, race, replay_timer, report
+from bench.replay import replay_timer, report
 from kdtw_fast import GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.peers import Decoded, hugging_face
+from kdtw_fast.race import Recorded, race
 from kdtw_fast.shapes import Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64

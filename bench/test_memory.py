@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.race import replay_timer, report
+from bench.replay import replay_timer, report
 
 SOURCE_TOKENS, NEW_TOKENS, BYTES = 64, 16, 6e9
 

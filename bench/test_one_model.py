@@ -12,9 +12,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_SMALL, SMOKE, plain, source
-from bench.race import Recorded, race, replay_timer, report
+from bench.replay import replay_timer, report
+from kdtw_fast.machine import READ_BYTES, read_rate
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, Generate, ctranslate2_beside, hugging_face, native
-from kdtw_fast.profiling import OURS, READ_BYTES, read_rate
+from kdtw_fast.profiling import OURS
+from kdtw_fast.race import Recorded, race
 from kdtw_fast.shapes import Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64

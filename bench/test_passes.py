@@ -11,9 +11,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_SMALL, SMOKE, plain
-from bench.race import Recorded, race, replay_timer, report
+from bench.replay import replay_timer, report
 from kdtw_fast import _core
-from kdtw_fast.profiling import GEMM_SIZE, REPEATS, gemm_rate
+from kdtw_fast.machine import GEMM_SIZE, gemm_rate
+from kdtw_fast.profiling import REPEATS
+from kdtw_fast.race import Recorded, race
 
 SOURCE_TOKENS, HISTORY, ENCODED_TOKENS = 64, 32, 512
 DTYPES = ("fp32", "bf16", "int8")
@@ -46,13 +48,20 @@ def seconds(recorded: Recorded) -> list[float]:
 @pytest.mark.parametrize("kind", ["catch-up", "verification"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_reading_several_tokens(
-    benchmark: BenchmarkFixture, raced: dict[str, Recorded], threads: int, kind: str, dtype: str, length: int
+    benchmark: BenchmarkFixture,
+    raced: dict[str, Recorded],
+    tiny: bool,
+    threads: int,
+    kind: str,
+    dtype: str,
+    length: int,
 ) -> None:
     benchmark.group = f"{kind}, {dtype}"
     report(benchmark, seconds(raced[f"{kind} {dtype} {length}"]))
     benchmark.extra_info |= {"kind": kind, "dtype": dtype, "tokens": length, "threads": threads}
     _, operations = raced[f"{kind} {dtype} {length}"].results[0]
-    assert operations["head"][2] == operations["head"][2] // length * length  # asked about one, or about all
+    shape, asked = SMOKE if tiny else FLAN_T5_SMALL, length if kind == "verification" else 1
+    assert operations["head"][2] == 2 * asked * shape.vocab_size * shape.d_model
 
 
 @pytest.mark.benchmark(timer=replay_timer)

@@ -24,7 +24,7 @@ from bench.models import (
     source,
     teacher_without,
 )
-from bench.race import Recorded, race, replay_timer, report
+from bench.replay import replay_timer, report
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -33,6 +33,7 @@ from kdtw_fast import (
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
+from kdtw_fast.race import Recorded, race
 from kdtw_fast.shapes import Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64

@@ -13,6 +13,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/memory_probe.h"
 #include "backend/cpu/thread_pool.h"
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/philox.h"
 #include "decode/probe.h"
@@ -66,7 +67,7 @@ std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device
 class SignalPoll {
  public:
   void operator()() {
-    const auto now = std::chrono::steady_clock::now();
+    const auto now = Clock::now();
     if (now - last_ < std::chrono::milliseconds(20)) return;
     last_ = now;
     py::gil_scoped_acquire lock;
@@ -74,7 +75,7 @@ class SignalPoll {
   }
 
  private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+  Clock::time_point last_ = Clock::now();
 };
 
 template <typename T, typename Get>

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.cli_bench import bench
+from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
 from kdtw_fast.model import load
@@ -128,25 +129,7 @@ _BUDGET_HELP = (
     + ", ".join(f"{b.phrase} ({b.fraction:g})" for b in BUDGETS)
     + ". Default: light. The student was trained to follow it; --max-teacher-fraction enforces."
 )
-_MODELS, _METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Models", "Method", "Limits", "Sampling", "Output"
-_Threads = Annotated[
-    int | None,
-    typer.Option("--threads", help="Threads; the results do not depend on it. Default: all.", show_default=False),
-]
-
-_Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Number format of the weights: fp32, bf16, int8, or auto = the smallest that holds the files exactly.",
-        rich_help_panel=_MODELS,
-    ),
-]
-_TeacherDtype = Annotated[
-    str | None,
-    typer.Option(
-        help="The teacher's, when it differs. Default: as --dtype.", show_default=False, rich_help_panel=_MODELS
-    ),
-]
+_METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Method", "Limits", "Sampling", "Output"
 
 
 @app.command(
@@ -173,28 +156,21 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.", show_default=False),
     ] = None,
-    pair: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A shipped pair (kdtw info lists them). Default: {DEFAULT_PAIR}.",
-            show_default=False,
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
+    pair: PairName = None,
     student: Annotated[
         Path | None,
-        typer.Option(help="Folder of a student, instead of --pair.", show_default=False, rich_help_panel=_MODELS),
+        typer.Option(help="Folder of a student, instead of --pair.", show_default=False, rich_help_panel=MODELS),
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="Folder of its teacher, instead of --pair.", show_default=False, rich_help_panel=_MODELS),
+        typer.Option(help="Folder of its teacher, instead of --pair.", show_default=False, rich_help_panel=MODELS),
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
             show_default=False,
-            rich_help_panel=_MODELS,
+            rich_help_panel=MODELS,
         ),
     ] = None,
     method: Annotated[
@@ -295,9 +271,9 @@ def generate(
         typer.Option(help="A line's random numbers depend on the seed and its number only.", rich_help_panel=_SAMPLING),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
-    threads: _Threads = None,
-    dtype: _Dtype = "auto",
-    teacher_dtype: _TeacherDtype = None,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    teacher_dtype: TeacherDtype = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -378,10 +354,10 @@ def generate(
 @app.command()
 def demo(
     sentences: Annotated[int, typer.Option(help="Sentences of the held-out sample.")] = 100,
-    pair: Annotated[str, typer.Option(help="A shipped pair.")] = DEFAULT_PAIR,
-    threads: _Threads = None,
-    dtype: _Dtype = "auto",
-    teacher_dtype: _TeacherDtype = None,
+    pair: PairName = None,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    teacher_dtype: TeacherDtype = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in the README.")] = False,
 ) -> None:
     """Translate held-out sentences with every method; print quality beside cost, and who wrote what.
@@ -394,7 +370,7 @@ def demo(
         check_int("num_threads", threads, 1)
     dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
     models, words = _models(("student", "teacher"), pair, None, None, None, dtypes)
-    sample = [(s.source, s.target) for s in spread(load_samples(pair), sentences)]
+    sample = [(s.source, s.target) for s in spread(load_samples(pair or DEFAULT_PAIR), sentences)]
     threads = threads or int(build_info()["threads"])
     with tqdm(
         total=len(sample) * len(CONTESTANTS), unit="decode", file=sys.stderr, disable=not sys.stderr.isatty()

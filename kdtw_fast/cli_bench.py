@@ -16,10 +16,12 @@ import typer
 from tqdm import tqdm
 
 from kdtw_fast import _core, peers
-from kdtw_fast.model import CACHE_DTYPES, DTYPES, NativeT5, check_dtype
+from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.machine import available_memory
+from kdtw_fast.model import CACHE_DTYPES, NativeT5, check_dtype
 from kdtw_fast.options import check_int
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
-from kdtw_fast.profiling import Peers, Plan, available_memory, profile
+from kdtw_fast.profiling import Peers, Plan, profile
 from kdtw_fast.report import make_console
 from kdtw_fast.shapes import SHAPES, find_shape, random_native, random_t5
 
@@ -27,7 +29,7 @@ from kdtw_fast.shapes import SHAPES, find_shape, random_native, random_t5
 PEER_COPIES = 4
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
-_MODELS, _MEASURE = "Models", "What to measure"
+_MEASURE = "What to measure"
 
 
 @dataclass(frozen=True)
@@ -39,37 +41,29 @@ class Subject:
 
 
 def bench(
-    pair: Annotated[
-        str | None,
-        typer.Option(help=f"A shipped pair. Default: {DEFAULT_PAIR}.", show_default=False, rich_help_panel=_MODELS),
-    ] = None,
+    pair: PairName = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of one model, instead of a pair.", show_default=False, rich_help_panel=_MODELS),
+        typer.Option(help="Folder of one model, instead of a pair.", show_default=False, rich_help_panel=MODELS),
     ] = None,
     shape: Annotated[
         str | None,
         typer.Option(
             help=f"One model of this shape with random weights, instead of a pair: {', '.join(SHAPES)}.",
             show_default=False,
-            rich_help_panel=_MODELS,
+            rich_help_panel=MODELS,
         ),
     ] = None,
     teacher_shape: Annotated[
         str | None,
-        typer.Option(help="With --shape: a teacher of this shape too.", show_default=False, rich_help_panel=_MODELS),
+        typer.Option(help="With --shape: a teacher of this shape too.", show_default=False, rich_help_panel=MODELS),
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"Weights: {', '.join(DTYPES)}.", rich_help_panel=_MODELS)] = "auto",
-    teacher_dtype: Annotated[
-        str | None,
-        typer.Option(help="The teacher's weights. Default: as --dtype.", show_default=False, rich_help_panel=_MODELS),
-    ] = None,
+    dtype: Dtype = "auto",
+    teacher_dtype: TeacherDtype = None,
     cache_dtype: Annotated[
-        str, typer.Option(help=f"Keys and values: {', '.join(CACHE_DTYPES)}.", rich_help_panel=_MODELS)
+        str, typer.Option(help=f"Keys and values: {', '.join(CACHE_DTYPES)}.", rich_help_panel=MODELS)
     ] = "fp32",
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of every system. Default: all.", show_default=False)
-    ] = None,
+    threads: Threads = None,
     rows: Annotated[str, typer.Option(help="Batch sizes, with commas.", rich_help_panel=_MEASURE)] = "1,4,8,32",
     source_tokens: Annotated[int, typer.Option(help="Length of the sources.", rich_help_panel=_MEASURE)] = 64,
     new_tokens: Annotated[int, typer.Option(help="Outputs per row.", rich_help_panel=_MEASURE)] = 64,

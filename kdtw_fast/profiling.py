@@ -5,15 +5,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import resource
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median, median_low
 from typing import Any
 
@@ -23,6 +17,7 @@ from rich.table import Table
 
 from kdtw_fast import _core, peers
 from kdtw_fast.costs import Costs, ModelCosts, Prediction
+from kdtw_fast.machine import Roof, machine, peak_rss
 from kdtw_fast.model import NativeT5
 from kdtw_fast.race import race
 
@@ -30,63 +25,9 @@ OPERATIONS = ("linear", "head", "attention", "other")
 PHASES = ("encoder", "step", "catch-up", "verification")
 PASS_LENGTHS = (2, 4, 8, 16)  # tokens of the catch-up and verification passes
 REPEATS = 3  # of a pass in a turn: as in a decode, the passes before it were of the same model
-READ_BYTES = 256 << 20  # of the array that the reading roof is measured on
-GEMM_SIZE = 1536
 OURS = "kdtw_fast"
 # What predictions assume of a pair: the share of tokens the teacher writes, and of drafts that pass.
 ASSUMED_USE, ASSUMED_ACCEPTANCE = (0.1, 0.3), (0.6, 0.8)
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What the machine can do at most with so many threads: bytes per second read, fp32 operations per second."""
-
-    threads: int
-    read: float
-    gemm: float
-
-    @classmethod
-    def measure(cls, threads: int, rounds: int = 3, read_bytes: int = READ_BYTES, size: int = GEMM_SIZE) -> Roof:
-        """The best of a few rounds: reading an array natively and with torch, multiplying square matrices with torch.
-
-        Args:
-            threads: of everything.
-            rounds: of each.
-            read_bytes: size of the array; several times the last-level cache, or the cache is measured.
-            size: of the matrices [size, size].
-        """
-        return cls(threads, read_rate(threads, rounds, read_bytes), gemm_rate(threads, rounds, size))
-
-    def seconds(self, weight_bytes: float, flops: float) -> tuple[float, str]:
-        """The least time that so many bytes and operations take, and what bounds it: "memory" or "compute"."""
-        return max((weight_bytes / self.read, "memory"), (flops / self.gemm, "compute"))
-
-
-def read_rate(threads: int, rounds: int = 1, read_bytes: int = READ_BYTES) -> float:
-    """Bytes per second: the best of reading an array natively and of summing it with torch."""
-    block = torch.ones(read_bytes // 4)
-    return max(_core.read_rate(read_bytes, threads, rounds), block.nbytes / _best(threads, rounds, block.sum))
-
-
-def gemm_rate(threads: int, rounds: int = 1, size: int = GEMM_SIZE) -> float:
-    """fp32 operations per second of torch's product of two square matrices, the best of a few."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2.0 * size**3 / _best(threads, rounds, lambda: a @ b)
-
-
-def _best(threads: int, rounds: int, run: Callable[[], Any]) -> float:
-    """Least seconds of ``rounds`` runs by torch with so many threads, after one that is not counted."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        times = []
-        for _ in range(1 + rounds):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass
@@ -344,52 +285,6 @@ def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_token
 
 def _rounded(value: int, step: int) -> int:
     return (value + step - 1) // step * step
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory, build and versions; not the machine's name."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.system(),
-        "build": _core.build_info(),
-        "versions": {"python": platform.python_version()}
-        | versions("kdtw_fast", "torch", "transformers", "ctranslate2"),
-    }
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Version by name of those packages that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def processor() -> str:
-    """The processor's name as Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def peak_rss() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def available_memory() -> int:
-    """Bytes that new allocations can have without swapping."""
-    path = Path("/proc/meminfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def random_sources(model: NativeT5, rows: int, length: int) -> torch.Tensor:

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 import kdtw_fast.cli as cli
 from kdtw_fast import cli_bench, peers, profiling
 from kdtw_fast.costs import Costs, ModelCosts
-from kdtw_fast.profiling import OPERATIONS, OURS, Phase, Plan, Roof, cache_bytes, profile
+from kdtw_fast.machine import Roof
+from kdtw_fast.profiling import OPERATIONS, OURS, Phase, Plan, cache_bytes, profile
 from kdtw_fast.race import race
 from kdtw_fast.shapes import SHAPES, Shape, random_native
 

@@ -2,6 +2,8 @@
 
 #include <cassert>
 
+#include "core/clock.h"
+
 namespace kdtw {
 
 void Lane::open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll) {

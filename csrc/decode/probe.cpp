@@ -1,21 +1,13 @@
 #include "decode/probe.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/philox.h"
 
 namespace kdtw {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-}  // namespace
-
 // Passes every call on and adds up what it took.
 class Probe::ProfiledBackend : public Backend {
  public:
@@ -77,16 +69,16 @@ class Probe::ProfiledBackend : public Backend {
  private:
   class Timed {
    public:
-    Timed(ProfiledBackend& backend, Operation operation) : cost_(backend.costs[static_cast<int>(operation)]) {}
+    Timed(ProfiledBackend& backend, Operation operation)
+        : cost_(backend.costs[static_cast<int>(operation)]), watch_(cost_.seconds) {}
     Timed(ProfiledBackend& backend, Operation operation, const Weight& weight, int tokens) : Timed(backend, operation) {
       cost_.weight_bytes += static_cast<double>(weight.bytes());
       cost_.flops += 2.0 * tokens * weight.outputs * weight.inputs;
     }
-    ~Timed() { cost_.seconds += seconds_since(start_); }
 
    private:
     OperationCost& cost_;
-    const Clock::time_point start_ = Clock::now();
+    const Stopwatch watch_;
   };
 
   const std::unique_ptr<Backend> inner_;

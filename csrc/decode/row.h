@@ -1,11 +1,11 @@
 // One sequence being decoded.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "core/clock.h"
 #include "decode/rules.h"
 
 namespace kdtw {
@@ -18,7 +18,7 @@ struct Row {
   uint64_t key = 0;  // names the row to the random numbers
   std::vector<int32_t> student_source, teacher_source;
   Ledger ledger;
-  std::chrono::steady_clock::time_point added;
+  Clock::time_point added;
 
   // Committed tokens, the start token first; owners beside them.
   std::vector<int32_t> tokens;

@@ -7,13 +7,6 @@
 #include "core/error.h"
 
 namespace kdtw {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-}  // namespace
 
 // Marks the session as taken for the length of a call.
 class Session::Use {

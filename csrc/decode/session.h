@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/philox.h"
 #include "decode/decoder.h"
 #include "decode/lane.h"
@@ -82,7 +83,7 @@ class Session {
   void hand_tokens(Row& row, const TokenStream& stream) const;
   void retire();
 
-  const std::chrono::steady_clock::time_point opened_ = std::chrono::steady_clock::now();
+  const Clock::time_point opened_ = Clock::now();
   const std::shared_ptr<const Decoder> decoder_;
   const SessionOptions options_;
   const int source_capacity_;

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from kdtw_fast.race import Recorded, race
-
-__all__ = ["Recorded", "race", "replay_timer", "report"]
-
 _replayed = 0.0
 
 

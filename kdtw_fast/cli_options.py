@@ -1,0 +1,38 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdtw_fast.model import DTYPES
+from kdtw_fast.pairs import DEFAULT_PAIR
+
+MODELS = "Models"  # the panel of `--help` that they stand in
+
+PairName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"A shipped pair (kdtw info lists them). Default: {DEFAULT_PAIR}.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads; the results do not depend on it. Default: all.", show_default=False),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help=f"Number format of the weights: {', '.join(DTYPES)}; auto is the smallest that holds the files exactly.",
+        rich_help_panel=MODELS,
+    ),
+]
+TeacherDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="The teacher's, when it differs. Default: as --dtype.", show_default=False, rich_help_panel=MODELS
+    ),
+]
