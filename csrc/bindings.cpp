@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/memory_probe.h"
+#include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -41,26 +43,55 @@ DType parse_dtype(const std::string& name) {
 
 const char* name_of(DType dtype) { return dtype == DType::kFp32 ? "fp32" : dtype == DType::kBf16 ? "bf16" : "int8"; }
 
-// `tensors(name)` gives a C-contiguous float32 array or None where the tensor does not exist. The head is
-// the one tensor that may be missing (tied embeddings).
-std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors) {
-  const TensorSource source = [&](const std::string& name, int rows, int columns) -> Tensor {
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+
+// `tensors(name)` gives a C-contiguous float32 array, or None where the tensor does not exist.
+TensorSource tensor_source(const std::string& model, const py::function& tensors) {
+  return [model, &tensors](const std::string& name, int rows, int columns) -> Tensor {
     const py::object value = tensors(name);
-    if (value.is_none()) {
-      require(name == "lm_head.weight", config.name, ": tensor '", name, "' is missing from the checkpoint");
-      return {};
-    }
+    require(!value.is_none(), model, ": tensor '", name, "' is missing from the checkpoint");
     auto array = value.cast<FloatArray>();
     std::string shape, expected = columns ? concat("[", rows, ", ", columns, "]") : concat("[", rows, "]");
     for (py::ssize_t i = 0; i < array.ndim(); ++i) shape += (i ? ", " : "") + std::to_string(array.shape(i));
     const bool fits = columns ? array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns
                               : array.ndim() == 1 && array.shape(0) == rows;
-    require(fits, config.name, ": tensor '", name, "' has shape [", shape, "], but the config asks for ", expected);
+    require(fits, model, ": tensor '", name, "' has shape [", shape, "], but the config asks for ", expected);
     const std::span values(array.data(), static_cast<size_t>(array.size()));
     return {values, std::make_shared<FloatArray>(std::move(array))};
   };
+}
+
+// With `blobs`, what T5.blobs was, weights are read from those arrays in place and `tensors` is asked for no matrix.
+std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors,
+                               const std::optional<std::vector<ByteArray>>& blobs) {
+  const TensorSource source = tensor_source(config.name, tensors);
   const auto backend = make_backend(device, 0);
-  return std::make_shared<T5>(*backend, config, source);
+  if (!blobs) return std::make_shared<T5>(*backend, config, source);
+  size_t next = 0;
+  const BlobSource packed = [&]() -> Blob {
+    require(next < blobs->size(), config.name, ": there are only ", blobs->size(), " packed weights");
+    const ByteArray& array = (*blobs)[next++];
+    // The last to let go of the weights may be a thread that does not hold Python's lock.
+    const std::shared_ptr<const ByteArray> owner(new ByteArray(array), [](const ByteArray* held) {
+      py::gil_scoped_acquire lock;
+      delete held;
+    });
+    return {std::as_bytes(std::span(array.data(), static_cast<size_t>(array.size()))), owner};
+  };
+  return std::make_shared<T5>(*backend, config, source, packed);
+}
+
+// The packed weights as arrays of bytes over the model's own memory, which they hold.
+std::vector<ByteArray> blobs_of(const std::shared_ptr<T5>& model) {
+  using Held = std::pair<std::shared_ptr<const T5>, std::shared_ptr<const void>>;
+  const py::capsule owner(new Held(model, model->hold()), [](void* held) { delete static_cast<Held*>(held); });
+  std::vector<ByteArray> blobs;
+  for (const Weight* weight : model->weights()) {
+    const auto bytes = weight->blob();
+    blobs.emplace_back(bytes.size(), reinterpret_cast<const uint8_t*>(bytes.data()), owner);
+    blobs.back().attr("setflags")(py::arg("write") = false);
+  }
+  return blobs;
 }
 
 // Lets Python's signal handlers run every 20 ms without taking the lock more often than that.
@@ -152,7 +183,7 @@ FloatArray decode_logits(const T5& model, const std::vector<int32_t>& source, co
   const auto backend = make_cpu_backend(threads);
   const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
   FloatArray out({T, V});
-  T5State state(*backend, model.config(), 1, static_cast<int>(source.size()), T);
+  T5State state(*backend, model, 1, static_cast<int>(source.size()), T);
   Workspace work;
   SignalPoll poll;
   const int row = 0;
@@ -253,6 +284,7 @@ PYBIND11_MODULE(_core, m) {
           "feed_forward_proj", [](const T5Config& c) { return c.gated() ? "gated-gelu" : "relu"; },
           [](T5Config& c, const std::string& name) { c.activation = parse_activation(name); })
       .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
+      .def_readwrite("has_lm_head", &T5Config::has_head)
       .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark)
       .def_property(
           "dtype", [](const T5Config& c) { return name_of(c.dtype); },
@@ -262,9 +294,17 @@ PYBIND11_MODULE(_core, m) {
           [](T5Config& c, const std::string& name) { c.cache_dtype = parse_dtype(name); });
 
   py::class_<T5, std::shared_ptr<T5>>(m, "T5")
-      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("tensors"))
+      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("tensors"),
+           py::arg("blobs") = py::none())
       .def_property_readonly("config", &T5::config)
       .def_property_readonly("num_bytes", &T5::bytes)
+      .def_property_readonly("blobs", &blobs_of)
+      .def(
+          "update",
+          [](T5& model, const std::string& device, const py::function& tensors) {
+            model.update(*make_backend(device, 0), tensor_source(model.config().name, tensors));
+          },
+          py::arg("device"), py::arg("tensors"))
       .def("decode_logits", &decode_logits, py::arg("source"), py::arg("tokens"), py::arg("marked"), py::arg("chunks"),
            py::arg("threads"));
 
@@ -382,6 +422,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("draft_limit", &draft_limit, py::arg("method"), py::arg("room"));
   m.def("linear", &linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("threads") = 1);
   m.def("call_now", &call_now, py::arg("waiting"), py::arg("drafting"), py::arg("batch"));
+  m.attr("packed_layout") = cpu::kPackedLayout;
   m.def("build_info", &build_info);
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);

@@ -21,6 +21,7 @@ class T5Config:
     layer_norm_epsilon: float
     feed_forward_proj: str
     scale_decoder_outputs: bool
+    has_lm_head: bool
     has_teacher_token_embedding: bool
     dtype: str
     cache_dtype: str
@@ -28,12 +29,19 @@ class T5Config:
 
 class T5:
     def __init__(
-        self, config: T5Config, device: str, tensors: Callable[[str], npt.NDArray[np.float32] | None]
+        self,
+        config: T5Config,
+        device: str,
+        tensors: Callable[[str], npt.NDArray[np.float32] | None],
+        blobs: Sequence[npt.NDArray[np.uint8]] | None = ...,
     ) -> None: ...
+    def update(self, device: str, tensors: Callable[[str], npt.NDArray[np.float32] | None]) -> None: ...
     @property
     def config(self) -> T5Config: ...
     @property
     def num_bytes(self) -> int: ...
+    @property
+    def blobs(self) -> list[npt.NDArray[np.uint8]]: ...
     def decode_logits(
         self,
         source: Sequence[int],
@@ -138,6 +146,9 @@ class Probe:
 def uniform(seed: int, row: int, position: int, stream: int) -> float: ...
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
 def draft_limit(method: Method, room: int) -> int: ...
+
+packed_layout: int
+
 def linear(
     weight: npt.NDArray[np.float32], x: npt.NDArray[np.float32], dtype: str, threads: int = ...
 ) -> npt.NDArray[np.float32]: ...

@@ -27,7 +27,7 @@ from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
-from kdtw_fast.model import load
+from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
@@ -274,6 +274,14 @@ def generate(
     threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
+    cache_weights: Annotated[
+        bool,
+        typer.Option(
+            "--cache-weights",
+            help="Keep the packed weights in files beside the models: the next start maps them into memory.",
+            rich_help_panel=MODELS,
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -328,7 +336,7 @@ def generate(
         given["budget"] = "light"
     lines = _Lines.of(text, file, output, batch_size)
     dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes)
+    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
     decoder = make_decoder(method, models, words, threads, **settings)
     options = {name: value for name, value in given.items() if name in chosen.call_options} | {
@@ -559,24 +567,26 @@ def _models(
     teacher: Path | None,
     tokenizer: Path | None,
     dtypes: dict[str, str],
-) -> tuple[dict[str, Any], Any]:
+    cache: bool = False,
+) -> tuple[dict[str, NativeT5], Any]:
     """The models that a method needs, and their tokenizer, from a shipped pair or from folders."""
     folders = {"student": student, "teacher": teacher}
     if student is None and teacher is None:
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
-        return {role: load(home / role, role, dtypes[role]) for role in needed}, _tokenizer([home / "tokenizer"])
+        models = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
+        return models, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
-    models: dict[str, Any] = {}
+    models = {}
     for role in needed:
         folder = folders[role]
         if folder is None:
             raise ValueError(f"this method needs --{role} too")
         if not folder.is_dir():
             raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
-        models[role] = load(folder, role, dtypes[role])
+        models[role] = NativeT5.from_pretrained(folder, role, dtypes[role], cache=cache)
     beside = folders[needed[0]]
     assert beside is not None
     return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
 from kdtw_fast.options import check_int, nearest
+from kdtw_fast.packed import PackedFile, PackedWeights
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _OPTIONAL = (
@@ -21,6 +22,16 @@ _OPTIONAL = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
     "layer_norm_epsilon",
+)
+# What T5Config says about the weights.
+_SPEC_FIELDS = (
+    *_REQUIRED,
+    *_OPTIONAL,
+    "feed_forward_proj",
+    "scale_decoder_outputs",
+    "has_lm_head",
+    "has_teacher_token_embedding",
+    "dtype",
 )
 # Fields of a T5 config.json that say nothing about the maths of a decode. Anything else is refused.
 _WITHOUT_EFFECT = frozenset(
@@ -90,7 +101,7 @@ CACHE_DTYPES = ("fp32", "bf16")
 
 
 class NativeT5:
-    """A T5 whose weights are packed for the native core. Immutable; decoders and threads may share it.
+    """A T5 whose weights are packed for the native core; decoders and threads may share it.
 
     Make one with :meth:`from_model` or :meth:`from_pretrained`; decoders also take Hugging Face models and
     folders and do so themselves.
@@ -115,14 +126,31 @@ class NativeT5:
         ignore_config_fields: Iterable[str] = (),
         dtype: str = "auto",
         cache_dtype: str = "fp32",
+        file: PackedFile | None = None,
     ):
         self.name = name
-        spec = _core_config(config, tensors, name, frozenset(ignore_config_fields))
+        self._ignored = frozenset(ignore_config_fields)
         check_dtype(dtype)
         check_dtype(cache_dtype, "cache_dtype", CACHE_DTYPES)
-        self.dtype = spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
-        self.cache_dtype = spec.cache_dtype = cache_dtype
-        self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name))
+        packed = file.read() if file is not None else None
+        if packed is None:
+            spec = _core_config(config, tensors, name, self._ignored)
+            spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
+            spec.cache_dtype = cache_dtype
+            described = file.describe_sources() if file is not None else []
+            vectors: dict[str, np.ndarray] = {}
+            self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name, vectors))
+            if file is not None:
+                fields = {field: getattr(spec, field) for field in _SPEC_FIELDS}
+                file.write(described, PackedWeights(fields, vectors, self.core.blobs))
+                packed = file.read()
+        if packed is not None:
+            spec = _core.T5Config()
+            for field, value in packed.spec.items():
+                setattr(spec, field, value)
+            spec.name, spec.cache_dtype = name, cache_dtype
+            self.core = _core.T5(spec, "cpu", packed.vectors.get, packed.blobs)
+        self.dtype, self.cache_dtype = spec.dtype, spec.cache_dtype
         self.vocab_size: int = spec.vocab_size
         self.pad_token_id: int = config.get("pad_token_id") or 0
         start = config.get("decoder_start_token_id")
@@ -172,26 +200,34 @@ class NativeT5:
             TypeError: ``model`` is not such a model.
             ValueError: its config or tensors are not a T5 that the core knows, naming the field or tensor.
         """
-        from transformers import T5ForConditionalGeneration
-
-        if not isinstance(model, T5ForConditionalGeneration):
-            raise TypeError(
-                f"{name} must be a T5ForConditionalGeneration, a NativeT5 or a folder, got {type(model).__name__}"
-            )
-        config = {key: value for key, value in model.config.to_dict().items() if value is not None}
-        config["scale_decoder_outputs"] = bool(model.config.scale_decoder_outputs)
-        generation = getattr(model, "generation_config", None)
-        for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
-            if config.get(field) is None and getattr(generation, field, None) is not None:
-                config[field] = getattr(generation, field)
-        state = model.state_dict()
-        if model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr():
-            state.pop("lm_head.weight", None)
-        for tensor_name, tensor in state.items():
-            if tensor.device.type == "meta":
-                raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
-        tensors = {key: value.detach for key, value in state.items()}
+        config, tensors = _read_module(model, name)
         return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype)
+
+    def update_weights(self, model: torch.nn.Module) -> None:
+        """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
+
+        Decoders that were made from this NativeT5 decode with them from the next call on.
+
+        Args:
+            model: a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) with the config of the first.
+
+        Raises:
+            TypeError: ``model`` is not such a model.
+            ValueError: its config is another one, naming what differs; or a tensor is missing or of another shape.
+            RuntimeError: a decode or a stream with this model is under way. Then, and after any other error, the
+                weights are the old ones.
+        """
+        config, tensors = _read_module(model, self.name)
+        spec = _core_config(config, tensors, self.name, self._ignored)
+        spec.dtype = self.dtype
+        for field in _SPEC_FIELDS:
+            now, new = getattr(self.core.config, field), getattr(spec, field)
+            if now != new:
+                raise ValueError(
+                    f"{self.name}: update_weights takes models of the same config, but {field} is {now} "
+                    f"here and {new} in the model given"
+                )
+        self.core.update("cpu", _tensor_reader(tensors, self.name, {}))
 
     @classmethod
     def from_pretrained(
@@ -201,6 +237,7 @@ class NativeT5:
         dtype: str = "auto",
         cache_dtype: str = "fp32",
         ignore_config_fields: Iterable[str] = (),
+        cache: bool | str | Path | None = None,
     ) -> NativeT5:
         """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
 
@@ -208,8 +245,13 @@ class NativeT5:
             folder: the folder.
             name: what messages call the model; None = the folder's name.
             dtype, cache_dtype, ignore_config_fields: as for :meth:`from_model`.
+            cache: a file that keeps the packed weights: True = ``.kdtw_fast-<dtype>.packed`` in the folder, or a path;
+                None = no file. Where it is absent, broken, or made from other files than the folder's (compared by
+                size and time, and by SHA-256 where times differ) it is written anew. Then it is mapped into
+                memory: a later load packs nothing, and processes share it.
 
         Raises:
+            OSError: the file of ``cache`` cannot be written.
             FileNotFoundError: the folder, its config or its safetensors files are not there.
             ValueError: a file is corrupt, or config and tensors do not make a T5 that the core knows.
         """
@@ -228,7 +270,7 @@ class NativeT5:
                 f"{name}: no model.safetensors in {folder}; pickles are not read, save_pretrained writes safetensors"
             )
         tensors: dict[str, Callable[[], torch.Tensor]] = {}
-        handles = []  # keep the files mapped until the weights are packed
+        formats: dict[str, str] = {}  # of matrices
         for file in files:
             try:
                 handle = safe_open(folder / file, framework="pt")
@@ -236,10 +278,24 @@ class NativeT5:
                 raise FileNotFoundError(f"{name}: shard {file} named in {index.name} is not in {folder}") from None
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{name}: {folder / file} is not a whole safetensors file ({error})") from None
-            handles.append(handle)
             for key in handle.keys():  # noqa: SIM118 - not a dict
                 tensors[key] = partial(handle.get_tensor, key)
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype)
+                stored = handle.get_slice(key)
+                if len(stored.get_shape()) == 2:
+                    formats[key] = stored.get_dtype()
+        check_dtype(dtype)
+        if dtype == "auto":
+            dtype = "bf16" if set(formats.values()) == {"BF16"} else "fp32"
+        packed = None
+        if cache is not None and cache is not False:
+            path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
+            sources = [
+                folder / "config.json",
+                *([index] if index.is_file() else []),
+                *(folder / file for file in files),
+            ]
+            packed = PackedFile(path, sources, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed)
 
     @property
     def num_bytes(self) -> int:
@@ -361,6 +417,7 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
             f"{name}: config says tie_word_embeddings=false, but tensor 'lm_head.weight' is missing from the checkpoint"
         )
     spec.scale_decoder_outputs = bool(tied is not False if scaled is None else scaled)
+    spec.has_lm_head = _has_own_head(tensors)
     spec.has_teacher_token_embedding = "teacher_token_embedding" in tensors
     extra = sorted(set(tensors) - _expected_names(spec) - _UNUSED - set(_TIED_NAMES))
     if extra:
@@ -373,6 +430,36 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
         if not _same_bytes(tensors[key](), tensors["shared.weight"]()):
             raise ValueError(f"{name}: tensor '{key}' differs from 'shared.weight'; T5 shares one embedding")
     return spec
+
+
+def _has_own_head(tensors: Tensors) -> bool:
+    """False also for a tied head that was written out: one copy is enough."""
+    if not {"lm_head.weight", "shared.weight"} <= set(tensors):
+        return "lm_head.weight" in tensors
+    return not _same_bytes(tensors["lm_head.weight"](), tensors["shared.weight"]())
+
+
+def _read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tensors]:
+    """Config and tensors of a Hugging Face model."""
+    from transformers import T5ForConditionalGeneration
+
+    if not isinstance(model, T5ForConditionalGeneration):
+        raise TypeError(
+            f"{name} must be a T5ForConditionalGeneration, a NativeT5 or a folder, got {type(model).__name__}"
+        )
+    config = {key: value for key, value in model.config.to_dict().items() if value is not None}
+    config["scale_decoder_outputs"] = bool(model.config.scale_decoder_outputs)
+    generation = getattr(model, "generation_config", None)
+    for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if config.get(field) is None and getattr(generation, field, None) is not None:
+            config[field] = getattr(generation, field)
+    state = model.state_dict()
+    if model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr():
+        state.pop("lm_head.weight", None)
+    for tensor_name, tensor in state.items():
+        if tensor.device.type == "meta":
+            raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
+    return config, {key: value.detach for key, value in state.items()}
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -402,17 +489,21 @@ def _expected_names(spec: _core.T5Config) -> set[str]:
     return names
 
 
-def _tensor_reader(tensors: Tensors, name: str) -> Callable[[str], np.ndarray | None]:
-    """Returns the function by which the core asks for one tensor at a time, as contiguous float32."""
+def _tensor_reader(tensors: Tensors, name: str, vectors: dict[str, np.ndarray]) -> Callable[[str], np.ndarray | None]:
+    """Returns the function by which the core asks for one tensor at a time, as contiguous float32.
+
+    What it gives and the core does not pack is left in ``vectors``.
+    """
 
     def read(key: str) -> np.ndarray | None:
         if key not in tensors:
             return None
         tensor = tensors[key]()
-        if key == "lm_head.weight" and "shared.weight" in tensors and _same_bytes(tensor, tensors["shared.weight"]()):
-            return None  # a tied head that was written out: one copy is enough
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(f"{name}: tensor '{key}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read")
-        return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        if values.ndim == 1 or key.endswith("relative_attention_bias.weight"):
+            vectors[key] = values
+        return values
 
     return read

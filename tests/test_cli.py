@@ -108,6 +108,17 @@ def test_auto_decodes_at_the_quality_asked_for_and_says_how(kdtw, pair: TinyPair
     assert ran <= {"training-wheels", "greedy-teacher", "auto"} and ran != {"auto"}  # "auto": an empty line's
 
 
+def test_packed_weights_are_kept_where_it_is_said(kdtw, pair: TinyPair) -> None:
+    arguments = ["generate", *pair.folders, *SMALL, "--teacher-dtype", "int8", *[x for x in LINES if x.strip()]]
+    plain = kdtw(*arguments)
+    files = [pair.folder / "student/.kdtw_fast-fp32.packed", pair.folder / "teacher/.kdtw_fast-int8.packed"]
+    assert not any(file.exists() for file in files)
+    first, second = (kdtw(*arguments, "--cache-weights") for _ in range(2))
+    assert all(file.stat().st_size > 1000 for file in files)
+    assert (plain.exit_code, plain.stdout) == (first.exit_code, first.stdout) == (second.exit_code, second.stdout)
+    assert plain.exit_code == 0
+
+
 def test_stdin_file_dash_and_output_file_agree_and_stay_aligned(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_bytes("\n".join(LINES).encode())  # no newline at the end

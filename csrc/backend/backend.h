@@ -20,12 +20,20 @@ namespace kdtw {
 // Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
 enum class DType : uint8_t { kFp32, kBf16, kInt8 };
 
+// Bytes that are valid as long as `owner` is held.
+struct Blob {
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
 // A weight matrix [N, K] in the backend's own layout and number format.
 class Weight {
  public:
   Weight(int outputs, int inputs) : outputs(outputs), inputs(inputs) {}
   virtual ~Weight() = default;
-  virtual size_t bytes() const = 0;
+  // What it is made of, as Backend::adopt takes it.
+  virtual std::span<const std::byte> blob() const = 0;
+  size_t bytes() const { return blob().size(); }
   const int outputs, inputs;
 };
 
@@ -113,6 +121,8 @@ class Backend {
   // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
   virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
                                        int inputs, DType dtype) = 0;
+  // The weight whose blob() this was, without a copy; std::invalid_argument when it cannot be this weight's.
+  virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
   // dtype: fp32 or bf16.
   virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
 

@@ -28,7 +28,7 @@ class Lane {
         model_(model),
         source_(source),
         reads_marks_(reads_marks),
-        state_(backend, model.config(), slots, source_capacity, target_capacity),
+        state_(backend, model, slots, source_capacity, target_capacity),
         read_(slots, 0) {}
 
   // Encodes the sources of those slots' rows that are not encoded yet, together. rows[slot] is a slot's row.

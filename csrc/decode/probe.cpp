@@ -23,6 +23,9 @@ class Probe::ProfiledBackend : public Backend {
                                DType dtype) override {
     return inner_->pack(parts, part_outputs, inputs, dtype);
   }
+  std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) override {
+    return inner_->adopt(outputs, inputs, dtype, std::move(blob));
+  }
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
     return inner_->make_cache(rows, heads, head_size, capacity, dtype);
   }
@@ -125,7 +128,7 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       history_(history),
       most_tokens_(most_tokens),
       backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads), model_->config().inner())),
-      state_(*backend_, model_->config(), rows, source_tokens, history + most_tokens) {
+      state_(*backend_, *model_, rows, source_tokens, history + most_tokens) {
   const int width = model_->config().inner();
   for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);
   for (auto& cache : state_.cross) fill(*backend_, *cache, rows, source_tokens, width);

@@ -26,8 +26,13 @@ int bias_bucket(int distance, bool bidirectional, int buckets, int max_distance)
 
 }  // namespace
 
-T5State::T5State(Backend& backend, const T5Config& config, int rows, int source_capacity, int target_capacity)
-    : rows(rows), source_capacity(source_capacity), target_capacity(target_capacity), source_length(rows, 0) {
+T5State::T5State(Backend& backend, const T5& model, int rows, int source_capacity, int target_capacity)
+    : weights(model.hold()),
+      rows(rows),
+      source_capacity(source_capacity),
+      target_capacity(target_capacity),
+      source_length(rows, 0) {
+  const T5Config& config = model.config();
   for (int i = 0; i < config.decoder_layers; ++i) {
     self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity, config.cache_dtype));
     cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity, config.cache_dtype));
@@ -48,7 +53,8 @@ void Workspace::reserve(Backend& backend, const T5Config& config, int tokens) {
   tokens_ = tokens;
 }
 
-T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_(std::move(config)) {
+T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const BlobSource& blobs)
+    : config_(std::move(config)) {
   config_.validate();
   const int M = config_.model_size, I = config_.inner(), F = config_.feed_forward;
 
@@ -60,16 +66,26 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
     backend.upload(buffer, scaled);
     return buffer;
   };
-  const auto pack = [&](std::span<const Tensor> tensors, int outputs, int inputs, DType dtype) {
-    std::vector<const float*> parts;
-    for (const Tensor& tensor : tensors) parts.push_back(tensor.values.data());
-    return backend.pack(parts, std::vector<int>(parts.size(), outputs), inputs, dtype);
-  };
   // Stacks matrices of the same size into one weight, so that one product computes them all.
+  const auto stack_as = [&](DType dtype, std::initializer_list<std::string> names, int outputs, int inputs) {
+    const int count = static_cast<int>(names.size());
+    std::unique_ptr<Weight> weight;
+    if (blobs) {
+      weight = backend.adopt(count * outputs, inputs, dtype, blobs());
+    } else {
+      std::vector<Tensor> held;
+      std::vector<const float*> parts;
+      for (const auto& name : names) {
+        held.push_back(tensors(name, outputs, inputs));
+        parts.push_back(held.back().values.data());
+      }
+      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype);
+    }
+    weights_.push_back(weight.get());
+    return weight;
+  };
   const auto stack = [&](std::initializer_list<std::string> names, int outputs, int inputs) {
-    std::vector<Tensor> parts;
-    for (const auto& name : names) parts.push_back(tensors(name, outputs, inputs));
-    return pack(parts, outputs, inputs, config_.dtype);
+    return stack_as(config_.dtype, names, outputs, inputs);
   };
   const auto attention = [&](const std::string& prefix, const std::string& kind, bool cross) {
     Attention layer;
@@ -94,14 +110,11 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
     return layer;
   };
 
-  const int V = config_.vocabulary;
-  if (const Tensor head = tensors("lm_head.weight", V, M); !head.values.empty())
-    head_ = pack({&head, 1}, V, M, config_.dtype);
   // An embedding that is no head is looked up and never multiplied: nothing is gained from int8 there, so it stays
   // closer to the checkpoint.
-  const DType embedding_dtype = head_ && config_.dtype == DType::kInt8 ? DType::kBf16 : config_.dtype;
-  const Tensor shared = tensors("shared.weight", V, M);
-  embedding_ = pack({&shared, 1}, V, M, embedding_dtype);
+  const bool lookup_only = config_.has_head && config_.dtype == DType::kInt8;
+  embedding_ = stack_as(lookup_only ? DType::kBf16 : config_.dtype, {"shared.weight"}, config_.vocabulary, M);
+  if (config_.has_head) head_ = stack({"lm_head.weight"}, config_.vocabulary, M);
   for (int i = 0; i < config_.encoder_layers; ++i) {
     const std::string prefix = concat("encoder.block.", i, ".layer.");
     encoder_.push_back({attention(prefix + "0", "SelfAttention", false), feed_forward(prefix + "1")});
@@ -123,17 +136,16 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors) : config_
   if (config_.has_mark) mark_ = vector("teacher_token_embedding", M);
 }
 
+void T5::update(Backend& backend, const TensorSource& tensors) {
+  if (holds_.use_count() > 1)
+    throw std::runtime_error(concat(config_.name, ": weights cannot change while the model decodes; end its ",
+                                    "generate calls and close its streams first"));
+  *this = T5(backend, config_, tensors);
+}
+
 size_t T5::bytes() const {
-  size_t total = embedding_->bytes() + (head_ ? head_->bytes() : 0);
-  const auto add = [&](const std::unique_ptr<Weight>& weight) {
-    if (weight) total += weight->bytes();
-  };
-  const auto add_attention = [&](const Attention& layer) {
-    add(layer.query), add(layer.key_value), add(layer.query_key_value), add(layer.output);
-  };
-  for (const auto& layer : encoder_) add_attention(layer.self), add(layer.feed_forward.in), add(layer.feed_forward.out);
-  for (const auto& layer : decoder_)
-    add_attention(layer.self), add_attention(layer.cross), add(layer.feed_forward.in), add(layer.feed_forward.out);
+  size_t total = 0;
+  for (const Weight* weight : weights_) total += weight->bytes();
   return total;
 }
 

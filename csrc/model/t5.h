@@ -1,5 +1,5 @@
-// T5 (Raffel et al. 2020), encoder and decoder, written once over a Backend. A T5 is immutable and shared
-// between threads; what a decode changes lives in its T5State.
+// T5 (Raffel et al. 2020), encoder and decoder, written once over a Backend. A T5 is shared between threads; what a
+// decode changes lives in its T5State, which also keeps the weights from being changed.
 #pragma once
 
 #include <functional>
@@ -12,7 +12,7 @@
 
 namespace kdtw {
 
-// A tensor's values, row-major fp32, valid as long as `owner` is held. Empty: there is no such tensor.
+// A tensor's values, row-major fp32, valid as long as `owner` is held.
 struct Tensor {
   std::span<const float> values;
   std::shared_ptr<const void> owner;
@@ -21,13 +21,19 @@ struct Tensor {
 // Gives the named tensor of exactly `rows` x `columns` (columns 0: a vector).
 using TensorSource = std::function<Tensor(const std::string& name, int rows, int columns)>;
 
+// Gives the blobs of all weights in the order of T5::weights().
+using BlobSource = std::function<Blob()>;
+
 // Called between layers so that a long pass can be stopped; throws to stop.
 using Poll = std::function<void()>;
 
-// Caches and scratch of one model for R rows of one generate call.
-struct T5State {
-  T5State(Backend& backend, const T5Config& config, int rows, int source_capacity, int target_capacity);
+class T5;
 
+// Caches of one model for R rows of one generate call.
+struct T5State {
+  T5State(Backend& backend, const T5& model, int rows, int source_capacity, int target_capacity);
+
+  const std::shared_ptr<const void> weights;  // held
   const int rows, source_capacity, target_capacity;
   std::vector<std::unique_ptr<KeyValueCache>> self;   // per decoder layer
   std::vector<std::unique_ptr<KeyValueCache>> cross;  // per decoder layer
@@ -54,10 +60,19 @@ struct InputToken {
 
 class T5 {
  public:
-  T5(Backend& backend, T5Config config, const TensorSource& tensors);
+  // With `blobs`, weights are made of them and `tensors` is asked for norms, biases and beta only.
+  T5(Backend& backend, T5Config config, const TensorSource& tensors, const BlobSource& blobs = {});
 
   const T5Config& config() const { return config_; }
   size_t bytes() const;
+  // All weights, in an order that the config decides.
+  const std::vector<const Weight*>& weights() const { return weights_; }
+
+  // As long as the result is held, the weights do not change.
+  std::shared_ptr<const void> hold() const { return holds_; }
+  // Takes other weights of the same config. std::runtime_error while somebody holds the present ones; when `tensors`
+  // throws, they stay.
+  void update(Backend& backend, const TensorSource& tensors);
 
   // Encodes the sources of `rows` and fills their cross-attention caches. sources[i] belongs to rows[i].
   void encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
@@ -96,6 +111,8 @@ class T5 {
   PositionBias expand_bias(Backend& backend, Buffer& to, std::span<const float> buckets, bool bidirectional) const;
 
   T5Config config_;
+  std::shared_ptr<const void> holds_ = std::make_shared<char>();
+  std::vector<const Weight*> weights_;
   std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied
   std::vector<EncoderLayer> encoder_;
   std::vector<DecoderLayer> decoder_;

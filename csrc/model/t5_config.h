@@ -22,6 +22,7 @@ struct T5Config {
   float epsilon = 1e-6f;
   Activation activation = Activation::kRelu;
   bool scale_outputs = false;        // multiply the decoder's output by M^-1/2 before the head (T5 v1.0)
+  bool has_head = false;             // a head of its own; otherwise the embedding is the head, too (tied)
   bool has_mark = false;             // the student's teacher_token_embedding (beta, Eq. 15)
   DType dtype = DType::kFp32;        // of the weight matrices; norms, biases and beta are fp32
   DType cache_dtype = DType::kFp32;  // of keys and values: fp32 or bf16

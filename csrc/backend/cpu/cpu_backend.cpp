@@ -43,11 +43,11 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype) override {
-    int outputs = 0;
-    for (const int n : part_outputs) outputs += n;
-    auto weight = std::make_unique<PackedWeight>(outputs, inputs, dtype);
-    weight->pack(kernels_, parts, part_outputs, threads_);
-    return weight;
+    return PackedWeight::pack(kernels_, parts, part_outputs, inputs, dtype, threads_);
+  }
+
+  std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) override {
+    return std::make_unique<PackedWeight>(outputs, inputs, dtype, std::move(blob));
   }
 
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {

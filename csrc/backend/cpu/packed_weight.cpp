@@ -21,41 +21,54 @@ int panel_rows(DType dtype, int inputs) {
   return (inputs + inputs_per_row(dtype) - 1) / inputs_per_row(dtype);
 }
 
-}  // namespace
-
-PackedWeight::PackedWeight(int outputs, int inputs, DType dtype)
-    : Weight(outputs, inputs),
-      dtype_(dtype),
-      panels_((outputs + kPanel - 1) / kPanel),
-      rows_(panel_rows(dtype, inputs)),
-      panel_bytes_((static_cast<size_t>(rows_) + (dtype == DType::kInt8 ? 2 : 0)) * kPanelRow),
-      memory_(zeroed(bytes())),
-      data_(reinterpret_cast<std::byte*>(aligned(memory_))) {
-  require(dtype != DType::kInt8 || inputs <= kMostInt8Inputs, "int8 weights take at most ", kMostInt8Inputs,
-          " inputs, got ", inputs, "; use bf16");
+size_t bytes_of_panel(DType dtype, int inputs) {
+  const size_t rows = panel_rows(dtype, inputs) + (dtype == DType::kInt8 ? 2 : 0);
+  return rows * kPanelRow;
 }
 
-void PackedWeight::pack(const Kernels& kernels, std::span<const float* const> parts, std::span<const int> part_outputs,
-                        int threads) {
+int panels_of(int outputs) { return (outputs + kPanel - 1) / kPanel; }
+
+}  // namespace
+
+PackedWeight::PackedWeight(int outputs, int inputs, DType dtype, Blob blob)
+    : Weight(outputs, inputs),
+      dtype_(dtype),
+      panels_(panels_of(outputs)),
+      rows_(panel_rows(dtype, inputs)),
+      panel_bytes_(bytes_of_panel(dtype, inputs)),
+      blob_(std::move(blob)) {
+  require(blob_.bytes.size() == panels_ * panel_bytes_, "packed weights of ", outputs, " x ", inputs, " take ",
+          panels_ * panel_bytes_, " bytes, got ", blob_.bytes.size());
+  require(reinterpret_cast<uintptr_t>(blob_.bytes.data()) % kLine == 0, "packed weights must begin on a cache line");
+}
+
+std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::span<const float* const> parts,
+                                                 std::span<const int> part_outputs, int inputs, DType dtype,
+                                                 int threads) {
+  require(dtype != DType::kInt8 || inputs <= kMostInt8Inputs, "int8 weights take at most ", kMostInt8Inputs,
+          " inputs, got ", inputs, "; use bf16");
   std::vector<const float*> lines;  // of every output
-  lines.reserve(outputs);
   for (size_t part = 0; part < parts.size(); ++part)
     for (int n = 0; n < part_outputs[part]; ++n) lines.push_back(parts[part] + static_cast<size_t>(n) * inputs);
-  parallel_for(panels_, 1, threads, [&](int first, int last) {
+  const int outputs = static_cast<int>(lines.size()), panels = panels_of(outputs), rows = panel_rows(dtype, inputs);
+  const size_t panel_bytes = bytes_of_panel(dtype, inputs);
+  const auto memory = zeroed(panels * panel_bytes);
+  auto* data = reinterpret_cast<std::byte*>(aligned(memory));
+  parallel_for(panels, 1, threads, [&](int first, int last) {
     // The lines of one panel in its number format, as 32-bit words: one word of every line makes a row.
-    std::vector<uint32_t> words(static_cast<size_t>(kPanel) * rows_);
+    std::vector<uint32_t> words(static_cast<size_t>(kPanel) * rows);
     for (int p = first; p < last; ++p) {
-      std::byte* panel = data_ + p * panel_bytes_;
-      auto* scales = reinterpret_cast<float*>(panel + static_cast<size_t>(rows_) * kPanelRow);
+      std::byte* panel = data + p * panel_bytes;
+      auto* scales = reinterpret_cast<float*>(panel + static_cast<size_t>(rows) * kPanelRow);
       auto* sums = reinterpret_cast<int32_t*>(scales + kPanel);
       const int count = std::min(kPanel, outputs - p * kPanel);
-      std::fill(words.begin() + static_cast<size_t>(count) * rows_, words.end(), 0);
+      std::fill(words.begin() + static_cast<size_t>(count) * rows, words.end(), 0);
       for (int n = 0; n < count; ++n) {
         const float* line = lines[p * kPanel + n];
-        uint32_t* to = words.data() + static_cast<size_t>(n) * rows_;
-        if (dtype_ == DType::kFp32) {
+        uint32_t* to = words.data() + static_cast<size_t>(n) * rows;
+        if (dtype == DType::kFp32) {
           std::memcpy(to, line, inputs * sizeof(float));
-        } else if (dtype_ == DType::kBf16) {
+        } else if (dtype == DType::kBf16) {
           auto* halves = reinterpret_cast<uint16_t*>(to);
           for (int k = 0; k < inputs; ++k) halves[k] = to_bf16(line[k]);
           if (inputs % 2 != 0) halves[inputs] = 0;
@@ -67,10 +80,11 @@ void PackedWeight::pack(const Kernels& kernels, std::span<const float* const> pa
         }
       }
       auto* row = reinterpret_cast<uint32_t*>(panel);
-      for (int i = 0; i < rows_; ++i, row += kPanel)
-        for (int n = 0; n < kPanel; ++n) row[n] = words[static_cast<size_t>(n) * rows_ + i];
+      for (int i = 0; i < rows; ++i, row += kPanel)
+        for (int n = 0; n < kPanel; ++n) row[n] = words[static_cast<size_t>(n) * rows + i];
     }
   });
+  return std::make_unique<PackedWeight>(outputs, inputs, dtype, Blob{{data, panels * panel_bytes}, memory});
 }
 
 void PackedWeight::unpack(int output, float* to) const {

@@ -12,6 +12,9 @@
 
 namespace kdtw::cpu {
 
+// To be raised whenever the layout below changes: packed weights are also kept in files.
+inline constexpr int kPackedLayout = 1;
+
 // A weight [N, K] cut into panels of kPanel outputs, a panel being one stream of rows of kPanelRow bytes. A row holds,
 // for all outputs of the panel, as many consecutive inputs as fit:
 //
@@ -21,20 +24,21 @@ namespace kdtw::cpu {
 //   [32]
 //
 // int8 is symmetric per output: weight = scale * q with q in -127..127 and scale = largest magnitude / 127 (NaN when a
-// weight is not finite). Padding is zero. The layout is the same at every SIMD level.
+// weight is not finite). Padding is zero. The layout is the same at every SIMD level, and begins on a cache line.
 class PackedWeight : public Weight {
  public:
-  PackedWeight(int outputs, int inputs, DType dtype);
+  // Reads a blob that pack() made.
+  PackedWeight(int outputs, int inputs, DType dtype, Blob blob);
+  // Packs row-major fp32 matrices [part_outputs[i], K], stacked along the outputs.
+  static std::unique_ptr<PackedWeight> pack(const Kernels& kernels, std::span<const float* const> parts,
+                                            std::span<const int> part_outputs, int inputs, DType dtype, int threads);
 
-  size_t bytes() const override { return panels_ * panel_bytes_; }
+  std::span<const std::byte> blob() const override { return blob_.bytes; }
   DType dtype() const { return dtype_; }
   int panels() const { return panels_; }
   size_t panel_bytes() const { return panel_bytes_; }
-  const std::byte* panel(int p) const { return data_ + p * panel_bytes_; }
+  const std::byte* panel(int p) const { return blob_.bytes.data() + p * panel_bytes_; }
 
-  // Packs row-major fp32 matrices [part_outputs[i], K], stacked along the outputs.
-  void pack(const Kernels& kernels, std::span<const float* const> parts, std::span<const int> part_outputs,
-            int threads);
   // The K values of one output, as fp32.
   void unpack(int output, float* to) const;
 
@@ -43,8 +47,7 @@ class PackedWeight : public Weight {
   int panels_;
   int rows_;  // of a panel
   size_t panel_bytes_;
-  std::shared_ptr<void> memory_;
-  std::byte* data_;
+  Blob blob_;
 };
 
 // The tokens [T, K] of a pass, made ready for products with weights of one number format: cut into blocks of nearly

@@ -1,0 +1,150 @@
+"""Packed weights in a file beside their checkpoint: packed once, then mapped into memory and shared by processes.
+
+The file: 8 bytes of magic, the header's length (8 bytes) and SHA-256 (32), the header (JSON), zeros up to a multiple
+of 64, and the arrays, each on a multiple of 64. Depends on NumPy and the core's layout number only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdtw_fast import _core
+
+_MAGIC, _START, _ALIGNMENT = b"kdtwpak1", 48, 64  # the magic changes with the header
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """What the file holds; the arrays are views of the mapped file and keep it open.
+
+    Args:
+        spec: fields of ``_core.T5Config``.
+        vectors: norms, biases and beta by tensor name, float32.
+        blobs: what ``_core.T5.blobs`` was.
+    """
+
+    spec: dict[str, Any]
+    vectors: dict[str, npt.NDArray[np.float32]]
+    blobs: list[npt.NDArray[np.uint8]]
+
+
+class PackedFile:
+    """The file at ``path`` for weights that were made from the files ``sources`` in the way that ``key`` says."""
+
+    def __init__(self, path: Path, sources: Sequence[Path], key: Mapping[str, Any]):
+        self.path, self._sources = path, sources
+        self._key = dict(key) | {"layout": _core.packed_layout}
+
+    def read(self) -> PackedWeights | None:
+        """The weights, or None where the file is absent, cut short, or was made from something else.
+
+        The sources are the same when their sizes and times are, or else their contents. Of the file itself, header and
+        length are checked; its arrays are not read.
+        """
+        try:
+            header, data = self._open()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            return None  # write() tells when it cannot be there
+        if header["key"] != self._key or not self._made_from_sources(header["sources"]):
+            return None
+
+        def array(entry: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+            return data[entry["offset"] : entry["offset"] + entry["bytes"]]
+
+        vectors = {v["name"]: array(v).view(np.float32).reshape(v["shape"]) for v in header["vectors"]}
+        return PackedWeights(header["spec"], vectors, [array(entry) for entry in header["blobs"]])
+
+    def describe_sources(self) -> list[dict[str, Any]]:
+        """Name, size, time and SHA-256 of each source; to be taken before the weights are read from them."""
+        described = []
+        for source in self._sources:
+            status = source.stat()
+            described.append(
+                {"name": source.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _digest(source)}
+            )
+        return described
+
+    def write(self, described: list[dict[str, Any]], weights: PackedWeights) -> None:
+        """Puts the file in place as a whole, or raises OSError saying where it could not be written."""
+        arrays: list[npt.NDArray[Any]] = []
+        offset = 0
+
+        def place(array: npt.NDArray[Any]) -> dict[str, int]:
+            nonlocal offset
+            arrays.append(array)
+            entry = {"offset": offset, "bytes": array.nbytes}
+            offset = _rounded(offset + array.nbytes)
+            return entry
+
+        header: dict[str, Any] = {"key": self._key, "sources": described, "spec": weights.spec}
+        header["vectors"] = [{"name": n, "shape": v.shape} | place(v) for n, v in weights.vectors.items()]
+        header["blobs"] = [place(blob) for blob in weights.blobs]
+        header["bytes"] = offset
+        text = json.dumps(header).encode()
+        start = _MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
+        try:
+            self._put_in_place(np.frombuffer(start, np.uint8), *arrays)
+        except OSError as error:
+            message = f"packed weights cannot be written ({error.strerror}); leave out cache, or name a file for them"
+            raise OSError(error.errno, message, str(self.path)) from None
+
+    def _put_in_place(self, *arrays: npt.NDArray[Any]) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False) as file:
+            try:
+                for array in arrays:
+                    file.write(np.ascontiguousarray(array).data)
+                    file.write(bytes(_rounded(array.nbytes) - array.nbytes))
+                file.close()
+                shutil.copymode(self._sources[0], file.name)  # who may read the checkpoint may read this
+                os.replace(file.name, self.path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+    def _open(self) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+        """Header and arrays; ValueError when the file is not whole."""
+        with self.path.open("rb") as file:
+            start = file.read(_START)
+            length = int.from_bytes(start[8:16], "little")
+            size = os.fstat(file.fileno()).st_size
+            if len(start) < _START or start[:8] != _MAGIC or length > size:
+                raise ValueError("not a file of packed weights")
+            text = file.read(length)
+            if hashlib.sha256(text).digest() != start[16:]:
+                raise ValueError("broken header")
+            header = json.loads(text)
+            begin = _rounded(_START + length)
+            if size != begin + header["bytes"]:
+                raise ValueError("cut short")
+            return header, np.asarray(np.memmap(file, np.uint8, mode="r"))[begin:]
+
+    def _made_from_sources(self, described: list[dict[str, Any]]) -> bool:
+        if [entry["name"] for entry in described] != [source.name for source in self._sources]:
+            return False
+        for entry, source in zip(described, self._sources, strict=True):
+            status = source.stat()
+            if status.st_size != entry["size"]:
+                return False
+            if status.st_mtime_ns != entry["mtime_ns"] and _digest(source) != entry["sha256"]:
+                return False
+        return True
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

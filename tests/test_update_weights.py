@@ -1,0 +1,98 @@
+"""Weights that change under decoders: the next call decodes with them, and no decode sees them change."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from factories import EOS, SHAPES, START, random_t5, with_tau
+
+from kdtw_fast import GreedyDecoder, NativeT5, TrainingWheelsDecoder
+
+VOCAB = 43
+ROWS = [[4, 8, EOS], [5, 6, 7, 30, EOS]]
+
+
+def student(seed: int, shape: int = 1) -> torch.nn.Module:
+    return with_tau(random_t5(SHAPES[shape], VOCAB, seed=seed), VOCAB - 1, beta_scale=1.0, seed=seed)
+
+
+def logits(native: NativeT5) -> bytes:
+    tokens = [START, 5, 9, 30, 7]
+    return native.decode_logits(ROWS[0], tokens, from_teacher=[False, True, False, True, True]).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("shape", range(4))
+def test_new_weights_are_those_of_a_new_model(shape: int, dtype: str) -> None:
+    native = NativeT5.from_model(student(1, shape), dtype=dtype)
+    before = logits(native)
+    native.update_weights(student(2, shape))
+    assert before != logits(native) == logits(NativeT5.from_model(student(2, shape), dtype=dtype))
+    native.update_weights(student(1, shape))
+    assert logits(native) == before
+
+
+def test_decoders_use_the_new_weights() -> None:
+    native, teacher = NativeT5.from_model(student(1)), NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=9))
+    decoder = TrainingWheelsDecoder(native, teacher)
+    for seed in (2, 3):
+        model = student(seed)
+        native.update_weights(model)
+        ours = decoder.generate(ROWS, max_new_tokens=12)
+        fresh = TrainingWheelsDecoder(model, teacher).generate(ROWS, max_new_tokens=12)
+        assert ours.sequences.tolist() == fresh.sequences.tolist()
+        assert ours.owners.tolist() == fresh.owners.tolist()
+
+
+def test_an_optimiser_step_arrives() -> None:
+    model = student(1)
+    native = NativeT5.from_model(model)
+    before = logits(native)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.125)
+    assert logits(native) == before  # packed: a copy
+    native.update_weights(model)
+    assert logits(native) == logits(NativeT5.from_model(model)) != before
+
+
+def test_weights_do_not_change_under_a_stream() -> None:
+    native = NativeT5.from_model(student(1))
+    decoder = GreedyDecoder(native)
+    expected = decoder.generate(ROWS, max_new_tokens=9).sequences.tolist()
+    with decoder.stream(ROWS, batch_size=1, max_new_tokens=9) as stream:
+        first = next(stream)
+        with pytest.raises(RuntimeError, match="model: weights cannot change while the model decodes"):
+            native.update_weights(student(2))
+        outputs = [first, *stream]
+    for out, whole in zip(outputs, expected, strict=True):
+        assert out.sequences[0].tolist() == whole[: 1 + int(out.lengths[0])]
+    native.update_weights(student(2))
+    assert logits(native) == logits(NativeT5.from_model(student(2)))
+
+
+def test_packed_bytes_that_are_looked_at_stay() -> None:
+    native = NativeT5.from_model(student(1))
+    blobs = native.core.blobs
+    before = [blob.tobytes() for blob in blobs]
+    with pytest.raises(RuntimeError, match="cannot change"):
+        native.update_weights(student(2))
+    assert [blob.tobytes() for blob in blobs] == before
+
+
+def test_a_wrong_model_changes_nothing() -> None:
+    native = NativeT5.from_model(student(1), name="policy")
+    before = logits(native)
+    with pytest.raises(ValueError, match="policy: update_weights takes models of the same config, but d_model is"):
+        native.update_weights(student(2, shape=0))
+    with pytest.raises(ValueError, match="has_teacher_token_embedding is True here and False"):
+        native.update_weights(random_t5(SHAPES[1], VOCAB, seed=2))
+    with pytest.raises(TypeError, match="got Linear"):
+        native.update_weights(torch.nn.Linear(2, 2))
+    broken = copy.deepcopy(student(2))
+    broken.encoder.final_layer_norm.weight = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"encoder\.final_layer_norm\.weight' has shape \[3\]"):
+        native.update_weights(broken)
+    assert logits(native) == before
