@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE = (SHAPES[f"flan-t5-{size}"] for size
 T5_TINY = Shape("t5-efficient-tiny", 256, 64, 4, 1024, 4)
 TINY_STUDENT = Shape("1M student", 96, 32, 3, 256, 2, 4096)
 TINY_TEACHER = Shape("1M teacher", 96, 32, 3, 256, 3, 4096)
+LARGER_TEACHER = Shape("27M teacher", 512, 64, 6, 1024, 8, 4096)
 SMOKE = Shape("smoke", 64, 16, 4, 96, 2, 160)
 
 
@@ -75,6 +77,52 @@ def teacher_without(shape: Shape, tau: int, seed: int = 0) -> Made:
         return weight
 
     return Made(shape, seed, {"lm_head.weight": head}, {})
+
+
+def ragged_pair(student: Shape, teacher: Shape, teacher_share: float, length: int) -> tuple[Made, Made]:
+    """A random pair for sampling at temperature 1, whose rows ask and end at random, each at its own times.
+
+    At every token the student chooses <tau> (its last row) with about the probability ``teacher_share``, and both
+    models the end token with about 1 / ``length``.
+    """
+    tau = student.vocab_size - 1
+    end = {EOS: 1 / length}
+    asking = _with_probabilities(student, 1, end | ({tau: teacher_share} if teacher_share else {}))
+    beta = {"teacher_token_embedding": lambda: torch.zeros(student.d_model)}
+    asking = Made(student, 1, {**asking.tensors, **beta}, {"tau_token_id": tau})
+    return asking, _with_probabilities(teacher, 0, end)
+
+
+def _with_probabilities(shape: Shape, seed: int, wanted: Mapping[int, float]) -> Made:
+    """A random model whose tokens ``wanted`` come up with about these probabilities, whatever stands before them.
+
+    Every embedding gets a large first coordinate that only these tokens' rows of the head read, with weights that give
+    them the wanted odds against the other tokens, as those come out on random input.
+    """
+    tensors, tokens = random_tensors(shape, seed), list(wanted)
+
+    def shared() -> torch.Tensor:
+        weight = tensors["shared.weight"]()
+        weight[:, 0] = 20.0
+        return weight
+
+    def head(weights: Sequence[float]) -> torch.Tensor:
+        weight = tensors["lm_head.weight"]()
+        weight[:, 0] = 0.0
+        weight[tokens] = 0.0
+        weight[tokens, 0] = torch.tensor(weights)
+        return weight
+
+    def made(weights: Sequence[float]) -> Made:
+        return Made(shape, seed, {"shared.weight": shared, "lm_head.weight": lambda: head(weights)}, {})
+
+    first = made([1.0] * len(tokens)).native("model")
+    ids = source(shape, 32, 4, seed=2).tolist()
+    logits = torch.cat([torch.from_numpy(first.decode_logits(row, row)) for row in ids])
+    unit = logits[:, tokens[0]].clone()
+    logits[:, tokens] = -torch.inf
+    others, none = logits.logsumexp(-1), 1 - sum(wanted.values())
+    return made([float(((others + math.log(share / none)) / unit).mean()) for share in wanted.values()])
 
 
 def path(vocab_size: int, seed: int = 0) -> torch.Tensor:

@@ -61,6 +61,7 @@ def bench_markdown(results: dict[str, Any]) -> str:
         "catch-up": _catch_up,
         "encoder": _encoder,
         "batch": _batch,
+        "stream": _stream,
         "large teacher": _large_teacher,
         "memory": _memory,
         "two models": _two_models,
@@ -186,6 +187,29 @@ def _batch(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
         f"**The same model, {entries[0][0]['rows']} rows at once**",
         "",
         *markdown_table(("system", "tokens/s", "kdtw_fast is faster by"), rows),
+    ]
+
+
+def _stream(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    lines: list[str] = []
+    for student, teacher in dict.fromkeys((info["student"], info["teacher"]) for info, _ in entries):
+        here = [(info, s) for info, s in entries if (info["student"], info["teacher"]) == (student, teacher)]
+        contestants = list(dict.fromkeys(info["contestant"] for info, _ in here))
+        rows = []
+        for method, count in dict.fromkeys((info["method"], info["rows"]) for info, _ in here):
+            speeds = {
+                info["contestant"]: info["tokens"] / seconds
+                for info, seconds in here
+                if (info["method"], info["rows"]) == (method, count)
+            }
+            rows.append([method, str(count), *(f"{speeds[name]:.0f}" for name in contestants)])
+        lines += [f"**Streams: tokens/s of {student} with {teacher}, {_threads(here[0][0]['threads'])}, sampled**", ""]
+        lines += [*markdown_table(["method", "rows", *contestants], rows), ""]
+    return [
+        *lines,
+        "Rows ask and end at random, at their own times; a row that ends makes room for the next. Rows that wait for "
+        "the teacher are held until so many wait (`teacher_batch`). Last column: `generate` on one batch after the "
+        "other, each as long as its longest row.",
     ]
 
 

@@ -101,6 +101,16 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
     assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
 
 
+def test_streams_stand_in_one_line_per_method_and_batch() -> None:
+    def one(contestant: str, rows: int, median: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "stream", "method": "m", "student": "s", "teacher": "t", "threads": 2, "tokens": 100}
+        return info | {"contestant": contestant, "rows": rows}, median
+
+    text = bench_markdown(results(one("half", 8, 1.0), one("all", 8, 2.0), one("half", 16, 0.5), one("all", 16, 0.25)))
+    assert "| method | rows | half | all |" in text
+    assert "| m | 8 | 100 | 50 |" in text and "| m | 16 | 200 | 400 |" in text
+
+
 def test_results_without_a_table_are_refused() -> None:
     with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
         bench_markdown(results(({"kind": "new"}, 1.0)))
