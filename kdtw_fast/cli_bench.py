@@ -120,7 +120,7 @@ def bench(
         report = profile(
             models,
             plan,
-            peers_of=lambda name: _peers(subjects[name].reference(), systems[name]),
+            peers_of=lambda name: _peers(subjects[name], systems[name]),
             settings=settings,
             on_turn=bar.update,
         )
@@ -196,7 +196,11 @@ def _systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict[str
     return systems, ""
 
 
-def _peers(reference: Any, systems: list[str]) -> Peers:
+def _peers(subject: Subject, systems: list[str]) -> Peers:
+    if not systems:
+        return {}  # and no model for them: it may not even fit
+    reference = subject.reference()
+
     def make(system: str, new_tokens: int, threads: int) -> peers.Generate:
         if system == peers.HUGGING_FACE:
             decode = peers.hugging_face(reference, new_tokens, threads)

@@ -186,6 +186,7 @@ def test_a_folder_is_measured_beside_the_other_systems(kdtw, folder: Path, tmp_p
 def test_named_shapes_are_measured_as_a_pair(kdtw, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("flan-t5-small", "flan-t5-base"):
         monkeypatch.setitem(SHAPES, name, Shape(name, 32, 8, 2, 48, 1, 96))
+    monkeypatch.setattr(cli_bench, "random_t5", lambda *_: pytest.fail("a model that no other system is to run"))
     shapes = ["--shape", "flan-t5-small", "--teacher-shape", "flan-t5-base"]
     result = kdtw(*shapes, *QUICK, "--rows", "2", "--no-peers", "--json", tmp_path / "o")
     assert result.exit_code == 0, result.stderr
