@@ -3,7 +3,9 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -20,62 +22,131 @@ inline void relax() {
 // About 20 us of spinning: longer than the gap between two operations of a step, short beside a step.
 constexpr int kSpins = 2000;
 
-class Pool {
+// A thread's share: pieces are taken from its front by the thread itself and from its back by others.
+class alignas(64) Share {
  public:
-  explicit Pool(int workers) : slots_(workers) {
-    for (int i = 0; i < workers; ++i) std::thread([this, i] { work(i); }).detach();
+  void set(int begin, int end, int piece) {
+    piece_ = piece;
+    bounds_.store(pack(begin, end), std::memory_order_relaxed);
   }
 
-  void run(int parts, PartFunction function, void* context) {
+  bool take(bool front, int& begin, int& end) {
+    uint64_t bounds = bounds_.load(std::memory_order_relaxed);
+    for (;;) {
+      const int first = static_cast<int>(bounds >> 32), last = static_cast<int>(bounds & 0xffffffff);
+      if (first >= last) return false;
+      const int piece = std::min(piece_, last - first);
+      begin = front ? first : last - piece, end = begin + piece;
+      if (bounds_.compare_exchange_weak(bounds, front ? pack(end, last) : pack(first, begin),
+                                        std::memory_order_relaxed))
+        return true;
+    }
+  }
+
+ private:
+  static uint64_t pack(int begin, int end) { return static_cast<uint64_t>(begin) << 32 | static_cast<uint32_t>(end); }
+
+  std::atomic<uint64_t> bounds_{0};
+  int piece_ = 0;
+};
+
+class Pool {
+ public:
+  explicit Pool(int workers) : slots_(workers), shares_(workers + 1) {
+    for (int i = 0; i < workers; ++i) {
+      std::thread thread([this, i] { work(i); });
+      slots_[i].thread = thread.native_handle();
+      thread.detach();
+    }
+  }
+
+  void run(int count, int grain, int parts, RangeFunction function, void* body) {
     // Everything below the lock belongs to the region that holds it: a caller that finds it taken touches nothing.
     std::unique_lock lock(busy_, std::try_to_lock);
-    const int helpers = lock ? std::min<int>(parts - 1, slots_.size()) : 0;
-    if (helpers > 0) {
-      pending_.store(helpers, std::memory_order_relaxed);
-      for (int i = 0; i < helpers; ++i) {
-        slots_[i].job = {function, context};
-        slots_[i].epoch.fetch_add(1, std::memory_order_release);
-        slots_[i].epoch.notify_one();
-      }
+    parts = lock ? std::min<int>(parts, shares_.size()) : 1;
+    if (parts == 1) return function(body, 0, count);
+    region_ = {function, body, grain, count, parts};
+    const long chunks = (count + grain - 1) / grain;
+    for (int part = 0; part < parts; ++part) {
+      const int begin = static_cast<int>(chunks * part / parts), end = static_cast<int>(chunks * (part + 1) / parts);
+      shares_[part].set(begin, end, ((end - begin + 3) / 4 + 3) / 4 * 4);  // whole groups of panels
     }
-    function(context, 0);
-    // Parts beyond the workers there are (all of them, when the pool was taken) run here.
-    for (int part = helpers + 1; part < parts; ++part) function(context, part);
-    if (helpers == 0) return;
-    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
-      if (spin < kSpins) {
-        relax();
-      } else {
-        sched_yield();
+    for (int i = 0; i < parts - 1; ++i) {
+      Slot& slot = slots_[i];
+      slot.state.store(State::kCalled, std::memory_order_release);
+      slot.epoch.fetch_add(1, std::memory_order_release);
+      if (slot.asleep.load(std::memory_order_relaxed)) keep_away(slot.thread);
+      slot.epoch.notify_one();
+    }
+    work_off(0);
+    // Nothing is left to take. Who has not come is not needed any more; who has is waited for.
+    for (int i = 0; i < parts - 1; ++i) {
+      State called = State::kCalled;
+      if (slots_[i].state.compare_exchange_strong(called, State::kIdle, std::memory_order_acquire)) continue;
+      for (int spin = 0; slots_[i].state.load(std::memory_order_acquire) != State::kIdle; ++spin) {
+        if (spin < kSpins) {
+          relax();
+        } else {
+          sched_yield();
+        }
       }
     }
   }
 
  private:
-  struct Job {
-    PartFunction function = nullptr;
-    void* context = nullptr;
+  struct Region {
+    RangeFunction function;
+    void* body;
+    int grain, count, parts;
   };
+  enum class State { kIdle, kCalled, kAtWork };
   struct alignas(64) Slot {
     std::atomic<unsigned> epoch{0};
-    Job job;
+    std::atomic<State> state{State::kIdle};
+    std::atomic<bool> asleep{false};
+    pthread_t thread;
   };
+
+  // Lets the thread run wherever the caller may, but not where it runs now: the kernel likes to put a thread that is
+  // woken beside its waker, idle processors or not, and there it would start when the waker's own work is done.
+  static void keep_away(pthread_t thread) {
+    cpu_set_t set;
+    const int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof set, &set) != 0) return;
+    CPU_CLR(here, &set);
+    if (CPU_COUNT(&set) > 0) pthread_setaffinity_np(thread, sizeof set, &set);
+  }
+
+  void work_off(int part) {
+    const Region& region = region_;
+    int begin, end;
+    for (int i = 0; i < region.parts; ++i) {
+      const int whose = (part + i) % region.parts;
+      while (shares_[whose].take(i == 0, begin, end))
+        region.function(region.body, begin * region.grain, std::min(end * region.grain, region.count));
+    }
+  }
 
   void work(int index) {
     Slot& slot = slots_[index];
     unsigned seen = 0;
     for (;;) {
       for (int spin = 0; slot.epoch.load(std::memory_order_acquire) == seen && spin < kSpins; ++spin) relax();
+      slot.asleep.store(true, std::memory_order_relaxed);
       slot.epoch.wait(seen, std::memory_order_acquire);
-      ++seen;
-      slot.job.function(slot.job.context, index + 1);
-      pending_.fetch_sub(1, std::memory_order_release);
+      slot.asleep.store(false, std::memory_order_relaxed);
+      seen = slot.epoch.load(std::memory_order_acquire);
+      State called = State::kCalled;
+      if (!slot.state.compare_exchange_strong(called, State::kAtWork, std::memory_order_acquire)) continue;
+      work_off(index + 1);
+      slot.state.store(State::kIdle, std::memory_order_release);
     }
   }
 
   std::vector<Slot> slots_;
+  std::vector<Share> shares_;
+  Region region_{};
   std::mutex busy_;
-  std::atomic<int> pending_{0};
 };
 
 std::atomic<Pool*> pool{nullptr};
@@ -107,6 +178,8 @@ int hardware_threads() {
   return n > 0 ? n : 1;
 }
 
-void run_parts(int parts, PartFunction function, void* context) { get_pool().run(parts, function, context); }
+void run_ranges(int count, int grain, int parts, RangeFunction function, void* body) {
+  get_pool().run(count, grain, parts, function, body);
+}
 
 }  // namespace kdtw::cpu

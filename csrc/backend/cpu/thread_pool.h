@@ -1,5 +1,5 @@
 // A process-wide pool that runs one parallel region at a time: workers spin for a moment, then sleep.
-// A caller that finds the pool busy (another Python thread is decoding) runs its parts alone, which
+// A caller that finds the pool busy (another Python thread is decoding) does all of the work alone, which
 // gives the same bits. After fork() the child starts a pool of its own.
 #pragma once
 
@@ -7,13 +7,16 @@
 
 namespace kdtw::cpu {
 
-using PartFunction = void (*)(void* context, int part);
+using RangeFunction = void (*)(void* body, int begin, int end);
 
-// Runs part 0..parts-1, part 0 on the calling thread.
-void run_parts(int parts, PartFunction function, void* context);
+// parallel_for for a body behind a pointer; parts >= 2.
+void run_ranges(int count, int grain, int parts, RangeFunction function, void* body);
 int hardware_threads();
 
-// body(begin, end) over [0, count) in at most `threads` contiguous pieces whose bounds are multiples of `grain`.
+// body(begin, end) over [0, count), in ranges that cover it once and whose bounds are multiples of `grain`, on at most
+// `threads` threads, the calling one among them. Each thread has a contiguous share, the same one every time, which it
+// works off in a few pieces; who is done takes pieces from the end of another's share. So a thread that the machine
+// keeps waiting holds nobody up, and one that never comes costs nothing.
 template <typename Body>
 void parallel_for(int count, int grain, int threads, Body&& body) {
   const int chunks = (count + grain - 1) / grain;
@@ -22,21 +25,9 @@ void parallel_for(int count, int grain, int threads, Body&& body) {
     if (count > 0) body(0, count);
     return;
   }
-  struct Context {
-    std::remove_reference_t<Body>* body;
-    int count, grain, chunks, parts;
-  } context{&body, count, grain, chunks, parts};
-  run_parts(
-      parts,
-      [](void* raw, int part) {
-        const auto& c = *static_cast<Context*>(raw);
-        const long chunks = c.chunks;
-        const int begin = static_cast<int>(chunks * part / c.parts) * c.grain;
-        int end = static_cast<int>(chunks * (part + 1) / c.parts) * c.grain;
-        if (end > c.count) end = c.count;
-        if (begin < end) (*c.body)(begin, end);
-      },
-      &context);
+  run_ranges(
+      count, grain, parts,
+      [](void* raw, int begin, int end) { (*static_cast<std::remove_reference_t<Body>*>(raw))(begin, end); }, &body);
 }
 
 }  // namespace kdtw::cpu
