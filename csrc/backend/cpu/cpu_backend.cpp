@@ -77,8 +77,9 @@ class CpuBackend : public Backend {
     const auto& packed = static_cast<const PackedWeight&>(weight);
     const Operand& operand = prepare(packed, x, tokens);
     parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
-                 [&](int first, int last) {
-                   multiply(kernels_, packed, operand, first, last, out + first * kPanel, weight.outputs, accumulate);
+                 [&](int first, int last, int ahead) {
+                   multiply(kernels_, packed, operand, first, last, ahead, out + first * kPanel, weight.outputs,
+                            accumulate);
                  });
   }
 
@@ -162,14 +163,14 @@ class CpuBackend : public Backend {
     summaries_.resize(static_cast<size_t>(n) * chunks);
 
     const Operand& operand = prepare(packed, hidden, n);
-    parallel_for(chunks, 1, threads_for(static_cast<long>(n) * head.inputs * V), [&](int begin, int end) {
+    parallel_for(chunks, 1, threads_for(static_cast<long>(n) * head.inputs * V), [&](int begin, int end, int ahead) {
       thread_local std::vector<float> tile;
       if (tile.size() < static_cast<size_t>(n) * kVocabularyChunk)
         tile.resize(static_cast<size_t>(n) * kVocabularyChunk);
       for (int c = begin; c < end; ++c) {
         const int panel = c * kGroup, first = c * kVocabularyChunk, count = std::min(kVocabularyChunk, V - first);
         multiply_group(kernels_, packed, operand, panel, std::min(panel + kGroup, packed.panels()),
-                       c + 1 < end ? panel + kGroup : panel, tile.data(), kVocabularyChunk, false);
+                       c + 1 < ahead ? panel + kGroup : panel, tile.data(), kVocabularyChunk, false);
         for (int i = 0; i < n; ++i) {
           float* logits = tile.data() + static_cast<size_t>(i) * kVocabularyChunk;
           if (kept[i]) std::copy(logits, logits + count, kept[i] + first);

@@ -135,11 +135,11 @@ void Operand::prepare(const Kernels& kernels, const PackedWeight& weight, const 
   });
 }
 
-void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, float* out,
-              int out_stride, bool accumulate) {
+void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int ahead,
+              float* out, int out_stride, bool accumulate) {
   // All blocks of tokens of a few panels before the next panels: those panels stay in the cache.
   for (int p = first; p < last; p += kGroup)
-    multiply_group(kernels, weight, x, p, std::min(p + kGroup, last), p + kGroup < last ? p + kGroup : p,
+    multiply_group(kernels, weight, x, p, std::min(p + kGroup, last), p + kGroup < ahead ? p + kGroup : p,
                    out + (p - first) * kPanel, out_stride, accumulate);
 }
 

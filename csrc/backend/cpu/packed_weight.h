@@ -73,9 +73,10 @@ class Operand {
 };
 
 // out[t * out_stride + n] (+)= the product of token t of `x` with output n of the panels [first, last), n counted
-// from the first of these panels. Any thread may compute any panels; the bits do not depend on it.
-void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, float* out,
-              int out_stride, bool accumulate);
+// from the first of these panels. Any thread may compute any panels; the bits do not depend on it. This one is likely
+// to go on to the panels [last, ahead), which may be fetched already.
+void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int ahead,
+              float* out, int out_stride, bool accumulate);
 // The same for at most kGroup panels; `next` is the first of those whose turn is next.
 void multiply_group(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int next,
                     float* out, int out_stride, bool accumulate);

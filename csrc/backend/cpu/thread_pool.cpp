@@ -30,13 +30,13 @@ class alignas(64) Share {
     bounds_.store(pack(begin, end), std::memory_order_relaxed);
   }
 
-  bool take(bool front, int& begin, int& end) {
+  bool take(bool front, int& begin, int& end, int& ahead) {
     uint64_t bounds = bounds_.load(std::memory_order_relaxed);
     for (;;) {
       const int first = static_cast<int>(bounds >> 32), last = static_cast<int>(bounds & 0xffffffff);
       if (first >= last) return false;
       const int piece = std::min(piece_, last - first);
-      begin = front ? first : last - piece, end = begin + piece;
+      begin = front ? first : last - piece, end = begin + piece, ahead = last;
       if (bounds_.compare_exchange_weak(bounds, front ? pack(end, last) : pack(first, begin),
                                         std::memory_order_relaxed))
         return true;
@@ -64,7 +64,7 @@ class Pool {
     // Everything below the lock belongs to the region that holds it: a caller that finds it taken touches nothing.
     std::unique_lock lock(busy_, std::try_to_lock);
     parts = lock ? std::min<int>(parts, shares_.size()) : 1;
-    if (parts == 1) return function(body, 0, count);
+    if (parts == 1) return function(body, 0, count, count);
     region_ = {function, body, grain, count, parts};
     const long chunks = (count + grain - 1) / grain;
     for (int part = 0; part < parts; ++part) {
@@ -119,11 +119,12 @@ class Pool {
 
   void work_off(int part) {
     const Region& region = region_;
-    int begin, end;
+    const auto item = [&region](int chunk) { return std::min(chunk * region.grain, region.count); };
+    int begin, end, ahead;
     for (int i = 0; i < region.parts; ++i) {
       const int whose = (part + i) % region.parts;
-      while (shares_[whose].take(i == 0, begin, end))
-        region.function(region.body, begin * region.grain, std::min(end * region.grain, region.count));
+      while (shares_[whose].take(i == 0, begin, end, ahead))
+        region.function(region.body, item(begin), item(end), item(ahead));
     }
   }
 
