@@ -34,6 +34,10 @@ class Batch:
     source_mask: torch.Tensor
     labels: torch.Tensor
 
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.source_ids.to(device), self.source_mask.to(device), self.labels.to(device))
+
 
 def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
     """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
@@ -140,6 +144,10 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         chosen, draws = self._chosen(step)
         return self._collate(chosen, [self.prompts[d] for d in draws])
+
+    def rows_at(self, step: int) -> list[Encoded]:
+        """The examples of the batch (padding rows excluded)."""
+        return [self.rows[i] for i in self._chosen(step)[0]]
 
     def draws(self, step: int) -> np.ndarray:
         """Which prompt each row of the batch drew (padding rows excluded)."""

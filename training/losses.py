@@ -8,16 +8,21 @@ from torch.nn import functional
 from .batches import IGNORED
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """float32 at least: what bf16 passes give is summed in float32, and float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean -log p(label) over labels that are not ignored. logits [R, T, V], labels [R, T]."""
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    return functional.cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Word-level distillation: mean KL(teacher || student) over labels that are not ignored. logits [R, T, V]."""
     kept = labels != IGNORED
-    log_q = functional.log_softmax(student_logits[kept].float(), -1)
-    log_p = functional.log_softmax(teacher_logits[kept].float(), -1)
+    log_q = functional.log_softmax(wide(student_logits[kept]), -1)
+    log_p = functional.log_softmax(wide(teacher_logits[kept]), -1)
     return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum()
 
 
@@ -31,10 +36,10 @@ def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
 def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: int) -> torch.Tensor:
     """KL_i = KL(p(.|C^(T)) || pi(.|C^(S))) at each position, both without <tau> (Eq. 16, as corrected).
 
-    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32.
+    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32 (float64 for float64).
     """
-    log_pi = functional.log_softmax(without_column(student_logits, tau).float(), -1)
-    log_p = functional.log_softmax(without_column(teacher_logits, tau).float(), -1)
+    log_pi = functional.log_softmax(wide(without_column(student_logits, tau)), -1)
+    log_p = functional.log_softmax(wide(without_column(teacher_logits, tau)), -1)
     if log_pi.shape != log_p.shape:
         raise ValueError(f"student and teacher logits differ in shape without <tau>: {log_pi.shape} and {log_p.shape}")
     return (log_p.exp() * (log_p - log_pi)).sum(-1)
@@ -54,10 +59,10 @@ def behaviour_cloning(
     teacher that never says <tau>; with 0 (the print) nothing keeps pi(<tau>) down. Logits [R, T, V]; asked and kept
     bool [R, T]. Returns the scalars loss, ask, divergence and abstain.
     """
-    log_all = functional.log_softmax(student_logits.float(), -1)
+    log_all = functional.log_softmax(wide(student_logits), -1)
     log_tau = log_all[..., tau]
     log_other = torch.logsumexp(without_column(log_all, tau), -1)
-    high, low = (asked & kept).float(), (kept & ~asked).float()
+    high, low = (asked & kept).to(log_all.dtype), (kept & ~asked).to(log_all.dtype)
     count = kept.sum().clamp(min=1)
     ask = -(log_tau * high).sum() / count
     divergence = (position_divergence(student_logits, teacher_logits, tau) * low).sum() / count
