@@ -16,10 +16,10 @@ from transformers import T5ForConditionalGeneration
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.options import check_real
 
-from .batches import IGNORED, Batch, Batches, encode
+from .batches import IGNORED, Batches, encode
 from .evaluate import greedy, scores, shown, texts
 from .losses import cross_entropy, distillation
-from .models import load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member
+from .models import forced_logits, load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .settings import Optimiser, Run, one_of
 from .tasks import Task, teacher_trajectories
@@ -86,17 +86,6 @@ class Fitting:
         held_out = encode(self.task.validation, self.tokenizer, settings.data.max_source, settings.data.max_target)
         self.checks: Batches | None = self.task.batches(held_out, self.prompts[:1]) if held_out else None
 
-    def logits(self, model: T5ForConditionalGeneration, batch: Batch) -> torch.Tensor:
-        """[R, T, V] of a model along a batch's labels."""
-        settings = self.settings
-        with torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16):
-            return model(
-                input_ids=batch.source_ids,
-                attention_mask=batch.source_mask,
-                decoder_input_ids=model._shift_right(batch.labels),
-                use_cache=False,
-            ).logits
-
     def train_batch(self, index: int) -> dict[str, float]:
         """One update."""
         settings = self.settings
@@ -104,11 +93,12 @@ class Fitting:
         rate = rate_at(index, settings.steps, settings.optimiser)
         set_rate(self.optimiser, rate)
         batch = self.batches[index].to(settings.device)
-        logits = self.logits(self.model, batch)
+        logits = forced_logits(self.model, batch, settings.bf16)
         loss = cross_entropy(logits, batch.labels)
         if self.teacher is not None and settings.distill:
             with torch.no_grad():
-                answers = self.logits(self.teacher, self.batches.at(index, self.task.told).to(settings.device))
+                told = self.batches.at(index, self.task.told).to(settings.device)
+                answers = forced_logits(self.teacher, told, settings.bf16)
             loss = (1 - settings.distill) * loss + settings.distill * distillation(logits, answers, batch.labels)
         norm = update(loss, self.model, self.optimiser, settings.optimiser.clip, vars(batch))
         kept = int((batch.labels != IGNORED).sum())
@@ -124,7 +114,7 @@ class Fitting:
         for step in range(self.checks.per_epoch):
             batch = self.checks[step].to(self.settings.device)
             kept = int((batch.labels != IGNORED).sum())
-            total += float(cross_entropy(self.logits(self.model, batch), batch.labels)) * kept
+            total += float(cross_entropy(forced_logits(self.model, batch, self.settings.bf16), batch.labels)) * kept
             count += kept
         self.model.train()
         return round(total / count, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -24,6 +26,64 @@ def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lab
     log_q = functional.log_softmax(wide(student_logits[kept]), -1)
     log_p = functional.log_softmax(wide(teacher_logits[kept]), -1)
     return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum()
+
+
+DIVERGENCES = ("forward", "reverse", "jsd")
+
+
+def token_divergence(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, beta: float = 0.5
+) -> torch.Tensor:
+    """GKD's divergences of teacher p and student q at each position: logits [R, T, V] -> [R, T].
+
+    "forward" is KL(p || q), "reverse" KL(q || p), and "jsd" is beta KL(p || m) + (1 - beta) KL(q || m) with
+    m = beta p + (1 - beta) q, beta in (0, 1) (Agarwal et al. 2024). Raises ValueError for another kind.
+    """
+    log_q = functional.log_softmax(wide(student_logits), -1)
+    log_p = functional.log_softmax(wide(teacher_logits), -1)
+    if kind == "forward":
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    if kind == "reverse":
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+    if kind != "jsd":
+        raise ValueError(f"the divergence must be {' or '.join(DIVERGENCES)}, got {kind!r}")
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return (beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)).sum(-1)
+
+
+def kept_mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Mean of values [R, T] where kept (bool [R, T]); 0 where nothing is."""
+    return values.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log p(label) at each position: logits [R, T, V], labels [R, T] -> [R, T], 0 where labels are ignored."""
+    kept = labels != IGNORED
+    found = functional.log_softmax(wide(logits), -1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return found.masked_fill(~kept, 0.0)
+
+
+def rewards_to_come(log_ratio: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """MiniLLM's length-normalised return: the mean of log p/q over the positions after each one, 0 at the last.
+
+    log_ratio [R, T], kept bool [R, T] (a prefix of each row) -> [R, T] (Gu et al. 2024, section 2.2).
+    """
+    ratio, mask = log_ratio.masked_fill(~kept, 0.0), kept.to(log_ratio.dtype)
+    after = ratio.flip(1).cumsum(1).flip(1) - ratio
+    count = mask.flip(1).cumsum(1).flip(1) - mask
+    return (after / count.clamp(min=1)).masked_fill(~kept, 0.0)
+
+
+def clipped_policy_gradient(
+    log_q: torch.Tensor, sampled_log_q: torch.Tensor, rewards: torch.Tensor, kept: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """PPO's clipped surrogate, negated: -mean min(w R, clip(w, 1 - clip, 1 + clip) R), w = q / q when sampled.
+
+    All [R, T]; the gradient goes through log_q alone (MiniLLM's long part).
+    """
+    weight = (log_q - sampled_log_q.detach()).exp()
+    fixed = rewards.detach()
+    return -kept_mean(torch.minimum(weight * fixed, weight.clamp(1 - clip, 1 + clip) * fixed), kept)
 
 
 def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T
 
 from kdtw_fast.modeling import TrainingWheelsT5
 
+from .batches import Batch
 from .settings import Model, Run
 from .tokenizer import padded_vocabulary
 
@@ -76,6 +77,17 @@ def load_student(path: str | Path, tokenizer_size: int, settings: Run | None = N
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
     return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, **prompts)
+
+
+def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -> torch.Tensor:
+    """A model's logits [R, T, V] along a batch's labels, under bf16 autocast if `bf16`."""
+    with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=bf16):
+        return model(
+            input_ids=batch.source_ids,
+            attention_mask=batch.source_mask,
+            decoder_input_ids=model._shift_right(batch.labels),
+            use_cache=False,
+        ).logits
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:

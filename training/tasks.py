@@ -92,10 +92,8 @@ class Task:
         return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, eos, pad)
 
     def draw(self, count: int) -> list[Encoded]:
-        """`count` training examples drawn by the seed, all with 0."""
-        return [
-            self.train[i] for i in keyed_generator(self.settings.seed).permutation(len(self.train))[: count or None]
-        ]
+        """`count` training examples drawn by the seed; all, in their order, with 0."""
+        return [self.train[i] for i in _drawn(len(self.train), self.settings.seed, count)]
 
     def held_out(self, rows: int | None) -> list[Example]:
         """The first `rows` validation examples, all with None."""
