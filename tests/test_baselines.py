@@ -10,18 +10,13 @@ from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.sampling import refreshed, sample
 from test_training_smoke import same
-from toy_training import make_toy, toy_recipe
+from toy_training import toy_recipe
 from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
 
 BASELINES = ["gkd", "on-policy-kd", "distillspec", "skd", "minillm"]
 CONSTANT = {"optimiser__decay": "false", "target_tokens": 64, "updates_per_batch": 2}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return make_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -12,18 +12,11 @@ from kdtw_fast.training.evaluate import scores
 from kdtw_fast.training.models import load_student, new_t5
 from kdtw_fast.training.settings import Data, Model, Optimiser, Run
 from kdtw_fast.training.tasks import Task, teacher_trajectories
-from toy_training import SHAPE, fit, make_toy, toy_examples, toy_recipe
+from toy_training import SHAPE, fit, toy_examples, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT
 from kdtw_fast.modeling import TrainingWheelsT5
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """Data, tokenizer, a fitted teacher and a fitted student."""
-    return make_toy(tmp_path_factory.mktemp("toy"))
-
 
 # ---------------------------------------------------------------- losses and oracle, as pure functions
 

@@ -1,8 +1,8 @@
 """MiniLLM-style policy gradient of the reverse KL (Gu et al. 2024), on the student's own samples.
 
-Of the paper: the single-step term in closed form, the length-normalised return, PPO's clipping over several updates, and
-cross-entropy on references beside it. Left out: sampling from a mixture of teacher and student, which needs both models'
-distributions at every token; the samples here are the student's.
+Of the paper: the single-step term in closed form, the length-normalised return, clipping over several updates, and
+cross-entropy on references beside it. Left out: sampling from a mixture of teacher and student, which needs both
+models' distributions at every token; the samples here are the student's.
 """
 
 from __future__ import annotations

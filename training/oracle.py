@@ -36,7 +36,9 @@ def oracle_positions(
     wanted = kept.sum(1) * fractions
     count = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long()
     order = divergence.masked_fill(~kept, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (rank < count.unsqueeze(1)) & kept
 
 

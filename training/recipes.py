@@ -113,6 +113,10 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
         raise TypeError(f"overrides go with a recipe's name or file, got a Recipe and {overrides!r}")
     if recipe.settings.threads:
         torch.set_num_threads(recipe.settings.threads)
+    if recipe.settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={recipe.settings.device}, but torch sees no CUDA device here; device=cpu works anywhere"
+        )
     if not recipe.settings.out:
         raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
     return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()

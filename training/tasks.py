@@ -96,8 +96,8 @@ class Task:
         return [self.train[i] for i in _drawn(len(self.train), self.settings.seed, count)]
 
     def held_out(self, rows: int | None) -> list[Example]:
-        """The first `rows` validation examples, all with None."""
-        return self.validation[:rows]
+        """`rows` validation examples, the same ones in every run; all with None."""
+        return [self.validation[i] for i in _drawn(len(self.validation), 0, rows or 0)]
 
 
 def teacher_trajectories(
