@@ -37,7 +37,7 @@ def train(
         kdtw train debian-de-en/gkd steps=10 student.path=runs/mine/model out=runs/try
     """
     # Imported here: transformers and the training code take seconds that the other commands do not need.
-    from kdtw_fast.training import recipes
+    from kdtw_fast.training import processes, recipes
 
     if show:
         _list({name: recipes.summary(name) for name in recipes.recipe_names()})
@@ -58,7 +58,7 @@ def train(
             file=sys.stderr,
         )
         raise typer.Exit(128 + outcome.stopped_by)
-    for row in outcome.table:
+    for row in outcome.table if processes.rank() == 0 else []:
         print(json.dumps(row, ensure_ascii=False))
 
 

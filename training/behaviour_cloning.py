@@ -21,6 +21,7 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
+from . import processes
 from .batches import IGNORED
 from .debian import Example
 from .evaluate import NO_LIMIT, scores, shown
@@ -113,10 +114,10 @@ class BehaviourCloning:
         settings, student = self.settings, self.student
         seed_batch(settings.seed, index)
         set_rate(self.optimiser, rate_at(index, settings.steps, settings.optimiser))
-        own = self.batches[index].to(settings.device)
-        told = self.batches.at(index, self.task.told).to(settings.device)
+        own = self.batches[index].mine().to(settings.device)
+        told = self.batches.at(index, self.task.told).mine().to(settings.device)
         budgets = torch.zeros(len(own.labels))
-        drawn = torch.from_numpy(self.batches.draws(index))
+        drawn = torch.from_numpy(processes.mine(self.batches.draws(index)))
         budgets[: len(drawn)] = self.fractions[drawn]
         kept = own.labels != IGNORED
         common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
@@ -131,6 +132,8 @@ class BehaviourCloning:
             asked = oracle_positions(divergence, kept, budgets.to(settings.device), settings.rounding)
             logits = student(**common, decoder_from_teacher=shift_marks(asked)).logits
         parts = behaviour_cloning(logits, answers, asked, kept, student.config.tau_token_id, settings.abstain)
+        share = processes.share(int(kept.sum()))
+        parts = {name: value * share for name, value in parts.items()}
         norm = update(parts["loss"], student, self.optimiser, settings.optimiser.clip, {**vars(own), "asked": asked})
         return {**{name: float(value.detach()) for name, value in parts.items()}, "grad_norm": norm}
 

@@ -16,6 +16,7 @@ from transformers import T5ForConditionalGeneration
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.options import check_real
 
+from . import processes
 from .batches import IGNORED, Batches, encode
 from .evaluate import greedy, scores, shown, texts
 from .losses import cross_entropy, distillation
@@ -92,17 +93,18 @@ class Fitting:
         seed_batch(settings.seed, index)
         rate = rate_at(index, settings.steps, settings.optimiser)
         set_rate(self.optimiser, rate)
-        batch = self.batches[index].to(settings.device)
+        batch = self.batches[index].mine().to(settings.device)
+        kept = int((batch.labels != IGNORED).sum())
         logits = forced_logits(self.model, batch, settings.bf16)
         loss = cross_entropy(logits, batch.labels)
         if self.teacher is not None and settings.distill:
             with torch.no_grad():
-                told = self.batches.at(index, self.task.told).to(settings.device)
+                told = self.batches.at(index, self.task.told).mine().to(settings.device)
                 answers = forced_logits(self.teacher, told, settings.bf16)
             loss = (1 - settings.distill) * loss + settings.distill * distillation(logits, answers, batch.labels)
+        loss = loss * processes.share(kept)
         norm = update(loss, self.model, self.optimiser, settings.optimiser.clip, vars(batch))
-        kept = int((batch.labels != IGNORED).sum())
-        return {"loss": float(loss.detach()), "rate": rate, "grad_norm": norm, "tokens": kept}
+        return {"loss": float(loss.detach()), "rate": rate, "grad_norm": norm, "tokens": processes.total(kept)}
 
     @torch.no_grad()
     def validation_loss(self) -> float | None:

@@ -12,7 +12,7 @@ import torch
 
 from kdtw_fast.options import check_real
 
-from . import distillation
+from . import distillation, processes
 from .batches import IGNORED, Encoded, keyed_generator
 from .losses import DIVERGENCES, kept_mean, token_divergence
 from .models import forced_logits
@@ -52,32 +52,38 @@ class GKD(distillation.Distillation):
         first = fixed if count < len(fixed) else []
         second = self.sampled(fixed, index) if count else []
         pool = [*first, *second]
-        answers = [*self._answers(first), *self._answers(second)]
+        draws = [self._draw(index, number, len(fixed), count) for number in range(settings.updates_per_batch)]
+        answers = self._answers(pool, sorted({i for chosen in draws for i in chosen}))
         sums = {"loss": 0.0, "grad_norm": 0.0}
-        for number in range(settings.updates_per_batch):
-            draw = keyed_generator(settings.seed, index, 2, number)
-            some = draw.permutation(len(fixed))[: len(fixed) - count]
-            others = len(first) + draw.permutation(len(fixed))[:count]
-            chosen = [*some.tolist(), *others.tolist()]
+        for chosen in draws:
             with self.timed("update"):
                 batch = self.collated([pool[i] for i in chosen], self.own)
                 kept = batch.labels != IGNORED
-                teacher = torch.zeros(*kept.shape, answers[0].shape[-1], dtype=answers[0].dtype, device=kept.device)
+                logits = forced_logits(self.student, batch, settings.bf16)
+                teacher = torch.zeros_like(logits)
                 for r, i in enumerate(chosen):
                     teacher[r, : len(pool[i].target)] = answers[i]
-                logits = forced_logits(self.student, batch, settings.bf16)
                 loss = kept_mean(token_divergence(logits, teacher, settings.divergence, settings.beta), kept)
+                loss = loss * processes.share(int(kept.sum()))
                 sums["grad_norm"] += self.update(loss, batch)
                 sums["loss"] += float(loss.detach())
         means = {name: value / settings.updates_per_batch for name, value in sums.items()}
         lengths = {"sampled_length": sum(len(row.target) for row in second) / len(second)} if second else {}
         return {**means, **lengths, **self.seconds}
 
-    def _answers(self, rows: list[Encoded]) -> list[torch.Tensor]:
-        """The teacher's logits along each row's target, [length, V] each."""
-        if not rows:
-            return []
-        return [logits[: len(row.target)] for row, logits in zip(rows, self.teacher_logits(rows), strict=True)]
+    def _draw(self, index: int, number: int, tasks: int, count: int) -> list[int]:
+        """This process's rows of the pool in one update: of `tasks` in all, `count` are sampled outputs."""
+        draw = keyed_generator(self.settings.seed, index, 2, number)
+        some = draw.permutation(tasks)[: tasks - count]
+        others = (tasks if count < tasks else 0) + draw.permutation(tasks)[:count]
+        return list(processes.mine([*some.tolist(), *others.tolist()]))
+
+    def _answers(self, pool: list[Encoded], chosen: list[int]) -> dict[int, torch.Tensor]:
+        """The teacher's logits along the targets of the pool's chosen rows, [length, V] each."""
+        if not chosen:
+            return {}
+        logits = self.teacher_logits([pool[i] for i in chosen])
+        return {i: row[: len(pool[i].target)] for i, row in zip(chosen, logits, strict=True)}
 
 
 build = GKD

@@ -17,7 +17,10 @@ def wide(values: torch.Tensor) -> torch.Tensor:
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean -log p(label) over labels that are not ignored. logits [R, T, V], labels [R, T]."""
-    return functional.cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    total = functional.cross_entropy(
+        wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -25,7 +28,7 @@ def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, lab
     kept = labels != IGNORED
     log_q = functional.log_softmax(wide(student_logits[kept]), -1)
     log_p = functional.log_softmax(wide(teacher_logits[kept]), -1)
-    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum()
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum().clamp(min=1)
 
 
 DIVERGENCES = ("forward", "reverse", "jsd")

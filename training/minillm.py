@@ -13,7 +13,7 @@ import torch
 
 from kdtw_fast.options import check_real
 
-from . import distillation
+from . import distillation, processes
 from .batches import IGNORED
 from .losses import (
     clipped_policy_gradient,
@@ -51,9 +51,11 @@ class MiniLLM(distillation.Distillation):
         """Sample once, score once, and make `updates_per_batch` clipped updates."""
         settings = self.settings
         fixed = self.begin(index)
-        rows = self.sampled(fixed, index)
-        batch, data = self.collated(rows, self.own), self.collated(fixed, self.own)
+        sampled = self.sampled(fixed, index)
+        rows = list(processes.mine(sampled))
+        batch, data = self.collated(rows, self.own), self.collated(processes.mine(fixed), self.own)
         kept = batch.labels != IGNORED
+        share, data_share = (processes.share(int((labels != IGNORED).sum())) for labels in (batch.labels, data.labels))
         answers = self.teacher_logits(rows)
         with torch.no_grad(), self.timed("scoring"):
             sampled_log_q = token_log_probs(forced_logits(self.student, batch, settings.bf16), batch.labels)
@@ -63,20 +65,21 @@ class MiniLLM(distillation.Distillation):
         for _ in range(settings.updates_per_batch):
             with self.timed("update"):
                 logits = forced_logits(self.student, batch, settings.bf16)
-                single = kept_mean(token_divergence(logits, answers, "reverse"), kept)
+                single = share * kept_mean(token_divergence(logits, answers, "reverse"), kept)
                 log_q = token_log_probs(logits, batch.labels)
-                policy = clipped_policy_gradient(log_q, sampled_log_q, rewards, kept, settings.clip)
+                policy = share * clipped_policy_gradient(log_q, sampled_log_q, rewards, kept, settings.clip)
                 loss = single + policy
                 if settings.data_weight:
                     references = cross_entropy(forced_logits(self.student, data, settings.bf16), data.labels)
+                    references = data_share * references
                     loss = loss + settings.data_weight * references
                     sums["data"] += float(references.detach())
                 sums["grad_norm"] += self.update(loss, batch)
                 for name, value in (("loss", loss), ("single_step", single), ("policy", policy)):
                     sums[name] += float(value.detach())
         means = {name: value / settings.updates_per_batch for name, value in sums.items()}
-        length = sum(len(row.target) for row in rows) / len(rows)
-        return {**means, "reward": float(kept_mean(log_ratio, kept)), "sampled_length": length, **self.seconds}
+        length = sum(len(row.target) for row in sampled) / len(sampled)
+        return {**means, "reward": share * float(kept_mean(log_ratio, kept)), "sampled_length": length, **self.seconds}
 
 
 build = MiniLLM

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
 
+from . import processes
 from .settings import Optimiser
 
 
@@ -50,14 +51,15 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def update(
     loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, batch: Mapping[str, Any]
 ) -> float:
-    """Backward, clip, step; returns the gradient's norm before clipping.
+    """Backward, average over processes, clip, step; returns the gradient's norm before clipping.
 
     Raises NonFiniteLossError with `batch` before anything is changed if the loss or that norm is not finite.
     """
     optimiser.zero_grad()
-    if not bool(torch.isfinite(loss)):
+    if processes.total(float(not torch.isfinite(loss.detach()))):
         raise NonFiniteLossError(f"the loss is {float(loss.detach())}", batch)
     loss.backward()
+    processes.average_gradients(model)
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
     if not bool(torch.isfinite(norm)):
         optimiser.zero_grad()
@@ -68,8 +70,8 @@ def update(
 
 
 def seed_batch(seed: int, index: int) -> None:
-    """Make torch's random numbers (dropout) of a batch a function of (seed, index)."""
-    torch.manual_seed(seed * 1_000_003 + index)
+    """Make torch's random numbers (dropout) of a batch a function of (seed, index), and of the process."""
+    torch.manual_seed(seed * 1_000_003 + index + (processes.rank() << 48))
 
 
 class RowDropout(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
 from kdtw_fast.model import NativeT5
 
+from . import processes
 from .batches import Encoded, keyed_generator
 from .evaluate import NO_LIMIT
 
@@ -46,11 +47,15 @@ def sample(
         key: (seed, batch) of the random numbers.
         **options: to `generate`: temperature, max_new_tokens.
     """
+    keys = processes.mine(range(len(rows)))  # each process samples its rows as one process would
+    rows = processes.mine(rows)
+    if not rows:
+        return processes.gathered([])
     eos = decoder.student.eos_token_ids[0]
     if decoder.teacher is not None:
         options["teacher_inputs"] = {"input_ids": [[*told, *row.source, eos] for row in rows]}
     sources = [[*own, *row.source, eos] for row in rows]
     seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
-    out = decoder.generate(sources, seed=seed, max_source_length=NO_LIMIT, **options)
+    out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
     written = zip(rows, out.sequences.tolist(), out.lengths.tolist(), strict=True)
-    return [Encoded(row.source, tuple(ids[1 : 1 + length])) for row, ids, length in written]
+    return processes.gathered([Encoded(row.source, tuple(ids[1 : 1 + length])) for row, ids, length in written])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import T5ForConditionalGeneration
 
+from . import processes
 from .batches import Batches, Encoded, encode, keyed_generator, student_prompts, teacher_prompts
 from .debian import Example, read_jsonl
 from .evaluate import greedy
@@ -108,6 +109,16 @@ def teacher_trajectories(
     Outputs are kept in the JSONL file `cache`, so an interrupted run goes on where it stopped and other recipes can
     share them. Its first line says what it was made of; ValueError if that was something else.
     """
+    with processes.first_before_others():
+        found = _teacher_outputs(teacher, task, rows, cache, chunk)
+    eos = task.tokenizer.eos_token_id
+    kept = zip(rows, found, strict=True)
+    return [Encoded(row.source, tuple(ids)) for row, ids in kept if len(ids) > 1 and ids[-1] == eos]
+
+
+def _teacher_outputs(
+    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
+) -> list[list[int]]:
     limit = task.settings.max_new_tokens
     maker = json.dumps({"made_by": _digest(teacher, task.told, rows, limit)}) + "\n"
     found: list[list[int]] = []
@@ -119,6 +130,8 @@ def teacher_trajectories(
                 f"trajectories_file, or delete it"
             )
         found = [json.loads(line) for line in lines][: len(rows)]
+    if len(found) == len(rows):
+        return found
     cache.parent.mkdir(parents=True, exist_ok=True)
     scratch = cache.with_name(cache.name + ".writing")
     scratch.write_text(maker + "".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
@@ -128,9 +141,7 @@ def teacher_trajectories(
         found += written
         with cache.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(ids) + "\n" for ids in written)
-    eos = task.tokenizer.eos_token_id
-    kept = zip(rows, found, strict=True)
-    return [Encoded(row.source, tuple(ids)) for row, ids in kept if len(ids) > 1 and ids[-1] == eos]
+    return found
 
 
 def _digest(teacher: torch.nn.Module, prompt: Sequence[int], rows: Sequence[Encoded], limit: int) -> str:

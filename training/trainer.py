@@ -22,6 +22,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from . import processes
 from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
 from .optimisation import NonFiniteLossError
 from .settings import HOUSEKEEPING, Run
@@ -113,11 +114,13 @@ class Trainer:
         self.identity = flat({key: value for key, value in self.recipe.items() if key not in HOUSEKEEPING})
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self.writes = processes.rank() == 0
         self.step, self.validated, self.skipped = 0, 0, 0
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.best: dict[str, Any] | None = None
-        self.signal: int | None = None
+        self.signal: int | None = None  # what all processes have agreed to stop for
+        self._received: int | None = None  # what this one was sent
         self._validating = False
         self._began = time.monotonic()
 
@@ -127,11 +130,17 @@ class Trainer:
         """Train; returns the outcome, also when SIGTERM or SIGINT ended the run early (saved, to be continued)."""
         settings = self.settings
         offset = self._resume()
-        (self.out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.recipe)), encoding="utf-8")
-        with _Records(self.out, settings, offset, self.step) as self.records, self._signals():
+        make = _Records if self.writes else _NoRecords
+        with make(self.out, self.recipe, settings, offset, self.step) as self.records, self._signals():
             if self.step == 0 and offset == 0:
                 self.records.write(event="start", **self.identity)
-            bar = tqdm(initial=self.step, total=settings.steps, disable=self.quiet, mininterval=5, unit="batch")
+            bar = tqdm(
+                initial=self.step,
+                total=settings.steps,
+                disable=self.quiet or not self.writes,
+                mininterval=5,
+                unit="batch",
+            )
             with bar:
                 while self._validate_if_due() and self.step < settings.steps and self.signal is None:
                     self._batch()
@@ -144,11 +153,12 @@ class Trainer:
     def _batch(self) -> None:
         settings = self.settings
         try:
-            values = self.algorithm.train_batch(self.step)
+            values = processes.averaged(self.algorithm.train_batch(self.step))
         except NonFiniteLossError as error:
             self._skip(error)
             values = {}
         self.step += 1
+        self._agree()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -163,11 +173,16 @@ class Trainer:
         if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
             self._save()
 
+    def _agree(self) -> None:
+        """Let a signal that one process was sent stop all of them after the same batch."""
+        self.signal = int(processes.most(self._received or 0)) or None
+
     def _skip(self, error: NonFiniteLossError) -> None:
         self.skipped += 1
-        scratch = self.out / "non_finite.writing"
-        torch.save({"step": self.step, "message": str(error), **error.batch}, scratch)
-        os.replace(scratch, self.out / "non_finite.pt")
+        if self.writes:
+            scratch = self.out / "non_finite.writing"
+            torch.save({"step": self.step, "message": str(error), **error.batch}, scratch)
+            os.replace(scratch, self.out / "non_finite.pt")
         self.records.write(event="non_finite", step=self.step + 1, message=str(error), count=self.skipped)
         log.warning("skipped an update of batch %d: %s", self.step, error)
         if self.skipped > self.settings.max_non_finite:
@@ -200,15 +215,17 @@ class Trainer:
 
     def _validate(self, rows: int | None) -> Table | None:
         """The algorithm's table, None when a signal interrupted it."""
-        if self.signal is not None:
-            return None
-        self._validating = True
-        try:
-            return self.algorithm.validate(self.step, rows)
-        except _StopValidationError:
-            return None
-        finally:
-            self._validating = False
+        table = None
+        if self.writes and self._received is None:
+            self._validating = True
+            try:
+                table = self.algorithm.validate(self.step, rows)
+            except _StopValidationError:
+                pass
+            finally:
+                self._validating = False
+        self._agree()
+        return processes.from_first(table)
 
     def _finish(self) -> Outcome:
         """The last model, a candidate for the best too, and its validation on all rows."""
@@ -224,7 +241,7 @@ class Trainer:
         return Outcome(self.step, whole, self.best)
 
     def _show_samples(self) -> None:
-        show = getattr(self.algorithm, "samples", None)
+        show = getattr(self.algorithm, "samples", None) if self.writes else None
         for row in show(self.step, self.settings.samples) if show and self.settings.samples else []:
             self.records.write(event="sample", step=self.step, **row)
             if not self.quiet:
@@ -233,6 +250,8 @@ class Trainer:
     # ---------------------------------------------------------------- what survives
 
     def _save(self) -> None:
+        if not self.writes:
+            return
         state = {
             "step": self.step,
             "validated": self.validated,
@@ -264,6 +283,8 @@ class Trainer:
 
     def _save_model(self, name: str) -> None:
         """Write OUT/name beside, then swap: a killed process leaves no half model under that name."""
+        if not self.writes:
+            return
         scratch, old = self.out / f"{name}.writing", self.out / f"{name}.old"
         for folder in (scratch, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -279,9 +300,9 @@ class Trainer:
         """SIGTERM and SIGINT end the run after the batch (a validation at once); a second one ends the process."""
 
         def stop(number: int, frame: Any) -> None:
-            if self.signal is not None:
+            if self._received is not None:
                 raise KeyboardInterrupt
-            self.signal = number
+            self._received = number
             log.warning("%s: saving and stopping", signal.Signals(number).name)
             if self._validating:
                 raise _StopValidationError
@@ -316,7 +337,8 @@ def _same_identity(saved: dict[str, Any], now: dict[str, Any], out: Path) -> Non
 class _Records:
     """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
 
-    def __init__(self, out: Path, settings: Run, offset: int, step: int):
+    def __init__(self, out: Path, recipe: dict[str, Any], settings: Run, offset: int, step: int):
+        (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
         self.path = out / "metrics.jsonl"
         self.file = self.path.open("ab")
         self.file.truncate(offset)  # lines after the checkpoint will be written again
@@ -353,6 +375,26 @@ class _Records:
         """Bring what was written to the disk; returns the file's length in bytes."""
         os.fsync(self.file.fileno())
         return self.path.stat().st_size
+
+
+class _NoRecords:
+    """What a process writes that is not the first: nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __enter__(self) -> _NoRecords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, **_: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """Nothing."""
+        return 0
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, float]:
