@@ -70,12 +70,13 @@ def share(count: int) -> float:
 
 
 def averaged(values: dict[str, float]) -> dict[str, float]:
-    """Averages over all processes of the same names."""
+    """Averages over all processes; times (seconds_…) stay each one's own, for a process without rows has not all."""
     if not _joined():
         return values
-    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=_device())
+    names = [name for name in values if not name.startswith("seconds")]
+    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_device())
     distributed.all_reduce(tensor)
-    return dict(zip(values, (tensor / number()).tolist(), strict=True))
+    return values | dict(zip(names, (tensor / number()).tolist(), strict=True))
 
 
 def average_gradients(model: torch.nn.Module) -> None:
