@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def oracle_tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     tally = Tally()
     yield tally
     request.config.stash[ORACLE_TALLY].add(tally)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy task's folder: data, tokenizer, a fitted teacher and a hardly fitted student; not to be written to."""
+    from toy_training import make_toy
+
+    return make_toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])

@@ -5,46 +5,18 @@ import math
 
 import pytest
 import torch
-from kdtw_fast.training import behaviour_cloning as cloning
-from kdtw_fast.training import fit as fitting
-from kdtw_fast.training import losses, oracle
-from kdtw_fast.training.debian import Example, write_jsonl
+from kdtw_fast.training import losses, optimisation, oracle, recipes
+from kdtw_fast.training.batches import encode
+from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.evaluate import scores
-from kdtw_fast.training.tokenizer import train_tokenizer
-from transformers import T5ForConditionalGeneration
+from kdtw_fast.training.models import load_student, new_t5
+from kdtw_fast.training.settings import Data, Model, Optimiser, Run
+from kdtw_fast.training.tasks import Task, teacher_trajectories
+from toy_training import SHAPE, fit, toy_examples, toy_recipe
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
+from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT
 from kdtw_fast.modeling import TrainingWheelsT5
-
-GERMAN = ["das", "paket", "enthält", "dateien", "für", "die", "bibliothek", "und", "ein", "programm", "mit", "spielen"]
-ENGLISH = ["the", "package", "contains", "files", "for", "the", "library", "and", "a", "program", "with", "games"]
-SMALL = {"d_model": 16, "d_ff": 24, "d_kv": 8, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
-QUICK = {"steps": 6, "warmup": 2, "target_tokens": 128, "checkpoint_every": 3, "validation_rows": 4, "threads": 1}
-
-
-def toy_examples(count, offset=0):
-    rows = []
-    for i in range(offset, offset + count):
-        words = [(i * 7 + j * (1 + i % 3)) % len(GERMAN) for j in range(2 + i % 9)]
-        rows.append(Example(" ".join(GERMAN[w] for w in words), " ".join(ENGLISH[w] for w in words), f"p{i}"))
-    return rows
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """Data, tokenizer, a fitted teacher and a fitted student."""
-    root = tmp_path_factory.mktemp("toy")
-    write_jsonl(root / "data/train.jsonl", toy_examples(60))
-    write_jsonl(root / "data/validation.jsonl", toy_examples(6, 60))
-    texts = [text for row in toy_examples(60) for text in (row.source, row.target)]
-    prompts = [TEACHER_PROMPT, *(student_prompt(budget) for budget in BUDGETS)]
-    train_tokenizer(texts, 340, prompts).save_pretrained(root / "tokenizer")
-    for role in ("teacher", "student"):
-        steps = 150 if role == "teacher" else 6  # a teacher that ends its sentences
-        settings = fitting.Settings(role=role, **SMALL, **{**QUICK, "steps": steps}, dropout=0.0, bf16=False)
-        fitting.fit(root / "data", root / "tokenizer", root / role, settings, quiet=True)
-    return root
-
 
 # ---------------------------------------------------------------- losses and oracle, as pure functions
 
@@ -138,81 +110,93 @@ def test_quicken_keeps_the_maths_and_the_names(toy):
     call = {"input_ids": ids, "attention_mask": (ids != 0).long(), "decoder_input_ids": ids}
     with torch.no_grad():
         before = model(**call).logits
-        fitting.quicken(model, 0.1)
+        optimisation.quicken(model, 0.1)
         after = model(**call).logits
     assert list(model.state_dict()) == names
     assert torch.allclose(before, after, atol=1e-5)
 
 
 def test_row_dropout_shares_its_mask_along_time():
-    dropped = fitting.RowDropout(0.5).train()(torch.ones(3, 4, 64))
+    dropped = optimisation.RowDropout(0.5).train()(torch.ones(3, 4, 64))
     assert torch.equal(dropped, dropped[:, :1].expand(-1, 4, -1))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert torch.equal(fitting.RowDropout(0.5).eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
+    assert torch.equal(optimisation.RowDropout(0.5).eval()(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
 
 
 def test_each_tensors_rate_follows_its_initial_rms():
-    model = fitting.new_model(fitting.Settings(**SMALL), 70)
-    optimizer = fitting.scaled_adamw(model, 0.1, 0.0)
+    model = new_t5(Model(**SHAPE), 70, Run(), "teacher")
     query = next(p for name, p in model.named_parameters() if name.endswith("SelfAttention.q.weight"))
-    group = next(g for g in optimizer.param_groups if g["params"][0] is query)
-    assert group["lr"] == pytest.approx(0.1 * float(query.detach().pow(2).mean().sqrt()), rel=1e-5)
-    settings = fitting.Settings(steps=100, warmup=10, rate=1.0)
-    rates = [fitting.rate_at(step, settings) for step in range(100)]
+    for scaled, scale in ((True, float(query.detach().pow(2).mean().sqrt())), (False, 1.0)):
+        optimiser = optimisation.make_optimiser(model, Optimiser(rate=0.1, scaled=scaled))
+        group = next(g for g in optimiser.param_groups if g["params"][0] is query)
+        assert group["lr"] == pytest.approx(0.1 * scale, rel=1e-5)
+    settings = Optimiser(rate=1.0, warmup=10)
+    rates = [optimisation.rate_at(step, 100, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[99] == pytest.approx(1 / 90)
+    assert optimisation.rate_at(99, 100, Optimiser(rate=1.0, warmup=10, decay=False)) == 1.0
 
 
-def run_in_two(run, settings, out, part):
-    """Run to settings.steps directly, and again with a stop after `part` steps."""
-    run(out / "whole", settings)
-    run(out / "parts", fitting.replace(settings, steps=part))
-    state = torch.load(out / "parts/checkpoint.pt", weights_only=True)
-    assert state["step"] == part
-    run(out / "parts", settings)
-    whole = torch.load(out / "whole/checkpoint.pt", weights_only=True)["model"]
-    parts = torch.load(out / "parts/checkpoint.pt", weights_only=True)["model"]
-    return whole, parts
+def algorithm_state(out):
+    return load_checkpoint(out)["algorithm"]
+
+
+def same(one, other):
+    """Whether two states hold the same bits."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def run_in_two(run, tmp_path, part, steps):
+    """Run to `steps` directly, and again with a stop after `part` of them."""
+    run(tmp_path / "whole", steps)
+    run(tmp_path / "parts", part)
+    assert load_checkpoint(tmp_path / "parts")["step"] == part
+    run(tmp_path / "parts", steps)
+    return algorithm_state(tmp_path / "whole"), algorithm_state(tmp_path / "parts")
 
 
 def test_fit_resumes_to_the_bit(toy, tmp_path):
-    def run(out, settings):
-        fitting.fit(toy / "data", toy / "tokenizer", out, settings, quiet=True)
+    # constant rate: a run stopped early must not have decayed
+    def run(out, steps):
+        fit(toy, out=out, steps=steps, optimiser__decay="false")
 
-    # constant rate up to here: a run stopped early must not have decayed
-    settings = fitting.Settings(**SMALL, **{**QUICK, "warmup": 100})
-    whole, parts = run_in_two(run, settings, tmp_path, 3)
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    whole, parts = run_in_two(run, tmp_path, 3, 6)
+    assert same(whole, parts)
     lines = [json.loads(line) for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines].count("start") == 1
 
 
 def test_fit_learns_and_ships_a_plain_t5(toy, tmp_path):
-    settings = fitting.Settings(**SMALL, **{**QUICK, "steps": 60}, bf16=False, dropout=0.0)
-    found = fitting.fit(toy / "data", toy / "tokenizer", tmp_path / "run", settings, quiet=True)
-    assert found["validation_loss"] < 0.7 * math.log(340)
+    table = fit(toy, out=tmp_path / "run", steps=60, bf16="false", dropout=0).table
+    assert table[0]["validation_loss"] < 0.7 * math.log(340)
     model = T5ForConditionalGeneration.from_pretrained(tmp_path / "run/model")
     assert model.config.teacher_prompt == TEACHER_PROMPT
     assert model.config.vocab_size % 32 == 0
 
 
-def test_fit_distils(toy, tmp_path):
-    settings = fitting.Settings(role="student", **SMALL, **QUICK, distill=0.5)
-    found = fitting.fit(toy / "data", toy / "tokenizer", tmp_path / "s", settings, toy / "teacher/model", quiet=True)
-    assert math.isfinite(found["validation_loss"])
-    with pytest.raises(ValueError, match=r"distill=0.5 needs a teacher"):
-        fitting.fit(toy / "data", toy / "tokenizer", tmp_path / "t", settings, quiet=True)
+@pytest.mark.parametrize("way", [{"distill": 0.5}, {"distill": 1}, {"targets": "teacher"}])
+def test_fit_learns_from_a_teacher(toy, tmp_path, way):
+    told = {"role": "student", "teacher__path": toy / "teacher/model", **way}
+    table = fit(toy, out=tmp_path / "run", **told).table
+    assert math.isfinite(table[0]["validation_loss"])
+    with pytest.raises(ValueError, match=r"teacher\.path"):
+        fit(toy, out=tmp_path / "other", **{**told, "teacher__path": "''"})
 
 
 def test_fit_refuses_a_checkpoint_of_other_settings(toy):
-    settings = fitting.Settings(**{**SMALL, "d_ff": 32}, **QUICK, dropout=0.0, bf16=False)
-    with pytest.raises(ValueError, match="d_ff: 24 there, 32 now"):
-        fitting.fit(toy / "data", toy / "tokenizer", toy / "teacher", settings, quiet=True)
+    with pytest.raises(ValueError, match=r"teacher\.d_ff: 24 there, 32 now"):
+        fit(toy, out=toy / "teacher", steps=150, dropout=0.0, bf16="false", teacher__d_ff=32)
 
 
-@pytest.mark.parametrize("arguments, words", [({"role": "tutor"}, "'tutor'"), ({"distill": 1.5}, "1.5")])
-def test_settings_are_checked(arguments, words):
+@pytest.mark.parametrize("values, words", [({"role": "tutor"}, "'tutor'"), ({"distill": 1.5}, "1.5")])
+def test_settings_are_checked(toy, values, words):
     with pytest.raises(ValueError, match=words):
-        fitting.Settings(**arguments)
+        fit(toy, out=toy / "nowhere", **values)
 
 
 # ---------------------------------------------------------------- phase 1
@@ -221,14 +205,19 @@ def test_settings_are_checked(arguments, words):
 def test_cloning_resumes_to_the_bit_and_ships_a_student(toy, tmp_path):
     tables = {}
 
-    def run(out, settings):
-        tables[out.name] = cloning.clone(
-            toy / "data", toy / "student/model", toy / "teacher/model", out, settings, quiet=True
+    def run(out, steps):
+        recipe = toy_recipe(
+            toy,
+            "debian-de-en/phase1",
+            out=out,
+            steps=steps,
+            optimiser__decay="false",
+            trajectories_file=tmp_path / "t.jsonl",
         )
+        tables[out.name] = recipes.train(recipe, quiet=True).table
 
-    quick = {key: value for key, value in QUICK.items() if key != "warmup"}
-    whole, parts = run_in_two(run, cloning.Settings(**quick, warmup=100, max_new_tokens=24), tmp_path, 4)
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    whole, parts = run_in_two(run, tmp_path, 4, 6)
+    assert same(whole, parts)
     assert tables["whole"] == tables["parts"]
     assert [row["asked"] for row in tables["whole"]] == [budget.fraction for budget in BUDGETS]
     assert all(0 <= row["achieved"] <= 1 for row in tables["whole"])
@@ -238,34 +227,39 @@ def test_cloning_resumes_to_the_bit_and_ships_a_student(toy, tmp_path):
 
 
 def test_cloning_teaches_to_ask_more_with_a_larger_budget(toy, tmp_path):
-    settings = cloning.Settings(
-        steps=300, warmup=10, rate=2e-2, target_tokens=256, abstain=1.0, max_new_tokens=24, bf16=False, threads=1
+    recipe = toy_recipe(
+        toy,
+        "debian-de-en/phase1",
+        **{"out": tmp_path, "steps": 300, "target_tokens": 256, "abstain": 1.0, "bf16": "false", "sample_every": 0},
+        **{"optimiser__warmup": 10, "optimiser__rate": 2e-2, "validate_every": 0},
     )
-    table = cloning.clone(toy / "data", toy / "student/model", toy / "teacher/model", tmp_path, settings, quiet=True)
-    used = [row["achieved"] for row in table]
+    used = [row["achieved"] for row in recipes.train(recipe, quiet=True).table]
     assert used[0] <= 0.15 and used[-1] >= used[0] + 0.2
 
 
 def test_trajectories_go_on_where_they_stopped(toy, tmp_path):
-    tokenizer = fitting.AutoTokenizer.from_pretrained(toy / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
-    rows = fitting.encode(toy_examples(10), tokenizer)
-    settings = cloning.Settings(max_new_tokens=12)
+    task = Task(Run(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
+    rows = encode(toy_examples(10), tokenizer)
     cache = tmp_path / "trajectories.jsonl"
-    whole = cloning.teacher_trajectories(teacher, tokenizer, rows, settings, cache, chunk=4)
+    whole = teacher_trajectories(teacher, task, rows, cache, chunk=4)
     lines = cache.read_text().splitlines(keepends=True)
-    assert len(lines) == 10
-    cache.write_text("".join(lines[:5]) + lines[5][:4])  # killed while writing
-    assert cloning.teacher_trajectories(teacher, tokenizer, rows, settings, cache, chunk=4) == whole
-    assert cache.read_text().splitlines(keepends=True) == lines
+    assert len(lines) == 11  # the first says what they were made of
+    for end in ("".join(lines[:6]) + lines[6][:4], lines[0][:9], ""):  # killed while writing
+        cache.write_text(end)
+        assert teacher_trajectories(teacher, task, rows, cache, chunk=4) == whole
+        assert cache.read_text().splitlines(keepends=True) == lines
+    with pytest.raises(ValueError, match="other sources"):
+        teacher_trajectories(teacher, task, rows[1:], cache)
 
 
 def test_oracle_curve_runs_from_student_to_teacher(toy):
-    tokenizer = fitting.AutoTokenizer.from_pretrained(toy / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
-    student = oracle.load_student(toy / "student/model", len(tokenizer)).eval()
+    student = load_student(toy / "student/model", len(tokenizer)).eval()
     examples = toy_examples(6, 60)
-    rows = fitting.encode(examples, tokenizer)
+    rows = encode(examples, tokenizer)
     curve = oracle.oracle_curve(student, teacher, tokenizer, rows, [e.target for e in examples], max_new_tokens=12)
     assert [row["fraction"] for row in curve] == [budget.fraction for budget in BUDGETS]
     assert curve[0]["achieved"] == 0 and curve[-1]["achieved"] > 0

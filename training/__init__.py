@@ -1,4 +1,5 @@
-"""Training of a pair: data, tokenizer, cross-entropy fitting, behaviour cloning and their measurements.
+"""Training of a pair: data, tokenizer, recipes and the algorithms they run, and their measurements.
 
-One file is one idea; every file that does something is also a command: `python -m kdtw_fast.training.fit --help`.
+One file is one idea. `kdtw train --list` shows the recipes; debian, tokenizer, oracle and export are commands of their
+own: `python -m kdtw_fast.training.debian --help`.
 """

@@ -13,6 +13,7 @@ import torch
 
 from kdtw_fast.budgets import BUDGETS, student_prompt
 
+from . import processes
 from .debian import Example
 
 IGNORED = -100
@@ -33,6 +34,16 @@ class Batch:
     source_ids: torch.Tensor
     source_mask: torch.Tensor
     labels: torch.Tensor
+
+    def mine(self) -> Batch:
+        """This process's rows (all of them where there is one process)."""
+        if len(self.labels) <= processes.rank():  # none: a row without labels keeps the processes in step
+            return Batch(self.source_ids[:1], self.source_mask[:1], torch.full_like(self.labels[:1], IGNORED))
+        return Batch(*(processes.mine(tensor) for tensor in (self.source_ids, self.source_mask, self.labels)))
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.source_ids.to(device), self.source_mask.to(device), self.labels.to(device))
 
 
 def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
@@ -88,10 +99,10 @@ def collate(
     rows: Sequence[Encoded], prompts: Sequence[Sequence[int]], eos: int, pad: int, count: int | None = None
 ) -> Batch:
     """One batch: prompts[i] before row i, lengths padded to multiples of 8, and empty rows added up to `count`."""
-    count = max(len(rows), count or 0)
+    count = max(len(rows), count or 1)
     sources = [[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)]
-    width = ceil_to(max(map(len, sources)), 8)
-    height = ceil_to(max(len(row.target) for row in rows), 8)
+    width = ceil_to(max(map(len, sources), default=1), 8)
+    height = ceil_to(max((len(row.target) for row in rows), default=1), 8)
     source_ids = torch.full((count, width), pad)
     labels = torch.full((count, height), IGNORED)
     source_ids[len(rows) :, 0] = eos
@@ -140,6 +151,10 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         chosen, draws = self._chosen(step)
         return self._collate(chosen, [self.prompts[d] for d in draws])
+
+    def rows_at(self, step: int) -> list[Encoded]:
+        """The examples of the batch (padding rows excluded)."""
+        return [self.rows[i] for i in self._chosen(step)[0]]
 
     def draws(self, step: int) -> np.ndarray:
         """Which prompt each row of the batch drew (padding rows excluded)."""

@@ -1,254 +1,164 @@
 """Phase 1: behaviour cloning of the oracle (Eq. 16, as corrected), the six budgets mixed in every batch.
 
 Along the teacher's greedy trajectories the student learns to say <tau> where it diverges most from the teacher,
-and to follow the teacher elsewhere. Resumable, as fit.py is.
+and to follow the teacher elsewhere.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from tqdm import tqdm
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.budgets import BUDGETS, student_prompt
+from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.options import check_int, check_real
 
-from .batches import IGNORED, Batches, Encoded, encode, keyed_generator, student_prompts, teacher_prompts
-from .debian import Example, read_jsonl
-from .evaluate import greedy, scores
-from .fit import (
-    FREE_SETTINGS,
-    Log,
-    add_settings,
-    load_checkpoint,
-    quicken,
-    rate_at,
-    save_checkpoint,
-    scaled_adamw,
-    set_rate,
-)
+from . import processes
+from .batches import IGNORED
+from .debian import Example
+from .evaluate import NO_LIMIT, scores, shown
 from .losses import behaviour_cloning, position_divergence
-from .oracle import load_student, oracle_positions, shift_marks
+from .models import load_student, load_teacher, load_tokenizer, plain_copy, save_pair_member
+from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
+from .oracle import oracle_positions, shift_marks
+from .settings import Optimiser, Run, one_of
+from .tasks import Task, teacher_trajectories
+from .trainer import Table, within_budgets
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything phase 1 depends on besides the data and the two models; saved beside the checkpoint."""
+class Settings(Run):
+    """Phase 1."""
 
     steps: int = 200
-    warmup: int = 20
-    rate: float = 2e-3
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    target_tokens: int = 1536
+    optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-3, warmup=20))
     # Weight of -log(1 - pi(tau)) where the oracle does not ask; 0 is Eq. 16 as printed. With 1, pi(tau) is a true
     # probability, but greedy decoding then asks for about twice the budget: tau wins as soon as it beats the best
     # single token. With 3 it wins at about even odds.
     abstain: float = 3.0
-    rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks
-    trajectories: int = 0  # how many training sources the teacher translates; 0 = all
-    max_new_tokens: int = 80
-    seed: int = 0
-    max_source: int = 96
-    bf16: bool = True
-    checkpoint_every: int = 100
-    validate_every: int = 1000
-    validation_rows: int = 200
-    threads: int = 0
+    rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks; or "floor"
+    trajectories: int = 0  # how many training sources the teacher decodes, drawn by the seed; 0 = all
+    trajectories_file: str = ""  # where its outputs are kept; empty = OUT/trajectories.jsonl
+    tolerance: float = 0.03  # how far above its budget a checkpoint's use may be to count as the best
 
-
-def teacher_trajectories(
-    teacher,
-    tokenizer,
-    rows: Sequence[Encoded],
-    settings: Settings,
-    cache: Path | None = None,
-    chunk: int = 1024,
-) -> list[Encoded]:
-    """The teacher's greedy output for each source, in place of the reference; only outputs that reached EOS.
-
-    With `cache` the outputs are kept in a JSONL file, so an interrupted run goes on where it stopped.
-    """
-    prompt = teacher_prompts(tokenizer, teacher.config.teacher_prompt)[0]
-    found: list[list[int]] = []
-    if cache is not None and cache.exists():
-        lines = cache.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut off by a kill is written again
-        found = [json.loads(line) for line in lines][: len(rows)]
-        cache.write_text("".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
-    for begin in range(len(found), len(rows), chunk):
-        written = greedy(teacher, rows[begin : begin + chunk], prompt, settings.max_new_tokens)
-        found += written
-        if cache is not None:
-            with cache.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(ids) + "\n" for ids in written)
-    eos = tokenizer.eos_token_id
-    return [
-        Encoded(row.source, tuple(ids)) for row, ids in zip(rows, found, strict=True) if len(ids) > 1 and ids[-1] == eos
-    ]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real("abstain", self.abstain, 0.0)
+        one_of("rounding", self.rounding, ("nearest", "floor"))
+        check_int("trajectories", self.trajectories, 0)
+        check_real("tolerance", self.tolerance, 0.0, 1.0)
 
 
 def measure_budgets(
     student: TrainingWheelsT5,
-    teacher,
-    tokenizer,
+    teacher: T5ForConditionalGeneration | NativeT5,
+    tokenizer: Any,
     examples: Sequence[Example],
     max_new_tokens: int = 96,
-    **options,
-) -> list[dict[str, object]]:
-    """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to generate."""
+    batch_size: int = 64,
+    **options: Any,
+) -> Table:
+    """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to the decoder."""
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
-    told = tokenizer([teacher.config.teacher_prompt + e.source for e in examples])["input_ids"]
-    table: list[dict[str, object]] = []
+    options = {"max_source_length": NO_LIMIT, "max_new_tokens": max_new_tokens} | options
+    table: Table = []
     for budget in BUDGETS:
-        prompt = student_prompt(budget, student.config.student_prompt)
-        own = tokenizer([prompt + e.source for e in examples])["input_ids"]
-        out = decoder.generate(own, teacher_inputs={"input_ids": told}, max_new_tokens=max_new_tokens, **options)
-        written = tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        sources = (example.source for example in examples)
+        stream = decoder.stream(sources, batch_size=batch_size, in_order=True, budget=budget.phrase, **options)
+        outs = list(stream)
+        calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
         table.append(
             {
                 "budget": budget.phrase,
                 "asked": budget.fraction,
-                "achieved": round(float(out.teacher_calls.sum() / out.lengths.sum()), 4),
-                "row_mean": round(float(out.teacher_fraction.mean()), 4),
-                **scores(written, [e.target for e in examples]),
+                "achieved": round(float(calls.sum() / lengths.sum()), 4),
+                "row_mean": round(float((calls / lengths).mean()), 4),
+                **scores([out.texts[0] for out in outs], [example.target for example in examples]),
             }
         )
     return table
 
 
-def clone(
-    data: Path, student_folder: Path, teacher_folder: Path, out: Path, settings: Settings, quiet: bool = False
-) -> list[dict[str, object]]:
-    """Run phase 1 until settings.steps (continuing OUT/checkpoint.pt) and save the student to OUT/model.
+class BehaviourCloning:
+    """The algorithm of this file, for the trainer."""
 
-    Returns the last validation: use and quality for each budget.
-    """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
-    student = load_student(student_folder, len(tokenizer))
-    tau = student.config.tau_token_id
-    sources = read_jsonl(data / "train.jsonl")
-    chosen = keyed_generator(settings.seed).permutation(len(sources))[: settings.trajectories or None]
-    train = encode([sources[i] for i in chosen], tokenizer, settings.max_source)
-    held_out = read_jsonl(data / "validation.jsonl")
-    rows = teacher_trajectories(teacher, tokenizer, train, settings, out / "trajectories.jsonl")
-    batches = Batches(
-        rows,
-        student_prompts(tokenizer, student.config.student_prompt),
-        settings.seed,
-        settings.target_tokens,
-        eos,
-        pad,
-    )
-    told_prompt = teacher_prompts(tokenizer, teacher.config.teacher_prompt)[0]
-    fractions = torch.tensor([budget.fraction for budget in BUDGETS])
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.tokenizer = load_tokenizer(settings)
+        self.task = Task(settings, self.tokenizer)
+        self.teacher = load_teacher(settings)
+        self.student = load_student(settings.student.path, len(self.tokenizer), settings)
+        cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
+        sources = self.task.draw(settings.trajectories)
+        self.answering = NativeT5.from_model(self.teacher, "teacher")
+        rows = teacher_trajectories(self.teacher, self.task, sources, cache)
+        self.batches = self.task.batches(rows, self.task.own)
+        self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
+        self.optimiser = make_optimiser(self.student, settings.optimiser)
+        quicken(self.student, 0.0)
+        quicken(self.teacher, 0.0)
+        self.student.to(settings.device).train()
+        self.teacher.to(settings.device)
+        self.rank = within_budgets(settings.tolerance)
 
-    optimizer = scaled_adamw(student, settings.rate, settings.weight_decay)
-    quicken(student, 0.0)
-    quicken(teacher, 0.0)
-    start = 0
-    state = load_checkpoint(out / "checkpoint.pt", asdict(settings), (*FREE_SETTINGS, "abstain"))
-    if state is not None:
-        student.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    log = Log(out / "metrics.jsonl")
-    if start == 0:
-        log.write(event="start", rows=len(rows), steps_per_epoch=batches.per_epoch, **asdict(settings))
-
-    answering = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
-
-    def plain() -> TrainingWheelsT5:
-        copy = TrainingWheelsT5(student.config)
-        copy.load_state_dict(student.state_dict())
-        return copy.eval()
-
-    def validate(step: int, count: int | None) -> list[dict[str, object]]:
-        table = measure_budgets(plain(), answering, tokenizer, held_out[:count])
-        for row in table:
-            log.write(event="validation", step=step, rows=len(held_out[:count]), **row)
-        return table
-
-    sums: dict[str, float] = {}
-    began = time.time()
-    student.train()
-    for step in tqdm(range(start, settings.steps), initial=start, total=settings.steps, disable=quiet, mininterval=5):
-        torch.manual_seed(settings.seed * 1_000_003 + step)
-        set_rate(optimizer, rate_at(step, settings))
-        own, told = batches[step], batches.at(step, told_prompt)
+    def train_batch(self, index: int) -> dict[str, float]:
+        """One update along R teacher trajectories, each with a budget of its own."""
+        settings, student = self.settings, self.student
+        seed_batch(settings.seed, index)
+        set_rate(self.optimiser, rate_at(index, settings.steps, settings.optimiser))
+        own = self.batches[index].mine().to(settings.device)
+        told = self.batches.at(index, self.task.told).mine().to(settings.device)
         budgets = torch.zeros(len(own.labels))
-        drawn = torch.from_numpy(batches.draws(step))
-        budgets[: len(drawn)] = fractions[drawn]
+        drawn = torch.from_numpy(processes.mine(self.batches.draws(index)))
+        budgets[: len(drawn)] = self.fractions[drawn]
         kept = own.labels != IGNORED
-        inputs = student._shift_right(own.labels)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.bf16):
+        common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
+        with torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16):
             with torch.no_grad():
-                answers = teacher(told.source_ids, told.source_mask, decoder_input_ids=inputs, use_cache=False).logits
+                answers = self.teacher(told.source_ids, told.source_mask, **common).logits
             encoded = student.get_encoder()(input_ids=own.source_ids, attention_mask=own.source_mask)
+            common |= {"encoder_outputs": encoded, "attention_mask": own.source_mask}
             with torch.no_grad():
-                unmarked = student(
-                    encoder_outputs=encoded,
-                    attention_mask=own.source_mask,
-                    decoder_input_ids=inputs,
-                    use_cache=False,
-                ).logits
-            asked = oracle_positions(position_divergence(unmarked, answers, tau), kept, budgets, settings.rounding)
-            logits = student(
-                encoder_outputs=encoded,
-                attention_mask=own.source_mask,
-                decoder_input_ids=inputs,
-                decoder_from_teacher=shift_marks(asked),
-                use_cache=False,
-            ).logits
-        parts = behaviour_cloning(logits, answers, asked, kept, tau, settings.abstain)
-        parts["loss"].backward()
-        nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        done = step + 1
-        if done % 50 == 0:
-            means = {name: round(value / 50, 4) for name, value in sums.items()}
-            log.write(event="step", step=done, **means, seconds=round(time.time() - began, 1))
-            sums, began = {}, time.time()
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            state = {"model": student.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(out / "checkpoint.pt", {**state, "step": done, "settings": asdict(settings)})
-        if done % settings.validate_every == 0 and done != settings.steps:
-            validate(done, settings.validation_rows)
-    plain().save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-    return validate(settings.steps, None)
+                unmarked = student(**common).logits
+            divergence = position_divergence(unmarked, answers, student.config.tau_token_id)
+            asked = oracle_positions(divergence, kept, budgets.to(settings.device), settings.rounding)
+            logits = student(**common, decoder_from_teacher=shift_marks(asked)).logits
+        parts = behaviour_cloning(logits, answers, asked, kept, student.config.tau_token_id, settings.abstain)
+        share = processes.share(int(kept.sum()))
+        parts = {name: value * share for name, value in parts.items()}
+        norm = update(parts["loss"], student, self.optimiser, settings.optimiser.clip, {**vars(own), "asked": asked})
+        return {**{name: float(value.detach()) for name, value in parts.items()}, "grad_norm": norm}
+
+    def validate(self, index: int, rows: int | None) -> Table:
+        """Use and quality at the six budgets."""
+        examples, limit = self.task.held_out(rows), self.settings.max_new_tokens
+        return measure_budgets(plain_copy(self.student), self.answering, self.tokenizer, examples, limit)
+
+    def samples(self, index: int, count: int) -> list[dict[str, str]]:
+        """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
+        decoder = TrainingWheelsDecoder(plain_copy(self.student), self.answering, tokenizer=self.tokenizer)
+        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget="moderate")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimiser."""
+        return {"model": self.student.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state again."""
+        self.student.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def save_model(self, folder: Path) -> None:
+        """The student, a plain T5 checkpoint with beta, and its tokenizer."""
+        save_pair_member(self.student, self.tokenizer, folder)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"))
-    parser.add_argument("--student", type=Path, required=True, help="folder of the fitted student")
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    defaults = Settings()
-    add_settings(parser, defaults)
-    args = vars(parser.parse_args())
-    places = [args.pop(name) for name in ("data", "student", "teacher", "out")]
-    for row in clone(*places, replace(defaults, **args)):
-        print(json.dumps(row))
-
-
-if __name__ == "__main__":
-    main()
+build = BehaviourCloning

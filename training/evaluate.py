@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sacrebleu
 import torch
 from rouge_score import rouge_scorer
 
 from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.report import marked, runs
 
 from .batches import Encoded, in_order
+from .debian import Example
+
+NO_LIMIT = 2**20  # max_source_length of an evaluation: held-out sources are never left out or cut
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -39,10 +44,23 @@ def greedy(
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
         sources = [[*prompt, *rows[i].source, model.config.eos_token_id] for i in chosen]
-        out = decoder.generate(sources, max_new_tokens=max_new_tokens)
+        out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
         for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
             outputs[i] = ids[1 : 1 + length]
     return outputs
+
+
+def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any) -> list[dict[str, str]]:
+    """Decoded examples with marks on what the teacher wrote, as `kdtw generate --show-owners` shows them."""
+    if not examples:
+        return []
+    options = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT} | options
+    out = decoder([example.source for example in examples], **options)
+    rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), strict=True)
+    return [
+        {"source": example.source, "text": marked(runs(ids, owners, decoder.tokenizer)).plain, "target": example.target}
+        for example, ids, owners in rows
+    ]
 
 
 def texts(tokenizer, outputs: Sequence[Sequence[int]]) -> list[str]:

@@ -2,23 +2,91 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
 from .batches import IGNORED
 
 
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """float32 at least: what bf16 passes give is summed in float32, and float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean -log p(label) over labels that are not ignored. logits [R, T, V], labels [R, T]."""
-    return functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    total = functional.cross_entropy(
+        wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 def distillation(student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Word-level distillation: mean KL(teacher || student) over labels that are not ignored. logits [R, T, V]."""
     kept = labels != IGNORED
-    log_q = functional.log_softmax(student_logits[kept].float(), -1)
-    log_p = functional.log_softmax(teacher_logits[kept].float(), -1)
-    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum()
+    log_q = functional.log_softmax(wide(student_logits[kept]), -1)
+    log_p = functional.log_softmax(wide(teacher_logits[kept]), -1)
+    return functional.kl_div(log_q, log_p, log_target=True, reduction="sum") / kept.sum().clamp(min=1)
+
+
+DIVERGENCES = ("forward", "reverse", "jsd")
+
+
+def token_divergence(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, kind: str, beta: float = 0.5
+) -> torch.Tensor:
+    """GKD's divergences of teacher p and student q at each position: logits [R, T, V] -> [R, T].
+
+    "forward" is KL(p || q), "reverse" KL(q || p), and "jsd" is beta KL(p || m) + (1 - beta) KL(q || m) with
+    m = beta p + (1 - beta) q, beta in (0, 1) (Agarwal et al. 2024). Raises ValueError for another kind.
+    """
+    log_q = functional.log_softmax(wide(student_logits), -1)
+    log_p = functional.log_softmax(wide(teacher_logits), -1)
+    if kind == "forward":
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    if kind == "reverse":
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+    if kind != "jsd":
+        raise ValueError(f"the divergence must be {' or '.join(DIVERGENCES)}, got {kind!r}")
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return (beta * log_p.exp() * (log_p - log_m) + (1 - beta) * log_q.exp() * (log_q - log_m)).sum(-1)
+
+
+def kept_mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Mean of values [R, T] where kept (bool [R, T]); 0 where nothing is."""
+    return values.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def token_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log p(label) at each position: logits [R, T, V], labels [R, T] -> [R, T], 0 where labels are ignored."""
+    kept = labels != IGNORED
+    found = functional.log_softmax(wide(logits), -1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return found.masked_fill(~kept, 0.0)
+
+
+def rewards_to_come(log_ratio: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """MiniLLM's length-normalised return: the mean of log p/q over the positions after each one, 0 at the last.
+
+    log_ratio [R, T], kept bool [R, T] (a prefix of each row) -> [R, T] (Gu et al. 2024, section 2.2).
+    """
+    ratio, mask = log_ratio.masked_fill(~kept, 0.0), kept.to(log_ratio.dtype)
+    after = ratio.flip(1).cumsum(1).flip(1) - ratio
+    count = mask.flip(1).cumsum(1).flip(1) - mask
+    return (after / count.clamp(min=1)).masked_fill(~kept, 0.0)
+
+
+def clipped_policy_gradient(
+    log_q: torch.Tensor, sampled_log_q: torch.Tensor, rewards: torch.Tensor, kept: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """PPO's clipped surrogate, negated: -mean min(w R, clip(w, 1 - clip, 1 + clip) R), w = q / q when sampled.
+
+    All [R, T]; the gradient goes through log_q alone (MiniLLM's long part).
+    """
+    weight = (log_q - sampled_log_q.detach()).exp()
+    fixed = rewards.detach()
+    return -kept_mean(torch.minimum(weight * fixed, weight.clamp(1 - clip, 1 + clip) * fixed), kept)
 
 
 def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
@@ -31,10 +99,10 @@ def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
 def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: int) -> torch.Tensor:
     """KL_i = KL(p(.|C^(T)) || pi(.|C^(S))) at each position, both without <tau> (Eq. 16, as corrected).
 
-    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32.
+    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32 (float64 for float64).
     """
-    log_pi = functional.log_softmax(without_column(student_logits, tau).float(), -1)
-    log_p = functional.log_softmax(without_column(teacher_logits, tau).float(), -1)
+    log_pi = functional.log_softmax(wide(without_column(student_logits, tau)), -1)
+    log_p = functional.log_softmax(wide(without_column(teacher_logits, tau)), -1)
     if log_pi.shape != log_p.shape:
         raise ValueError(f"student and teacher logits differ in shape without <tau>: {log_pi.shape} and {log_p.shape}")
     return (log_p.exp() * (log_p - log_pi)).sum(-1)
@@ -54,10 +122,10 @@ def behaviour_cloning(
     teacher that never says <tau>; with 0 (the print) nothing keeps pi(<tau>) down. Logits [R, T, V]; asked and kept
     bool [R, T]. Returns the scalars loss, ask, divergence and abstain.
     """
-    log_all = functional.log_softmax(student_logits.float(), -1)
+    log_all = functional.log_softmax(wide(student_logits), -1)
     log_tau = log_all[..., tau]
     log_other = torch.logsumexp(without_column(log_all, tau), -1)
-    high, low = (asked & kept).float(), (kept & ~asked).float()
+    high, low = (asked & kept).to(log_all.dtype), (kept & ~asked).to(log_all.dtype)
     count = kept.sum().clamp(min=1)
     ask = -(log_tau * high).sum() / count
     divergence = (position_divergence(student_logits, teacher_logits, tau) * low).sum() / count

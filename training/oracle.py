@@ -20,6 +20,7 @@ from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, student
 from .debian import read_jsonl
 from .evaluate import scores, texts
 from .losses import position_divergence
+from .models import load_student
 
 
 def oracle_positions(
@@ -35,7 +36,9 @@ def oracle_positions(
     wanted = kept.sum(1) * fractions
     count = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long()
     order = divergence.masked_fill(~kept, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return (rank < count.unsqueeze(1)) & kept
 
 
@@ -177,15 +180,6 @@ def main() -> None:
         print(json.dumps(row))
     if args.out is not None:
         args.out.write_text(json.dumps(curve, indent=2) + "\n")
-
-
-def load_student(folder: Path, tokenizer_size: int) -> TrainingWheelsT5:
-    """A student from a folder, in float32; a plain T5 is given <tau> and beta first."""
-    config = json.loads((folder / "config.json").read_text())
-    if "tau_token_id" in config:
-        return TrainingWheelsT5.from_pretrained(folder, dtype=torch.float32)
-    plain = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size)
 
 
 if __name__ == "__main__":

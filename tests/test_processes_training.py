@@ -1,0 +1,89 @@
+"""Two processes (gloo, CPU) train as one does on the same global batches."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from kdtw_fast.training import processes, recipes
+from kdtw_fast.training.checkpoints import load_checkpoint
+from toy_training import SHAPE, overrides, toy_recipe
+
+VARIED = {
+    # 60 rows in buckets: some batches have one row, so a process may have none
+    "fit": ("debian-de-en/teacher", {"dropout": 0, **{f"teacher__{name}": value for name, value in SHAPE.items()}}),
+    "phase1": ("debian-de-en/phase1", {}),
+    "gkd": ("debian-de-en/gkd", {"updates_per_batch": 2}),
+    "skd": ("debian-de-en/skd", {"updates_per_batch": 2}),
+    "minillm": ("debian-de-en/minillm", {"updates_per_batch": 2}),
+}
+
+
+def settings_of(name, out):
+    recipe, own = VARIED[name]
+    if name == "fit":
+        own = {**own, "teacher__path": "''"}
+    quick = {"steps": 12, "log_every": 1, "bf16": "false", "sample_every": 0, "target_tokens": 48}
+    return recipe, {**quick, **own, "out": out}
+
+
+def launched(*program):
+    """The output of two processes that torchrun starts (accelerate launch starts several on CPUs by MPI alone)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*command, *map(str, program)], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def assert_same_training(one, two):
+    """The same events, losses and weights, but for the order of sums."""
+    rows, others = (
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (one, two)
+    )
+    assert [row["event"] for row in rows] == [row["event"] for row in others]
+    assert sum(row["event"] == "step" for row in rows) == 12
+    for mine, theirs in zip(rows, others, strict=True):
+        if mine["event"] == "step":
+            assert theirs["loss"] == pytest.approx(mine["loss"], rel=2e-4, abs=2e-5), mine["step"]
+            assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=5e-3, abs=1e-4), mine["step"]
+    models = [load_checkpoint(out)["algorithm"]["model"] for out in (one, two)]
+    for key, value in models[0].items():
+        assert float((value - models[1][key]).abs().max()) < 1e-3, key
+
+
+def test_two_processes_are_as_one(toy, tmp_path):
+    names = [name for name in VARIED if name != "fit"]
+    for name in names:
+        recipe, settings = settings_of(name, tmp_path / name / "one")
+        recipes.train(toy_recipe(toy, recipe, **settings), quiet=True)
+        two = toy_recipe(toy, recipe, **{**settings, "out": tmp_path / name / "two"})
+        (tmp_path / f"{name}.yaml").write_text(recipes.to_yaml(two))
+    script = tmp_path / "all.py"
+    script.write_text(
+        "import sys\n"
+        "from kdtw_fast.training import processes, recipes\n"
+        "assert processes.number() == 2\n"
+        "for path in sys.argv[1:]:\n"
+        "    recipes.train(recipes.resolve(path), quiet=True)\n"
+    )
+    launched(script, *(tmp_path / f"{name}.yaml" for name in names))
+    for name in names:
+        assert_same_training(tmp_path / name / "one", tmp_path / name / "two")
+
+
+def test_two_processes_run_the_command(toy, tmp_path):
+    recipe, settings = settings_of("fit", tmp_path / "one")
+    alone = toy_recipe(toy, recipe, **settings)
+    table = recipes.train(alone, quiet=True).table
+    (tmp_path / "two.yaml").write_text(recipes.to_yaml(alone))
+    arguments = ["train", tmp_path / "two.yaml", *overrides(out=tmp_path / "two"), "--quiet"]
+    written = launched("-m", "kdtw_fast", *arguments)
+    assert len(written.splitlines()) == len(table)  # one of them prints
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_one_process_is_left_alone():
+    assert (processes.number(), processes.rank(), processes.share(3), processes.total(2.5)) == (1, 0, 1.0, 2.5)
+    assert processes.mine([1, 2, 3]) == processes.gathered([1, 2, 3]) == [1, 2, 3]

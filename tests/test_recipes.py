@@ -1,0 +1,245 @@
+"""Recipes: every shipped one resolves; overrides and mistakes; JSONL, parquet and hub layouts; the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields, is_dataclass
+
+import pytest
+from kdtw_fast.training import recipes
+from kdtw_fast.training.settings import HOUSEKEEPING, Data, Run
+from kdtw_fast.training.tasks import read_examples
+from toy_training import SHAPE, overrides, toy_examples, toy_recipe
+from typer.testing import CliRunner
+
+from kdtw_fast.cli import app
+
+ALL = recipes.recipe_names()
+
+
+def kdtw(*arguments):
+    return CliRunner().invoke(app, ["train", *arguments])
+
+
+# ---------------------------------------------------------------- shipped recipes
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_resolves(name, tmp_path):
+    recipe = recipes.resolve(name)
+    assert recipe.settings.out == f"runs/{name}"
+    assert 10 < len(recipes.summary(name)) <= 90
+    written = tmp_path / "again.yaml"
+    written.write_text(recipes.to_yaml(recipe))
+    assert recipes.resolve(written) == recipe
+
+
+def test_recipes_are_there_for_both_tasks_and_the_paper():
+    baselines = {"gkd", "on-policy-kd", "distillspec", "skd", "minillm", "supervised-kd", "sequence-kd"}
+    phases = {"phase1", "phase1-0", "phase1-100", "phase1-400"}
+    for task, own in (("debian-de-en", {"teacher", "student"}), ("debian-synopsis", {"teacher", "student"})):
+        assert {f"{task}/{name}" for name in baselines | phases | own} <= set(ALL)
+    for task in ("wmt19-de-en", "xsum"):
+        assert {f"{task}/{name}" for name in baselines | phases} <= set(ALL)
+        for name in baselines | phases:
+            settings = recipes.resolve(f"{task}/{name}").settings
+            assert (settings.student.path, settings.teacher.path) == ("google/flan-t5-small", "google/flan-t5-xl")
+            assert (settings.optimiser.rate, settings.optimiser.weight_decay) == (1e-5, 1e-5)
+    gkd = recipes.resolve("wmt19-de-en/gkd").settings
+    assert (gkd.steps, gkd.updates_per_batch, gkd.divergence, gkd.student_fraction) == (5200, 4, "reverse", 0.5)
+    assert recipes.resolve("xsum/phase1").settings.steps == 200
+
+
+@pytest.mark.parametrize("task", ["debian-de-en", "debian-synopsis", "wmt19-de-en", "xsum"])
+def test_the_recipes_of_a_task_agree_on_the_task(task):
+    found = [recipes.resolve(name).settings for name in ALL if name.startswith(task + "/")]
+    for name in ("data", "student_prompt", "teacher_prompt", "max_new_tokens", "seed"):
+        assert len({repr(getattr(settings, name)) for settings in found}) == 1, name
+
+
+# The other tasks' recipes are those of debian-de-en with other settings of the same names.
+RUN = [name for name in ALL if name.startswith("debian-de-en/")]
+RUN += ["debian-synopsis/phase1", "wmt19-de-en/gkd", "xsum/phase1", "xsum/supervised-kd"]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_recipe_runs_on_toy_data(name, toy, tmp_path):
+    """The shipped YAML with two batches and toy models; whatever else it says stays as it is."""
+    small = {"steps": min(2, recipes.resolve(name).settings.steps), "sample_every": 0, "validation_rows": 0}
+    source = {"data__hub": "''", "data__subset": "''", "data__source": "source", "data__target": "target"}
+    scratch = name.endswith(("-de-en/teacher", "-synopsis/teacher"))
+    if "/teacher" in name or "/student" in name or ("-kd" in name and "policy" not in name):
+        small |= {f"{role}__{key}": value for role in ("student", "teacher") for key, value in SHAPE.items()}
+    if scratch:
+        small |= {"teacher__path": "''"}
+    recipe = toy_recipe(toy, name, **{**source, **small, "out": tmp_path, "device": "cpu", "max_new_tokens": 8})
+    outcome = recipes.train(recipe, quiet=True)
+    assert outcome.step == small["steps"] and "rouge2" in outcome.table[0]
+    assert (tmp_path / "model/model.safetensors").exists() and (tmp_path / "best/config.json").exists()
+    assert recipes.resolve(tmp_path / "recipe.yaml") == recipe
+
+
+# ---------------------------------------------------------------- overrides and mistakes
+
+
+def test_overrides_reach_nested_settings():
+    changed = ["steps=10", "student.d_model=64", "optimiser.rate=2e-4", "bf16=false", "data.folder=a b", "dropout=0"]
+    settings = recipes.resolve("debian-de-en/student", changed).settings
+    assert (settings.steps, settings.student.d_model, settings.optimiser.rate) == (10, 64, 2e-4)
+    assert settings.bf16 is False and settings.data.folder == "a b" and settings.dropout == 0.0
+    assert recipes.resolve("debian-de-en/student", ["steps=10", "steps=11"]).settings.steps == 11
+
+
+MISTAKES = [
+    (["debian-de-en/teachr"], "unknown recipe 'debian-de-en/teachr'; did you mean 'debian-de-en/teacher'?"),
+    (["nowhere.yaml"], "there is no recipe file nowhere.yaml; kdtw train --list shows"),
+    (["debian-de-en/teacher", "stepz=10"], "there is no setting 'stepz'; did you mean 'steps'?"),
+    (["debian-de-en/teacher", "student.dmodel=1"], "there is no setting 'student.dmodel'; did you mean 'd_model'?"),
+    (["debian-de-en/teacher", "data=3"], "override 'data=3': "),
+    (["debian-de-en/teacher", "steps=many"], "steps: Value 'many' of type 'str' could not be converted to Integer"),
+    (["debian-de-en/teacher", "steps=-1"], "steps must be at least 0, got -1"),
+    (["debian-de-en/teacher", "steps"], "an override is written setting=value, got 'steps'"),
+    (["debian-de-en/teacher", "=3"], "an override is written setting=value, got '=3'"),
+    (["debian-de-en/teacher", "out=[1"], "cannot read the override 'out=[1'; put quotes around its value"),
+    (["debian-de-en/teacher", "algorithm=gkd"], "there is no setting 'algorithm'"),
+    (["debian-de-en/teacher", "role=tutor"], "role must be teacher or student, got 'tutor'"),
+    (["debian-de-en/teacher", "out=''"], "out is empty; name the folder for checkpoints"),
+    (["debian-de-en/gkd", "beta=1"], "beta must be between 0 and 1, got 1.0"),
+    (["debian-de-en/gkd", "divergence=tv"], "divergence must be forward or reverse or jsd, got 'tv'"),
+    (["debian-de-en/teacher", "student_prompt=hello"], "a student prompt holds \"{budget}\" exactly once, got 'hello'"),
+    (["debian-de-en/teacher", "tokenizer=runs/none"], "tokenizer=runs/none is not a folder; make it first"),
+    (["wmt19-de-en/gkd", "data.folder=x"], "give data.folder or data.hub, not both (got 'x' and 'wmt/wmt19')"),
+    ([], "name a recipe, such as debian-de-en/teacher"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES, ids=lambda value: str(value)[:40])
+def test_mistakes_are_one_sentence(arguments, words):
+    result = kdtw(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr and result.stderr.startswith("kdtw: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("steps: 3", "names no algorithm"),
+        ("algorithm: gkt", "unknown algorithm 'gkt'; did you mean 'gkd'?"),
+        ("algorithm: gkd\nstepz: 3", "there is no setting 'stepz'; did you mean 'steps'?"),
+        ("algorithm: gkd\nsteps: [", "is not YAML (line 3)"),
+        ("- a", "must hold settings by name"),
+        ("base: own.yaml\nsteps: 3", "is its own base"),
+        ("base: debian-de-en/gdk", "did you mean 'debian-de-en/gkd'?"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(text, words, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        recipes.resolve(path)
+    assert words in str(caught.value)
+
+
+def test_a_base_beside_the_file_comes_before_a_shipped_one(tmp_path):
+    (tmp_path / "first.yaml").write_text("base: debian-de-en/gkd\nsteps: 3\nbeta: 0.1\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nsteps: 4\n")
+    settings = recipes.resolve(tmp_path / "second.yaml").settings
+    assert (settings.steps, settings.beta, settings.updates_per_batch) == (4, 0.1, 4)
+
+
+def test_an_algorithm_that_is_missing_says_so(monkeypatch):
+    monkeypatch.setitem(recipes.ALGORITHMS, "absent", "absent_module")
+    with pytest.raises(ValueError, match="this version of kdtw_fast has no algorithm 'absent'"):
+        recipes.find_algorithm("absent")
+
+
+def test_housekeeping_names_settings():
+    assert set(HOUSEKEEPING) <= {field.name for field in fields(Run)}
+    assert is_dataclass(Run) and "steps" in asdict(Run())
+
+
+# ---------------------------------------------------------------- data
+
+
+def written_as(kind, folder):
+    import datasets
+
+    rows = toy_examples(7)
+    if kind == "hub":
+        pairs = [{"translation": {"de": row.source, "en": row.target}} for row in rows]
+        (folder / "data").mkdir()
+        datasets.Dataset.from_list(pairs).to_parquet(str(folder / "data/train-00000-of-00001.parquet"))
+        return Data(hub=str(folder), source="translation.de", target="translation.en")
+    pairs = [{"german": row.source, "target": row.target} for row in rows]
+    if kind == "parquet":
+        datasets.Dataset.from_list(pairs).to_parquet(str(folder / "train.parquet"))
+        return Data(folder=str(folder), source="german")
+    name = "german" if kind == "columns" else "source"
+    lines = [json.dumps({name: row.source, "target": row.target}) + "\n" for row in rows]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return Data(folder=str(folder), source=name)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "columns", "parquet", "hub"])
+def test_examples_come_from_every_layout(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = written_as(kind, tmp_path)
+    expected = [(row.source, row.target) for row in toy_examples(7)]
+    assert [(row.source, row.target) for row in read_examples(data, "train")] == expected
+    some = [(row.source, row.target) for row in read_examples(data, "train", seed=1, limit=3)]
+    assert len(some) == 3 and set(some) <= set(expected)
+    assert some == [(row.source, row.target) for row in read_examples(data, "train", seed=1, limit=3)]
+    assert some != [(row.source, row.target) for row in read_examples(data, "train", seed=2, limit=3)]
+
+
+def test_missing_data_and_columns_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no train\.jsonl and no train\.parquet"):
+        read_examples(Data(folder=str(tmp_path)), "train")
+    data = written_as("columns", tmp_path)
+    with pytest.raises(ValueError, match=r"no column 'text\.de': 'text' is not among german, target"):
+        read_examples(Data(folder=data.folder, source="text.de"), "train")
+    with pytest.raises(ValueError, match=r"column 'german\.de': 'de' is not among str"):
+        read_examples(Data(folder=data.folder, source="german.de"), "train")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_list_and_settings():
+    listed = kdtw("--list")
+    assert listed.exit_code == 0
+    lines = [line for line in listed.stdout.splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == ALL  # one line each
+    shown = kdtw("debian-de-en/gkd", "steps=7", "--settings")
+    assert "steps: 7" in shown.stdout and "algorithm: gkd" in shown.stdout
+
+
+def test_the_command_trains_stops_at_sigterm_and_goes_on(toy, tmp_path):
+    places = {"data__folder": toy / "data", "tokenizer": toy / "tokenizer", "out": tmp_path / "run"}
+    shape = {f"teacher__{name}": value for name, value in SHAPE.items()}
+    quick = {"target_tokens": 128, "checkpoint_every": 1000, "validation_rows": 4, "threads": 1, "log_every": 2}
+    arguments = ["debian-de-en/teacher", *overrides(**places, **shape, **quick, optimiser__decay="false")]
+    command = [sys.executable, "-m", "kdtw_fast", "train", *arguments, "steps=100000"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    metrics = tmp_path / "run/metrics.jsonl"
+    while time.monotonic() < deadline and not (metrics.exists() and '"step"' in metrics.read_text()):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    error = child.communicate(timeout=60)[1]
+    assert child.returncode == 128 + signal.SIGTERM
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("kdtw: stopped by SIGTERM at batch") and "goes on from there" in last
+    from kdtw_fast.training.checkpoints import load_checkpoint
+
+    step = load_checkpoint(tmp_path / "run")["step"]
+    assert step > 0
+    result = kdtw(*arguments, f"steps={step + 2}", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    assert "rouge2" in json.loads(result.stdout.splitlines()[-1])
+    assert load_checkpoint(tmp_path / "run")["step"] == step + 2
+    refused = kdtw(*arguments, f"steps={step + 2}", "seed=5", "--quiet")
+    assert refused.exit_code == 2 and "seed: 0 there, 5 now" in refused.stderr

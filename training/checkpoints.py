@@ -1,0 +1,102 @@
+"""Checkpoints that survive kill -9: written aside and renamed, the one before kept, a damaged one refused.
+
+A checkpoint is a file of torch.save with its SHA-256 behind it, so torch.load reads it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+LATEST, PREVIOUS, SCRATCH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.writing"
+DIGEST_BYTES = hashlib.sha256().digest_size
+_CHUNK = 1 << 22
+
+log = logging.getLogger(__name__)
+
+
+class _Hashing:
+    """A binary file that hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Write and hash."""
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        """Flush the file."""
+        self.file.flush()
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write FOLDER/checkpoint.pt; what was there becomes FOLDER/checkpoint.previous.pt.
+
+    At every moment one of the two is whole: the new one is on the disk before the names change. `state` may hold
+    tensors, numbers, strings, None and dictionaries, lists and tuples of them.
+    """
+    scratch = folder / SCRATCH
+    with scratch.open("wb") as file:
+        hashing = _Hashing(file)
+        torch.save(dict(state), hashing)  # type: ignore[arg-type]
+        file.write(hashing.hash.digest())
+        file.flush()
+        os.fsync(file.fileno())
+    if (folder / LATEST).exists():
+        os.replace(folder / LATEST, folder / PREVIOUS)
+    os.replace(scratch, folder / LATEST)
+    sync_folder(folder)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of `folder`, None if there is none at all.
+
+    A damaged one is named in a warning and the one before is taken; ValueError where no whole one is left.
+    """
+    damaged = []
+    for path in (folder / LATEST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        reason = _damage(path)
+        if reason is None:
+            if damaged:
+                log.warning("going on from %s", path)
+            return torch.load(path, map_location="cpu", weights_only=True)
+        log.warning("refused %s: %s", path, reason)
+        damaged.append(path)
+    if damaged:
+        names = " and ".join(map(str, damaged))
+        raise ValueError(f"no whole checkpoint is left: {names} is damaged; delete it to begin again")
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, or None."""
+    left = path.stat().st_size - DIGEST_BYTES
+    if left <= 0:
+        return f"it has {left + DIGEST_BYTES} bytes, too few for a checkpoint"
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while left:
+            chunk = file.read(min(_CHUNK, left))
+            found.update(chunk)
+            left -= len(chunk)
+        expected = file.read()
+    return None if found.digest() == expected else "its checksum does not match, so it is cut off or damaged"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,103 @@
+"""The two models of a run: built from a shape, or loaded from a folder or the hub; and copies that can be saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from kdtw_fast.modeling import TrainingWheelsT5
+
+from .batches import Batch
+from .settings import Model, Run
+from .tokenizer import padded_vocabulary
+
+
+def located(path: str, name: str) -> str:
+    """`path` if it is a folder or can be a hub name; FileNotFoundError says which setting names nothing."""
+    if not path:
+        raise ValueError(f"{name} is empty; give a folder or a name on the hub")
+    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "runs/"))):
+        raise FileNotFoundError(f"{name}={path} is not a folder; make it first (training/README.md has the order)")
+    return path
+
+
+def load_tokenizer(settings: Run) -> Any:
+    """The tokenizer that `settings` names, else the teacher's."""
+    if settings.tokenizer:
+        return AutoTokenizer.from_pretrained(located(settings.tokenizer, "tokenizer"))
+    return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"))
+
+
+def new_t5(shape: Model, tokenizer_size: int, settings: Run, role: str) -> T5ForConditionalGeneration:
+    """A fresh T5 (gated-gelu, tied and scaled head) with spare vocabulary rows above the tokenizer's size."""
+    torch.manual_seed(settings.seed)
+    config = T5Config(
+        vocab_size=padded_vocabulary(tokenizer_size),
+        d_model=shape.d_model,
+        d_ff=shape.d_ff,
+        d_kv=shape.d_kv,
+        num_heads=shape.num_heads,
+        num_layers=shape.encoder_layers,
+        num_decoder_layers=shape.decoder_layers,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    config.teacher_prompt = settings.teacher_prompt
+    if role == "student":
+        config.student_prompt = settings.student_prompt
+    return T5ForConditionalGeneration(config)
+
+
+def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
+    """A plain T5 in float32 (of a Training Wheels student, without beta)."""
+    return T5ForConditionalGeneration.from_pretrained(located(path, name), dtype=torch.float32)
+
+
+def load_teacher(settings: Run) -> T5ForConditionalGeneration:
+    """The teacher in float32 and eval mode, told `settings.teacher_prompt` if its config names no prompt."""
+    teacher = load_t5(settings.teacher.path, "teacher.path").eval()
+    if getattr(teacher.config, "teacher_prompt", None) is None:
+        teacher.config.teacher_prompt = settings.teacher_prompt
+    return teacher.requires_grad_(False)
+
+
+def load_student(path: str | Path, tokenizer_size: int, settings: Run | None = None) -> TrainingWheelsT5:
+    """A student with <tau> and beta in float32; a plain T5 is given them (and the prompts of `settings`) first."""
+    path = located(str(path), "student.path")
+    if hasattr(AutoConfig.from_pretrained(path), "tau_token_id"):
+        return TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
+    plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+    prompts = {}
+    if settings is not None and getattr(plain.config, "student_prompt", None) is None:
+        prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
+    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, **prompts)
+
+
+def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -> torch.Tensor:
+    """A model's logits [R, T, V] along a batch's labels, under bf16 autocast if `bf16`."""
+    with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=bf16):
+        return model(
+            input_ids=batch.source_ids,
+            attention_mask=batch.source_mask,
+            decoder_input_ids=model._shift_right(batch.labels),
+            use_cache=False,
+        ).logits
+
+
+def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a (quickened) model with Hugging Face's own modules, on the CPU, in eval mode, to save or to decode."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
+
+
+def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its tokenizer to `folder`, as every T5 loader takes it."""
+    plain_copy(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

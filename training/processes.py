@@ -1,0 +1,126 @@
+"""Data-parallel training in several processes: which rows are this process's, and sums over all processes.
+
+Every process holds the whole state and does its share of each batch's rows; process 0 validates and writes. With one
+process nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+Row = TypeVar("Row")
+
+
+@cache
+def _joined() -> bool:
+    """Whether there are several processes; the first question joins them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise ValueError("several processes need accelerate: pip install accelerate, or start one process") from None
+    PartialState(cpu=not torch.cuda.is_available())
+    return True
+
+
+def number() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _joined() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return distributed.get_rank() if _joined() else 0
+
+
+def mine(rows: Sequence[Row]) -> Sequence[Row]:
+    """This process's share of a batch's rows."""
+    return rows[rank() :: number()]
+
+
+def total(value: float) -> float:
+    """The sum over all processes."""
+    if not _joined():
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=_device())
+    distributed.all_reduce(tensor)
+    return float(tensor)
+
+
+def most(value: int) -> int:
+    """The largest of all processes' values."""
+    if not _joined():
+        return value
+    tensor = torch.tensor(value, device=_device())
+    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def share(count: int) -> float:
+    """What a mean over this process's `count` positions is multiplied by, so that averages over processes are means."""
+    return count * number() / max(1.0, total(count)) if _joined() else 1.0
+
+
+def averaged(values: dict[str, float]) -> dict[str, float]:
+    """Averages over all processes; times (seconds_…) stay each one's own, for a process without rows has not all."""
+    if not _joined():
+        return values
+    names = [name for name in values if not name.startswith("seconds")]
+    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_device())
+    distributed.all_reduce(tensor)
+    return values | dict(zip(names, (tensor / number()).tolist(), strict=True))
+
+
+def average_gradients(model: torch.nn.Module) -> None:
+    """Make every process's gradients the average of all."""
+    if not _joined():
+        return
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in found])
+    distributed.all_reduce(flat)
+    flat /= number()
+    for gradient, part in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def gathered(rows: Sequence[Row]) -> list[Row]:
+    """All rows, in order, from every process's `mine`."""
+    if not _joined():
+        return list(rows)
+    parts: list[Any] = [None] * number()
+    distributed.all_gather_object(parts, list(rows))
+    found: list[Any] = [None] * sum(map(len, parts))
+    for first, part in enumerate(parts):
+        found[first :: number()] = part
+    return found
+
+
+def from_first(value: Row) -> Row:
+    """Process 0's value, for all."""
+    if not _joined():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """Process 0 goes through the block before the others do."""
+    if _joined() and rank():
+        distributed.barrier()
+    yield
+    if _joined() and not rank():
+        distributed.barrier()
+
+
+def _device() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"

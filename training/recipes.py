@@ -1,0 +1,170 @@
+"""Recipes: an algorithm and its settings in YAML, changed from the command line, checked, and run.
+
+A recipe names its `algorithm`; all other keys are fields of that algorithm's `Settings`. `base` names a recipe to start
+from. The shipped ones are in recipes/ and are found by name ("debian-de-en/teacher").
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from kdtw_fast.options import nearest
+
+from .settings import Run
+from .trainer import Algorithm, Outcome, Trainer
+
+FOLDER = Path(__file__).parent / "recipes"
+
+# Each algorithm's module, imported when a recipe asks for it: its `Settings` extends Run, its `build` takes them.
+ALGORITHMS = {
+    "fit": "fit",
+    "behaviour_cloning": "behaviour_cloning",
+    "path_consistency": "path_consistency",
+    "gkd": "gkd",
+    "skd": "skd",
+    "minillm": "minillm",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An algorithm's name and its settings, resolved and checked."""
+
+    algorithm: str
+    settings: Run
+
+    def build(self) -> Algorithm:
+        """The algorithm, ready for its first batch: models loaded, data tokenised."""
+        return find_algorithm(self.algorithm)[1](self.settings)
+
+
+def find_algorithm(name: str) -> tuple[type[Run], Callable[[Any], Algorithm]]:
+    """The settings class and the builder of an algorithm; ValueError for an unknown one, naming the nearest."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}")
+    try:
+        module = importlib.import_module(f"{__package__}.{ALGORITHMS[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.{ALGORITHMS[name]}":
+            raise
+        raise ValueError(f"this version of kdtw_fast has no algorithm {name!r}") from None
+    return module.Settings, module.build
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes, as `kdtw train` takes them."""
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+
+
+def summary(name: str) -> str:
+    """A recipe's one line."""
+    return str(_read(_find(name)).get("summary", ""))
+
+
+def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file or of a shipped name, with overrides such as "steps=10" or "student.d_model=64".
+
+    Raises ValueError for an unknown recipe, algorithm or setting (naming the nearest known one) and for a value of the
+    wrong type or out of range, FileNotFoundError for a file that is not there.
+    """
+    path = _find(str(name))
+    given = _read(path)
+    algorithm = given.pop("algorithm", None)
+    if not isinstance(algorithm, str):
+        raise ValueError(f"{path} names no algorithm; add `algorithm: NAME`, one of {', '.join(ALGORITHMS)}")
+    schema: DictConfig = OmegaConf.structured(find_algorithm(algorithm)[0])
+    merged = _merged(schema, OmegaConf.create(given), f"recipe {name}")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"an override is written setting=value, got {override!r}")
+        try:
+            change = OmegaConf.from_dotlist([override])
+        except (yaml.YAMLError, OmegaConfBaseException):
+            raise ValueError(f"cannot read the override {override!r}; put quotes around its value") from None
+        merged = _merged(merged, change, f"override {override!r}")
+    try:
+        settings = OmegaConf.to_object(merged)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"recipe {name}: {error}") from None
+    assert isinstance(settings, Run)
+    return Recipe(algorithm, settings)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every setting in it; `kdtw train` takes it as a file."""
+    return OmegaConf.to_yaml(OmegaConf.create({"algorithm": recipe.algorithm, **asdict(recipe.settings)}))
+
+
+def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> Outcome:
+    """Run a recipe (or its name, with overrides) to its end, continuing what its `out` holds; see Trainer."""
+    if not isinstance(recipe, Recipe):
+        recipe = resolve(recipe, overrides)
+    elif overrides:
+        raise TypeError(f"overrides go with a recipe's name or file, got a Recipe and {overrides!r}")
+    if recipe.settings.threads:
+        torch.set_num_threads(recipe.settings.threads)
+    if recipe.settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={recipe.settings.device}, but torch sees no CUDA device here; device=cpu works anywhere"
+        )
+    if not recipe.settings.out:
+        raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
+    return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"there is no recipe file {name}; kdtw train --list shows the recipes by name")
+        return Path(name)
+    path = FOLDER / f"{name}.yaml"
+    if name not in recipe_names():
+        raise ValueError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
+    return path
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's keys, those of its base under them."""
+    if path in seen:
+        raise ValueError(f"{path} is its own base, by way of {', '.join(map(str, seen[1:])) or 'itself'}")
+    try:
+        own = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        raise ValueError(f"{path} is not YAML{place}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(own, DictConfig):
+        raise ValueError(f"{path} must hold settings by name, got a list or nothing")
+    base = own.pop("base", None)
+    if base is not None:
+        beside = path.parent / str(base)
+        under = _read(beside if beside.is_file() else _find(str(base)), (*seen, path))
+        under.pop("summary", None)
+        own = OmegaConf.merge(under, own)
+    found = OmegaConf.to_container(own)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:
+    try:
+        merged = OmegaConf.merge(schema, change)
+    except ConfigKeyError as error:
+        *parents, key = str(error.full_key).split(".")
+        known = OmegaConf.select(schema, ".".join(parents)) if parents else schema
+        raise ValueError(f"{origin}: there is no setting {error.full_key!r}{nearest(key, map(str, known))}") from None
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"{origin}: {key}{str(error).splitlines()[0]}") from None
+    assert isinstance(merged, DictConfig)
+    return merged

@@ -1,0 +1,61 @@
+"""Outputs that the student (or student and teacher together) sample in training, on the native decoders, in batches.
+
+Random numbers are keyed by (seed, batch), so a batch samples the same whenever it is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
+from kdtw_fast.model import NativeT5
+
+from . import processes
+from .batches import Encoded, keyed_generator
+from .evaluate import NO_LIMIT
+
+Sampler = GreedyDecoder | InterleavedDecoder
+
+
+def refreshed(decoder: Sampler, student: torch.nn.Module) -> Sampler:
+    """The same decoder with the student's present weights; the teacher's are shared."""
+    native = NativeT5.from_model(student, "student")
+    if isinstance(decoder, InterleavedDecoder):
+        assert decoder.teacher is not None
+        settings = {"draft_length": decoder.draft_length, "accept_top_k": decoder.accept_top_k}
+        return InterleavedDecoder(native, decoder.teacher, **settings, num_threads=decoder.num_threads)
+    return GreedyDecoder(native, num_threads=decoder.num_threads)
+
+
+def sample(
+    decoder: Sampler,
+    rows: Sequence[Encoded],
+    own: Sequence[int],
+    told: Sequence[int],
+    key: tuple[int, int],
+    **options: Any,
+) -> list[Encoded]:
+    """One output per source, in place of its target; those cut off at the length limit have no EOS.
+
+    Args:
+        decoder: of one model, or of two.
+        rows: whose sources are decoded.
+        own, told: prompts of student and teacher, before the source.
+        key: (seed, batch) of the random numbers.
+        **options: to `generate`: temperature, max_new_tokens.
+    """
+    keys = processes.mine(range(len(rows)))  # each process samples its rows as one process would
+    rows = processes.mine(rows)
+    if not rows:
+        return processes.gathered([])
+    eos = decoder.student.eos_token_ids[0]
+    if decoder.teacher is not None:
+        options["teacher_inputs"] = {"input_ids": [[*told, *row.source, eos] for row in rows]}
+    sources = [[*own, *row.source, eos] for row in rows]
+    seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
+    out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
+    written = zip(rows, out.sequences.tolist(), out.lengths.tolist(), strict=True)
+    return processes.gathered([Encoded(row.source, tuple(ids[1 : 1 + length])) for row, ids, length in written])

@@ -1,0 +1,126 @@
+"""What every recipe says: the data, the two models, the optimiser, and how a run is driven. Checked when made.
+
+Each algorithm's `Settings` extends `Run`; recipes.py fills them from YAML. Depends on the standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
+from kdtw_fast.options import check_int, check_real
+
+
+def one_of(name: str, value: str, known: Sequence[str]) -> None:
+    """ValueError if `value` is none of `known`."""
+    if value not in known:
+        raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where examples come from, and what of them is used.
+
+    Give `folder` (train and validation as .jsonl or .parquet) or `hub` (a data set of the Hugging Face hub, or a local
+    folder laid out as one).
+    """
+
+    folder: str = ""
+    hub: str = ""
+    subset: str = ""  # the hub data set's configuration, "de-en"
+    source: str = "source"  # the column of the source; dots go into nested ones, "translation.de"
+    target: str = "target"  # the column of the reference
+    train_rows: int = 0  # so many training examples, drawn by the seed; 0 = all
+    max_source: int = 96  # training sources longer than this (in tokens, without prompt) are left out
+    max_target: int = 80  # training targets longer than this (in tokens, with EOS) are left out
+
+    def __post_init__(self) -> None:
+        if self.folder and self.hub:
+            raise ValueError(f"give data.folder or data.hub, not both (got {self.folder!r} and {self.hub!r})")
+        check_int("data.train_rows", self.train_rows, 0)
+        check_int("data.max_source", self.max_source, 1)
+        check_int("data.max_target", self.max_target, 2)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A T5: the folder or hub name to start from, or, where `path` is empty, the shape to build from scratch."""
+
+    path: str = ""
+    d_model: int = 192
+    d_ff: int = 768
+    d_kv: int = 32
+    num_heads: int = 6
+    encoder_layers: int = 4
+    decoder_layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "d_ff", "d_kv", "num_heads", "encoder_layers", "decoder_layers"):
+            check_int(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW, with linear warm-up and, if `decay`, linear decay to zero at the last batch."""
+
+    rate: float = 1e-3
+    warmup: int = 0  # batches
+    decay: bool = True
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest norm of the gradient
+    # Multiply each tensor's rate by the RMS of its initial values: T5's initial scales differ by a hundred, and from
+    # scratch one rate for all hardly learns. Off for fine-tuning at the paper's rate.
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        check_real("optimiser.rate", self.rate, 0.0, open_low=True)
+        check_int("optimiser.warmup", self.warmup, 0)
+        check_real("optimiser.weight_decay", self.weight_decay, 0.0)
+        check_real("optimiser.clip", self.clip, 0.0, open_low=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of every algorithm. Those named in HOUSEKEEPING may change between a run and its continuation."""
+
+    summary: str = ""  # one line for `kdtw train --list`
+    out: str = ""  # folder for checkpoints, metrics and models
+    data: Data = field(default_factory=Data)
+    tokenizer: str = ""  # folder or hub name; empty = the teacher's
+    student: Model = field(default_factory=Model)
+    teacher: Model = field(default_factory=Model)
+    student_prompt: str = STUDENT_PROMPT
+    teacher_prompt: str = TEACHER_PROMPT
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    steps: int = 1000  # batches in all
+    target_tokens: int = 1536  # labels in a batch, padding included: rows = target_tokens // length of the bucket
+    max_new_tokens: int = 80  # longest output that is decoded in training
+    bf16: bool = True  # forward passes under bf16 autocast
+    seed: int = 0
+    device: str = "cpu"  # of the training passes; the native decoders run on the CPU
+    threads: int = 0  # 0 = as torch has it
+    log_every: int = 50  # batches whose means make one line of metrics.jsonl
+    checkpoint_every: int = 100
+    validate_every: int = 1000  # 0 = at the end only
+    validation_rows: int = 200  # examples of the validations that choose the best checkpoint; 0 = all
+    sample_every: int = 1000  # batches between decoded samples; 0 = none
+    samples: int = 3
+    max_non_finite: int = 10  # updates skipped for a loss or gradient that is not finite before the run stops
+    tensorboard: bool = False  # event files in OUT/tensorboard too
+    wandb: str = ""  # a Weights & Biases project to log to as well
+
+    def __post_init__(self) -> None:
+        student_prompt("no", self.student_prompt)
+        for name in ("steps", "validate_every", "validation_rows", "sample_every", "samples", "max_non_finite", "seed"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("target_tokens", "max_new_tokens", "log_every", "checkpoint_every"):
+            check_int(name, getattr(self, name), 1)
+        check_int("threads", self.threads, 0)
+
+
+# What a result does not depend on, or what may be lengthened on purpose.
+HOUSEKEEPING = (
+    *("summary", "out", "steps", "device", "threads", "log_every", "checkpoint_every", "validate_every"),
+    *("validation_rows", "sample_every", "samples", "max_non_finite", "tensorboard", "wandb"),
+)

@@ -1,0 +1,63 @@
+"""SKD (Xu et al. 2025): GKD along outputs that student and teacher write together.
+
+The student proposes, and what is not among the teacher's top k the teacher replaces (`InterleavedDecoder`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kdtw_fast.decoders import InterleavedDecoder
+from kdtw_fast.model import NativeT5
+from kdtw_fast.options import check_int
+
+from . import gkd
+from .evaluate import shown
+from .sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Settings(gkd.Settings):
+    """SKD: GKD's settings, and those of interleaved sampling."""
+
+    divergence: str = "forward"
+    student_fraction: float = 1.0  # of each update's rows that student and teacher sampled together
+    draft_length: int = 5  # tokens proposed per pass of the teacher
+    accept_top_k: int = 25  # proposals among the teacher's so many best stay
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int("draft_length", self.draft_length, 1)
+        check_int("accept_top_k", self.accept_top_k, 1)
+
+
+class SKD(gkd.GKD):
+    """The algorithm of this file, for the trainer."""
+
+    settings: Settings
+
+    def native_teacher(self) -> NativeT5:
+        """The teacher for the native decoders."""
+        return NativeT5.from_model(self.teacher, "teacher")
+
+    def make_sampler(self) -> Sampler:
+        """Student and teacher together."""
+        return self._interleaved(torch.get_num_threads())
+
+    def _interleaved(self, threads: int) -> InterleavedDecoder:
+        assert self.answering is not None
+        settings = {"draft_length": self.settings.draft_length, "accept_top_k": self.settings.accept_top_k}
+        return InterleavedDecoder(
+            self.student, self.answering, **settings, tokenizer=self.tokenizer, num_threads=threads
+        )
+
+    def samples(self, index: int, count: int) -> list[dict[str, str]]:
+        """Validation examples as they are sampled in training (with this batch's seed), the teacher's tokens marked."""
+        options = {"temperature": self.settings.temperature, "seed": index}
+        decoder = self._interleaved(torch.get_num_threads())
+        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, **options)
+
+
+build = SKD

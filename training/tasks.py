@@ -1,0 +1,152 @@
+"""The task of a run: its examples (JSONL, parquet or a hub data set), tokenised, with the prompts of both models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import T5ForConditionalGeneration
+
+from . import processes
+from .batches import Batches, Encoded, encode, keyed_generator, student_prompts, teacher_prompts
+from .debian import Example, read_jsonl
+from .evaluate import greedy
+from .settings import Data, Run
+
+
+def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0) -> list[Example]:
+    """The examples of "train", "validation" or "test"; with `limit` so many, drawn by `seed`, in drawn order.
+
+    Raises FileNotFoundError where the folder lacks the split, ValueError for a column that is not there.
+    """
+    if not data.hub:
+        folder = Path(data.folder)
+        path = folder / f"{split}.jsonl"
+        if path.is_file() and data.source == "source" and data.target == "target":
+            rows = read_jsonl(path)
+            return [rows[i] for i in _drawn(len(rows), seed, limit)]
+        found = [folder / f"{split}.{kind}" for kind in ("jsonl", "parquet") if (folder / f"{split}.{kind}").is_file()]
+        if not data.folder or not found:
+            raise FileNotFoundError(
+                f"data.folder={data.folder!r} has no {split}.jsonl and no {split}.parquet; build the data first, "
+                f"or name another folder or a hub data set (data.hub)"
+            )
+    import datasets
+
+    if data.hub:
+        rows = datasets.load_dataset(data.hub, data.subset or None, split=split)
+    else:
+        kind = {"jsonl": "json", "parquet": "parquet"}[found[0].suffix[1:]]
+        rows = datasets.load_dataset(kind, data_files={split: str(found[0])}, split=split)
+    place = f"{data.hub or found[0]} ({split})"
+    return [
+        Example(_column(row, data.source, place), _column(row, data.target, place), "")
+        for row in (rows.select(_drawn(len(rows), seed, limit)) if limit else rows)
+    ]
+
+
+def _drawn(count: int, seed: int, limit: int) -> Sequence[int]:
+    return keyed_generator(seed).permutation(count)[:limit].tolist() if limit else range(count)
+
+
+def _column(row: Any, column: str, place: str) -> str:
+    value = row
+    for part in column.split("."):
+        if not isinstance(value, dict) or part not in value:
+            known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{place} has no column {column!r}: {part!r} is not among {known}; set data.source/target")
+        value = value[part]
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: column {column!r} holds {type(value).__name__}, not text; set data.source/target")
+    return value
+
+
+class Task:
+    """The examples and prompts of a run, tokenised.
+
+    Attributes:
+        tokenizer: of both models.
+        train: training examples within data.max_source and data.max_target.
+        validation: held-out examples, all of them.
+        told: token ids of the teacher's prompt.
+        own: token ids of the student's prompts, one per budget, in the table's order.
+    """
+
+    def __init__(self, settings: Run, tokenizer: Any):
+        self.settings, self.tokenizer = settings, tokenizer
+        data = settings.data
+        examples = read_examples(data, "train", settings.seed, data.train_rows)
+        self.train = encode(examples, tokenizer, data.max_source, data.max_target)
+        self.validation = read_examples(data, "validation")
+        if not self.validation:
+            raise ValueError(f"there are no validation examples in {data.folder or data.hub}")
+        self.told = teacher_prompts(tokenizer, settings.teacher_prompt)[0]
+        self.own = student_prompts(tokenizer, settings.student_prompt)
+
+    def batches(self, rows: Sequence[Encoded], prompts: Sequence[Sequence[int]]) -> Batches:
+        """Training batches of `rows`, each behind one of `prompts`."""
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, eos, pad)
+
+    def draw(self, count: int) -> list[Encoded]:
+        """`count` training examples drawn by the seed; all, in their order, with 0."""
+        return [self.train[i] for i in _drawn(len(self.train), self.settings.seed, count)]
+
+    def held_out(self, rows: int | None) -> list[Example]:
+        """`rows` validation examples, the same ones in every run; all with None."""
+        return [self.validation[i] for i in _drawn(len(self.validation), 0, rows or 0)]
+
+
+def teacher_trajectories(
+    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int = 1024
+) -> list[Encoded]:
+    """The teacher's greedy output for each source, in place of the reference; only outputs that reached EOS.
+
+    Outputs are kept in the JSONL file `cache`, so an interrupted run goes on where it stopped and other recipes can
+    share them. Its first line says what it was made of; ValueError if that was something else.
+    """
+    with processes.first_before_others():
+        found = _teacher_outputs(teacher, task, rows, cache, chunk)
+    eos = task.tokenizer.eos_token_id
+    kept = zip(rows, found, strict=True)
+    return [Encoded(row.source, tuple(ids)) for row, ids in kept if len(ids) > 1 and ids[-1] == eos]
+
+
+def _teacher_outputs(
+    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
+) -> list[list[int]]:
+    limit = task.settings.max_new_tokens
+    maker = json.dumps({"made_by": _digest(teacher, task.told, rows, limit)}) + "\n"
+    found: list[list[int]] = []
+    if cache.exists():
+        first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
+        if first and first + "\n" != maker:
+            raise ValueError(
+                f"{cache} holds outputs of another teacher, for other sources or of another length; name another "
+                f"trajectories_file, or delete it"
+            )
+        found = [json.loads(line) for line in lines][: len(rows)]
+    if len(found) == len(rows):
+        return found
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    scratch = cache.with_name(cache.name + ".writing")
+    scratch.write_text(maker + "".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
+    scratch.replace(cache)
+    for begin in range(len(found), len(rows), chunk):
+        written = greedy(teacher, rows[begin : begin + chunk], task.told, limit)
+        found += written
+        with cache.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(ids) + "\n" for ids in written)
+    return found
+
+
+def _digest(teacher: torch.nn.Module, prompt: Sequence[int], rows: Sequence[Encoded], limit: int) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in teacher.state_dict().values():
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    found.update(json.dumps([list(prompt), [row.source for row in rows], limit]).encode())
+    return found.hexdigest()

@@ -1,0 +1,429 @@
+"""Drives an algorithm to its last batch: checkpoints, metrics, validation, samples, signals, bad losses.
+
+Knows nothing of what a batch does. A run that is killed and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from . import processes
+from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
+from .optimisation import NonFiniteLossError
+from .settings import HOUSEKEEPING, Run
+
+log = logging.getLogger(__name__)
+
+Table = list[dict[str, Any]]
+
+
+class Algorithm(Protocol):
+    """What the trainer drives. It may also have `samples(index, count) -> list[dict]` and `rank(table) -> tuple`."""
+
+    def train_batch(self, index: int) -> dict[str, float]:
+        """Everything one batch does; a pure function of (state, index). Returns what to log.
+
+        Raises NonFiniteLossError before an optimiser's step that would spoil the weights.
+        """
+
+    def validate(self, index: int, rows: int | None) -> Table:
+        """Measure on the first `rows` validation examples (None: all) without changing the state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next batch depends on: tensors, numbers, strings, None, and containers of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state again."""
+
+    def save_model(self, folder: Path) -> None:
+        """Write what users load."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: batches done, the last validation, the best one, and the signal that stopped it (or None)."""
+
+    step: int
+    table: Table
+    best: dict[str, Any] | None = None
+    stopped_by: int | None = None
+
+
+class TooManyNonFiniteError(ArithmeticError):
+    """The run was stopped because losses or gradients were not finite too often."""
+
+
+class _StopValidationError(Exception):
+    """Raised by the signal handler inside a validation, which changes nothing and is done again later."""
+
+
+def best_rouge2(table: Table) -> tuple[float, ...]:
+    """The default rank of a validation: the mean ROUGE-2 of its rows; larger is better."""
+    found = [float(row["rouge2"]) for row in table if "rouge2" in row]
+    return (sum(found) / len(found),) if found else (0.0,)
+
+
+def within_budgets(tolerance: float) -> Callable[[Table], tuple[float, ...]]:
+    """The paper's rank: no budget exceeded by more than `tolerance`, then the best mean ROUGE-2.
+
+    Tables that exceed rank below all that do not, the smaller excess first. Rows need asked, achieved and rouge2.
+    """
+
+    def rank(table: Table) -> tuple[float, ...]:
+        excess = max(float(row["achieved"]) - float(row["asked"]) for row in table)
+        return (1.0, *best_rouge2(table)) if excess <= tolerance else (0.0, -excess)
+
+    return rank
+
+
+class Trainer:
+    """Runs `algorithm` until settings.steps, continuing what settings.out holds.
+
+    OUT/checkpoint.pt (and the one before), OUT/metrics.jsonl, OUT/best (the model that validated best, chosen by the
+    algorithm's `rank`, by default the best ROUGE-2), OUT/model (the last). Raises ValueError for a checkpoint of other
+    settings or none that is whole, TooManyNonFiniteError with the batch in OUT/non_finite.pt.
+
+    Args:
+        algorithm: what a batch does.
+        settings: of the run; OUT/recipe.yaml is written from them, and a continuation must have the same (HOUSEKEEPING
+            aside).
+        name: the algorithm's name in recipes.
+        quiet: no progress bar.
+    """
+
+    def __init__(self, algorithm: Algorithm, settings: Run, name: str, quiet: bool = False):
+        if not settings.out:
+            raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
+        self.algorithm, self.settings, self.quiet = algorithm, settings, quiet
+        self.recipe = {"algorithm": name, **asdict(settings)}
+        self.identity = flat({key: value for key, value in self.recipe.items() if key not in HOUSEKEEPING})
+        self.out = Path(settings.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.writes = processes.rank() == 0
+        self.step, self.validated, self.skipped = 0, 0, 0
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.best: dict[str, Any] | None = None
+        self.signal: int | None = None  # what all processes have agreed to stop for
+        self._received: int | None = None  # what this one was sent
+        self._validating = False
+        self._began = time.monotonic()
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self) -> Outcome:
+        """Train; returns the outcome, also when SIGTERM or SIGINT ended the run early (saved, to be continued)."""
+        settings = self.settings
+        offset = self._resume()
+        make = _Records if self.writes else _NoRecords
+        with make(self.out, self.recipe, settings, offset, self.step) as self.records, self._signals():
+            if self.step == 0 and offset == 0:
+                self.records.write(event="start", **self.identity)
+            bar = tqdm(
+                initial=self.step,
+                total=settings.steps,
+                disable=self.quiet or not self.writes,
+                mininterval=5,
+                unit="batch",
+            )
+            with bar:
+                while self._validate_if_due() and self.step < settings.steps and self.signal is None:
+                    self._batch()
+                    bar.update()
+            if self.signal is not None:
+                self._save()
+                return Outcome(self.step, [], self.best, self.signal)
+            return self._finish()
+
+    def _batch(self) -> None:
+        settings = self.settings
+        try:
+            values = processes.averaged(self.algorithm.train_batch(self.step))
+        except NonFiniteLossError as error:
+            self._skip(error)
+            values = {}
+        self.step += 1
+        self._agree()
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if self.step % settings.log_every == 0 or self.step == settings.steps:
+            means = {name: value / self.counts[name] for name, value in self.sums.items()}
+            skipped = {"non_finite": self.skipped} if self.skipped else {}
+            seconds = round(time.monotonic() - self._began, 3)
+            self.records.write(event="step", step=self.step, **means, **skipped, seconds=seconds)
+            self.sums, self.counts, self._began = {}, {}, time.monotonic()
+        if settings.sample_every and self.step % settings.sample_every == 0:
+            self._show_samples()
+        if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
+            self._save()
+
+    def _agree(self) -> None:
+        """Let a signal that one process was sent stop all of them after the same batch."""
+        self.signal = int(processes.most(self._received or 0)) or None
+
+    def _skip(self, error: NonFiniteLossError) -> None:
+        self.skipped += 1
+        if self.writes:
+            scratch = self.out / "non_finite.writing"
+            torch.save({"step": self.step, "message": str(error), **error.batch}, scratch)
+            os.replace(scratch, self.out / "non_finite.pt")
+        self.records.write(event="non_finite", step=self.step + 1, message=str(error), count=self.skipped)
+        log.warning("skipped an update of batch %d: %s", self.step, error)
+        if self.skipped > self.settings.max_non_finite:
+            raise TooManyNonFiniteError(
+                f"stopped at batch {self.step}: {self.skipped} updates were not finite (max_non_finite is "
+                f"{self.settings.max_non_finite}), the last because {error}; {self.out / 'non_finite.pt'} has its "
+                f"batch; a lower optimiser.rate or bf16=false may help"
+            )
+
+    def _validate_if_due(self) -> bool:
+        """Validate if this batch's number says so; False when a signal came in between."""
+        every = self.settings.validate_every
+        if every and self.step and self.step % every == 0 and self.validated < self.step:
+            return self._choose()
+        return True
+
+    def _choose(self) -> bool:
+        rows = self.settings.validation_rows or None
+        table = self._validate(rows)
+        if table is None:
+            return False
+        for row in table:
+            self.records.write(event="validation", step=self.step, rows=rows, **row)
+        rank = list(getattr(self.algorithm, "rank", best_rouge2)(table))
+        if self.best is None or rank > self.best["rank"]:
+            self.best = {"step": self.step, "rank": rank, "table": table}
+            self._save_model("best")
+        self.validated = self.step
+        return True
+
+    def _validate(self, rows: int | None) -> Table | None:
+        """The algorithm's table, None when a signal interrupted it."""
+        table = None
+        if self.writes and self._received is None:
+            self._validating = True
+            try:
+                table = self.algorithm.validate(self.step, rows)
+            except _StopValidationError:
+                pass
+            finally:
+                self._validating = False
+        self._agree()
+        return processes.from_first(table)
+
+    def _finish(self) -> Outcome:
+        """The last model, a candidate for the best too, and its validation on all rows."""
+        whole = None
+        if self.validated == self.step > 0 or self._choose():
+            whole = self._validate(None)
+        if whole is None:
+            self._save()
+            return Outcome(self.step, [], self.best, self.signal)
+        for row in whole:
+            self.records.write(event="final", step=self.step, **row)
+        self._save_model("model")
+        return Outcome(self.step, whole, self.best)
+
+    def _show_samples(self) -> None:
+        show = getattr(self.algorithm, "samples", None) if self.writes else None
+        for row in show(self.step, self.settings.samples) if show and self.settings.samples else []:
+            self.records.write(event="sample", step=self.step, **row)
+            if not self.quiet:
+                tqdm.write(f"[{self.step}] {row.get('source', '')}\n    {row.get('text', '')}", file=sys.stderr)
+
+    # ---------------------------------------------------------------- what survives
+
+    def _save(self) -> None:
+        if not self.writes:
+            return
+        state = {
+            "step": self.step,
+            "validated": self.validated,
+            "skipped": self.skipped,
+            "sums": self.sums,
+            "counts": self.counts,
+            "best": self.best,
+            "identity": self.identity,
+            "metrics_bytes": self.records.sync(),
+            "algorithm": self.algorithm.state_dict(),
+        }
+        save_checkpoint(self.out, state)
+
+    def _resume(self) -> int:
+        """Take up OUT/checkpoint.pt if there is one; returns how many bytes of metrics.jsonl belong to it."""
+        state = load_checkpoint(self.out)
+        if state is None:
+            return 0
+        _same_identity(state["identity"], self.identity, self.out)
+        if state["step"] > self.settings.steps:
+            raise ValueError(
+                f"{self.out} holds batch {state['step']}, but steps={self.settings.steps}; name another folder, "
+                f"or more steps"
+            )
+        for name in ("step", "validated", "skipped", "sums", "counts", "best"):
+            setattr(self, name, state[name])
+        self.algorithm.load_state_dict(state["algorithm"])
+        return int(state["metrics_bytes"])
+
+    def _save_model(self, name: str) -> None:
+        """Write OUT/name beside, then swap: a killed process leaves no half model under that name."""
+        if not self.writes:
+            return
+        scratch, old = self.out / f"{name}.writing", self.out / f"{name}.old"
+        for folder in (scratch, old):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.algorithm.save_model(scratch)
+        if (self.out / name).exists():
+            os.replace(self.out / name, old)
+        os.replace(scratch, self.out / name)
+        sync_folder(self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after the batch (a validation at once); a second one ends the process."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self._received is not None:
+                raise KeyboardInterrupt
+            self._received = number
+            log.warning("%s: saving and stopping", signal.Signals(number).name)
+            if self._validating:
+                raise _StopValidationError
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: signals are somebody else's
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _same_identity(saved: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    differing = sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
+    if differing:
+        was = ", ".join(f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now" for name in differing)
+        raise ValueError(f"{out} belongs to a run with other settings ({was}); use another folder or those settings")
+
+
+class _Records:
+    """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
+
+    def __init__(self, out: Path, recipe: dict[str, Any], settings: Run, offset: int, step: int):
+        (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
+        self.path = out / "metrics.jsonl"
+        self.file = self.path.open("ab")
+        self.file.truncate(offset)  # lines after the checkpoint will be written again
+        self.board, self.project = None, None
+        if settings.tensorboard:
+            self.board = _tensorboard()(log_dir=str(out / "tensorboard"), purge_step=step + 1)
+        if settings.wandb:
+            self.project = _wandb().init(project=settings.wandb, dir=str(out), id=_run_id(out), resume="allow")
+
+    def __enter__(self) -> _Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+        if self.project is not None:
+            self.project.finish()
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        self.file.write((json.dumps(values, ensure_ascii=False) + "\n").encode())
+        self.file.flush()
+        scalars = _scalars(values)
+        if self.board is not None:
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, values.get("step", 0))
+            if values["event"] == "sample":
+                self.board.add_text("sample", f"{values.get('source')}\n\n{values.get('text')}", values["step"])
+        if self.project is not None and scalars:
+            self.project.log(scalars, step=values.get("step", 0))
+
+    def sync(self) -> int:
+        """Bring what was written to the disk; returns the file's length in bytes."""
+        os.fsync(self.file.fileno())
+        return self.path.stat().st_size
+
+
+class _NoRecords:
+    """What a process writes that is not the first: nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __enter__(self) -> _NoRecords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, **_: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """Nothing."""
+        return 0
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line, named event/[budget/]name."""
+    if values["event"] not in ("step", "validation", "final"):
+        return {}
+    budget = f"{values['budget']}/" if "budget" in values else ""
+    numbers: Sequence[tuple[str, Any]] = [
+        (name, value) for name, value in values.items() if type(value) in (int, float) and name not in ("step", "rows")
+    ]
+    return {f"{values['event']}/{budget}{name}": float(value) for name, value in numbers}
+
+
+def _tensorboard() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard=true needs TensorBoard: pip install tensorboard, or leave it out") from None
+    return SummaryWriter
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError("wandb=… needs Weights & Biases: pip install wandb, or leave it out") from None
+    return wandb
+
+
+def _run_id(out: Path) -> str:
+    """A name for the run that stays the same when it is continued."""
+    return str(out.resolve()).strip("/").replace("/", "-")[-64:]
