@@ -16,7 +16,7 @@ class Lagrangian:
         fractions: the budgets b.
         rate: eta, the step per unit of excess.
         cap: largest lambda.
-        initial: lambda of every budget before the first update.
+        initial: lambda before the first update, one for all budgets or one for each.
         trailing: batches over which use is averaged, at least 1.
         proportional: adds proportional (e - e_before): a PI controller, which does not overshoot as eta alone does.
         derivative: adds derivative (e - 2 e_before + e_before_that).
@@ -32,14 +32,18 @@ class Lagrangian:
         fractions: Sequence[float],
         rate: float = 1e-2,
         cap: float = 2.0,
-        initial: float = 0.0,
+        initial: float | Sequence[float] = 0.0,
         trailing: int = 8,
         proportional: float = 0.0,
         derivative: float = 0.0,
         pooled: bool = False,
         fixed: float | None = None,
     ):
-        if not cap > 0 or not 0 <= initial <= cap:
+        count = len(fractions)
+        first = list(initial) if isinstance(initial, Sequence) else [initial] * count
+        if len(first) != count:
+            raise ValueError(f"initial has {len(first)} values for {count} budgets; give one, or one for each")
+        if not cap > 0 or not all(0 <= value <= cap for value in first):
             raise ValueError(f"lambda lies between 0 and a positive cap, got initial={initial} and cap={cap}")
         if trailing < 1:
             raise ValueError(f"trailing must be at least 1 batch, got {trailing}")
@@ -51,8 +55,7 @@ class Lagrangian:
         self.fractions = tuple(fractions)
         self.rate, self.cap, self.proportional, self.derivative = rate, cap, proportional, derivative
         self.trailing, self.pooled, self.fixed = trailing, pooled, fixed
-        count = len(self.fractions)
-        self.values = [initial if fixed is None else fixed] * count
+        self.values = first if fixed is None else [fixed] * count
         # Per budget and batch: episodes, sum of their fractions, calls, tokens.
         self.seen: list[deque[tuple[float, ...]]] = [deque(maxlen=trailing) for _ in range(count)]
         self.errors: list[list[float]] = [[] for _ in range(count)]  # the last two excesses, newest first

@@ -80,7 +80,7 @@ class Settings:
     # Lagrangian, see lagrangian.py
     multiplier_rate: float = 1e-2
     multiplier_cap: float = 2.0
-    multiplier_initial: float = 0.0
+    multiplier_initial: float | tuple[float, ...] = 0.0  # one for all budgets, or one for each
     multiplier_proportional: float = 0.0
     multiplier_derivative: float = 0.0
     multiplier_fixed: float | None = None
