@@ -632,6 +632,7 @@ def test_validation_and_saving(pair, tokenizer, tmp_path):
     phase.train_batch(0)
     table = phase.validate(1)
     assert [row["asked"] for row in table] == [budget.fraction for budget in BUDGETS]
+    assert phase.rank([{**row, "achieved": row["asked"]} for row in table]) > phase.rank(table)
     phase.save_model(tmp_path)
     saved = TrainingWheelsT5.from_pretrained(tmp_path)
     assert same(dict(saved.state_dict()), dict(phase.student.state_dict()))

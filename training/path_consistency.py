@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .losses import path_consistency, training_wheels_reward
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
 from .rollouts import ask_where_divergent, refreshed, rollout, rollout_seed, score_unread, teacher_rollout
+from .selection import rank
 from .value import ValueNetwork
 
 _TASKS, _BUDGETS, _MIX = 104, 105, 106  # what the random numbers are for
@@ -86,6 +87,8 @@ class Settings:
     multiplier_fixed: float | None = None
     trailing_batches: int = 8
     pooled_use: bool = False
+    # Measuring
+    tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
     # Machine
     bf16: bool = False  # autocast of the torch passes
     threads: int = 1  # of the native decoders
@@ -375,6 +378,10 @@ class PathConsistency:
         return measure_budgets(
             self.student, self.teacher, self.tokenizer, self.examples[:rows], num_threads=self.settings.threads
         )
+
+    def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+        """How good a table of `validate` is, larger is better; see selection.py."""
+        return rank(table, self.settings.tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `train_batch` depends on: tensors, numbers, lists and dicts of them."""

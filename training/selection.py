@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Table = Sequence[Mapping[str, Any]]
 
-def largest_excess(table: Sequence[Mapping[str, Any]]) -> float:
+
+def largest_excess(table: Table) -> float:
     """The largest |use achieved - use asked| of a table as `measure_budgets` returns it."""
     return max(abs(row["achieved"] - row["asked"]) for row in table)
 
 
-def best_checkpoint(tables: Mapping[int, Sequence[Mapping[str, Any]]], tolerance: float = 0.03) -> int:
-    """The key of the best table: of those that keep every budget within `tolerance`, the best mean ROUGE-2.
+def rank(table: Table, tolerance: float = 0.03) -> tuple[float, ...]:
+    """Larger is better: tables that keep every budget within `tolerance` by mean ROUGE-2, others below by excess."""
+    excess = largest_excess(table)
+    if excess > tolerance + 1e-9:
+        return 0.0, -excess
+    return 1.0, sum(row["rouge2"] for row in table) / len(table)
 
-    Where none does, the one whose worst budget is missed least. Ties go to the smaller key. `tables` maps a number of
-    batches to the table measured then. Raises ValueError without tables.
+
+def best_checkpoint(tables: Mapping[int, Table], tolerance: float = 0.03) -> int:
+    """The key of the best table by `rank`, the smaller among equals; ValueError without tables.
+
+    `tables` maps a number of batches to the table measured then.
     """
     if not tables:
         raise ValueError("there is no table to choose from")
-
-    def merit(index: int) -> tuple[bool, float, int]:
-        table = tables[index]
-        holds = largest_excess(table) <= tolerance + 1e-9
-        rouge2 = sum(row["rouge2"] for row in table) / len(table)
-        return holds, rouge2 if holds else -largest_excess(table), -index
-
-    return max(tables, key=merit)
+    return max(tables, key=lambda index: (rank(tables[index], tolerance), -index))
