@@ -593,7 +593,6 @@ def test_mixes_run_and_report(pair, tokenizer, changes):
 
 def test_the_papers_settings_run(pair, tokenizer):
     phase = make(pair, tokenizer, replace(PAPER, tasks=6, max_new_tokens=10))
-    assert {group["lr"] for group in phase.optimizer.param_groups} == {1e-5} or phase.train_batch(0)
     phase.train_batch(0)
     assert {group["lr"] for group in phase.optimizer.param_groups} == {1e-5}
     assert {group["lr"] for group in phase.value_optimizer.param_groups} == {1e-6}
@@ -672,9 +671,7 @@ def test_the_best_checkpoint_holds_its_budgets_first():
 def test_controls_match_a_use(pair, tokenizer, name):
     student, teacher = pair
     uses = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    table = controls.control(
-        name, student, teacher, tokenizer, examples(10), uses, tolerance=0.05, rounds=7, max_new_tokens=10
-    )
+    table = controls.control(name, student, teacher, tokenizer, examples(10), uses, tolerance=0.05, max_new_tokens=10)
     assert table[0]["achieved"] == 0
     for row, use in zip(table, uses, strict=True):
         assert row["asked"] == use and row["achieved"] == pytest.approx(use, abs=0.1)
@@ -691,3 +688,19 @@ def test_control_rules():
     assert 0.25 < float(coins.float().mean()) < 0.35
     alone = controls.random_calls(0.3, [17], 1)(logits, logits, 2)
     assert bool(alone) == bool(coins[2, 17])  # whatever rows lie beside it
+
+
+def test_the_search_for_a_use_is_short():
+    for curve in (lambda x: x**8, lambda x: x**0.5, lambda x: 1 / (1 + math.exp(40 * (0.7 - x)))):
+        for wanted in (0.0, 0.05, 0.3, 0.5):
+            tried = []
+
+            def decode(level, curve=curve, tried=tried):
+                tried.append(level)
+                return [[len(tried)]], curve(level) if level else 0.0
+
+            level, outputs, use = controls._matched(decode, wanted, 0.5, 0.005, 14)
+            assert abs(use - wanted) <= 0.005 and curve(level) == pytest.approx(use, abs=1e-9)
+            assert outputs == [[len(tried)]] and len(tried) <= 12
+    nowhere = controls._matched(lambda level: ([[7]], 0.9), 0.3, 0.5, 0.005, 3)
+    assert nowhere[1:] == ([[7]], 0.9)  # the closest there is

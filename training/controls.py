@@ -55,14 +55,14 @@ def control(
     uses: Sequence[float],
     seed: int = 0,
     tolerance: float = 0.005,
-    rounds: int = 9,
+    rounds: int = 12,
     max_new_tokens: int = 96,
     size: int = 64,
 ) -> list[dict[str, object]]:
     """Use and quality of a control ("random" or "entropy"), one row for each of the six budgets.
 
     `uses` are the teacher uses to match, usually what a trained student achieved at each budget; the student reads that
-    budget's prompt and never decides itself. The rate or the threshold is bisected on these very examples (which
+    budget's prompt and never decides itself. The rate or the threshold is searched for on these very examples (which
     favours the control) until use is within `tolerance`, at most `rounds` times; the closest is reported. Raises
     ValueError for an unknown name, or another number of uses than budgets.
     """
@@ -98,7 +98,8 @@ def control(
                     outputs[i] = ids
             return outputs, calls / sum(map(len, outputs))
 
-        level, outputs, use = _matched(decode, wanted, wanted if name == "random" else 0.5, tolerance, rounds)
+        guess = wanted if name == "random" else 0.5 + 0.5 * wanted
+        level, outputs, use = _matched(decode, wanted, guess, tolerance, rounds)
         table.append(
             {
                 "control": name,
@@ -119,18 +120,22 @@ def _matched(
     tolerance: float,
     rounds: int,
 ) -> tuple[float, list[list[int]], float]:
-    """The level in [0, 1] whose use is closest to `wanted`, its outputs and its use, by bisection from `guess`."""
-    low, high = 0.0, 1.0
+    """The level in [0, 1] whose use is closest to `wanted`, its outputs and its use.
+
+    From `guess` on, by turns halfway between the nearest levels below and above and interpolated between them.
+    """
+    low, high = (0.0, 0.0), (1.0, 1.0)  # levels, and the uses there
     level = 0.0 if wanted == 0 else guess
     best: tuple[float, float, list[list[int]], float] | None = None
-    for _ in range(rounds):
+    for turn in range(rounds):
         outputs, use = decode(level)
         if best is None or abs(use - wanted) < best[0]:
             best = (abs(use - wanted), level, outputs, use)
         if best[0] <= tolerance or wanted == 0:
             break
-        low, high = (level, high) if use < wanted else (low, level)
-        level = (low + high) / 2
+        low, high = ((level, use), high) if use < wanted else (low, (level, use))
+        part = (wanted - low[1]) / max(high[1] - low[1], 1e-9) if turn % 2 else 0.5
+        level = low[0] + min(0.9, max(0.1, part)) * (high[0] - low[0])
     if best is None:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     return best[1:]
