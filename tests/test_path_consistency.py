@@ -50,6 +50,7 @@ QUICK = Settings(
     warmup=0,
     rate=1e-2,
     multiplier_rate=0.5,
+    multiplier_initial=0.0,
 )
 
 
@@ -641,7 +642,7 @@ def test_settings_are_checked():
     for changes, words in (
         ({"temperatures": ()}, "at least one"),
         ({"tasks": 0}, "tasks must be at least 1, got 0"),
-        ({"on_policy_rows": 0, "oracle_rows": 0}, r"got \(0, 0, 16\)"),
+        ({"on_policy_rows": 0, "oracle_rows": 0}, r"got \(0, 0, 12\)"),
         ({"entropy_weight": -1.0}, "got -1.0"),
     ):
         with pytest.raises(ValueError, match=words):

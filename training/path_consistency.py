@@ -42,51 +42,52 @@ _TASKS, _BUDGETS, _MIX = 104, 105, 106  # what the random numbers are for
 class Settings:
     """Everything phase 2 depends on besides the data and the two models.
 
-    The defaults are for a small pair trained from scratch; `PAPER` has the paper's.
+    The defaults are for a small pair trained from scratch, as docs/phase2.md found them; `PAPER` has the paper's.
     """
 
     seed: int = 0
     # Episodes
-    tasks: int = 48  # sources of a batch; the six budgets are spread evenly over them
-    # One on-policy trajectory of each task per temperature of the student, 0 = greedy. Use, which drives lambda, is
-    # measured on those of the lowest: greedy decoding asks where <tau> beats the best single token, and that is
-    # elsewhere than where it is likely.
+    tasks: int = 24  # sources of a batch; the six budgets are spread evenly over them
+    # One on-policy trajectory of each task per temperature of the student, 0 = greedy. Greedy ones alone flatten the
+    # student's distribution. Use, which drives lambda, is measured on those of the lowest temperature: greedy decoding
+    # asks where <tau> beats the best single token, and that is elsewhere than where it is likely.
     temperatures: tuple[float, ...] = (1.0, 0.0)
     teacher_temperature: float = 0.0  # of the teacher's answers and trajectories
     max_new_tokens: int = 80
     rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks
     # Updates
     updates_per_batch: int = 4
-    on_policy_rows: int = 32  # episodes of this batch's rollouts in an update
-    oracle_rows: int = 16  # episodes of this batch's oracle in an update
-    replay_rows: int = 16  # episodes of earlier batches in an update, of both kinds
+    on_policy_rows: int = 24  # episodes of this batch's rollouts in an update
+    oracle_rows: int = 12  # episodes of this batch's oracle in an update
+    replay_rows: int = 12  # episodes of earlier batches in an update, of both kinds
     replay_capacity: int = 4096  # episodes
     # Path consistency
-    entropy_weight: float = 0.3  # the paper's tau in Eq. 2
-    window: int | None = None  # d, steps of a path; None = all that remains
+    entropy_weight: float = 0.15  # the paper's tau in Eq. 2; larger makes outputs longer, smaller shorter
+    window: int | None = 5  # d, steps of a path; None = all that remains
     discount: float = 1.0  # gamma
     reward_clip: float = 2.0
     statistics_decay: float = 0.99  # of mu_r and sigma_r, per batch
     # Optimisers
-    rate: float = 1e-3  # of the policy
+    rate: float = 2e-3  # of the policy
     weight_decay: float = 0.0
-    value_rate: float = 3e-3
+    value_rate: float = 1e-2
     value_weight_decay: float = 0.0
     # Each tensor's rate times its initial RMS: one rate for all hardly moves a T5 that was trained from scratch.
     scale_rates: bool = True
     clip: float = 1.0  # largest norm of the gradient, of each network alone
     warmup: int = 10  # batches in which the policy's rate rises
-    value_batches: int = 10  # first batches in which only the value network learns
+    value_batches: int = 25  # first batches in which only the value network learns
     decay_batches: int = 0  # both rates fall linearly to zero at this batch; 0 = they stay
     # Lagrangian, see lagrangian.py
-    multiplier_rate: float = 1e-2
+    multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
-    multiplier_initial: float | tuple[float, ...] = 0.0  # one for all budgets, or one for each
-    multiplier_proportional: float = 0.0
+    # One for all budgets, or one for each. At 0 asking is free, and use rises first.
+    multiplier_initial: float | tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
+    multiplier_proportional: float = 0.5
     multiplier_derivative: float = 0.0
     multiplier_fixed: float | None = None
-    trailing_batches: int = 8
-    pooled_use: bool = False
+    trailing_batches: int = 6
+    pooled_use: bool = True
     # Measuring
     tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
     # Machine
@@ -109,6 +110,7 @@ class Settings:
 PAPER = Settings(
     temperatures=(0.0,),
     entropy_weight=1.0,
+    window=None,
     rate=1e-5,
     weight_decay=1e-5,
     value_rate=1e-6,
@@ -116,6 +118,10 @@ PAPER = Settings(
     scale_rates=False,
     warmup=0,
     value_batches=0,
+    multiplier_rate=1e-2,
+    multiplier_initial=0.0,
+    multiplier_proportional=0.0,
+    pooled_use=False,
 )
 
 
