@@ -587,7 +587,7 @@ def test_mixes_run_and_report(pair, tokenizer, changes):
         metrics = phase.train_batch(index)
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
     assert ("divergence" in metrics) == bool(phase.settings.oracle_rows)
-    assert metrics["skipped"] == 0 and metrics["consistency_error"] > 0
+    assert 0 < metrics["unread"] < 1 and metrics["skipped"] == 0 and metrics["consistency_error"] > 0
     for budget in BUDGETS:
         assert 0 <= metrics[f"use/{budget.phrase}"] <= 1 and 0 <= metrics[f"lambda/{budget.phrase}"] <= 2
 

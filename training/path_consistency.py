@@ -213,8 +213,10 @@ class PathConsistency:
                 self.tau,
             )
         rolled_out = time.perf_counter()
+        on_policy = [e for part in rolled for e in part]
+        unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in on_policy) / sum(map(len, on_policy))
         with self._autocast():
-            on_policy = score_unread(self.teacher, [e for part in rolled for e in part], self.told_prompt)
+            on_policy = score_unread(self.teacher, on_policy, self.told_prompt)
             oracle, divergence = ask_where_divergent(
                 self.student, self.teacher, trajectories, self.prompts, self.told_prompt, settings.rounding
             )
@@ -230,6 +232,7 @@ class PathConsistency:
         metrics |= {
             "length_ratio": sum(map(len, judged)) / sum(len(row.target) for row in rows),
             "cut_off": sum(not e.ended for e in on_policy) / len(on_policy),
+            "unread": unread,  # share of the tokens that no catch-up pass had scored
             "reward_mean": self.statistics.mean,
             "reward_deviation": self.statistics.deviation,
             "replay": float(len(self.replay)),
