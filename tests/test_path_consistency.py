@@ -50,7 +50,7 @@ QUICK = Settings(
     warmup=0,
     rate=1e-2,
     multiplier_rate=0.5,
-    multiplier_initial=0.0,
+    multiplier_initial=(0.0,),
 )
 
 
@@ -276,7 +276,7 @@ def test_statistics():
 
 
 def test_multiplier_follows_the_excess_and_stays_between_its_bounds():
-    multipliers = Lagrangian([0.1, 0.4], rate=0.5, initial=0.3, trailing=1)
+    multipliers = Lagrangian([0.1, 0.4], rate=0.5, initial=(0.3,), trailing=1)
     multipliers.update([0, 1, 0], calls=[3, 1, 5], lengths=[10, 10, 10])
     assert multipliers.use(0) == pytest.approx(0.4) and multipliers.use(1) == pytest.approx(0.1)
     assert multipliers.values == pytest.approx([0.3 + 0.5 * 0.3, 0.3 - 0.5 * 0.3])
@@ -298,7 +298,7 @@ def test_use_is_averaged_over_trailing_batches():
 
 
 def test_proportional_and_derivative_parts():
-    multipliers = Lagrangian([0.0], rate=0.1, trailing=1, proportional=1.0, derivative=0.5, initial=1.0)
+    multipliers = Lagrangian([0.0], rate=0.1, trailing=1, proportional=1.0, derivative=0.5, initial=(1.0,))
     found, expected, last = [], 1.0, [0.2, 0.2]
     for use in (0.2, 0.5, 0.4):
         multipliers.update([0], [int(10 * use)], [10])
@@ -323,8 +323,8 @@ def test_fixed_multiplier_and_state():
     with pytest.raises(ValueError, match="2 budgets, this run 1"):
         Lagrangian([0.0]).load_state_dict(a.state_dict())
     assert Lagrangian([0.0, 0.5], initial=(2.0, 0.3)).values == [2.0, 0.3]
-    with pytest.raises(ValueError, match="initial=3"):
-        Lagrangian([0.0], initial=3.0)
+    with pytest.raises(ValueError, match=r"initial=\(3"):
+        Lagrangian([0.0], initial=(3.0,))
     with pytest.raises(ValueError, match="2 values for 1 budgets"):
         Lagrangian([0.0], initial=(1.0, 1.0))
 

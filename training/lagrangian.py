@@ -16,7 +16,7 @@ class Lagrangian:
         fractions: the budgets b.
         rate: eta, the step per unit of excess.
         cap: largest lambda.
-        initial: lambda before the first update, one for all budgets or one for each.
+        initial: lambda before the first update; one number for all budgets, or one for each.
         trailing: batches over which use is averaged, at least 1.
         proportional: adds proportional (e - e_before): a PI controller, which does not overshoot as eta alone does.
         derivative: adds derivative (e - 2 e_before + e_before_that).
@@ -32,7 +32,7 @@ class Lagrangian:
         fractions: Sequence[float],
         rate: float = 1e-2,
         cap: float = 2.0,
-        initial: float | Sequence[float] = 0.0,
+        initial: Sequence[float] = (0.0,),
         trailing: int = 8,
         proportional: float = 0.0,
         derivative: float = 0.0,
@@ -40,7 +40,7 @@ class Lagrangian:
         fixed: float | None = None,
     ):
         count = len(fractions)
-        first = list(initial) if isinstance(initial, Sequence) else [initial] * count
+        first = list(initial) * (count if len(initial) == 1 else 1)
         if len(first) != count:
             raise ValueError(f"initial has {len(first)} values for {count} budgets; give one, or one for each")
         if not cap > 0 or not all(0 <= value <= cap for value in first):

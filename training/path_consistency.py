@@ -81,8 +81,8 @@ class Settings:
     # Lagrangian, see lagrangian.py
     multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
-    # One for all budgets, or one for each. At 0 asking is free, and use rises first.
-    multiplier_initial: float | tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
+    # One number for all budgets, or one for each. At 0 asking is free, and use rises first.
+    multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
     multiplier_proportional: float = 0.5
     multiplier_derivative: float = 0.0
     multiplier_fixed: float | None = None
@@ -119,7 +119,7 @@ PAPER = Settings(
     warmup=0,
     value_batches=0,
     multiplier_rate=1e-2,
-    multiplier_initial=0.0,
+    multiplier_initial=(0.0,),
     multiplier_proportional=0.0,
     pooled_use=False,
 )
