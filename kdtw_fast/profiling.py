@@ -140,7 +140,7 @@ class Report:
     whole: list[Whole]
     memory: list[Memory]
     peak_rss: int
-    """Largest resident memory of the process before any other system was loaded."""
+    """Largest resident memory of the process, or of its time before another system was loaded."""
 
     @property
     def predictions(self) -> list[Prediction]:
@@ -356,15 +356,17 @@ def profile(
         caches = cache_bytes(model.core.config, most, plan.source_tokens, plan.new_tokens)
         memory.append(Memory(name, model.dtype, model.num_bytes, most, caches))
     peak = peak_rss()
-    whole = []
+    whole, alone = [], True
     for name, model in models.items():
-        systems: dict[str, Callable[[int, int], peers.Generate]] = {OURS: partial(peers.native, model)}
-        systems |= peers_of(name)
+        others = peers_of(name)
+        alone = alone and not others
+        systems: dict[str, Callable[[int, int], peers.Generate]] = {OURS: partial(peers.native, model), **others}
         decodes = {system: make(plan.new_tokens, plan.threads) for system, make in systems.items()}
         for rows in plan.rows:
             contestants = {system: partial(decode, sources[name][rows]) for system, decode in decodes.items()}
             for system, recorded in race(contestants, plan.rounds, on_turn).items():
                 whole.append(Whole(name, system, rows, plan.new_tokens, recorded.seconds))
+    peak = peak_rss() if alone else peak
     return Report(asdict(plan) | dict(settings or {}), machine(), roof, phases, whole, memory, peak)
 
 

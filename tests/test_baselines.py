@@ -1,5 +1,6 @@
 """Every baseline for real on toy data: it learns, it resumes to the bit, its samples are a function of the batch."""
 
+import copy
 import dataclasses
 import json
 
@@ -8,7 +9,7 @@ import torch
 from kdtw_fast.training import recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
-from kdtw_fast.training.sampling import refreshed, sample
+from kdtw_fast.training.sampling import sample
 from test_training_smoke import same
 from toy_training import toy_recipe
 from transformers import T5ForConditionalGeneration
@@ -95,15 +96,15 @@ def test_samples_depend_on_seed_and_batch_and_weights(toy):
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
     rows = [Encoded((20 + i, 21, 30), (1,)) for i in range(5)]
     for decoder in (GreedyDecoder(student), InterleavedDecoder(student, teacher, draft_length=3, accept_top_k=9)):
-        again = refreshed(decoder, student)
-        assert type(again) is type(decoder)
+        again = copy.copy(decoder)
         options = {"temperature": 1.0, "max_new_tokens": 12}
         one = sample(decoder, rows, [4], [5], (0, 7), **options)
         assert one == sample(again, rows, [4], [5], (0, 7), **options)
         assert one == sample(again, rows[:3], [4], [5], (0, 7), **options) + one[3:]
         for different in ((0, 8), (1, 7)):
             assert one != sample(again, rows, [4], [5], different, **options)
-        assert one != sample(refreshed(decoder, other), rows, [4], [5], (0, 7), **options)
+        decoder.student.update_weights(other)
+        assert one != sample(decoder, rows, [4], [5], (0, 7), **options)
         assert [row.source for row in one] == [row.source for row in rows]
 
 

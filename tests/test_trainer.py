@@ -16,8 +16,9 @@ import torch
 from kdtw_fast.training import checkpoints
 from kdtw_fast.training.checkpoints import LATEST, PREVIOUS, load_checkpoint, save_checkpoint
 from kdtw_fast.training.optimisation import NonFiniteLossError, seed_batch, update
+from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Run
-from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer, best_rouge2, within_budgets
+from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer, best_rouge2
 
 
 class Toy:
@@ -258,10 +259,10 @@ def test_the_best_and_the_last_model_are_kept(tmp_path):
 def test_ranks():
     table = [{"asked": 0.1, "achieved": 0.12, "rouge2": 30.0}, {"asked": 0.5, "achieved": 0.4, "rouge2": 40.0}]
     worse = [{**row, "rouge2": row["rouge2"] - 1} for row in table]
-    over, further = ([{**table[0], "achieved": use}, {**table[1], "rouge2": 99.0}] for use in (0.14, 0.2))
-    rank = within_budgets(0.03)
+    table[1]["achieved"] = worse[1]["achieved"] = 0.49
+    off, further = ([{**table[0], "achieved": use}, {**table[1], "rouge2": 99.0}] for use in (0.06, 0.2))
     assert best_rouge2(table) == (35.0,)
-    assert sorted([over, table, further, worse], key=rank) == [further, over, worse, table]
+    assert sorted([off, table, further, worse], key=rank) == [further, off, worse, table]
 
 
 def test_metrics_hold_every_batch_once(whole):

@@ -24,14 +24,15 @@ from kdtw_fast.options import check_int, check_real
 from . import processes
 from .batches import IGNORED
 from .debian import Example
-from .evaluate import NO_LIMIT, scores, shown
+from .evaluate import longest_source, scores, shown
 from .losses import behaviour_cloning, position_divergence
 from .models import load_student, load_teacher, load_tokenizer, plain_copy, save_pair_member
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .oracle import oracle_positions, shift_marks
+from .selection import rank
 from .settings import Optimiser, Run, one_of
 from .tasks import Task, teacher_trajectories
-from .trainer import Table, within_budgets
+from .trainer import Table
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Settings(Run):
     rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks; or "floor"
     trajectories: int = 0  # how many training sources the teacher decodes, drawn by the seed; 0 = all
     trajectories_file: str = ""  # where its outputs are kept; empty = OUT/trajectories.jsonl
-    tolerance: float = 0.03  # how far above its budget a checkpoint's use may be to count as the best
+    tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,12 +69,12 @@ def measure_budgets(
 ) -> Table:
     """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to the decoder."""
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
-    options = {"max_source_length": NO_LIMIT, "max_new_tokens": max_new_tokens} | options
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "in_order": True} | options
     table: Table = []
     for budget in BUDGETS:
         sources = (example.source for example in examples)
-        stream = decoder.stream(sources, batch_size=batch_size, in_order=True, budget=budget.phrase, **options)
-        outs = list(stream)
+        limit = longest_source(decoder, examples, budget.phrase)
+        outs = list(decoder.stream(sources, budget=budget.phrase, max_source_length=limit, **options))
         calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
         table.append(
             {
@@ -107,7 +108,6 @@ class BehaviourCloning:
         quicken(self.teacher, 0.0)
         self.student.to(settings.device).train()
         self.teacher.to(settings.device)
-        self.rank = within_budgets(settings.tolerance)
 
     def train_batch(self, index: int) -> dict[str, float]:
         """One update along R teacher trajectories, each with a budget of its own."""
@@ -146,6 +146,10 @@ class BehaviourCloning:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
         decoder = TrainingWheelsDecoder(plain_copy(self.student), self.answering, tokenizer=self.tokenizer)
         return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget="moderate")
+
+    def rank(self, table: Table) -> tuple[float, ...]:
+        """How good a table of `validate` is, larger is better; see selection.py."""
+        return rank(table, self.settings.tolerance)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser."""

@@ -20,10 +20,11 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 
 from .batches import Batch, Encoded, collate, encode
-from .evaluate import NO_LIMIT, greedy, scores, shown, texts
+from .debian import Example
+from .evaluate import greedy, longest_source, scores, shown, texts
 from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
-from .sampling import Sampler, refreshed, sample
+from .sampling import Sampler, sample
 from .settings import Optimiser, Run, one_of
 from .tasks import Task, teacher_trajectories
 
@@ -99,7 +100,7 @@ class Distillation:
     def sampled(self, rows: Sequence[Encoded], index: int) -> list[Encoded]:
         """Outputs sampled for the rows' sources with the student as it is now."""
         with self.timed("rollout"):
-            self.sampler = refreshed(self.sampler, self.student)
+            self.sampler.student.update_weights(self.student)
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
             options = {"temperature": self.settings.temperature, "max_new_tokens": limit}
             return sample(self.sampler, rows, self.own, self.told, key, **options)
@@ -136,16 +137,17 @@ class Distillation:
         written = greedy(self.student, encoded, self.own, limit)
         found = scores(texts(self.tokenizer, written), [example.target for example in examples])
         if self.settings.speculative_draft_length:
-            found |= self.measured_as_drafter([example.source for example in examples])
+            found |= self.measured_as_drafter(examples)
         return [found]
 
-    def measured_as_drafter(self, sources: Sequence[str]) -> dict[str, float]:
+    def measured_as_drafter(self, examples: Sequence[Example]) -> dict[str, float]:
         """Lossless speculative decoding: the share of drafts accepted, and output tokens per pass of the teacher."""
         assert self.answering is not None
         length = self.settings.speculative_draft_length
         decoder = SpeculativeDecoder(self.student, self.answering, draft_length=length, tokenizer=self.tokenizer)
-        options = {"max_new_tokens": self.settings.max_new_tokens, "max_source_length": NO_LIMIT}
-        outs = list(decoder.stream(sources, batch_size=64, **options))
+        options = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
+        options["max_source_length"] = longest_source(decoder, examples)
+        outs = list(decoder.stream([example.source for example in examples], **options))
         total = {name: sum(int(out[name][0]) for out in outs) for name in ("accepted", "drafted", "lengths")}
         calls = sum(int(out["teacher_calls"][0]) for out in outs)
         return {

@@ -9,6 +9,7 @@ import sacrebleu
 import torch
 from rouge_score import rouge_scorer
 
+from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.report import marked, runs
 
@@ -48,6 +49,15 @@ def greedy(
         for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
             outputs[i] = ids[1 : 1 + length]
     return outputs
+
+
+def longest_source(decoder: Any, examples: Sequence[Example], budget: str = "no") -> int:
+    """Tokens of the longest source behind the prompts of the decoder's models: what a stream must make room for."""
+    prompts = {model.teacher_prompt or "" for model in (decoder.student, decoder.teacher) if model is not None}
+    if decoder.student.student_prompt is not None:
+        prompts.add(student_prompt(budget, decoder.student.student_prompt))
+    ids = decoder.tokenizer([prompt + example.source for prompt in prompts for example in examples])["input_ids"]
+    return max(map(len, ids))
 
 
 def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any) -> list[dict[str, str]]:

@@ -131,3 +131,81 @@ def behaviour_cloning(
     divergence = (position_divergence(student_logits, teacher_logits, tau) * low).sum() / count
     hush = -(log_other * low).sum() / count
     return {"loss": ask + divergence + abstain * hush, "ask": ask, "divergence": divergence, "abstain": hush}
+
+
+def training_wheels_reward(
+    teacher_logprobs: torch.Tensor,
+    asked: torch.Tensor,
+    kept: torch.Tensor,
+    multipliers: torch.Tensor,
+    budgets: torch.Tensor,
+    mean: float,
+    deviation: float,
+    clip: float = 2.0,
+) -> dict[str, torch.Tensor]:
+    """Reward of each step (Eq. 17, as corrected): normalised log p on the student's tokens, lambda (b - 1[tau]) on all.
+
+    teacher_logprobs [R, T] of the tokens under the teacher, read only where the student wrote them; asked and kept bool
+    [R, T]; multipliers lambda >= 0 and budgets b in [0, 1], both [R]; `mean` mu_r and `deviation` sigma_r > 0 normalise
+    log p; the total is clipped to [-clip, clip]. Returns "total", "likelihood" and "budget", each [R, T] and 0 in
+    padding; the two parts are not clipped. Raises ValueError for a deviation or clip that is not positive.
+    """
+    if not deviation > 0 or not clip > 0:
+        raise ValueError(f"deviation and clip must be positive, got deviation={deviation} and clip={clip}")
+    written = kept & ~asked
+    likelihood = torch.where(written, (teacher_logprobs - mean) / deviation, 0.0)
+    budget = multipliers[:, None] * (budgets[:, None] - asked.to(likelihood.dtype))
+    budget = torch.where(kept, budget, 0.0)
+    return {"total": (likelihood + budget).clamp(-clip, clip), "likelihood": likelihood, "budget": budget}
+
+
+def path_consistency(
+    action_logprobs: torch.Tensor,
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    kept: torch.Tensor,
+    ended: torch.Tensor,
+    entropy_weight: float = 1.0,
+    window: int | None = None,
+    discount: float = 1.0,
+) -> dict[str, torch.Tensor]:
+    """Path Consistency Learning's loss (Nachum et al. 2017, 1702.08892), half the mean of C^2 over all start positions.
+
+    C_i = -V(s_i) + gamma^d V(s_{i+d}) + sum_{j<d} gamma^j [r_{i+j} - entropy_weight log pi(a_{i+j}|s_{i+j})]
+
+    for windows that start at every position i and end after d steps or with the path, whichever comes first.
+
+    action_logprobs [R, T]: log pi of the actions, log pi(<tau>) where the student asked. rewards [R, T]. values
+    [R, T + 1]: V before each action and, at a row's length L, behind its last. kept bool [R, T]: true at the L >= 1
+    first steps of a row, what lies behind is padding and contributes nothing. ended bool [R]: the row ended with EOS, V
+    behind it is 0; the others were cut off and are bootstrapped with V(s_L). `window` d >= 1, None = all that remains;
+    `discount` gamma in (0, 1]. Gradients reach action_logprobs and values. Returns the scalar "loss", and "error", the
+    mean of |C| without gradient. Raises ValueError for shapes that do not agree and settings out of range.
+    """
+    rows, steps = action_logprobs.shape
+    if rewards.shape != (rows, steps) or kept.shape != (rows, steps) or ended.shape != (rows,):
+        raise ValueError(
+            f"action_logprobs, rewards and kept must be [R, T] and ended [R], got {tuple(action_logprobs.shape)}, "
+            f"{tuple(rewards.shape)}, {tuple(kept.shape)} and {tuple(ended.shape)}"
+        )
+    if values.shape != (rows, steps + 1):
+        raise ValueError(f"values must be [R, T + 1] = [{rows}, {steps + 1}], got {tuple(values.shape)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 or None, got {window}")
+    if not 0 < discount <= 1:
+        raise ValueError(f"discount must be in (0, 1], got {discount}")
+    position = torch.arange(steps + 1, device=values.device)
+    start = position[:-1]
+    length = kept.sum(1, keepdim=True)
+    state_value = torch.where((position < length) | ((position == length) & ~ended[:, None]), values, 0.0)
+    soft_reward = torch.where(kept, rewards - entropy_weight * action_logprobs, 0.0)
+    span = steps if window is None else min(window, steps)
+    ahead = start[None, :] - start[:, None]  # how far column k lies ahead of row i
+    weight = torch.where((ahead >= 0) & (ahead < span), discount ** ahead.clamp(min=0).to(values.dtype), 0.0)
+    gathered = soft_reward @ weight.to(soft_reward.dtype).T
+    end = torch.minimum(start + span, length)
+    reached = discount ** (end - start).clamp(min=0).to(values.dtype) * state_value.gather(1, end)
+    consistency = torch.where(kept, gathered + reached - state_value[:, :-1], 0.0)
+    count = kept.sum().clamp(min=1)
+    error = consistency.detach().abs().sum() / count
+    return {"loss": 0.5 * consistency.square().sum() / count, "error": error}

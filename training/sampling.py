@@ -8,26 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
-from kdtw_fast.model import NativeT5
 
 from . import processes
 from .batches import Encoded, keyed_generator
 from .evaluate import NO_LIMIT
 
 Sampler = GreedyDecoder | InterleavedDecoder
-
-
-def refreshed(decoder: Sampler, student: torch.nn.Module) -> Sampler:
-    """The same decoder with the student's present weights; the teacher's are shared."""
-    native = NativeT5.from_model(student, "student")
-    if isinstance(decoder, InterleavedDecoder):
-        assert decoder.teacher is not None
-        settings = {"draft_length": decoder.draft_length, "accept_top_k": decoder.accept_top_k}
-        return InterleavedDecoder(native, decoder.teacher, **settings, num_threads=decoder.num_threads)
-    return GreedyDecoder(native, num_threads=decoder.num_threads)
 
 
 def sample(

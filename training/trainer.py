@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,19 +76,6 @@ def best_rouge2(table: Table) -> tuple[float, ...]:
     """The default rank of a validation: the mean ROUGE-2 of its rows; larger is better."""
     found = [float(row["rouge2"]) for row in table if "rouge2" in row]
     return (sum(found) / len(found),) if found else (0.0,)
-
-
-def within_budgets(tolerance: float) -> Callable[[Table], tuple[float, ...]]:
-    """The paper's rank: no budget exceeded by more than `tolerance`, then the best mean ROUGE-2.
-
-    Tables that exceed rank below all that do not, the smaller excess first. Rows need asked, achieved and rouge2.
-    """
-
-    def rank(table: Table) -> tuple[float, ...]:
-        excess = max(float(row["achieved"]) - float(row["asked"]) for row in table)
-        return (1.0, *best_rouge2(table)) if excess <= tolerance else (0.0, -excess)
-
-    return rank
 
 
 class Trainer:

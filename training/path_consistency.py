@@ -1,0 +1,403 @@
+"""Phase 2: Path Consistency Learning with a Lagrangian, on-policy, oracle and replayed episodes mixed (paper, 2.4.2).
+
+Holds the algorithm and all of its state; who calls `train_batch`, validates and saves is another matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import T5ForConditionalGeneration
+
+from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.model import NativeT5
+from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.options import check_int, check_real
+
+from . import processes
+from .batches import Encoded, keyed_generator, student_prompts, teacher_prompts
+from .behaviour_cloning import measure_budgets
+from .debian import Example
+from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, logits_at, special_tokens
+from .evaluate import shown
+from .lagrangian import Lagrangian
+from .losses import path_consistency, training_wheels_reward
+from .models import load_student, load_teacher, load_tokenizer, plain_copy, save_pair_member
+from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
+from .replay import ReplayBuffer
+from .rewards import RewardStatistics
+from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, teacher_rollout
+from .selection import rank
+from .settings import Optimiser, Run
+from .tasks import Task
+from .value import ValueNetwork
+
+_TASKS, _BUDGETS, _MIX = 104, 105, 106  # what the random numbers are for
+_STATE = ("student", "value", "optimiser", "value_optimiser", "statistics", "lagrangian", "replay")
+
+
+@dataclass(frozen=True)
+class Settings(Run):
+    """Phase 2.
+
+    The defaults are for a small pair trained from scratch, as docs/phase2.md found them; the recipes of FLAN-T5 have
+    the paper's.
+    """
+
+    steps: int = 5000
+    optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-3, warmup=10))  # of the policy
+    value_optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-2))
+    bf16: bool = False
+    # Episodes
+    tasks: int = 24  # sources of a batch; the six budgets are spread evenly over them
+    # One on-policy trajectory of each task per temperature of the student, 0 = greedy. Greedy ones alone flatten the
+    # student's distribution. Use, which drives lambda, is measured on those of the lowest temperature: greedy decoding
+    # asks where <tau> beats the best single token, and that is elsewhere than where it is likely.
+    temperatures: tuple[float, ...] = (1.0, 0.0)
+    teacher_temperature: float = 0.0  # of the teacher's answers and trajectories
+    rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks
+    # Updates
+    updates_per_batch: int = 4
+    on_policy_rows: int = 24  # episodes of this batch's rollouts in an update
+    oracle_rows: int = 12  # episodes of this batch's oracle in an update
+    replay_rows: int = 12  # episodes of earlier batches in an update, of both kinds
+    replay_capacity: int = 4096  # episodes
+    # Path consistency
+    entropy_weight: float = 0.15  # the paper's tau in Eq. 2; larger makes outputs longer, smaller shorter
+    window: int | None = 5  # d, steps of a path; None = all that remains
+    discount: float = 1.0  # gamma
+    reward_clip: float = 2.0
+    statistics_decay: float = 0.99  # of mu_r and sigma_r, per batch
+    value_batches: int = 25  # first batches in which only the value network learns
+    # Lagrangian, see lagrangian.py
+    multiplier_rate: float = 0.05
+    multiplier_cap: float = 2.0
+    # One number for all budgets, or one for each. At 0 asking is free, and use rises first.
+    multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
+    multiplier_proportional: float = 0.5
+    multiplier_derivative: float = 0.0
+    multiplier_fixed: float | None = None
+    trailing_batches: int = 6
+    pooled_use: bool = True
+    tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise ValueError(f"temperatures must hold at least one number >= 0, got {self.temperatures}")
+        check_int("tasks", self.tasks, 1)
+        check_int("updates_per_batch", self.updates_per_batch, 1)
+        check_int("value_batches", self.value_batches, 0)
+        check_real("tolerance", self.tolerance, 0.0, 1.0)
+        rows = (self.on_policy_rows, self.oracle_rows, self.replay_rows)
+        if min(rows) < 0 or self.on_policy_rows + self.oracle_rows == 0:
+            raise ValueError(f"an update needs on-policy or oracle rows, and none negative, got {rows}")
+        check_real("entropy_weight", self.entropy_weight, 0.0)
+
+
+class PathConsistency:
+    """Phase 2 of one student and one teacher.
+
+    Args:
+        settings: see `Settings`.
+        student: the policy, from phase 1; trained in place.
+        teacher: only read. Both get faster CPU operators of the same maths (`optimisation.quicken`).
+        tokenizer: the pair's.
+        train_rows: sources without prompt; their targets are used for the length ratio only.
+        validation_examples: for `validate`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        student: TrainingWheelsT5,
+        teacher: T5ForConditionalGeneration,
+        tokenizer: Any,
+        train_rows: Sequence[Encoded],
+        validation_examples: Sequence[Example],
+    ):
+        if not train_rows:
+            raise ValueError("phase 2 needs at least one training row, got none")
+        self.settings, self.tokenizer = settings, tokenizer
+        self.rows, self.examples = train_rows, validation_examples
+        threads = settings.threads or None
+        self.teacher_decoder = GreedyDecoder(NativeT5.from_model(teacher, "teacher"), num_threads=threads)
+        self.decoder = TrainingWheelsDecoder(student, self.teacher_decoder.student, num_threads=threads)
+        self.prompts = student_prompts(tokenizer, student.config.student_prompt)
+        self.told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
+        self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
+        self.special, self.tau = special_tokens(student), student.config.tau_token_id
+        for model in (student, teacher):
+            quicken(model, 0.0)
+            model.eval()
+        self.student, self.teacher = student, teacher
+        self.value = ValueNetwork(student)
+        self.optimiser = make_optimiser(student, settings.optimiser)
+        self.value_optimiser = make_optimiser(self.value, settings.value_optimiser)
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+        self.statistics = RewardStatistics(settings.statistics_decay)
+        self.replay = ReplayBuffer(settings.replay_capacity)
+        self.lagrangian = Lagrangian(
+            [budget.fraction for budget in BUDGETS],
+            rate=settings.multiplier_rate,
+            cap=settings.multiplier_cap,
+            initial=settings.multiplier_initial,
+            trailing=settings.trailing_batches,
+            proportional=settings.multiplier_proportional,
+            derivative=settings.multiplier_derivative,
+            pooled=settings.pooled_use,
+            fixed=settings.multiplier_fixed,
+        )
+
+    # ------------------------------------------------------------ one batch
+
+    def train_batch(self, index: int) -> dict[str, float]:
+        """Batch number `index` (from 0): rollouts, scoring, the updates, lambda. A function of (state, index) alone.
+
+        Returns what is worth logging, all numbers; names with a slash are per budget.
+        """
+        settings = self.settings
+        began = time.perf_counter()
+        rows, budgets = self._tasks(index)
+        self.decoder.student.update_weights(self.student)
+        rolled = [
+            self._rollout(rows, budgets, temperature, rollout_seed(settings.seed, index, i))
+            for i, temperature in enumerate(settings.temperatures)
+        ]
+        trajectories: list[Episode] = []
+        if settings.oracle_rows:
+            trajectories = teacher_rollout(
+                self.teacher_decoder,
+                rows,
+                budgets,
+                self.told_prompt,
+                settings.max_new_tokens,
+                settings.teacher_temperature,
+                rollout_seed(settings.seed, index, len(rolled)),
+                self.tau,
+            )
+        rolled_out = time.perf_counter()
+        on_policy = [e for part in rolled for e in part]
+        unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in on_policy) / sum(map(len, on_policy))
+        with self._autocast():
+            on_policy = score_unread(self.teacher, on_policy, self.told_prompt)
+            oracle, divergence = ask_where_divergent(
+                self.student, self.teacher, trajectories, self.prompts, self.told_prompt, settings.rounding
+            )
+        self._count_rewards(on_policy, oracle)
+        scored = time.perf_counter()
+        metrics = self._update(index, on_policy, oracle)
+        self.replay.add([*on_policy, *oracle])
+        lowest = settings.temperatures.index(min(settings.temperatures))
+        judged = on_policy[lowest * len(rows) : (lowest + 1) * len(rows)]
+        self.lagrangian.update([e.budget for e in judged], [e.calls for e in judged], [len(e) for e in judged])
+        updated = time.perf_counter()
+
+        metrics |= {
+            "length_ratio": sum(map(len, judged)) / sum(len(row.target) for row in rows),
+            "cut_off": sum(not e.ended for e in on_policy) / len(on_policy),
+            "unread": unread,  # share of the tokens that no catch-up pass had scored
+            "reward_mean": self.statistics.mean,
+            "reward_deviation": self.statistics.deviation,
+            "replay": float(len(self.replay)),
+            "seconds_rollout": rolled_out - began,
+            "seconds_scoring": scored - rolled_out,
+            "seconds_update": updated - scored,
+        }
+        if oracle:
+            metrics["divergence"] = divergence
+        for number, budget in enumerate(BUDGETS):
+            use = self.lagrangian.use(number)
+            if use is not None:
+                metrics[f"use/{budget.phrase}"] = use
+            metrics[f"lambda/{budget.phrase}"] = self.lagrangian.values[number]
+        return metrics
+
+    def _tasks(self, index: int) -> tuple[list[Encoded], list[int]]:
+        """The batch's rows (every row once an epoch, in an order of the epoch's own) and their budgets."""
+        seed, count = self.settings.seed, self.settings.tasks
+        chosen = []
+        for place in range(index * count, (index + 1) * count):
+            epoch, offset = divmod(place, len(self.rows))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, keyed_generator(seed, epoch, _TASKS).permutation(len(self.rows))
+            chosen.append(self.rows[self._order[offset]])
+        budgets = keyed_generator(seed, index, _BUDGETS).permutation(np.arange(count) % len(BUDGETS))
+        return chosen, budgets.tolist()
+
+    def _rollout(self, rows: list[Encoded], budgets: list[int], temperature: float, seed: int) -> list[Episode]:
+        settings = self.settings
+        return rollout(
+            self.decoder,
+            rows,
+            budgets,
+            self.prompts,
+            self.told_prompt,
+            settings.max_new_tokens,
+            temperature,
+            settings.teacher_temperature,
+            seed,
+        )
+
+    def _count_rewards(self, on_policy: Sequence[Episode], oracle: Sequence[Episode]) -> None:
+        """Teacher tokens are its answers and its own trajectories, student tokens those of the rollouts."""
+        none = np.zeros(0, np.float32)
+        answers = [e.teacher_logprobs[e.from_teacher] for e in on_policy] + [e.teacher_logprobs for e in oracle]
+        written = [e.teacher_logprobs[~e.from_teacher] for e in on_policy]
+        self.statistics.update(np.concatenate([none, *answers]), np.concatenate([none, *written]))
+
+    # ------------------------------------------------------------ the updates
+
+    def _update(self, index: int, on_policy: list[Episode], oracle: list[Episode]) -> dict[str, float]:
+        settings = self.settings
+        policy_learns = index >= settings.value_batches
+        later = settings.steps - settings.value_batches
+        set_rate(self.optimiser, rate_at(max(0, index - settings.value_batches), later, settings.optimiser))
+        set_rate(self.value_optimiser, rate_at(index, settings.steps, settings.value_optimiser))
+        sums: dict[str, float] = {}
+        for update in range(settings.updates_per_batch):
+            episodes = [
+                *self._drawn(on_policy, settings.on_policy_rows, index, update, 1),
+                *self._drawn(oracle, settings.oracle_rows, index, update, 2),
+                *self.replay.sample(settings.replay_rows, settings.seed, index * settings.updates_per_batch + update),
+            ]
+            batch = collate_episodes(episodes, self.prompts, self.tau, *self.special)
+            parts = self._loss(batch)
+            parts["loss"].backward()
+            parts["grad_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), settings.optimiser.clip)
+            parts["value_grad_norm"] = nn.utils.clip_grad_norm_(self.value.parameters(), settings.value_optimiser.clip)
+            for name in ("loss", "grad_norm", "value_grad_norm"):
+                if not bool(torch.isfinite(parts[name])):
+                    self.optimiser.zero_grad()
+                    self.value_optimiser.zero_grad()
+                    raise NonFiniteLossError(f"{name} is {float(parts[name].detach())}", vars(batch))
+            if policy_learns:
+                self.optimiser.step()
+            self.value_optimiser.step()
+            self.optimiser.zero_grad()
+            self.value_optimiser.zero_grad()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        return {name: total / settings.updates_per_batch for name, total in sums.items()}
+
+    def _drawn(self, pool: list[Episode], count: int, index: int, update: int, kind: int) -> list[Episode]:
+        """`count` of the pool's episodes; the updates of a batch go through one shuffled order, again and again."""
+        if not pool:
+            return []
+        order = keyed_generator(self.settings.seed, index, _MIX, kind).permutation(len(pool))
+        return [pool[order[(update * count + i) % len(pool)]] for i in range(min(count, len(pool)))]
+
+    def _loss(self, batch: EpisodeBatch) -> dict[str, torch.Tensor]:
+        """The loss of a batch, and means over its steps to log."""
+        settings = self.settings
+        with self._autocast():
+            states = decoder_states(
+                self.student, batch.source_ids, batch.source_mask, batch.inputs[:, :-1], batch.marks[:, :-1]
+            )
+            log_pi = torch.log_softmax(logits_at(self.student, states, batch.kept), -1)
+            values = self.value(batch.source_ids, batch.source_mask, batch.inputs, batch.marks)
+        chosen = log_pi.gather(1, batch.actions[batch.kept][:, None]).squeeze(1)
+        action_logprobs = torch.zeros(batch.kept.shape).masked_scatter(batch.kept, chosen)
+        reward = training_wheels_reward(
+            batch.teacher_logprobs,
+            batch.asked,
+            batch.kept,
+            torch.tensor(self.lagrangian.values)[batch.budgets],
+            self.fractions[batch.budgets],
+            self.statistics.mean,
+            self.statistics.deviation,
+            settings.reward_clip,
+        )
+        parts = path_consistency(
+            action_logprobs,
+            reward["total"],
+            values,
+            batch.kept,
+            batch.ended,
+            settings.entropy_weight,
+            settings.window,
+            settings.discount,
+        )
+        with torch.no_grad():
+            asks = log_pi[:, self.tau].exp()
+            entropy = -(torch.xlogy(asks, asks) + torch.xlogy(1 - asks, 1 - asks))
+            written = batch.kept & ~batch.asked
+            surprise = action_logprobs[written] - batch.teacher_logprobs[written]
+            return {
+                "loss": parts["loss"],
+                "consistency_error": parts["error"],
+                "value": values[:, :-1][batch.kept].abs().mean(),
+                "reward": reward["total"][batch.kept].mean(),
+                "reward_likelihood": reward["likelihood"][batch.kept].mean(),
+                "reward_budget": reward["budget"][batch.kept].mean(),
+                "tau_probability": asks.mean(),
+                "tau_entropy": entropy.mean(),
+                "action_logprob": chosen.mean(),
+                "student_minus_teacher": surprise.mean() if len(surprise) else torch.zeros(()),
+            }
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bf16)
+
+    # ------------------------------------------------------------ measuring and saving
+
+    def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
+        """Use and quality at the six budgets on the first `rows` validation examples (None = all), greedy.
+
+        `index` is the number of batches trained; the result does not depend on it.
+        """
+        examples, limit = self.examples[:rows], self.settings.max_new_tokens
+        return measure_budgets(
+            self.student,
+            self.teacher_decoder.student,
+            self.tokenizer,
+            examples,
+            limit,
+            num_threads=self.settings.threads or None,
+        )
+
+    def samples(self, index: int, count: int) -> list[dict[str, str]]:
+        """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
+        decoder = TrainingWheelsDecoder(
+            plain_copy(self.student), self.teacher_decoder.student, tokenizer=self.tokenizer
+        )
+        return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget="moderate")
+
+    def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+        """How good a table of `validate` is, larger is better; see selection.py."""
+        return rank(table, self.settings.tolerance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `train_batch` depends on: tensors, numbers, lists and dicts of them."""
+        return {name: getattr(self, name).state_dict() for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of the same settings; what follows is the same to the bit as without the interruption."""
+        for name in _STATE:
+            getattr(self, name).load_state_dict(state[name])
+
+    def save_model(self, folder: Path) -> None:
+        """The student, a plain T5 checkpoint with beta, and its tokenizer."""
+        save_pair_member(self.student, self.tokenizer, folder)
+
+
+def build(settings: Settings) -> PathConsistency:
+    """Phase 2 of the pair that `settings` name; the student is one from phase 1."""
+    if processes.number() > 1:
+        raise ValueError("phase 2 runs in one process; start it without torchrun or accelerate launch")
+    if settings.device != "cpu":
+        raise ValueError(f"phase 2 trains on the CPU only so far, got device={settings.device}")
+    tokenizer = load_tokenizer(settings)
+    task = Task(settings, tokenizer)
+    student = load_student(settings.student.path, len(tokenizer), settings)
+    return PathConsistency(
+        settings, student, load_teacher(settings), tokenizer, task.train, task.held_out(len(task.validation))
+    )
