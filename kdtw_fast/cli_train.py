@@ -9,7 +9,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from kdtw_fast.report import make_console
@@ -63,7 +62,6 @@ def train(
 
 
 def _list(summaries: dict[str, str]) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
+    console, width = make_console(), max(map(len, summaries))
     for name, summary in summaries.items():
-        table.add_row(Text(name, style="bold"), Text(summary))
-    make_console().print(table)
+        console.print(Text.assemble((f"{name:<{width}}  ", "bold"), summary), soft_wrap=True)

@@ -106,10 +106,21 @@ def whole(tmp_path_factory):
 
 
 def train_until_killed(out, where, chance):
-    """A run that kills itself: after some time, or inside a call of a function that writes checkpoints."""
+    """A run that kills itself: some time after some batch, or inside a call of a function that writes checkpoints."""
+    toy = Toy(pause=0.004)
     if where == "anywhere":
-        moment = time.monotonic() + chance.uniform(0.05, 0.4)
-        threading.Thread(target=lambda: time.sleep(moment - time.monotonic()) or os.kill(os.getpid(), 9)).start()
+        batches, delay, train_batch = chance.randrange(5, 15), chance.uniform(0.0, 0.01), toy.train_batch
+        enough = threading.Event()
+
+        def counted(index):
+            nonlocal batches
+            batches -= 1
+            if batches == 0:
+                enough.set()
+            return train_batch(index)
+
+        toy.train_batch = counted
+        threading.Thread(target=lambda: (enough.wait(), time.sleep(delay), os.kill(os.getpid(), 9))).start()
     else:
         owner, name = (checkpoints._Hashing, where) if where == "write" else (os, where)
         real, left = getattr(owner, name), [chance.randrange(1, 400 if where == "write" else 16)]
@@ -124,7 +135,7 @@ def train_until_killed(out, where, chance):
             return real(*arguments)
 
         setattr(owner, name, deadly)
-    run(out, Toy(pause=0.004))
+    run(out, toy)
     os._exit(0)
 
 
