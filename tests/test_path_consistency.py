@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import EOS, SHAPES, random_t5, scale_row, with_tau
 from kdtw_fast.training import controls, losses
-from kdtw_fast.training.batches import encode, student_prompts, teacher_prompts
+from kdtw_fast.training.batches import Encoded, encode, student_prompts, teacher_prompts
 from kdtw_fast.training.debian import Example
 from kdtw_fast.training.episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
 from kdtw_fast.training.lagrangian import Lagrangian
@@ -470,6 +470,16 @@ def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
     left = teacher_rollout(decoder, rows, [0] * 6, prompts[1], 10, tau=first)
     expected = [e.tokens.tolist() for e in every if first not in e.tokens]
     assert [e.tokens.tolist() for e in left] == expected and len(expected) < 6
+
+
+def test_sources_longer_than_the_decoders_default_are_rolled_out(pair, prompts):
+    """XSum's are: 512 tokens, a prompt and EOS."""
+    student, teacher = pair
+    own, told = prompts
+    long = [Encoded(tuple(7 + i % 30 for i in range(520)), (EOS,))]
+    decoder = TrainingWheelsDecoder(student, teacher, num_threads=1)
+    assert len(rollout(decoder, long, [0], own, told, 4)) == 1
+    assert len(teacher_rollout(GreedyDecoder(teacher, num_threads=1), long, [0], told, 4)) == 1
 
 
 # ---------------------------------------------------------------- batches and the value network

@@ -26,7 +26,7 @@ from .batches import IGNORED
 from .debian import Example
 from .evaluate import longest_source, scores, shown
 from .losses import behaviour_cloning, position_divergence
-from .models import load_student, load_teacher, load_tokenizer, plain_copy, save_pair_member
+from .models import load_student, load_teacher, load_tokenizer, save_pair_member
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .oracle import oracle_positions, shift_marks
 from .selection import rank
@@ -140,11 +140,11 @@ class BehaviourCloning:
     def validate(self, index: int, rows: int | None) -> Table:
         """Use and quality at the six budgets."""
         examples, limit = self.task.held_out(rows), self.settings.max_new_tokens
-        return measure_budgets(plain_copy(self.student), self.answering, self.tokenizer, examples, limit)
+        return measure_budgets(self.student, self.answering, self.tokenizer, examples, limit)
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
-        decoder = TrainingWheelsDecoder(plain_copy(self.student), self.answering, tokenizer=self.tokenizer)
+        decoder = TrainingWheelsDecoder(self.student, self.answering, tokenizer=self.tokenizer)
         return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget="moderate")
 
     def rank(self, table: Table) -> tuple[float, ...]:

@@ -30,7 +30,7 @@ from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, l
 from .evaluate import shown
 from .lagrangian import Lagrangian
 from .losses import path_consistency, training_wheels_reward
-from .models import load_student, load_teacher, load_tokenizer, plain_copy, save_pair_member
+from .models import load_student, load_teacher, load_tokenizer, save_pair_member
 from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
@@ -366,9 +366,7 @@ class PathConsistency:
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
-        decoder = TrainingWheelsDecoder(
-            plain_copy(self.student), self.teacher_decoder.student, tokenizer=self.tokenizer
-        )
+        decoder = TrainingWheelsDecoder(self.student, self.teacher_decoder.student, tokenizer=self.tokenizer)
         return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget="moderate")
 
     def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
@@ -392,7 +390,7 @@ class PathConsistency:
 def build(settings: Settings) -> PathConsistency:
     """Phase 2 of the pair that `settings` name; the student is one from phase 1."""
     if processes.number() > 1:
-        raise ValueError("phase 2 runs in one process; start it without torchrun or accelerate launch")
+        raise ValueError("phase 2 runs in one process; start it without torchrun")
     if settings.device != "cpu":
         raise ValueError(f"phase 2 trains on the CPU only so far, got device={settings.device}")
     tokenizer = load_tokenizer(settings)

@@ -16,6 +16,7 @@ from kdtw_fast.outputs import Owner
 
 from .batches import Encoded, keyed_generator
 from .episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
+from .evaluate import NO_LIMIT
 from .losses import position_divergence
 from .oracle import oracle_positions
 
@@ -59,6 +60,7 @@ def rollout(
         [[*prompts[b], *row.source, eos] for row, b in zip(rows, budgets, strict=True)],
         teacher_inputs={"input_ids": [[*told_prompt, *row.source, eos] for row in rows]},
         max_new_tokens=max_new_tokens,
+        max_source_length=NO_LIMIT,
         temperature=temperature,
         teacher_temperature=teacher_temperature,
         seed=seed,
@@ -124,6 +126,7 @@ def teacher_rollout(
     out = decoder.generate(
         [[*told_prompt, *row.source, eos] for row in rows],
         max_new_tokens=max_new_tokens,
+        max_source_length=NO_LIMIT,
         temperature=temperature,
         seed=seed,
         output_logprobs=True,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-Table = Sequence[Mapping[str, Any]]
-
-
-def largest_excess(table: Table) -> float:
-    """The largest |use achieved - use asked| of a table as `measure_budgets` returns it."""
-    return max(abs(row["achieved"] - row["asked"]) for row in table)
+from .trainer import Table, best_rouge2
 
 
 def rank(table: Table, tolerance: float = 0.03) -> tuple[float, ...]:
-    """Larger is better: tables that keep every budget within `tolerance` by mean ROUGE-2, others below by excess."""
-    excess = largest_excess(table)
+    """Larger is better: tables that keep every budget within `tolerance` by mean ROUGE-2, others below by excess.
+
+    Rows are those of `measure_budgets`; the excess is the largest |use achieved - use asked|.
+    """
+    excess = max(abs(row["achieved"] - row["asked"]) for row in table)
     if excess > tolerance + 1e-9:
         return 0.0, -excess
-    return 1.0, sum(row["rouge2"] for row in table) / len(table)
+    return 1.0, *best_rouge2(table)
