@@ -124,7 +124,8 @@ class _Decoder:
         Args:
             text: one string or a list of strings.
             budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
-                prompt; None = "no" for decoders that do not ask.
+                prompt; None = "no" for decoders that do not ask. "no" (0) is kept to the token: it sets
+                ``max_teacher_calls=0`` unless a limit is given.
             **options: as for :meth:`generate`.
         """
         texts = [text] if isinstance(text, str) else list(text)
@@ -134,6 +135,8 @@ class _Decoder:
             check_text(item, f"text {i}")
         self._check_takes_text(budget)
         ids, teacher_ids = zip(*self._tokenize(texts, [budget] * len(texts)))
+        if self._asks_for_none(budget) and all(options.get(name) is None for name in _LIMITS):
+            options["max_teacher_calls"] = 0
         if self.teacher is not None:
             options.setdefault("teacher_inputs", {"input_ids": teacher_ids})
         out = self.generate(ids, **options)
@@ -231,8 +234,12 @@ class _Decoder:
                 teacher_row = source(token_list(teacher_ids, teacher_label), teacher_label, self.teacher, options)
             elif self.teacher is not None:
                 check_ids(row, label, self.teacher)
-            own = (getattr(item, name) for name in _LIMITS)
-            ledger = _core.Ledger(*(limit if value is None else value for value, limit in zip(own, limits)))
+            own = [getattr(item, name) for name in _LIMITS]
+            bounds = [limit if value is None else value for value, limit in zip(own, limits)]
+            told = budget if item.budget is None else item.budget
+            if item.text is not None and bounds == [None, None] and self._asks_for_none(told):
+                bounds = [0, None]
+            ledger = _core.Ledger(*bounds)
             yield index if item.row_id is None else item.row_id, ledger, row, teacher_row
 
     def _check_takes_text(self, budget: str | float | None) -> None:
@@ -240,6 +247,10 @@ class _Decoder:
             raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or give token ids")
         if budget is None and self._calls_on_tau:
             raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
+
+    def _asks_for_none(self, budget: str | float | None) -> bool:
+        """Whether a decoder that could ask is told not to."""
+        return self._calls_on_tau and budget is not None and resolve_budget(budget).fraction == 0
 
     def _tokenize(self, texts: Sequence[Any], budgets: Sequence[Any]) -> list[tuple[list[int], list[int] | None]]:
         """Each text's tokens for student and teacher (None without one), behind the prompts they were trained with."""

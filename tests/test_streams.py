@@ -185,6 +185,20 @@ def test_texts_get_their_prompts_and_are_tokenized_together(texts_decoder: Train
     assert mixed[0].texts == texts_decoder("one", budget="no", max_new_tokens=4).texts and mixed[1].texts is None
 
 
+def test_no_means_no_call_unless_a_limit_says_otherwise(texts_decoder: TrainingWheelsDecoder) -> None:
+    texts = ["one", "another", "a third, longer", "four", "the fifth"]
+    free = texts_decoder(texts, budget="no", max_teacher_fraction=1.0, max_new_tokens=9)
+    assert int(free.teacher_calls.sum()) > 0
+    assert int(texts_decoder(texts, budget=0, max_new_tokens=9).teacher_calls.sum()) == 0
+    items = [{"text": text, "budget": 0.0} for text in texts] + [
+        {"text": "one", "budget": "no", "max_teacher_calls": 5}
+    ]
+    calls = [
+        int(out.teacher_calls[0]) for out in texts_decoder.stream(items, budget="high", max_new_tokens=9, in_order=True)
+    ]
+    assert calls[:5] == [0] * 5 and calls[5] == min(5, int(free.teacher_calls[0]))
+
+
 # --- What is handed out when -----------------------------------------------------------------------------
 
 
