@@ -62,7 +62,7 @@ def bench(
     teacher_dtype: TeacherDtype = None,
     cache_dtype: Annotated[
         str, typer.Option(help=f"Keys and values: {', '.join(CACHE_DTYPES)}.", rich_help_panel=MODELS)
-    ] = "fp32",
+    ] = "auto",
     threads: Threads = None,
     rows: Annotated[str, typer.Option(help="Batch sizes, with commas.", rich_help_panel=_MEASURE)] = "1,4,8,32",
     source_tokens: Annotated[int, typer.Option(help="Length of the sources.", rich_help_panel=_MEASURE)] = 64,

@@ -97,7 +97,7 @@ _UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention
 Tensors = Mapping[str, Callable[[], torch.Tensor]]
 
 DTYPES = ("auto", "fp32", "bf16", "int8")
-CACHE_DTYPES = ("fp32", "bf16")
+CACHE_DTYPES = ("auto", "fp32", "bf16")
 
 
 class NativeT5:
@@ -125,7 +125,7 @@ class NativeT5:
         name: str,
         ignore_config_fields: Iterable[str] = (),
         dtype: str = "auto",
-        cache_dtype: str = "fp32",
+        cache_dtype: str = "auto",
         file: PackedFile | None = None,
     ):
         self.name = name
@@ -136,7 +136,7 @@ class NativeT5:
         if packed is None:
             spec = _core_config(config, tensors, name, self._ignored)
             spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
-            spec.cache_dtype = cache_dtype
+            spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
             described = file.describe_sources() if file is not None else []
             vectors: dict[str, np.ndarray] = {}
             self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name, vectors))
@@ -148,7 +148,8 @@ class NativeT5:
             spec = _core.T5Config()
             for field, value in packed.spec.items():
                 setattr(spec, field, value)
-            spec.name, spec.cache_dtype = name, cache_dtype
+            spec.name = name
+            spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
             self.core = _core.T5(spec, "cpu", packed.vectors.get, packed.blobs)
         self.dtype, self.cache_dtype = spec.dtype, spec.cache_dtype
         self.vocab_size: int = spec.vocab_size
@@ -182,7 +183,7 @@ class NativeT5:
         model: torch.nn.Module,
         name: str = "model",
         dtype: str = "auto",
-        cache_dtype: str = "fp32",
+        cache_dtype: str = "auto",
         ignore_config_fields: Iterable[str] = (),
     ) -> NativeT5:
         """Packs the weights of a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) in memory.
@@ -193,7 +194,8 @@ class NativeT5:
             dtype: number format of the matrices. "fp32"; "bf16": rounded, and multiplied in fp32; "int8": one scale per
                 output, and activations quantised per token; "auto": the smallest that holds the model exactly, that
                 is bf16 when all its matrices are bfloat16, else fp32.
-            cache_dtype: number format of keys and values, "fp32" or "bf16".
+            cache_dtype: number format of keys and values, "fp32" or "bf16"; "auto": bf16 beside int8 weights, else
+                fp32.
             ignore_config_fields: config fields that are known not to change the maths.
 
         Raises:
@@ -235,7 +237,7 @@ class NativeT5:
         folder: str | Path,
         name: str | None = None,
         dtype: str = "auto",
-        cache_dtype: str = "fp32",
+        cache_dtype: str = "auto",
         ignore_config_fields: Iterable[str] = (),
         cache: bool | str | Path | None = None,
     ) -> NativeT5:
@@ -367,6 +369,11 @@ def _auto_dtype(tensors: Tensors) -> str:
     """The smallest format that holds every matrix exactly."""
     values = (read() for read in tensors.values())
     return "bf16" if all(value.dtype == torch.bfloat16 for value in values if value.ndim == 2) else "fp32"
+
+
+def _auto_cache(dtype: str) -> str:
+    """int8 models read bf16 keys and values: rounding those costs less than the weights' rounding already did."""
+    return "bf16" if dtype == "int8" else "fp32"
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.utils import logging
 
 from kdtw_fast.modeling import TrainingWheelsT5
 
@@ -51,8 +54,9 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
     """
     folder = pair_folder(name)
-    student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
-    teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
+    with _no_progress_bars():
+        student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
+        teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
     return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
 
 
@@ -68,6 +72,18 @@ def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sam
     path = _find(name, DATA / "samples" / f"{name}.jsonl")
     lines = path.read_text(encoding="utf-8").splitlines()
     return [Sample(**json.loads(line)) for line in lines[:limit]]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws one for each model, however small."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _find(name: str, path: Path) -> Path:

@@ -143,7 +143,7 @@ def random_native(
     name: str = "model",
     seed: int = 0,
     dtype: str = "fp32",
-    cache_dtype: str = "fp32",
+    cache_dtype: str = "auto",
     tensors: Mapping[str, Values] = MappingProxyType({}),
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> NativeT5:

@@ -274,3 +274,9 @@ def test_int8_keeps_the_teachers_bleu(pair: Pair) -> None:
         out = decoder([sample.source for sample in samples], max_new_tokens=64)
         scores.append(sacrebleu.corpus_bleu(out.texts, [[sample.target for sample in samples]]).score)
     assert abs(scores[0] - scores[1]) < 0.5
+
+
+@pytest.mark.parametrize(("dtype", "cache_dtype"), [("fp32", "fp32"), ("bf16", "fp32"), ("int8", "bf16")])
+def test_caches_are_bf16_beside_int8_weights_unless_told(pair: Pair, dtype: str, cache_dtype: str) -> None:
+    assert NativeT5.from_model(pair.student, dtype=dtype).cache_dtype == cache_dtype
+    assert NativeT5.from_model(pair.student, dtype=dtype, cache_dtype="fp32").cache_dtype == "fp32"
