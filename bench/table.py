@@ -28,6 +28,8 @@ FASTER_BATCH = {"fp32": 1.8, "int8": 2.0}
 LOOP_OVERHEAD = 3  # percent, at most
 LARGE_TEACHER = {"speculative": 1.5, "Training Wheels": 6.0}  # by the method's first words
 MEMORY = 6e9  # bytes, at most
+ROLLOUTS = 5.0  # times Hugging Face
+RENEWAL = 2  # percent of a training batch, at most
 
 Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
 
@@ -65,6 +67,8 @@ def bench_markdown(results: dict[str, Any]) -> str:
         "large teacher": _large_teacher,
         "memory": _memory,
         "two models": _two_models,
+        "rollout": _rollout,
+        "phase 2": _phase_2,
     }
     unknown = sorted(set(entries) - set(sections) - {"verification"})
     if unknown:
@@ -293,6 +297,29 @@ def _two_models(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
         *lines,
         "The loop's own time is what is left of a call after encoders and decoder passes. The two random models agree "
         "on nothing, so these rows are the loop's extremes, not what the methods gain on text: for that, see the demo.",
+    ]
+
+
+def _rollout(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    ours = next(info["tokens_per_second"] for info, _ in entries if info["contestant"].startswith("rollout"))
+    rows = []
+    for info, _ in entries:
+        rate = info["tokens_per_second"]
+        factor = "" if rate == ours else f"{ours / rate:.1f}×" + _mark(ROLLOUTS, "×")
+        rows.append([info["contestant"], f"{rate:.0f}", factor])
+    return [
+        "**Rollouts of phase 2 on the shipped pair: 48 sentences, six budgets, sampled, with log-probabilities**",
+        "",
+        *markdown_table(("what", "tokens/s", "the rollout is faster by"), rows),
+    ]
+
+
+def _phase_2(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    seconds = {info["part"]: value for info, value in entries}
+    share = 100 * seconds["renewal"] / seconds["batch"]
+    return [
+        f"A batch of phase 2 on that pair takes {seconds['batch']:.2f} s, renewing the decoder's weights "
+        f"{1000 * seconds['renewal']:.1f} ms of it: {share:.2f} %{_mark(RENEWAL, ' %', least=False)}."
     ]
 
 

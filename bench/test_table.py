@@ -111,6 +111,15 @@ def test_streams_stand_in_one_line_per_method_and_batch() -> None:
     assert "| m | 8 | 100 | 50 |" in text and "| m | 16 | 200 | 400 |" in text
 
 
+def test_training_stands_beside_its_marks() -> None:
+    rates = {"rollout, both": 900.0, "Hugging Face": 100.0}
+    rollouts = [({"kind": "rollout", "contestant": name, "tokens_per_second": r}, 1.0) for name, r in rates.items()]
+    parts = [({"kind": "phase 2", "part": part}, s) for part, s in (("batch", 2.0), ("renewal", 0.01))]
+    text = bench_markdown(results(*rollouts, *parts))
+    assert "| rollout, both | 900 |  |" in text and "| Hugging Face | 100 | 9.0× (≥ 5×) |" in text
+    assert "takes 2.00 s, renewing the decoder's weights 10.0 ms of it: 0.50 % (≤ 2 %)" in text
+
+
 def test_results_without_a_table_are_refused() -> None:
     with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
         bench_markdown(results(({"kind": "new"}, 1.0)))

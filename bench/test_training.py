@@ -1,0 +1,114 @@
+"""Phase 2 on the shipped pair: rollouts beside Hugging Face's generate, and a batch beside what renews the decoder.
+
+A rollout decodes with both models and notes log-probabilities; Hugging Face's contestants decode the same sentences
+with one model, which is less work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kdtw_fast.training.batches import encode, student_prompts, teacher_prompts
+from kdtw_fast.training.debian import Example, write_jsonl
+from kdtw_fast.training.path_consistency import PathConsistency
+from kdtw_fast.training.recipes import resolve
+from kdtw_fast.training.rollouts import rollout
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.replay import replay_timer, report
+from kdtw_fast import BUDGETS, TrainingWheelsDecoder
+from kdtw_fast.pairs import Pair, load_pair
+from kdtw_fast.race import Recorded, race
+
+MOST_NEW = 80
+ROLLOUT = "rollout, student and teacher"
+ROLLOUTS = (ROLLOUT, "Hugging Face generate, student alone", "Hugging Face generate, teacher alone")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("debian-de-en")
+
+
+def examples(pair: Pair) -> list[Example]:
+    return [Example(sample.source, sample.target, sample.package) for sample in pair.samples()]
+
+
+@pytest.fixture(scope="module")
+def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
+    torch.set_num_threads(threads)
+    rows = encode(examples(pair)[: 6 if tiny else 48], pair.tokenizer)
+    budgets = [i % len(BUDGETS) for i in range(len(rows))]
+    own = student_prompts(pair.tokenizer, pair.student.config.student_prompt)
+    told = teacher_prompts(pair.tokenizer, pair.student.config.teacher_prompt)[0]
+    decoder = TrainingWheelsDecoder(pair.student, pair.teacher, num_threads=threads)
+
+    def ours() -> int:
+        return sum(map(len, rollout(decoder, rows, budgets, own, told, MOST_NEW, temperature=1.0)))
+
+    def theirs(model: Any, prompts: list[list[int]]) -> Callable[[], int]:
+        sources = [[*prompt, *row.source, model.config.eos_token_id] for prompt, row in zip(prompts, rows)]
+        batch = pair.tokenizer.pad({"input_ids": sources}, return_tensors="pt")
+
+        def run() -> int:
+            with torch.inference_mode():
+                out = model.generate(**batch, max_new_tokens=MOST_NEW, do_sample=True, num_beams=1, top_k=0)
+            return int((out[:, 1:] != model.config.pad_token_id).sum())
+
+        return run
+
+    students = theirs(pair.student, [own[b] for b in budgets])
+    return race(dict(zip(ROLLOUTS, (ours, students, theirs(pair.teacher, [told] * len(rows))))), rounds or 5)
+
+
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("contestant", ROLLOUTS)
+def test_rollouts(benchmark: BenchmarkFixture, rolled: dict[str, Recorded], contestant: str) -> None:
+    recorded = rolled[contestant]
+    benchmark.group = "rollouts"
+    rates = sorted(tokens / seconds for tokens, seconds in zip(recorded.results, recorded.seconds))
+    report(benchmark, recorded.seconds)
+    benchmark.extra_info |= {"kind": "rollout", "contestant": contestant, "tokens_per_second": rates[len(rates) // 2]}
+    assert min(recorded.results) > 0
+
+
+@pytest.fixture(scope="module")
+def trained(
+    pair: Pair, tiny: bool, rounds: int | None, threads: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Recorded]]:
+    folder: Path = tmp_path_factory.mktemp("phase2")
+    write_jsonl(folder / "train.jsonl", examples(pair)[20:])
+    write_jsonl(folder / "validation.jsonl", examples(pair)[:20])
+    places = {
+        "data.folder": folder,
+        "out": folder / "out",
+        "student.path": pair.folder / "student",
+        "teacher.path": pair.folder / "teacher",
+        "tokenizer": pair.folder / "tokenizer",
+        "threads": threads,
+        "tasks": 6 if tiny else 24,
+    }
+    recipe = resolve("debian-de-en/phase2", [f"{name}={value}" for name, value in places.items()])
+    algorithm = recipe.build()
+    assert isinstance(algorithm, PathConsistency)
+    numbers = count()
+    yield race(
+        {
+            "batch": lambda: algorithm.train_batch(next(numbers)),
+            "renewal": lambda: algorithm.decoder.student.update_weights(algorithm.student),
+        },
+        rounds or 7,
+    )
+
+
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("part", ["batch", "renewal"])
+def test_batch_of_phase_2(benchmark: BenchmarkFixture, trained: dict[str, Recorded], part: str) -> None:
+    benchmark.group = "phase 2"
+    report(benchmark, trained[part].seconds)
+    benchmark.extra_info |= {"kind": "phase 2", "part": part}
