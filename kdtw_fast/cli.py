@@ -1,4 +1,4 @@
-"""The `kdtw` command: generate, demo, bench, train, info. Every error is one sentence on stderr.
+"""The `kdtw` command: generate, demo, bench, train, curves, info. Every error is one sentence on stderr.
 
 Depends on everything in the package; nothing depends on it.
 """
@@ -25,7 +25,7 @@ from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
-from kdtw_fast.cli_train import train
+from kdtw_fast.cli_train import curves, train
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
 from kdtw_fast.model import NativeT5
@@ -400,6 +400,7 @@ def demo(
 
 app.command()(bench)
 app.command()(train)
+app.command()(curves)
 
 
 @app.command()
