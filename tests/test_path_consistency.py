@@ -25,6 +25,7 @@ from kdtw_fast.training.rollouts import (
     rollout_seed,
     score_unread,
     teacher_rollout,
+    without_token,
 )
 from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Optimiser
@@ -438,7 +439,7 @@ def test_oracle_rollouts(pair, tokenizer, prompts):
     own, told = prompts
     rows, budgets = encode(examples(9), tokenizer), [0, 1, 2, 3, 4, 5, 5, 5, 3]
     decoder = GreedyDecoder(teacher, num_threads=1)
-    plain = teacher_rollout(decoder, rows, budgets, told, 10, tau=student.config.tau_token_id)
+    plain = teacher_rollout(decoder, rows, budgets, told, 10)
     alone = decoder.generate([[*told, *row.source, EOS] for row in rows], max_new_tokens=10)
     assert [e.tokens.tolist() for e in plain] == [
         ids[1 : 1 + n] for ids, n in zip(alone.sequences.tolist(), alone.lengths.tolist(), strict=True)
@@ -467,7 +468,7 @@ def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
     decoder = GreedyDecoder(teacher, num_threads=1)
     every = teacher_rollout(decoder, rows, [0] * 6, prompts[1], 10)
     first = int(every[0].tokens[0])
-    left = teacher_rollout(decoder, rows, [0] * 6, prompts[1], 10, tau=first)
+    left = without_token(every, first)
     expected = [e.tokens.tolist() for e in every if first not in e.tokens]
     assert [e.tokens.tolist() for e in left] == expected and len(expected) < 6
 

@@ -16,6 +16,10 @@ VARIED = {
     "phase1": ("debian-de-en/phase1", {}),
     "gkd": ("debian-de-en/gkd", {"updates_per_batch": 2}),
     "skd": ("debian-de-en/skd", {"updates_per_batch": 2}),
+    "phase2": (
+        "debian-de-en/phase2",
+        {"tasks": 6, "on_policy_rows": 6, "oracle_rows": 3, "replay_rows": 4, "value_batches": 1, "validate_every": 0},
+    ),
     "minillm": ("debian-de-en/minillm", {"updates_per_batch": 2}),
 }
 
@@ -48,7 +52,11 @@ def assert_same_training(one, two):
         if mine["event"] == "step":
             assert theirs["loss"] == pytest.approx(mine["loss"], rel=2e-4, abs=2e-5), mine["step"]
             assert theirs["grad_norm"] == pytest.approx(mine["grad_norm"], rel=5e-3, abs=1e-4), mine["step"]
-    models = [load_checkpoint(out)["algorithm"]["model"] for out in (one, two)]
+            for name in mine:  # of phase 2: the same episodes, so the same use and multipliers
+                if name.startswith(("use/", "lambda/", "replay")):
+                    assert theirs[name] == pytest.approx(mine[name], abs=1e-9), (mine["step"], name)
+    states = [load_checkpoint(out)["algorithm"] for out in (one, two)]
+    models = [state["student"] if "student" in state else state["model"] for state in states]
     for key, value in models[0].items():
         assert float((value - models[1][key]).abs().max()) < 1e-3, key
 

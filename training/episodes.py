@@ -85,6 +85,10 @@ class EpisodeBatch:
     ended: torch.Tensor
     budgets: torch.Tensor
 
+    def to(self, device: str | torch.device) -> EpisodeBatch:
+        """The same batch on another device."""
+        return EpisodeBatch(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def collate_episodes(
     episodes: Sequence[Episode], prompts: Sequence[Sequence[int]], tau: int, start: int, eos: int, pad: int

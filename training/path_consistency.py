@@ -34,7 +34,7 @@ from .models import load_student, load_teacher, load_tokenizer, save_pair_member
 from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
-from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, teacher_rollout
+from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, teacher_rollout, without_token
 from .selection import rank
 from .settings import Optimiser, Run
 from .tasks import Task
@@ -137,9 +137,9 @@ class PathConsistency:
         self.special, self.tau = special_tokens(student), student.config.tau_token_id
         for model in (student, teacher):
             quicken(model, 0.0)
-            model.eval()
+            model.to(settings.device).eval()
         self.student, self.teacher = student, teacher
-        self.value = ValueNetwork(student)
+        self.value = ValueNetwork(student).to(settings.device)
         self.optimiser = make_optimiser(student, settings.optimiser)
         self.value_optimiser = make_optimiser(self.value, settings.value_optimiser)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
@@ -167,31 +167,36 @@ class PathConsistency:
         settings = self.settings
         began = time.perf_counter()
         rows, budgets = self._tasks(index)
+        places = processes.mine(range(len(rows)))  # each process rolls out and scores its share
         self.decoder.student.update_weights(self.student)
         rolled = [
-            self._rollout(rows, budgets, temperature, rollout_seed(settings.seed, index, i))
+            self._rollout(rows, budgets, places, temperature, rollout_seed(settings.seed, index, i))
             for i, temperature in enumerate(settings.temperatures)
         ]
         trajectories: list[Episode] = []
         if settings.oracle_rows:
             trajectories = teacher_rollout(
                 self.teacher_decoder,
-                rows,
-                budgets,
+                [rows[i] for i in places],
+                [budgets[i] for i in places],
                 self.told_prompt,
                 settings.max_new_tokens,
                 settings.teacher_temperature,
                 rollout_seed(settings.seed, index, len(rolled)),
-                self.tau,
+                places,
             )
         rolled_out = time.perf_counter()
-        on_policy = [e for part in rolled for e in part]
-        unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in on_policy) / sum(map(len, on_policy))
+        acted = [e for part in rolled for e in part]
+        unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in acted) / sum(map(len, acted))
         with self._autocast():
-            on_policy = score_unread(self.teacher, on_policy, self.told_prompt)
-            oracle, divergence = ask_where_divergent(
+            acted = score_unread(self.teacher, acted, self.told_prompt)
+            asked, divergence = ask_where_divergent(
                 self.student, self.teacher, trajectories, self.prompts, self.told_prompt, settings.rounding
             )
+        # Every process goes on with all episodes: replay, statistics and lambda are the same in each.
+        size = len(places)
+        on_policy = [e for i in range(0, len(acted), size) for e in processes.gathered(acted[i : i + size])]
+        oracle = without_token(processes.gathered(asked), self.tau)
         self._count_rewards(on_policy, oracle)
         scored = time.perf_counter()
         metrics = self._update(index, on_policy, oracle)
@@ -233,18 +238,21 @@ class PathConsistency:
         budgets = keyed_generator(seed, index, _BUDGETS).permutation(np.arange(count) % len(BUDGETS))
         return chosen, budgets.tolist()
 
-    def _rollout(self, rows: list[Encoded], budgets: list[int], temperature: float, seed: int) -> list[Episode]:
+    def _rollout(
+        self, rows: list[Encoded], budgets: list[int], places: Sequence[int], temperature: float, seed: int
+    ) -> list[Episode]:
         settings = self.settings
         return rollout(
             self.decoder,
-            rows,
-            budgets,
+            [rows[i] for i in places],
+            [budgets[i] for i in places],
             self.prompts,
             self.told_prompt,
             settings.max_new_tokens,
             temperature,
             settings.teacher_temperature,
             seed,
+            places,
         )
 
     def _count_rewards(self, on_policy: Sequence[Episode], oracle: Sequence[Episode]) -> None:
@@ -269,13 +277,17 @@ class PathConsistency:
                 *self._drawn(oracle, settings.oracle_rows, index, update, 2),
                 *self.replay.sample(settings.replay_rows, settings.seed, index * settings.updates_per_batch + update),
             ]
-            batch = collate_episodes(episodes, self.prompts, self.tau, *self.special)
+            own = processes.mine(episodes)
+            batch = collate_episodes(own, self.prompts, self.tau, *self.special).to(settings.device)
             parts = self._loss(batch)
+            parts["loss"] = parts["loss"] * processes.share(sum(map(len, own)))
             parts["loss"].backward()
+            for model in (self.student, self.value):
+                processes.average_gradients(model)
             parts["grad_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), settings.optimiser.clip)
             parts["value_grad_norm"] = nn.utils.clip_grad_norm_(self.value.parameters(), settings.value_optimiser.clip)
             for name in ("loss", "grad_norm", "value_grad_norm"):
-                if not bool(torch.isfinite(parts[name])):
+                if processes.total(float(not torch.isfinite(parts[name].detach()))):
                     self.optimiser.zero_grad()
                     self.value_optimiser.zero_grad()
                     raise NonFiniteLossError(f"{name} is {float(parts[name].detach())}", vars(batch))
@@ -305,13 +317,13 @@ class PathConsistency:
             log_pi = torch.log_softmax(logits_at(self.student, states, batch.kept), -1)
             values = self.value(batch.source_ids, batch.source_mask, batch.inputs, batch.marks)
         chosen = log_pi.gather(1, batch.actions[batch.kept][:, None]).squeeze(1)
-        action_logprobs = torch.zeros(batch.kept.shape).masked_scatter(batch.kept, chosen)
+        action_logprobs = torch.zeros_like(batch.teacher_logprobs).masked_scatter(batch.kept, chosen)
         reward = training_wheels_reward(
             batch.teacher_logprobs,
             batch.asked,
             batch.kept,
-            torch.tensor(self.lagrangian.values)[batch.budgets],
-            self.fractions[batch.budgets],
+            torch.tensor(self.lagrangian.values, device=settings.device)[batch.budgets],
+            self.fractions.to(settings.device)[batch.budgets],
             self.statistics.mean,
             self.statistics.deviation,
             settings.reward_clip,
@@ -345,7 +357,8 @@ class PathConsistency:
             }
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bf16)
+        device = torch.device(self.settings.device).type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
     # ------------------------------------------------------------ measuring and saving
 
@@ -389,10 +402,12 @@ class PathConsistency:
 
 def build(settings: Settings) -> PathConsistency:
     """Phase 2 of the pair that `settings` name; the student is one from phase 1."""
-    if processes.number() > 1:
-        raise ValueError("phase 2 runs in one process; start it without torchrun")
-    if settings.device != "cpu":
-        raise ValueError(f"phase 2 trains on the CPU only so far, got device={settings.device}")
+    fewest = min(settings.tasks, settings.on_policy_rows + settings.oracle_rows)
+    if fewest < processes.number():
+        raise ValueError(
+            f"a batch of {settings.tasks} tasks and updates of {settings.on_policy_rows} + {settings.oracle_rows} "
+            f"episodes cannot be shared by {processes.number()} processes; start fewer"
+        )
     tokenizer = load_tokenizer(settings)
     task = Task(settings, tokenizer)
     student = load_student(settings.student.path, len(tokenizer), settings)

@@ -39,6 +39,7 @@ def rollout(
     temperature: float = 0.0,
     teacher_temperature: float = 0.0,
     seed: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[Episode]:
     """On-policy: the student acts, the teacher answers <tau>; one episode for each row, in order.
 
@@ -51,6 +52,7 @@ def rollout(
         temperature: of the student, 0 = greedy.
         teacher_temperature: of the teacher's answers, 0 = greedy.
         seed: random numbers are a function of it and of the row's place.
+        places: the rows' places in the whole batch, where `rows` is a part of it.
 
     The teacher's log-likelihoods are those of the catch-up passes that happened anyway; what the student wrote after
     its last call was never read, and is NaN.
@@ -64,6 +66,7 @@ def rollout(
         temperature=temperature,
         teacher_temperature=teacher_temperature,
         seed=seed,
+        row_ids=places,
         output_logprobs=True,
     )
     assert out.sequences is not None and out.owners is not None and out.lengths is not None
@@ -98,12 +101,12 @@ def score_unread(
     special = special_tokens(teacher)
     for begin in range(0, len(unread), _SCORED_TOGETHER):
         chosen = unread[begin : begin + _SCORED_TOGETHER]
-        batch = collate_episodes([episodes[i] for i in chosen], prompts, 0, *special)
+        batch = collate_episodes([episodes[i] for i in chosen], prompts, 0, *special).to(teacher.device)
         states = decoder_states(teacher, batch.source_ids, batch.source_mask, batch.inputs[:, :-1])
         missing = batch.teacher_logprobs.isnan()
         found = torch.log_softmax(logits_at(teacher, states, missing), -1)
         batch.teacher_logprobs[missing] = found.gather(1, batch.inputs[:, 1:][missing][:, None]).squeeze(1)
-        for i, row in zip(chosen, batch.teacher_logprobs.numpy(), strict=True):
+        for i, row in zip(chosen, batch.teacher_logprobs.cpu().numpy(), strict=True):
             scored[i] = replace(episodes[i], teacher_logprobs=row[: len(episodes[i])].copy())
     return scored
 
@@ -116,9 +119,9 @@ def teacher_rollout(
     max_new_tokens: int = 80,
     temperature: float = 0.0,
     seed: int = 0,
-    tau: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[Episode]:
-    """The teacher's own trajectories (it wrote every token, none is marked), without those that contain id `tau`.
+    """The teacher's own trajectories: it wrote every token, none is marked.
 
     `budgets` are the numbers that the episodes will carry; the other arguments are as in `rollout`.
     """
@@ -129,26 +132,28 @@ def teacher_rollout(
         max_source_length=NO_LIMIT,
         temperature=temperature,
         seed=seed,
+        row_ids=places,
         output_logprobs=True,
     )
     assert out.sequences is not None and out.lengths is not None
     assert out.student_logprobs is not None and out.finish_reasons is not None
     ids, logprobs = out.sequences.numpy(), out.student_logprobs.numpy()  # alone, the teacher is the one that acts
-    episodes = []
-    for r, (row, budget, length) in enumerate(zip(rows, budgets, out.lengths.tolist(), strict=True)):
-        tokens = ids[r, 1 : 1 + length].astype(np.int32)
-        if tau is None or not (tokens == tau).any():
-            episodes.append(
-                Episode(
-                    source=np.array(row.source, np.int32),
-                    budget=int(budget),
-                    tokens=tokens,
-                    from_teacher=np.zeros(length, np.bool_),
-                    teacher_logprobs=logprobs[r, 1 : 1 + length].astype(np.float32),
-                    ended=out.finish_reasons[r] == "end",
-                )
-            )
-    return episodes
+    return [
+        Episode(
+            source=np.array(row.source, np.int32),
+            budget=int(budget),
+            tokens=ids[r, 1 : 1 + length].astype(np.int32),
+            from_teacher=np.zeros(length, np.bool_),
+            teacher_logprobs=logprobs[r, 1 : 1 + length].astype(np.float32),
+            ended=out.finish_reasons[r] == "end",
+        )
+        for r, (row, budget, length) in enumerate(zip(rows, budgets, out.lengths.tolist(), strict=True))
+    ]
+
+
+def without_token(episodes: Sequence[Episode], token: int) -> list[Episode]:
+    """The episodes that do not hold `token`: a teacher's may hold <tau>, a spare row to it, which is no output."""
+    return [episode for episode in episodes if not (episode.tokens == token).any()]
 
 
 @torch.no_grad()
@@ -173,16 +178,18 @@ def ask_where_divergent(
     for begin in range(0, len(order), _SCORED_TOGETHER):
         chosen = order[begin : begin + _SCORED_TOGETHER]
         some = [episodes[i] for i in chosen]
-        own = collate_episodes(some, prompts, tau, *special)
-        told = collate_episodes(some, [told_prompt] * len(BUDGETS), tau, *special)
+        own = collate_episodes(some, prompts, tau, *special).to(student.device)
+        told = collate_episodes(some, [told_prompt] * len(BUDGETS), tau, *special).to(student.device)
         inputs = own.inputs[:, :-1]
         mine = decoder_states(student, own.source_ids, own.source_mask, inputs)
         theirs = decoder_states(teacher, told.source_ids, told.source_mask, inputs)
         found = position_divergence(logits_at(student, mine, own.kept), logits_at(teacher, theirs, own.kept), tau)
-        divergence = torch.zeros(own.kept.shape)
+        divergence = torch.zeros_like(own.teacher_logprobs)
         divergence[own.kept] = found
         total, count = total + float(found.sum()), count + found.numel()
-        marks = oracle_positions(divergence, own.kept, fractions[own.budgets], rounding).numpy()
+        marks = (
+            oracle_positions(divergence, own.kept, fractions.to(student.device)[own.budgets], rounding).cpu().numpy()
+        )
         for i, row in zip(chosen, marks, strict=True):
             asked[i] = replace(episodes[i], from_teacher=row[: len(episodes[i])].copy())
     return asked, total / max(1, count)
