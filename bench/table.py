@@ -221,6 +221,13 @@ def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]
     def per_token(entry: Entry) -> float:
         return 1000 * entry[1] / entry[0]["new_tokens"]
 
+    def phases(entry: Entry) -> list[float]:
+        """ms per token of encoders, student's and teacher's passes; nothing of Hugging Face's."""
+        found = [per_token(entry) * share for share in entry[0].get("shares", {}).values()]
+        if found and entry[0]["method"].endswith("teacher alone"):  # there the one model's passes are the teacher's
+            found[1], found[2] = found[2], found[1]
+        return found
+
     alone: dict[bool, float] = {}  # by whether it is Hugging Face's
     for entry in entries:
         if entry[0]["method"].endswith("teacher alone"):
@@ -236,7 +243,7 @@ def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]
                 entry[0]["student"] or "–",
                 str(entry[0]["new_tokens"]),
                 f"{per_token(entry):.2f}",
-                f"{per_token(entry) * entry[0]['encode_share']:.2f}" if "encode_share" in entry[0] else "",
+                *([f"{ms:.2f}" for ms in phases(entry)] or [""] * 3),
                 f"{factor:.2f}×{_mark(mark, '×')}",
             ]
         )
@@ -245,13 +252,23 @@ def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]
         f"**A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}**",
         "",
         *markdown_table(
-            ("method", "student", "new tokens", "ms per token", "of it encoders", "against its teacher alone"),
+            (
+                *("method", "student", "new tokens", "ms per token", "of it encoders", "student's passes"),
+                *("teacher's passes", "against its teacher alone"),
+            ),
             rows,
             text_columns=2,
         ),
         "",
         "The models are random and of full size; their greedy choices are arranged so that the student agrees with the "
-        "teacher as often as it says, or asks as often.",
+        "teacher as often as it says, or asks as often."
+        + "".join(
+            f" {method} at {mark:g}× may take {alone[False] / mark:.2f} ms per token; encoders and teacher's passes "
+            f"alone take {found[0] + found[2]:.2f}."
+            for method, mark in LARGE_TEACHER.items()
+            for found in [phases(entry) for entry in entries if entry[0]["method"].startswith(method)][:1]
+            if found and alone[False] / mark < found[0] + found[2]
+        ),
     ]
 
 

@@ -83,13 +83,15 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
     text = bench_markdown(
         results(
             method("teacher alone", 1.0),
-            method("speculative, K = 5", 0.5, encode_share=0.2),
+            method("speculative, K = 5", 0.5, shares={"encode": 0.2, "student": 0.5, "teacher": 0.3}),
+            method("Training Wheels", 0.25, shares={"encode": 0.4, "student": 0.25, "teacher": 0.35}),
             method("Hugging Face fp32, teacher alone", 2.0, 4),
             method("Hugging Face fp32, assisted", 1.0, 4),
         )
     )
-    assert "| speculative, K = 5 | – | 10 | 50.00 | 10.00 | 2.00× (≥ 1.5×) |" in text
-    assert "| Hugging Face fp32, assisted | – | 4 | 250.00 |  | 2.00× |" in text
+    assert "| speculative, K = 5 | – | 10 | 50.00 | 10.00 | 25.00 | 15.00 | 2.00× (≥ 1.5×) |" in text
+    assert "| Hugging Face fp32, assisted | – | 4 | 250.00 |  |  |  | 2.00× |" in text
+    assert "Training Wheels at 6× may take 16.67 ms per token; encoders and teacher's passes alone take 18.75." in text
 
     def batch(system: str, setting: str, median: float) -> tuple[dict[str, object], float]:
         info = {"kind": "batch", "system": system, "setting": setting, "dtype": "fp32", "rows": 2, "tokens": 20}
