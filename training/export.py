@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import AutoTokenizer, PreTrainedModel, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import student_prompt
@@ -26,9 +27,9 @@ from .evaluate import greedy, scores, texts
 
 LICENCE = """# Where these sentences come from, and their terms
 
-`{name}.jsonl` holds {count} German sentences with their English originals, taken from the package descriptions of
-Debian's `main` section (the lists `Packages`, `Translation-en` and `Translation-de` that every Debian mirror serves
-through apt).
+The files here hold sentences from the package descriptions of Debian's `main` section (the lists `Packages`,
+`Translation-en` and `Translation-de` that every Debian mirror serves through apt): `debian-de-en.jsonl` German
+sentences with their English originals, `debian-synopsis.jsonl` English descriptions with the package's synopsis.
 
 - The English text is part of each source package's packaging (its `debian/control` file), written by the package's
   maintainers and authors. It comes under the terms of that packaging: see `debian/copyright` in the source package that
@@ -41,8 +42,13 @@ through apt).
 The sentences were cut and paired by `kdtw_fast.training.debian`; nothing else was changed. They are here as test
 sentences only. The Apache-2.0 licence of kdtw_fast covers its code, not these sentences.
 
-The models in `../pairs/{name}` were trained on other sentences of the same lists.
+The models in `../pairs` were trained on other sentences of the same lists.
 """
+
+DOES = {
+    "debian-de-en": "to translate German package descriptions of Debian into English",
+    "debian-synopsis": "to write the one-line synopsis of a Debian package from its description",
+}
 
 
 def round_to_bf16(model: PreTrainedModel) -> None:
@@ -90,8 +96,24 @@ def measure(student, teacher, tokenizer, examples: Sequence[Example]) -> dict[st
     }
 
 
-def card(name: str, numbers: dict, history: str) -> str:
-    """The pair's README.md."""
+def runs_behind(student: Path, teacher: Path) -> dict[str, Path]:
+    """The recipe.yaml of each run that made the two models, by the run's name, in the order they were run.
+
+    A run's models lie in its folder; the student that it started from is its recipe's `student.path`, and so on.
+    """
+    found: dict[str, Path] = {}
+    folder: Path | None = student
+    while folder is not None and (recipe := folder.parent / "recipe.yaml").is_file():
+        found[folder.parent.name] = recipe
+        before = yaml.safe_load(recipe.read_text(encoding="utf-8"))["student"]["path"]
+        folder = Path(before) if before else None
+    if (recipe := teacher.parent / "recipe.yaml").is_file():
+        found[teacher.parent.name] = recipe
+    return dict(reversed(found.items()))
+
+
+def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
+    """The pair's README.md; `runs` are the names of the recipes beside it."""
     both = [("Teacher alone", numbers["teacher"]), ("Student alone", numbers["student"])]
     alone = "\n".join(f"| {title} | {row['bleu']:.2f} | {row['rouge2']:.2f} |" for title, row in both)
     budgets = "\n".join(
@@ -107,9 +129,9 @@ def card(name: str, numbers: dict, history: str) -> str:
         f"""# {name}
 
 A student of {sizes["student"] / 1e6:.2f} M parameters and a teacher of {sizes["teacher"] / 1e6:.2f} M, both T5 with a
-joint vocabulary, trained from scratch on a CPU to translate German package descriptions of Debian into English. The
-student has learnt by behaviour cloning (phase 1 of arXiv 2502.17717) to say `<tau>` where it wants the teacher to write
-a token. The pair is real and small: it knows Debian's domain only, and even there its translations are rough.
+joint vocabulary, trained from scratch on a CPU {DOES.get(name, "for the task of its name")}. The student has learnt
+(arXiv 2502.17717: behaviour cloning, then path consistency learning) to say `<tau>` where it wants the teacher to write
+a token. The pair is real and small: it knows Debian's domain only, and even there its texts are rough.
 
 ## Measured
 
@@ -121,7 +143,7 @@ greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sa
 |---|---|---|
 {alone}
 
-Training Wheels, without a ledger (the prompt alone steers):
+Training Wheels; the prompt alone steers, except that "no" is kept to the token:
 
 | budget | asked | achieved | BLEU | ROUGE-2 |
 |---|---|---|---|---|
@@ -141,10 +163,16 @@ references, so the use achieved differs from the budget):
 |---|---|---|
 {oracle}"""
         )
+    commands = "\n".join(f"kdtw train recipes/{run}.yaml" for run in runs)
     parts.append(f"""## How it was made
 
-{history}
+`recipes/` has the settings of every run, resolved; each is run by `kdtw train FILE`, in this order:
 
+```bash
+{commands}
+```
+
+{note}Data and tokenizer come from `python -m kdtw_fast.training.debian` and `python -m kdtw_fast.training.tokenizer`.
 The numbers are in `metrics.json`. Data and terms: `../../samples/LICENCE.md`.
 """)
     return "\n\n".join(parts)
@@ -159,7 +187,7 @@ def export(
     sample: int = 300,
     oracle: Path | None = None,
     oracle_rows: int = 0,
-    history: str = "",
+    note: str = "",
 ) -> dict:
     """Write OUT/pairs/NAME and OUT/samples; returns the numbers of the card."""
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
@@ -180,13 +208,17 @@ def export(
     save_bf16(teacher, folder / "teacher")
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (folder / "README.md").write_text(card(name, numbers, history))
+    runs = runs_behind(student_folder, teacher_folder)
+    (folder / "recipes").mkdir()
+    for run, recipe in runs.items():
+        shutil.copy(recipe, folder / "recipes" / f"{run}.yaml")
+    (folder / "README.md").write_text(card(name, numbers, list(runs), note and f"{note.strip()}\n"))
     samples = out / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     chosen = choose_sample(test, sample)
     lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in chosen)
     (samples / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (samples / "LICENCE.md").write_text(LICENCE.format(name=name, count=sample))
+    (samples / "LICENCE.md").write_text(LICENCE)
     return numbers
 
 
@@ -201,12 +233,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="test sentences that ship")
     parser.add_argument("--oracle", type=Path, default=None, help="JSON written by kdtw_fast.training.oracle --out")
     parser.add_argument("--oracle-rows", type=int, default=200, help="validation sentences behind --oracle")
-    parser.add_argument("--history", type=Path, default=None, help="Markdown: settings and commands, for the card")
+    parser.add_argument("--note", default="", help="what the card must say about the runs beside their recipes")
     args = vars(parser.parse_args())
-    history = args.pop("history")
-    numbers = export(
-        args.pop("student"), args.pop("teacher"), **args, history=history.read_text().strip() if history else ""
-    )
+    numbers = export(args.pop("student"), args.pop("teacher"), **args)
     print(json.dumps(numbers, indent=2))
 
 
