@@ -143,7 +143,7 @@ QUICK = Choices(
     verify_leniences=(0.3,),
     fallbacks=(0.3, 0.6, 0.9),
     rollbacks=(5.0,),
-    control_budgets=("light", "high"),
+    control_budgets=("moderate",),
 )
 
 
@@ -209,7 +209,7 @@ def _lossless(choices: Choices) -> list[OperatingPoint]:
 
 def _distillspec(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:
     drafter = DRAFT_STUDENT if has_draft_student else OWN_STUDENT
-    name = "DistillSpec" if has_draft_student else "lossy speculative, the pair's student"
+    name = "DistillSpec" if has_draft_student else "lossy, own student"
     return [
         _speculative("distillspec", f"{name}, K {k}, l {l:g}", k, l, drafter)
         for k in choices.draft_lengths

@@ -19,8 +19,8 @@ COLUMNS = (
     "ROUGE-2",
     "BLEU",
     "chrF",
-    "of the gap",
-    "teacher passes/token",
+    "gap",
+    "passes/token",
     "ms/token",
     "tokens/s",
 )
@@ -45,7 +45,8 @@ def cells(point: Point) -> list[str]:
         point.label,
         NONE if point.budget is None else f"{100 * point.budget:.0f} %",
         NONE if point.teacher_use is None else f"{100 * point.teacher_use.value:.1f} %",
-        *(_interval(point.quality[metric]) for metric in ("rouge2", "bleu", "chrf")),
+        _interval(point.quality["rouge2"]),
+        *(f"{point.quality[metric].value:.1f}" for metric in ("bleu", "chrf")),
         NONE if gap is None else f"{100 * gap.value:.0f} %",
         NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
         NONE if latency is None else _spread(latency.ms_per_token),
@@ -74,9 +75,10 @@ def caption(points: Sequence[Point]) -> str:
 
 FOOTNOTE = (
     "asked, used: share of the output tokens that the prompt allows the teacher and that it wrote. "
-    "±: half of the 95 % bootstrap interval over sentences. Of the gap: share of the way from the student's to the "
-    f"teacher's {METRICS[METRIC]}. ms/token: median (quartiles) over turns; – where a control runs in PyTorch only. Of "
-    "the grids of DistillSpec, BiLD and KDTW with verification, the points that no other of their grid beats."
+    "±: half of the 95 % bootstrap interval over sentences. gap: share of the way from the student's to the teacher's "
+    f"{METRICS[METRIC]}. passes: of the teacher. ms/token: median (quartiles) over turns; none for the controls, which "
+    "run in PyTorch only. Of the grids of DistillSpec, BiLD and KDTW with verification, the points that no other of "
+    "their grid beats."
 )
 
 
