@@ -24,6 +24,7 @@ COLUMNS = (
     "ms/token",
     "tokens/s",
 )
+NARROW = tuple(column for column in COLUMNS if column not in ("chrF", "tokens/s"))  # what fits a terminal
 GRIDS = ("distillspec", "bild", "verify")  # of which only the points on their own Pareto front are shown
 METRIC = "rouge2"  # that the front and the gap are taken in
 NONE = "–"
@@ -70,7 +71,8 @@ def caption(points: Sequence[Point]) -> str:
     if not timed:
         return f"{points[0].pair}: {sentences}"
     batch = "one sentence at a time" if timed[0].batch == 1 else f"batches of {timed[0].batch}"
-    return f"{points[0].pair}: {sentences}; latency {batch}, {timed[0].threads} threads, {timed[0].turns} turns"
+    threads = f"{timed[0].threads} thread{'s' * (timed[0].threads > 1)}"
+    return f"{points[0].pair}: {sentences}; latency {batch}, {threads}, {timed[0].turns} turns"
 
 
 FOOTNOTE = (
@@ -92,14 +94,14 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def tables(points: Sequence[Point]) -> list[Table]:
-    """The same for a terminal."""
+    """The same for a terminal, with fewer columns."""
     result = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
         table = Table(title=caption(here), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
-        for i, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for column in NARROW:
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
         for point in shown(here):
-            table.add_row(*cells(point))
+            table.add_row(*(cell for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
         result.append(table)
     return result
