@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -341,7 +340,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("region", choices=("bench", "demo", "quantisation", "compare"))
-    parser.add_argument("results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'")
+    parser.add_argument(
+        "results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'"
+    )
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
     if arguments.region == "bench":

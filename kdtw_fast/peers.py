@@ -44,7 +44,9 @@ def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     return generate
 
 
-def hugging_face(model: Any, new_tokens: int, threads: int, min_new_tokens: int | None = None, **options: Any) -> Generate:
+def hugging_face(
+    model: Any, new_tokens: int, threads: int, min_new_tokens: int | None = None, **options: Any
+) -> Generate:
     """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate.
 
     Every row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier, and is cut after its end token.

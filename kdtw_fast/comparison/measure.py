@@ -285,9 +285,7 @@ def _summed(counts: Sequence[Counts]) -> dict[str, float]:
     return dict(total)
 
 
-def _check_continues(
-    path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]
-) -> None:
+def _check_continues(path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]) -> None:
     """Refuses a file whose records of this pair were taken of something else, or in another way."""
     for outputs in records.outputs.values():
         if outputs.pair == pair:
