@@ -113,7 +113,7 @@ class Controls:
         from kdtw_fast.training import controls
         from kdtw_fast.training.oracle import decode_with_rule
 
-        written = _Written(threshold, *([[] for _ in rows] for _ in range(3)))
+        written = _Written(threshold, [[] for _ in rows], [[] for _ in rows], [[] for _ in rows])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         tau = self._student.config.tau_token_id
         for start in range(0, len(order), BATCH):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.options import nearest
+
 from .plan import OUTSIDE
 from .quality import METRICS, Interval
 from .summary import Point, pareto
@@ -41,7 +43,7 @@ STYLES = {
 }
 GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
 OWN_DRAFTS = "lossy speculative, own student"  # DistillSpec's label where the pair's student drafts
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "kdtw_fast",
     "font.size": 11,
     "axes.spines.top": False,
@@ -60,6 +62,12 @@ def require_matplotlib() -> None:
         raise ImportError("kdtw compare draws with matplotlib; pip install 'kdtw_fast[compare]'") from None
 
 
+def check_metric(metric: str) -> None:
+    """Raises ValueError for a metric that is not in :data:`kdtw_fast.comparison.quality.METRICS`."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
+
+
 def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Path]:
     """Writes the three figures as PNG and SVG; returns the paths.
 
@@ -72,8 +80,7 @@ def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Pat
         ValueError: an unknown metric.
         ImportError: matplotlib is not installed.
     """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRICS)}")
+    check_metric(metric)
     require_matplotlib()
     panels: dict[str, Callable[[Any, list[Point], str], None]] = {
         "quality-latency": _quality_latency,
