@@ -36,12 +36,17 @@ def random_calls(rate: float, rows: Sequence[int], seed: int) -> AskRule:
     return rule
 
 
+def entropy(logits: torch.Tensor, tau: int) -> torch.Tensor:
+    """Entropy of the distribution without <tau>, in nats: [R, T] from [R, T, V]."""
+    log_pi = torch.log_softmax(without_column(logits, tau).float(), -1)
+    return -(log_pi.exp() * log_pi).sum(-1)
+
+
 def entropy_calls(threshold: float, tau: int) -> AskRule:
     """Ask where the entropy of the student's distribution without <tau>, in nats, exceeds `threshold`."""
 
     def rule(mine: torch.Tensor, theirs: torch.Tensor, step: int) -> torch.Tensor:
-        log_pi = torch.log_softmax(without_column(mine, tau).float(), -1)
-        return -(log_pi.exp() * log_pi).sum(-1) > threshold
+        return entropy(mine, tau) > threshold
 
     return rule
 
