@@ -1,0 +1,237 @@
+"""What a comparison leaves behind: results.jsonl, one record a line, raw numbers only.
+
+Figures, tables and reports are made from this file alone. docs/comparison.md explains every field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One output of one operating point.
+
+    Args:
+        index: place of the sentence in the data, from 0.
+        source, reference, text: what went in, what a person wrote, what came out.
+        tokens: the T output tokens as pieces of the vocabulary, the end token included.
+        owners: who wrote each of them, T names of :class:`kdtw_fast.Owner` in lower case; empty where the system does
+            not tell.
+        teacher_calls: passes of the teacher that served the sentence.
+        drafted: tokens the student wrote, those later taken back included.
+        accepted: student tokens that a check let stand.
+        rolled_back: student tokens taken back.
+        student_logprobs: T log-probabilities of the student's actions (its token, or asking), None where it took none;
+            None altogether where the system does not tell.
+        teacher_logprobs: T log-probabilities of the tokens under the teacher, None where it did not read the place.
+    """
+
+    index: int
+    source: str
+    reference: str
+    text: str
+    tokens: list[str]
+    owners: list[str]
+    teacher_calls: int
+    drafted: int
+    accepted: int
+    rolled_back: int
+    student_logprobs: list[float | None] | None = None
+    teacher_logprobs: list[float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one operating point wrote on all sentences. Greedy decoding is deterministic, so it is recorded once.
+
+    Args:
+        id: "<pair>/<method>/<settings>", unique in the file.
+        pair, task: the pair's name, and "translation", "summarization", ….
+        group: the part of the plan that the point belongs to, one of :data:`kdtw_fast.comparison.plan.GROUPS`.
+        method: a name in :data:`kdtw_fast.methods.METHODS`, or of a control or another system.
+        settings: the method's settings.
+        label: the point in words.
+        budget: share of the tokens that the prompt allows the teacher, in [0, 1]; None where there is none.
+        signatures: by metric, how it is to be computed: versions and settings.
+        sentences: one for each sentence of the data.
+        provenance: where the record comes from (:mod:`kdtw_fast.comparison.provenance`).
+    """
+
+    kind: ClassVar[str] = "outputs"
+    id: str
+    pair: str
+    task: str
+    group: str
+    method: str
+    settings: dict[str, Any]
+    label: str
+    budget: float | None
+    signatures: dict[str, str]
+    sentences: list[Sentence]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One turn of one operating point: the first sentences of the data, decoded and timed call by call.
+
+    Args:
+        id: of the point's outputs.
+        repetition: which turn, from 0.
+        batch: sentences a call, at most.
+        threads: of every call.
+        sentences: how many were decoded in this turn.
+        seconds: wall time of each call, on token ids: no tokenizing, Python's part included.
+        tokens: output tokens of each call, end tokens included.
+        student_passes, teacher_passes: passes of the decoders in each call; empty where the system does not tell.
+        timings: seconds inside the native core, summed over the calls: encode, student, teacher, other; empty where the
+            system does not tell.
+        provenance: as of :class:`Outputs`.
+    """
+
+    kind: ClassVar[str] = "timing"
+    id: str
+    repetition: int
+    batch: int
+    threads: int
+    sentences: int
+    seconds: list[float]
+    tokens: list[int]
+    student_passes: list[int]
+    teacher_passes: list[int]
+    timings: dict[str, float]
+    provenance: dict[str, Any]
+
+
+Record = Outputs | Timing
+_KINDS: dict[str, type[Outputs] | type[Timing]] = {"outputs": Outputs, "timing": Timing}
+
+
+@dataclass
+class Records:
+    """The records of a file: outputs by id, timings by (id, repetition), both in the file's order."""
+
+    outputs: dict[str, Outputs] = field(default_factory=dict)
+    timings: dict[tuple[str, int], Timing] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Takes one more record; ValueError if it is there already, or a timing comes before its outputs."""
+        if isinstance(record, Outputs):
+            if record.id in self.outputs:
+                raise ValueError(f"the outputs of {record.id!r} are there twice")
+            self.outputs[record.id] = record
+            return
+        if record.id not in self.outputs:
+            raise ValueError(f"there is a timing of {record.id!r} before its outputs")
+        if (record.id, record.repetition) in self.timings:
+            raise ValueError(f"repetition {record.repetition} of {record.id!r} is there twice")
+        self.timings[record.id, record.repetition] = record
+
+    def timings_of(self, point: str) -> list[Timing]:
+        """All timings of one operating point."""
+        return [timing for (name, _), timing in self.timings.items() if name == point]
+
+    @property
+    def pairs(self) -> list[str]:
+        """Names of the pairs, in the file's order."""
+        return list(dict.fromkeys(outputs.pair for outputs in self.outputs.values()))
+
+
+def read(path: str | Path) -> Records:
+    """The records of a results file.
+
+    A last line without its end, as a killed run leaves it, is not counted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a record, naming file, line and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; kdtw compare writes it")
+    records = Records()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                records.add(parse(line.decode("utf-8")))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} line {number} is not a record of kdtw compare: {error}") from None
+    return records
+
+
+def parse(line: str) -> Record:
+    """The record of one line; ValueError says what is wrong with it."""
+    try:
+        data = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error.msg} at place {error.pos})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"expected an object, got {type(data).__name__}")
+    kind = data.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"its kind is {kind!r}; known are {', '.join(_KINDS)}")
+    if kind == "outputs" and isinstance(data.get("sentences"), list):
+        data["sentences"] = [_build(Sentence, item, f"sentence {i}") for i, item in enumerate(data["sentences"])]
+    record: Record = _build(_KINDS[kind], data, kind)
+    return record
+
+
+def _build(cls: type[Any], data: Any, name: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} is {data!r}, not an object")
+    known = {f.name: f for f in fields(cls)}
+    unknown = [key for key in data if key not in known]
+    missing = [key for key in known if key not in data and not _has_default(known[key])]
+    if unknown or missing:
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(f"{name} {' and '.join(wrong)}")
+    return cls(**data)
+
+
+def _has_default(item: Any) -> bool:
+    return item.default is None
+
+
+def to_line(record: Record) -> str:
+    """A record as one line of JSON, with its end."""
+    return json.dumps({"kind": record.kind, **asdict(record)}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class ResultsFile:
+    """A results file that grows: what is there is read, a torn last line is cut off, records are added at the end.
+
+    Every record is on the disk before :meth:`append` returns, so that a kill loses at most the one under way.
+
+    Raises:
+        ValueError: the file holds a line that is no record.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.records = read(self.path) if self.path.is_file() else Records()
+        if self.path.is_file():
+            _cut_torn_line(self.path)
+
+    def append(self, record: Record) -> None:
+        """Adds one record to the file and to :attr:`records`."""
+        self.records.add(record)
+        with self.path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(to_line(record))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cuts the file after its last line end."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(path, end)
