@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from kdtw_fast.machine import processor
 from kdtw_fast.profiling import OURS
+from kdtw_fast.owners_view import markdown_table
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -39,12 +40,6 @@ def fill(text: str, region: str, content: str) -> str:
         raise ValueError(f"the README needs the lines '{begin}' and '{end}', once each and in this order")
     head, tail = text.split(begin)[0], text.split(end)[1]
     return f"{head}{begin}\n\n{content.strip()}\n\n{end}{tail}"
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
-    """A Markdown table; the first columns are text, the others numbers."""
-    rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
-    return ["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def bench_markdown(results: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The `kdtw` command: generate, demo, bench, train, info. Every error is one sentence on stderr.
+"""The `kdtw` command: generate, demo, bench, compare, train, info. Every error is one sentence on stderr.
 
 Depends on everything in the package; nothing depends on it.
 """
@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS, resolve_budget
 from kdtw_fast.cli_bench import bench
+from kdtw_fast.cli_compare import compare
 from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli_train import train
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
@@ -54,7 +55,7 @@ class _OneSentence(TyperGroup):
             _fail(error.format_message())  # type: ignore[attr-defined]
         except (typer.Abort, KeyboardInterrupt):
             status = INTERRUPTED
-        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError) as error:
+        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
             if os.environ.get("KDTW_TRACEBACK"):
                 raise
             _fail(_in_cli_words(_sentence(error)))
@@ -399,6 +400,7 @@ def demo(
 
 
 app.command()(bench)
+app.command()(compare)
 app.command()(train)
 
 

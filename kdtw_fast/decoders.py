@@ -133,7 +133,7 @@ class _Decoder:
         for i, item in enumerate(texts):
             check_text(item, f"text {i}")
         self._check_takes_text(budget)
-        ids, teacher_ids = zip(*self._tokenize(texts, [budget] * len(texts)))
+        ids, teacher_ids = zip(*self.tokenize(texts, [budget] * len(texts)))
         if self.teacher is not None:
             options.setdefault("teacher_inputs", {"input_ids": teacher_ids})
         out = self.generate(ids, **options)
@@ -221,7 +221,7 @@ class _Decoder:
         """What the core is told of items ``first``, ``first`` + 1, …; their texts are tokenized together."""
         texts = [item for item in items if item.text is not None]
         budgets = [budget if item.budget is None else item.budget for item in texts]
-        tokenized = iter(self._tokenize([item.text for item in texts], budgets))
+        tokenized = iter(self.tokenize([item.text for item in texts], budgets))
         for index, item in enumerate(items, first):
             label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
             ids, teacher_ids = (item.input_ids, item.teacher_input_ids) if item.text is None else next(tokenized)
@@ -241,8 +241,15 @@ class _Decoder:
         if budget is None and self._calls_on_tau:
             raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
 
-    def _tokenize(self, texts: Sequence[Any], budgets: Sequence[Any]) -> list[tuple[list[int], list[int] | None]]:
-        """Each text's tokens for student and teacher (None without one), behind the prompts they were trained with."""
+    def tokenize(self, texts: Sequence[Any], budgets: Sequence[Any]) -> list[tuple[list[int], list[int] | None]]:
+        """Each text's tokens for student and teacher (None without one), behind the prompts they were trained with.
+
+        Args:
+            texts: R strings.
+            budgets: R phrases or fractions for the student's prompts; None = "no".
+
+        A call does this before it decodes; :meth:`generate` takes what comes out.
+        """
         if not texts:
             return []
 

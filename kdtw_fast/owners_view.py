@@ -1,13 +1,14 @@
 """Showing who wrote what: outputs cut into runs of one owner, marked with brackets and, on a terminal, coloured.
 
-Also the gauge of teacher use, what texts look like whose characters must do nothing, and the commands' console.
+Also the gauge of teacher use, what texts look like whose characters must do nothing, the commands' console, and
+Markdown tables.
 """
 
 from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,3 +135,9 @@ def make_console() -> Console:
     if not console.is_terminal:
         console.width = 120
     return console
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """A Markdown table; the first columns are text, the others numbers."""
+    rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
+    return ["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]

@@ -6,7 +6,7 @@ Depends on torch and transformers; on CTranslate2 where it is installed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +28,15 @@ class Decoded:
     decoder_seconds: float | None = None
 
 
-Generate = Callable[[torch.Tensor], Decoded]  # source ids [R, S] in, rows of equal length
+Rows = torch.Tensor | Sequence[Sequence[int]]  # source ids [R, S], or R lists of ids of any lengths
+Generate = Callable[[Rows], Decoded]
 
 
 def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     """kdtw_fast's GreedyDecoder on ``model``, ``new_tokens`` for every row."""
     decoder = GreedyDecoder(model, num_threads=threads)
 
-    def generate(ids: torch.Tensor) -> Decoded:
+    def generate(ids: Rows) -> Decoded:
         out = decoder.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
         assert out.sequences is not None and out.timings is not None
         return Decoded(out.sequences[:, 1:].tolist(), out.timings.student)
@@ -43,18 +44,24 @@ def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     return generate
 
 
-def hugging_face(model: Any, new_tokens: int, threads: int, **options: Any) -> Generate:
-    """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate."""
+def hugging_face(model: Any, new_tokens: int, threads: int, min_new_tokens: int | None = None, **options: Any) -> Generate:
+    """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate.
 
-    def generate(ids: torch.Tensor) -> Decoded:
+    Every row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier, and is cut after its end token.
+    """
+    least = new_tokens if min_new_tokens is None else min_new_tokens
+    end = model.config.eos_token_id
+
+    def generate(ids: Rows) -> Decoded:
+        ids, mask = padded(ids, model.config.pad_token_id)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             out = model.generate(
                 input_ids=ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=mask,
                 max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
+                min_new_tokens=least,
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
@@ -62,9 +69,24 @@ def hugging_face(model: Any, new_tokens: int, threads: int, **options: Any) -> G
             )
         finally:
             torch.set_num_threads(before)
-        return Decoded(out[:, 1:].tolist())
+        rows = out[:, 1:].tolist()
+        return Decoded([cut(row, end) for row in rows] if least < new_tokens else rows)
 
     return generate
+
+
+def padded(rows: Rows, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as ids [R, S] with padding behind them, and the mask [R, S] of what is no padding."""
+    if isinstance(rows, torch.Tensor):
+        return rows, torch.ones_like(rows)
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    return ids, (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
+
+
+def cut(row: list[int], end: int) -> list[int]:
+    """The row up to its end token, that included."""
+    return row[: row.index(end) + 1] if end in row else row
 
 
 def has_ctranslate2() -> bool:
@@ -106,10 +128,18 @@ class CTranslate2:
         model.config.save_pretrained(self._folder.name)
         self._converted = InMemory(self._folder.name).convert(str(Path(self._folder.name) / "converted"))
 
-    def generate(self, new_tokens: int, threads: int, compute_type: str = "float32", workers: int = 1) -> Generate:
+    def generate(
+        self,
+        new_tokens: int,
+        threads: int,
+        compute_type: str = "float32",
+        workers: int = 1,
+        min_new_tokens: int | None = None,
+    ) -> Generate:
         """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more.
 
-        A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads.
+        A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads. Every
+        row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier.
         """
         import ctranslate2
 
@@ -117,11 +147,12 @@ class CTranslate2:
             self._converted, device="cpu", compute_type=compute_type, inter_threads=workers, intra_threads=threads
         )
 
-        def generate(ids: torch.Tensor) -> Decoded:
+        def generate(ids: Rows) -> Decoded:
+            rows = ids.tolist() if isinstance(ids, torch.Tensor) else ids
             results = translator.translate_batch(
-                [[self._pieces[i] for i in row] for row in ids.tolist()],
+                [[self._pieces[i] for i in row] for row in rows],
                 beam_size=1,
-                min_decoding_length=new_tokens,
+                min_decoding_length=new_tokens if min_new_tokens is None else min_new_tokens,
                 max_decoding_length=new_tokens,
                 max_input_length=0,
                 max_batch_size=-(-len(ids) // workers),

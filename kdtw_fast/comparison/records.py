@@ -79,7 +79,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Timing:
-    """One turn of one operating point: the first sentences of the data, decoded and timed call by call.
+    """One turn of one operating point: some sentences of the data, evenly spread, decoded and timed call by call.
 
     Args:
         id: of the point's outputs.
@@ -87,6 +87,7 @@ class Timing:
         batch: sentences a call, at most.
         threads: of every call.
         sentences: how many were decoded in this turn.
+        indices: which (:attr:`Sentence.index`), in the order of decoding; each call takes the next ``batch`` of them.
         seconds: wall time of each call, on token ids: no tokenizing, Python's part included.
         tokens: output tokens of each call, end tokens included.
         student_passes, teacher_passes: passes of the decoders in each call; empty where the system does not tell.
@@ -101,6 +102,7 @@ class Timing:
     batch: int
     threads: int
     sentences: int
+    indices: list[int]
     seconds: list[float]
     tokens: list[int]
     student_passes: list[int]

@@ -1,0 +1,254 @@
+"""`kdtw compare`: every method on a pair's held-out sentences: raw results, figures and a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from tqdm import tqdm
+
+from kdtw_fast.cli_options import Dtype, TeacherDtype, Threads
+from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
+from kdtw_fast.options import check_int
+from kdtw_fast.pairs import DEFAULT_PAIR
+from kdtw_fast.owners_view import make_console
+
+_WHAT, _HOW = "What to compare", "How to measure"
+_QUICK_SENTENCES, _QUICK_TIMED, _QUICK_TURNS = 60, 20, 3
+_DEFAULT = Choices()
+_Number = TypeVar("_Number", int, float)
+
+
+def _words(values: Sequence[Any]) -> str:
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _list_option(text: str, default: Sequence[Any]) -> Any:
+    return typer.Option(help=f"{text} Default: {_words(default)}.", show_default=False, rich_help_panel=_WHAT)
+
+
+def compare(
+    pairs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PAIR]...",
+            help="Names of shipped pairs, or folders with student, teacher and tokenizer; a panel each. "
+            f"Default: {DEFAULT_PAIR}.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for everything that is written. Default: out/compare, or out/compare-quick.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer points, sentences and turns: a look in minutes.")
+    ] = False,
+    figures_only: Annotated[
+        bool, typer.Option("--figures-only", help="Measure nothing; draw again what --out holds.")
+    ] = False,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="JSONL with source and target, one file for each PAIR. Default: the sample that ships with the pair.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    draft_student: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of the GKD student that drafts for DistillSpec, one for each PAIR. Default: the pair's own "
+            "student drafts, and the labels say so.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="With commas: " + "; ".join(f"[bold]{n}[/bold]: {words}" for n, words in GROUPS.items()) + ". "
+            "Default: all.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    budgets: Annotated[str | None, _list_option("KDTW's budgets.", _DEFAULT.budgets)] = None,
+    draft_lengths: Annotated[
+        str | None, _list_option("K of speculative decoding, lossless and DistillSpec.", _DEFAULT.draft_lengths)
+    ] = None,
+    leniences: Annotated[str | None, _list_option("l of DistillSpec.", _DEFAULT.leniences)] = None,
+    verify_budgets: Annotated[
+        str | None, _list_option("Budgets at which KDTW also checks.", _DEFAULT.verify_budgets)
+    ] = None,
+    verify_leniences: Annotated[str | None, _list_option("l of those checks.", _DEFAULT.verify_leniences)] = None,
+    fallbacks: Annotated[str | None, _list_option("BiLD's fallback thresholds.", _DEFAULT.fallbacks)] = None,
+    rollbacks: Annotated[str | None, _list_option("BiLD's rollback thresholds.", _DEFAULT.rollbacks)] = None,
+    control_budgets: Annotated[
+        str | None,
+        _list_option("Budgets whose use the random and entropy calls match.", _DEFAULT.control_budgets),
+    ] = None,
+    sentences: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Sentences that quality is judged on, evenly spread. Default: 0 = all (--quick: {_QUICK_SENTENCES}).",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    timed_sentences: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Sentences of a timed turn, evenly spread, 0 = all. Default: 100 (--quick: {_QUICK_TIMED}).",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    repetitions: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Timed turns of every point. Default: 5 (--quick: {_QUICK_TURNS}).",
+            show_default=False,
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Sentences a timed call.", rich_help_panel=_HOW)] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", rich_help_panel=_HOW)] = 128,
+    threads: Threads = None,
+    dtype: Dtype = "auto",
+    teacher_dtype: TeacherDtype = None,
+    metric: Annotated[
+        str, typer.Option(help="Quality in the figures: rouge1, rouge2, rougeL, bleu or chrf.")
+    ] = "rouge2",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Compare all methods on a pair: quality, latency and teacher use at every operating point.
+
+    Everything runs in one process; the timed points take turns. Writes results.jsonl (raw), summary.json, table.md and
+    three figures (PNG, SVG) to --out. Stopped or killed, the same command goes on; docs/comparison.md has the details.
+
+        kdtw compare --quick
+
+        kdtw compare debian-de-en --draft-student runs/debian-de-en/gkd/best --data runs/debian/translation/test.jsonl
+    """
+    from kdtw_fast.comparison.figures import require_matplotlib
+    from kdtw_fast.comparison.measure import Settings
+
+    require_matplotlib()
+    base = QUICK if quick else _DEFAULT
+    choices = Choices(
+        groups=_split(methods, base.groups),
+        budgets=_split(budgets, base.budgets),
+        draft_lengths=_numbers("--draft-lengths", draft_lengths, base.draft_lengths, int),
+        leniences=_numbers("--leniences", leniences, base.leniences, float),
+        verify_budgets=_split(verify_budgets, base.verify_budgets),
+        verify_leniences=_numbers("--verify-leniences", verify_leniences, base.verify_leniences, float),
+        fallbacks=_numbers("--fallbacks", fallbacks, base.fallbacks, float),
+        rollbacks=_numbers("--rollbacks", rollbacks, base.rollbacks, float),
+        control_budgets=_split(control_budgets, base.control_budgets),
+    )
+    names = pairs or [DEFAULT_PAIR]
+    for option, given in (("--data", data), ("--draft-student", draft_student)):
+        if given and len(given) != len(names):
+            raise ValueError(f"{option} was given {len(given)} times for {len(names)} pairs; give one for each")
+    settings = Settings(
+        timed_sentences=_or(timed_sentences, _QUICK_TIMED if quick else 100),
+        repetitions=_or(repetitions, _QUICK_TURNS if quick else 5),
+        batch_size=batch_size,
+        threads=threads,
+        max_new_tokens=max_new_tokens,
+    )
+    folder = out or Path("out/compare-quick" if quick else "out/compare")
+    if not figures_only:
+        subjects = {
+            "data": data or [None] * len(names),
+            "draft_student": draft_student or [None] * len(names),
+        }
+        count = check_int("sentences", _or(sentences, _QUICK_SENTENCES if quick else 0), 0)
+        common = {"sentences": count, "dtype": dtype, "teacher_dtype": teacher_dtype}
+        each = [
+            {"pair": name, "data": file, "draft_student": draft, **common}
+            for name, file, draft in zip(names, subjects["data"], subjects["draft_student"])
+        ]
+        _measure(each, choices, settings, folder, quiet)
+    _present(folder, metric)
+
+
+def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Any, folder: Path, quiet: bool) -> None:
+    from kdtw_fast.comparison.measure import Run, left_out
+    from kdtw_fast.comparison.records import ResultsFile
+    from kdtw_fast.comparison.subjects import load_subject
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = ResultsFile(folder / "results.jsonl")
+    runs = []
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(total=0.0, file=sys.stderr, disable=hidden, smoothing=0.1, bar_format=_BAR) as bar:
+
+        def progress(work: float, what: str) -> None:
+            if what:
+                bar.set_description_str(what, refresh=False)
+            bar.update(work)
+
+        for arguments in each:
+            subject = load_subject(**arguments)
+            plan = make_plan(choices, subject.has_draft_student)
+            reasons = left_out(plan, subject, settings)
+            for group, reason in reasons.items():
+                print(f"kdtw: {subject.name}: without {group}: {reason}", file=sys.stderr)
+            kept = [point for point in plan if point.group not in reasons]
+            runs.append(Run(subject, kept, settings, file, progress))
+        bar.reset(total=sum(run.work() for run in runs))
+        for run in runs:
+            run.run()
+
+
+_BAR = "{percentage:3.0f}%|{bar:20}| {elapsed} done, about {remaining} left; {desc}"
+
+
+def _present(folder: Path, metric: str) -> None:
+    from kdtw_fast.comparison.claims import claims
+    from kdtw_fast.comparison.figures import draw
+    from kdtw_fast.comparison.records import read
+    from kdtw_fast.comparison.summary import sample, summarise
+    from kdtw_fast.comparison.table import FOOTNOTE, markdown, tables
+
+    records = read(folder / "results.jsonl")
+    samples = {pair: sample(records, pair) for pair in records.pairs}
+    points = summarise(records, samples)
+    found = claims(records, samples, points, metric)
+    summary = {"points": [asdict(point) for point in points], "comparisons": [asdict(claim) for claim in found]}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(markdown(points) + "\n", encoding="utf-8")
+    paths = draw(points, folder, metric)
+    console = make_console()
+    for table in tables(points):
+        console.print(table, crop=False)
+    console.print(FOOTNOTE, soft_wrap=True)
+    written = [folder / name for name in ("results.jsonl", "summary.json", "table.md")] + paths
+    console.print("\nwritten: " + ", ".join(map(str, written)), soft_wrap=True)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _split(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
+    return tuple(default) if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(
+    option: str, text: str | None, default: Sequence[_Number], kind: Callable[[str], _Number]
+) -> tuple[_Number, ...]:
+    try:
+        return tuple(default) if text is None else tuple(kind(part) for part in _split(text, ()))
+    except ValueError:
+        raise ValueError(f"{option} must be numbers with commas, such as {_words(default)}, got {text!r}") from None

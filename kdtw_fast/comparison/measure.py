@@ -1,0 +1,276 @@
+"""Runs a plan: all outputs once, then timed turns of all points in one process, each record written as it is taken.
+
+A results file that is there already is continued: what it holds is not measured again.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdtw_fast import _core, peers
+from kdtw_fast.machine import processor
+from kdtw_fast.options import check_int
+
+from .controls import ROUNDS, Controls
+from .plan import CONTROLS, OUTSIDE, OperatingPoint
+from .provenance import check_same, provenance, stamped
+from .quality import signatures
+from .records import Outputs, Records, ResultsFile, Timing
+from .subjects import Subject, chosen
+from .systems import Counts, Native, OutsideSystems, System
+
+WARM_UP = 10  # sentences that each point decodes before anything is timed
+# Rough costs of a sentence in those of a native decode, for the estimate of the time left.
+WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
+BATCHED = 0.5  # of them where sentences are decoded together
+
+Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a comparison is measured.
+
+    Args:
+        timed_sentences: sentences of a turn, evenly spread over the data; 0 = all.
+        repetitions: turns of each point, at least 1.
+        batch_size: sentences a timed call, at least 1.
+        threads: of every system; None = all.
+        max_new_tokens: longest output.
+
+    Raises:
+        ValueError, TypeError: a value out of range.
+    """
+
+    timed_sentences: int = 100
+    repetitions: int = 5
+    batch_size: int = 1
+    threads: int | None = None
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        check_int("timed_sentences", self.timed_sentences, 0)
+        for name in ("repetitions", "batch_size", "max_new_tokens"):
+            check_int(name, getattr(self, name), 1)
+        if self.threads is not None:
+            check_int("threads", self.threads, 1)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of every system."""
+        return self.threads or _core.hardware_threads()
+
+
+def left_out(plan: Sequence[OperatingPoint], subject: Subject, settings: Settings) -> dict[str, str]:
+    """Why a group cannot run here, by group; empty if all can."""
+    groups = {point.group for point in plan}
+    reasons = {}
+    if "ctranslate2" in groups and not peers.has_ctranslate2():
+        reasons["ctranslate2"] = "CTranslate2 is not installed (pip install ctranslate2)"
+    if "assisted" in groups and settings.batch_size > 1:
+        reasons["assisted"] = f"Hugging Face assisted generation decodes single rows, not {settings.batch_size}"
+    if subject.models["student"].tau_token_id is None:
+        reason = "the student has no <tau> and cannot ask"
+        reasons |= {group: reason for group in ("training-wheels", "verify", *CONTROLS) if group in groups}
+    return reasons
+
+
+class Run:
+    """One pair's part of a comparison.
+
+    Args:
+        subject: the pair and its data.
+        plan: what to run; groups that cannot run here must be gone (:func:`left_out`).
+        settings: how.
+        file: where records go, and what is there already.
+        progress: told of the work done.
+
+    Raises:
+        ValueError: the file holds results of another pair of this name, or taken with other settings.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        plan: Sequence[OperatingPoint],
+        settings: Settings,
+        file: ResultsFile,
+        progress: Progress = lambda work, what: None,
+    ):
+        self._subject, self._settings, self._file, self._progress = subject, settings, file, progress
+        self._plan = {f"{subject.name}/{point.name}": point for point in plan}
+        identity = subject.identity() | {"max_new_tokens": settings.max_new_tokens}
+        self._timed = chosen(range(len(subject.examples)), min(settings.timed_sentences, len(subject.examples)))
+        timing = {
+            "threads": settings.num_threads,
+            "batch": settings.batch_size,
+            "timed sentences": len(self._timed),
+            "processor": processor(),
+        }
+        _check_continues(file.path, file.records, subject.name, identity, timing)
+        self._shared = provenance(identity)
+        self._timing_shared = {**self._shared, "subject": identity | timing}
+        self._outside = OutsideSystems(subject, settings.num_threads, settings.max_new_tokens)
+        self._controls: Controls | None = None
+        self._systems: dict[str, System] = {}
+
+    def _missing(self) -> tuple[list[str], list[tuple[str, int]]]:
+        """Points whose outputs are not there, and turns that are not."""
+        records = self._file.records
+        outputs = [name for name in self._plan if name not in records.outputs]
+        timed = [name for name, point in self._plan.items() if point.timed]
+        turns = [(name, r) for r in range(self._settings.repetitions) for name in timed]
+        return outputs, [turn for turn in turns if turn not in records.timings]
+
+    def work(self) -> float:
+        """What is left to do, in sentences of a native decode."""
+        outputs, turns = self._missing()
+        return sum(map(self._output_work, outputs)) + sum(
+            self._turn_work(name) for name in [*dict(turns), *(name for name, _ in turns)]
+        )
+
+    def _output_work(self, name: str) -> float:
+        point, sentences = self._plan[name], len(self._subject.examples)
+        if point.group in CONTROLS:
+            return sentences * WEIGHTS["controls"] * ROUNDS
+        return sentences * WEIGHTS.get(point.group, 1.0) * (1.0 if point.group == "assisted" else BATCHED)
+
+    def _turn_work(self, name: str) -> float:
+        return len(self._timed) * WEIGHTS.get(self._plan[name].group, 1.0)
+
+    def run(self) -> None:
+        """Measures what the file does not hold yet."""
+        torch.set_num_threads(self._settings.num_threads)
+        outputs, turns = self._missing()
+        for name in outputs:
+            self._progress(0.0, f"outputs: {self._plan[name].label}")
+            self._write(name)
+        by_repetition: dict[int, list[str]] = defaultdict(list)
+        for name, repetition in turns:
+            by_repetition[repetition].append(name)
+        calls = self._prepared(list(dict(turns)))
+        gc.collect()
+        gc.freeze()  # what is there already is not looked at again between turns
+        try:
+            for repetition, names in by_repetition.items():
+                start = repetition % len(names)  # so that no point always follows the same one
+                for name in names[start:] + names[:start]:
+                    self._turn(name, repetition, calls[name])
+        finally:
+            gc.unfreeze()
+
+    def _system(self, name: str) -> System:
+        if name not in self._systems:
+            point, settings = self._plan[name], self._settings
+            self._systems[name] = (
+                self._outside.make(point)
+                if point.group in OUTSIDE
+                else Native(point, self._subject, settings.num_threads, settings.max_new_tokens)
+            )
+        return self._systems[name]
+
+    def _write(self, name: str) -> None:
+        point = self._plan[name]
+        parts = len(self._subject.examples) * (ROUNDS if point.group in CONTROLS else 1)
+        share, done = self._output_work(name) / parts, 0
+
+        def on_done(sentences: int) -> None:
+            nonlocal done
+            done += sentences
+            self._progress(sentences * share, "")
+
+        found: dict[str, Any] = {}
+        if point.group in CONTROLS:
+            self._controls = self._controls or Controls(self._subject, self._settings.max_new_tokens)
+            like = next(
+                other
+                for key, other in self._file.records.outputs.items()
+                if key in self._plan and self._plan[key].group == "training-wheels" and other.budget == point.budget
+            )
+            sentences, found = self._controls.write(point, like, on_done)
+        else:
+            sentences = self._system(name).write(on_done)
+        self._progress((parts - done) * share, "")  # a search that ended early
+        self._file.append(
+            Outputs(
+                id=name,
+                pair=self._subject.name,
+                task=self._subject.task,
+                group=point.group,
+                method=point.method,
+                settings={**point.all_settings, **found},
+                label=point.label,
+                budget=point.budget,
+                signatures=signatures(),
+                sentences=sentences,
+                provenance=stamped(self._shared),
+            )
+        )
+
+    def _prepared(self, names: Sequence[str]) -> dict[str, list[Callable[[], Any]]]:
+        """The calls of each point, after an unmeasured run of some of them."""
+        calls = {}
+        for name in names:
+            self._progress(0.0, f"warm-up: {self._plan[name].label}")
+            calls[name] = self._system(name).calls(self._timed, self._settings.batch_size)
+            for call in calls[name][:WARM_UP]:
+                call()
+            self._progress(self._turn_work(name), "")
+        return calls
+
+    def _turn(self, name: str, repetition: int, calls: Sequence[Callable[[], Any]]) -> None:
+        self._progress(0.0, f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}")
+        calls[0]()  # its weights come back into the caches
+        gc.collect()
+        seconds, results = [], []
+        for call in calls:
+            before = time.perf_counter()
+            result = call()
+            seconds.append(time.perf_counter() - before)
+            results.append(result)
+        counts = [self._system(name).count(result) for result in results]
+        self._file.append(
+            Timing(
+                id=name,
+                repetition=repetition,
+                batch=self._settings.batch_size,
+                threads=self._settings.num_threads,
+                sentences=len(self._timed),
+                indices=list(self._timed),
+                seconds=seconds,
+                tokens=[count.tokens for count in counts],
+                student_passes=[c.student_passes for c in counts if c.student_passes is not None],
+                teacher_passes=[c.teacher_passes for c in counts if c.teacher_passes is not None],
+                timings=_summed(counts),
+                provenance=stamped(self._timing_shared),
+            )
+        )
+        self._progress(self._turn_work(name), "")
+
+
+def _summed(counts: Sequence[Counts]) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for count in counts:
+        for phase, seconds in count.timings.items():
+            total[phase] += seconds
+    return dict(total)
+
+
+def _check_continues(
+    path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]
+) -> None:
+    """Refuses a file whose records of this pair were taken of something else, or in another way."""
+    for outputs in records.outputs.values():
+        if outputs.pair == pair:
+            check_same(path, outputs.provenance.get("subject", {}), identity)
+    for record in records.timings.values():
+        if records.outputs[record.id].pair == pair:
+            check_same(path, record.provenance.get("subject", {}), identity | timing)

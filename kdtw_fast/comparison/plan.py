@@ -1,0 +1,237 @@
+"""What a comparison compares: its operating points, as data.
+
+An operating point is a method with its settings. Depends on budgets and options only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kdtw_fast.budgets import BUDGETS, resolve_budget
+from kdtw_fast.options import check_int, check_real, nearest
+
+# What --methods chooses from, in the order of measuring: a control comes after the points whose use it matches.
+GROUPS: dict[str, str] = {
+    "student": "the student alone",
+    "teacher": "the teacher alone",
+    "training-wheels": "KDTW at each budget",
+    "verify": "KDTW whose calls also check the drafts (verify_lenience)",
+    "speculative": "lossless speculative decoding",
+    "distillspec": "lossy speculative decoding with a GKD student as drafter",
+    "bild": "BiLD over its thresholds",
+    "random": "calls drawn at random, as many as KDTW makes",
+    "entropy": "calls where the student's entropy is high, as many as KDTW makes",
+    "hugging-face": "Hugging Face generate, student and teacher",
+    "assisted": "Hugging Face assisted generation",
+    "ctranslate2": "CTranslate2, student and teacher",
+}
+CONTROLS = ("random", "entropy")
+OUTSIDE = ("hugging-face", "assisted", "ctranslate2")
+OWN_STUDENT, DRAFT_STUDENT = "own", "gkd"  # who drafts
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A method with its settings.
+
+    Args:
+        group: one of :data:`GROUPS`.
+        method: a name in :data:`kdtw_fast.methods.METHODS`, or of a control or another system.
+        label: in words.
+        settings: by the names that :func:`kdtw_fast.methods.make_decoder` takes.
+        options: of a call: the budget's phrase.
+        budget: share of the tokens that the prompt allows the teacher, or that a control matches.
+        drafter: :data:`OWN_STUDENT`, or :data:`DRAFT_STUDENT` for the separate one.
+        model: of a system that decodes with one model: "student" or "teacher".
+    """
+
+    group: str
+    method: str
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+    drafter: str = OWN_STUDENT
+    model: str | None = None
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Settings, call options, drafter and model in one mapping, as records have them."""
+        parts: dict[str, Any] = {**self.settings, **self.options}
+        if self.drafter != OWN_STUDENT:
+            parts["drafter"] = self.drafter
+        if self.model is not None:
+            parts["model"] = self.model
+        return parts
+
+    @property
+    def name(self) -> str:
+        """Method and settings in one word, unique in a plan."""
+        words = (f"{key}={_word(value)}" for key, value in self.all_settings.items())
+        return f"{self.method}/{','.join(words) or 'alone'}"
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a latency: the controls run in plain PyTorch and have none."""
+        return self.group not in CONTROLS
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a plan is made of; the defaults are the paper's grid where it has one.
+
+    Args:
+        groups: of :data:`GROUPS`.
+        budgets: phrases.
+        draft_lengths: K of speculative decoding, lossless and lossy, each >= 1.
+        leniences: l of DistillSpec, in [0, 1].
+        verify_budgets: budgets at which KDTW also checks.
+        verify_leniences: l of those checks, in (0, 1].
+        fallbacks: BiLD's a, in [0, 1].
+        rollbacks: BiLD's r, in nats, >= 0.
+        control_budgets: budgets whose use the controls match.
+
+    Raises:
+        ValueError, TypeError: an unknown group or budget, or a number out of range.
+    """
+
+    groups: Sequence[str] = tuple(GROUPS)
+    budgets: Sequence[str] = tuple(budget.phrase for budget in BUDGETS)
+    draft_lengths: Sequence[int] = (3, 5, 10)
+    leniences: Sequence[float] = tuple(i / 10 for i in range(11))
+    verify_budgets: Sequence[str] = ("light", "moderate", "very high")
+    verify_leniences: Sequence[float] = (0.1, 0.3)
+    fallbacks: Sequence[float] = (0.3, 0.5, 0.7, 0.9)
+    rollbacks: Sequence[float] = (2.0, 5.0)
+    control_budgets: Sequence[str] = tuple(budget.phrase for budget in BUDGETS if budget.fraction > 0)
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
+            if group not in GROUPS:
+                raise ValueError(f"unknown method {group!r} in a comparison{nearest(group, GROUPS)}")
+        for phrase in (*self.budgets, *self.verify_budgets, *self.control_budgets):
+            resolve_budget(phrase)
+        for length in self.draft_lengths:
+            check_int("draft_length", length, 1)
+        for value in (*self.leniences, *self.fallbacks):
+            check_real("lenience and fallback", value, 0.0, 1.0)
+        for value in self.verify_leniences:
+            check_real("verify_lenience", value, 0.0, 1.0, open_low=True)
+        for value in self.rollbacks:
+            check_real("rollback", value, 0.0)
+        missing = [b for b in self.control_budgets if b not in self.budgets]
+        controls = [group for group in self.groups if group in CONTROLS]
+        if controls and ("training-wheels" not in self.groups or missing):
+            raise ValueError(
+                f"{' and '.join(controls)} calls match the use of training-wheels at the budgets "
+                f"{', '.join(self.control_budgets)}; compare it at those too, or leave {' and '.join(controls)} out"
+            )
+
+
+# A few points of each kind, for a look in minutes.
+QUICK = Choices(
+    groups=[group for group in GROUPS if group not in ("assisted", "ctranslate2")],
+    draft_lengths=(5,),
+    leniences=(0.0, 0.1, 0.3, 0.6, 1.0),
+    verify_budgets=("light", "very high"),
+    verify_leniences=(0.3,),
+    fallbacks=(0.3, 0.6, 0.9),
+    rollbacks=(5.0,),
+    control_budgets=("light", "high"),
+)
+
+
+def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:
+    """The operating points of a comparison, each once, in the order of :data:`GROUPS`.
+
+    Args:
+        choices: what to compare.
+        has_draft_student: whether DistillSpec's own student is there; else the pair's student drafts, and labels say so.
+    """
+    makers: dict[str, Callable[[Choices], list[OperatingPoint]]] = {
+        "student": lambda _: [OperatingPoint("student", "greedy-student", "student alone")],
+        "teacher": lambda _: [OperatingPoint("teacher", "greedy-teacher", "teacher alone")],
+        "training-wheels": _training_wheels,
+        "verify": _verify,
+        "speculative": _lossless,
+        "distillspec": lambda c: _distillspec(c, has_draft_student),
+        "bild": _bild,
+        "random": lambda c: _control("random", "random calls", c),
+        "entropy": lambda c: _control("entropy", "calls by entropy", c),
+        "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
+        "assisted": lambda _: [
+            OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")
+        ],
+        "ctranslate2": lambda _: _outside("ctranslate2", "CTranslate2"),
+    }
+    points = [point for group in GROUPS if group in choices.groups for point in makers[group](choices)]
+    once: dict[str, OperatingPoint] = {}
+    for point in points:  # without a draft student, l = 1 is lossless decoding, which is there already
+        once.setdefault(point.name, point)
+    return list(once.values())
+
+
+def _training_wheels(choices: Choices) -> list[OperatingPoint]:
+    return [_wheels(phrase) for phrase in choices.budgets]
+
+
+def _verify(choices: Choices) -> list[OperatingPoint]:
+    return [_wheels(phrase, l) for phrase in choices.verify_budgets for l in choices.verify_leniences]
+
+
+def _wheels(phrase: str, lenience: float = 0.0) -> OperatingPoint:
+    budget = resolve_budget(phrase)
+    settings = {"verify_lenience": lenience} if lenience else {}
+    return OperatingPoint(
+        "verify" if lenience else "training-wheels",
+        "training-wheels",
+        f"KDTW, {budget.phrase}" + (f", verify {lenience:g}" if lenience else ""),
+        settings,
+        {"budget": budget.phrase},
+        budget.fraction,
+    )
+
+
+def _speculative(group: str, label: str, length: int, lenience: float, drafter: str = OWN_STUDENT) -> OperatingPoint:
+    settings = {"draft_length": length, "lenience": float(lenience)}
+    return OperatingPoint(group, "speculative", label, settings, drafter=drafter)
+
+
+def _lossless(choices: Choices) -> list[OperatingPoint]:
+    return [_speculative("speculative", f"speculative, lossless, K {k}", k, 1.0) for k in choices.draft_lengths]
+
+
+def _distillspec(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:
+    drafter = DRAFT_STUDENT if has_draft_student else OWN_STUDENT
+    name = "DistillSpec" if has_draft_student else "lossy speculative, the pair's student"
+    return [
+        _speculative("distillspec", f"{name}, K {k}, l {l:g}", k, l, drafter)
+        for k in choices.draft_lengths
+        for l in choices.leniences
+    ]
+
+
+def _bild(choices: Choices) -> list[OperatingPoint]:
+    return [
+        OperatingPoint("bild", "bild", f"BiLD {a:g} / {r:g}", {"fallback": float(a), "rollback": float(r)})
+        for a in choices.fallbacks
+        for r in choices.rollbacks
+    ]
+
+
+def _control(name: str, label: str, choices: Choices) -> list[OperatingPoint]:
+    budgets = [resolve_budget(phrase) for phrase in choices.control_budgets]
+    return [
+        OperatingPoint(name, name, f"{label}, as KDTW, {b.phrase}", options={"budget": b.phrase}, budget=b.fraction)
+        for b in budgets
+    ]
+
+
+def _outside(method: str, label: str) -> list[OperatingPoint]:
+    return [OperatingPoint(method, method, f"{label}, {role}", model=role) for role in ("student", "teacher")]

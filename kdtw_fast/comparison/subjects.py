@@ -1,0 +1,139 @@
+"""What is compared on what: a pair's folders, packed models and tokenizer, and the sentences they are judged on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdtw_fast.demo import spread
+from kdtw_fast.model import NativeT5
+from kdtw_fast.pairs import load_samples, pair_folder, pair_names
+
+from .plan import DRAFT_STUDENT
+from .provenance import digest, folder_digest
+
+TASKS = {"translate": "translation", "summarize": "summarization"}  # by the word in the teacher's prompt
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence of the data: what goes in, and what a person wrote."""
+
+    source: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pair with its data.
+
+    Args:
+        name: the pair's, in ids and figures.
+        folders: of the models by role: "student", "teacher", and "gkd" where a draft student was given.
+        models: the same models, packed.
+        tokenizer: the pair's.
+        examples: at least one.
+    """
+
+    name: str
+    folders: dict[str, Path]
+    models: dict[str, NativeT5]
+    tokenizer: Any
+    examples: list[Example]
+
+    @property
+    def has_draft_student(self) -> bool:
+        """Whether DistillSpec has a student of its own."""
+        return DRAFT_STUDENT in self.folders
+
+    @property
+    def task(self) -> str:
+        """The task by the teacher's prompt: "translation", "summarization", or the prompt's own word."""
+        word = (self.models["teacher"].teacher_prompt or "").strip().rstrip(":").split(" ")[-1]
+        return TASKS.get(word, word or "task")
+
+    def identity(self) -> dict[str, Any]:
+        """What the outputs depend on: digests of weights and data, number formats."""
+        parts: dict[str, Any] = {role: folder_digest(folder) for role, folder in self.folders.items()}
+        parts["data"] = digest(part.encode() for e in self.examples for part in (e.source, e.reference))
+        parts["sentences"] = len(self.examples)
+        parts |= {f"{role} dtype": model.dtype for role, model in self.models.items()}
+        return parts
+
+
+def load_subject(
+    pair: str,
+    *,
+    data: Path | None = None,
+    draft_student: Path | None = None,
+    sentences: int = 0,
+    dtype: str = "auto",
+    teacher_dtype: str | None = None,
+) -> Subject:
+    """Loads a pair and its data.
+
+    Args:
+        pair: the name of a pair that ships, or a folder with ``student``, ``teacher`` and ``tokenizer`` in it.
+        data: JSONL with "source" and "target"; None = the sample that ships with the pair.
+        draft_student: folder of DistillSpec's student; None = the pair's own drafts.
+        sentences: how many, evenly spread; 0 = all.
+        dtype, teacher_dtype: number formats, as decoders take them.
+
+    Raises:
+        FileNotFoundError: a folder or file is not there.
+        ValueError: an unknown pair, a folder that holds none, data that is none.
+    """
+    from transformers import AutoTokenizer
+
+    home = Path(pair) if pair not in pair_names() and Path(pair).is_dir() else pair_folder(pair)
+    for part in ("student", "teacher", "tokenizer"):
+        if not (home / part).is_dir():
+            raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
+    name = home.resolve().name
+    if data is not None:
+        examples = read_examples(data)
+    elif name in pair_names() and home == pair_folder(name):
+        examples = [Example(sample.source, sample.target) for sample in load_samples(name)]
+    else:
+        raise ValueError(f"{home} ships with no sentences; name a JSONL file with --data")
+    folders = {"student": home / "student", "teacher": home / "teacher"}
+    if draft_student is not None:
+        if not draft_student.is_dir():
+            raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
+        folders[DRAFT_STUDENT] = draft_student
+    dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
+    models = {
+        role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()
+    }
+    return Subject(
+        name, folders, models, AutoTokenizer.from_pretrained(home / "tokenizer"), chosen(examples, sentences)
+    )
+
+
+def chosen(items: Sequence[Any], count: int) -> list[Any]:
+    """``count`` of the items, evenly spread, in order; 0 = all."""
+    return spread(items, count or len(items))
+
+
+def read_examples(path: Path) -> list[Example]:
+    """The examples of a JSONL file with "source" and "target"; ValueError names the line that has none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--data {path} is not a file; give JSONL with source and target")
+    examples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            source, target = row["source"], row["target"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} line {number} is no JSON object with source and target") from None
+        if not (isinstance(source, str) and source.strip() and isinstance(target, str)):
+            raise ValueError(f"{path} line {number}: source and target must be strings, and the source not empty")
+        examples.append(Example(source, target))
+    if not examples:
+        raise ValueError(f"{path} holds no sentences")
+    return examples

@@ -1,0 +1,235 @@
+"""The operating points as things that run: kdtw_fast's decoders, and the other systems on the same weights.
+
+Each writes all sentences once (for quality) and offers single calls on token ids (to be timed).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from kdtw_fast import peers
+from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.methods import make_decoder
+from kdtw_fast.outputs import GenerationOutput, Owner
+
+from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
+from .records import Sentence
+from .subjects import Example, Subject
+
+NO_LIMIT = 2**20  # max_source_length: held-out sources are never left out or cut
+QUALITY_BATCH = 32  # rows decoded together where nothing is timed; results do not depend on it
+OnDone = Callable[[int], object]  # told how many sentences are done
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one call did: output tokens, decoder passes (None = not told), seconds by phase in the native core."""
+
+    tokens: int
+    student_passes: int | None = None
+    teacher_passes: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class System(Protocol):
+    """An operating point that can run."""
+
+    def write(self, on_done: OnDone) -> list[Sentence]:
+        """All sentences of the data."""
+
+    def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
+        """Calls that decode these sentences, ``batch`` at a time, from token ids that are made here."""
+
+    def count(self, result: Any) -> Counts:
+        """What a call's result says."""
+
+
+class Native:
+    """A decoder of kdtw_fast, greedy."""
+
+    def __init__(self, point: OperatingPoint, subject: Subject, threads: int, max_new_tokens: int):
+        student = subject.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
+        models = {"student": student, "teacher": subject.models["teacher"]}
+        self._decoder: Any = make_decoder(point.method, models, subject.tokenizer, threads, **point.settings)
+        self._subject, self._point = subject, point
+        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT}
+
+    @property
+    def _teacher_alone(self) -> bool:
+        """The greedy decoder takes its one model for a student."""
+        return self._point.method == "greedy-teacher"
+
+    def write(self, on_done: OnDone) -> list[Sentence]:
+        """All sentences, with log-probabilities."""
+        sentences: list[Sentence] = []
+        for start in range(0, len(self._subject.examples), QUALITY_BATCH):
+            examples = self._subject.examples[start : start + QUALITY_BATCH]
+            out = self._decoder(
+                [e.source for e in examples], **self._point.options, **self._options, output_logprobs=True
+            )
+            sentences += [self._sentence(start + r, example, out, r) for r, example in enumerate(examples)]
+            on_done(len(examples))
+        return sentences
+
+    def _sentence(self, index: int, example: Example, out: GenerationOutput, r: int) -> Sentence:
+        assert out.sequences is not None and out.owners is not None and out.lengths is not None
+        assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
+        here = slice(1, 1 + int(out.lengths[r]))
+        ids = out.sequences[r, here].tolist()
+        owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
+        student, teacher = (_known(values[r, here].tolist()) for values in (out.student_logprobs, out.teacher_logprobs))
+        counts = {name: int(out[name][r]) for name in ("teacher_calls", "drafted", "accepted", "rolled_back")}
+        if self._teacher_alone:
+            owners = [Owner.TEACHER.name.lower() if owner == "student" else owner for owner in owners]
+            student, teacher = teacher, student
+            counts = {"teacher_calls": len(ids), "drafted": 0, "accepted": 0, "rolled_back": 0}
+        return Sentence(
+            index=index,
+            source=example.source,
+            reference=example.reference,
+            text=out.texts[r],
+            tokens=self._subject.tokenizer.convert_ids_to_tokens(ids),
+            owners=owners,
+            **counts,
+            student_logprobs=student,
+            teacher_logprobs=teacher,
+        )
+
+    def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
+        """Calls of ``generate``."""
+        texts = [self._subject.examples[i].source for i in indices]
+        rows = self._decoder.tokenize(texts, [self._point.options.get("budget")] * len(texts))
+        return [self._call(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+
+    def _call(self, rows: Sequence[tuple[list[int], list[int] | None]]) -> Callable[[], GenerationOutput]:
+        ids, teacher_ids = zip(*rows)
+        inputs = {} if teacher_ids[0] is None else {"teacher_inputs": {"input_ids": list(teacher_ids)}}
+        decode, options = self._decoder.generate, self._options
+        return lambda: decode(list(ids), **inputs, **options)
+
+    def count(self, result: Any) -> Counts:
+        """From the output."""
+        student, teacher = result.student_passes, result.teacher_passes
+        phases = {name: getattr(result.timings, name) for name in ("encode", "student", "teacher", "other")}
+        if self._teacher_alone:
+            student, teacher = teacher, student
+            phases["student"], phases["teacher"] = phases["teacher"], phases["student"]
+        return Counts(int(result.lengths.sum()), student, teacher, phases)
+
+
+def _known(values: list[float]) -> list[float | None]:
+    """Log-probabilities to four digits, None for NaN."""
+    return [None if math.isnan(value) else round(value, 4) for value in values]
+
+
+class Outside:
+    """Another system on the same weights: one model, or a teacher with an assistant; it tells tokens and no more.
+
+    Args:
+        generate: greedy, from lists of ids to the outputs up to their end tokens.
+        owner: who writes its tokens; None = it does not tell.
+        largest_batch: rows that it decodes together at most; None = any.
+    """
+
+    def __init__(
+        self,
+        generate: peers.Generate,
+        subject: Subject,
+        role: str,
+        owner: Owner | None,
+        largest_batch: int | None = None,
+    ):
+        self._generate, self._subject, self._owner = generate, subject, owner
+        self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)
+        self._decoder = GreedyDecoder(subject.models[role], tokenizer=subject.tokenizer)  # for its prompts
+
+    def write(self, on_done: OnDone) -> list[Sentence]:
+        """All sentences; rows of like length together."""
+        examples, tokenizer = self._subject.examples, self._subject.tokenizer
+        rows = self._rows(range(len(examples)))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        written: dict[int, list[int]] = {}
+        for start in range(0, len(order), self._batch):
+            some = order[start : start + self._batch]
+            written |= zip(some, self._generate([rows[i] for i in some]).ids)
+            on_done(len(some))
+        by_teacher = self._owner == Owner.TEACHER
+        return [
+            Sentence(
+                index=i,
+                source=example.source,
+                reference=example.reference,
+                text=tokenizer.decode(written[i], skip_special_tokens=True),
+                tokens=tokenizer.convert_ids_to_tokens(written[i]),
+                owners=[] if self._owner is None else [self._owner.name.lower()] * len(written[i]),
+                teacher_calls=len(written[i]) if by_teacher else 0,
+                drafted=0 if by_teacher else len(written[i]),
+                accepted=0,
+                rolled_back=0,
+            )
+            for i, example in enumerate(examples)
+        ]
+
+    def _rows(self, indices: Sequence[int]) -> list[list[int]]:
+        texts = [self._subject.examples[i].source for i in indices]
+        return [ids for ids, _ in self._decoder.tokenize(texts, [None] * len(texts))]
+
+    def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
+        """Calls of its generate."""
+        rows = self._rows(indices)
+        return [self._call(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+
+    def _call(self, rows: list[list[int]]) -> Callable[[], Any]:
+        return lambda: self._generate(rows)
+
+    def count(self, result: Any) -> Counts:
+        """Tokens only."""
+        return Counts(sum(map(len, result.ids)))
+
+
+class OutsideSystems:
+    """Makes the other systems of a pair, each model loaded once.
+
+    Args:
+        subject: the pair.
+        threads: of every call.
+        max_new_tokens: of every output.
+    """
+
+    def __init__(self, subject: Subject, threads: int, max_new_tokens: int):
+        self._subject, self._threads, self._max_new_tokens = subject, threads, max_new_tokens
+        self._models: dict[str, Any] = {}
+
+    def make(self, point: OperatingPoint) -> Outside:
+        """The system of a point of an outside group."""
+        role = point.model or "teacher"
+        owner = {"student": Owner.STUDENT, "teacher": Owner.TEACHER}.get(point.model or "")
+        if point.group == "ctranslate2":
+            compute_type = peers.ctranslate2_beside(self._subject.models[role].dtype).split()[-1]
+            generate = peers.CTranslate2(self._model(role)).generate(
+                self._max_new_tokens, self._threads, compute_type, min_new_tokens=1
+            )
+            return Outside(generate, self._subject, role, owner)
+        if point.group == "hugging-face":
+            return Outside(self._hugging_face(role), self._subject, role, owner)
+        generate = self._hugging_face(role, assistant_model=self._model("student"))
+        return Outside(generate, self._subject, role, owner, largest_batch=1)
+
+    def _hugging_face(self, role: str, **options: Any) -> peers.Generate:
+        tau = self._subject.models["student"].tau_token_id
+        if tau is not None and tau < self._model(role).config.vocab_size:
+            options["suppress_tokens"] = [tau]
+        return peers.hugging_face(self._model(role), self._max_new_tokens, self._threads, 1, **options)
+
+    def _model(self, role: str) -> Any:
+        if role not in self._models:
+            from transformers import T5ForConditionalGeneration
+
+            folder = self._subject.folders[role]
+            self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return self._models[role]

@@ -1,0 +1,103 @@
+"""The comparison as a table: Markdown for a README, and for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from kdtw_fast.owners_view import markdown_table
+
+from .quality import METRICS, Interval
+from .summary import Point, Spread, pareto
+
+COLUMNS = (
+    "method",
+    "asked",
+    "used",
+    "ROUGE-2",
+    "BLEU",
+    "chrF",
+    "of the gap",
+    "teacher passes/token",
+    "ms/token",
+    "tokens/s",
+)
+GRIDS = ("distillspec", "bild", "verify")  # of which only the points on their own Pareto front are shown
+METRIC = "rouge2"  # that the front and the gap are taken in
+NONE = "–"
+
+
+def shown(points: Sequence[Point], metric: str = METRIC) -> list[Point]:
+    """The points that a table shows: all but those of a grid that another point of the same grid beats."""
+    kept = {point.id for point in points if point.group not in GRIDS or point.latency is None}
+    for pair in dict.fromkeys(point.pair for point in points):
+        for group in GRIDS:
+            kept |= {p.id for p in pareto([p for p in points if (p.pair, p.group) == (pair, group)], metric)}
+    return [point for point in points if point.id in kept]
+
+
+def cells(point: Point) -> list[str]:
+    """A point as text, in the order of :data:`COLUMNS`."""
+    latency, gap = point.latency, (point.gap_closed or {}).get(METRIC)
+    return [
+        point.label,
+        NONE if point.budget is None else f"{100 * point.budget:.0f} %",
+        NONE if point.teacher_use is None else f"{100 * point.teacher_use.value:.1f} %",
+        *(_interval(point.quality[metric]) for metric in ("rouge2", "bleu", "chrf")),
+        NONE if gap is None else f"{100 * gap.value:.0f} %",
+        NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
+        NONE if latency is None else _spread(latency.ms_per_token),
+        NONE if latency is None else f"{latency.tokens_per_second.median:.0f}",
+    ]
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.value:.1f} ± {(value.high - value.low) / 2:.1f}"
+
+
+def _spread(spread: Spread) -> str:
+    digits = 3 if spread.median < 0.1 else 2
+    return f"{spread.median:.{digits}f} ({spread.q1:.{digits}f}–{spread.q3:.{digits}f})"
+
+
+def caption(points: Sequence[Point]) -> str:
+    """What was measured, in a line."""
+    timed = [point.latency for point in points if point.latency is not None]
+    sentences = f"{points[0].sentences} sentences, greedy"
+    if not timed:
+        return f"{points[0].pair}: {sentences}"
+    batch = "one sentence at a time" if timed[0].batch == 1 else f"batches of {timed[0].batch}"
+    return f"{points[0].pair}: {sentences}; latency {batch}, {timed[0].threads} threads, {timed[0].turns} turns"
+
+
+FOOTNOTE = (
+    "asked, used: share of the output tokens that the prompt allows the teacher and that it wrote. "
+    "±: half of the 95 % bootstrap interval over sentences. Of the gap: share of the way from the student's to the "
+    f"teacher's {METRICS[METRIC]}. ms/token: median (quartiles) over turns; – where a control runs in PyTorch only. Of "
+    "the grids of DistillSpec, BiLD and KDTW with verification, the points that no other of their grid beats."
+)
+
+
+def markdown(points: Sequence[Point]) -> str:
+    """A table for each pair, for a README."""
+    lines: list[str] = []
+    for pair in dict.fromkeys(point.pair for point in points):
+        here = [point for point in points if point.pair == pair]
+        lines += [f"**{caption(here)}**", "", *markdown_table(COLUMNS, map(cells, shown(here))), ""]
+    return "\n".join([*lines, FOOTNOTE])
+
+
+def tables(points: Sequence[Point]) -> list[Table]:
+    """The same for a terminal."""
+    result = []
+    for pair in dict.fromkeys(point.pair for point in points):
+        here = [point for point in points if point.pair == pair]
+        table = Table(title=caption(here), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
+        for i, column in enumerate(COLUMNS):
+            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for point in shown(here):
+            table.add_row(*cells(point))
+        result.append(table)
+    return result
