@@ -1,4 +1,4 @@
-"""The `kdtw` command: generate, demo, bench, compare, report, train, info. Every error is one sentence on stderr.
+"""The `kdtw` command: generate, demo, bench, compare, report, project, train, info. Every error is one sentence on stderr.
 
 Depends on everything in the package; nothing depends on it.
 """
@@ -26,6 +26,7 @@ from kdtw_fast.budgets import BUDGETS, resolve_budget
 from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_compare import compare
 from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli_project import project
 from kdtw_fast.cli_report import report
 from kdtw_fast.cli_train import train
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
@@ -403,6 +404,7 @@ def demo(
 app.command()(bench)
 app.command()(compare)
 app.command()(report)
+app.command()(project)
 app.command()(train)
 
 

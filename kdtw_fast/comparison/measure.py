@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from kdtw_fast import _core, peers
+from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
 
 from .controls import ROUNDS, Controls
+from .passes import PassClock
 from .plan import CONTROLS, OUTSIDE, OperatingPoint
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
@@ -31,6 +33,8 @@ WARM_UP = 10  # sentences that each point decodes before anything is timed
 # Rough costs of a sentence in those of a native decode, for the estimate of the time left.
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
 BATCHED = 0.5  # of them where sentences are decoded together
+
+PASS_SECONDS = 2.0  # of a turn, in which single passes are timed
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 
@@ -162,10 +166,30 @@ class Run:
         try:
             for repetition, names in by_repetition.items():
                 start = repetition % len(names)  # so that no point always follows the same one
+                clock = self._pass_clock()
                 for name in names[start:] + names[:start]:
+                    clock.sample(PASS_SECONDS / len(names))
                     self._turn(name, repetition, calls[name])
+                if (self._subject.name, repetition) not in self._file.records.passes:
+                    self._file.append(clock.take(repetition, stamped(self._timing_shared)))
         finally:
             gc.unfreeze()
+
+    def _pass_clock(self) -> PassClock:
+        """For a source and an output of usual length."""
+        own = [o for o in self._file.records.outputs.values() if o.pair == self._subject.name]
+        lengths = [len(sentence.tokens) for outputs in own for sentence in outputs.sentences]
+        decoder = GreedyDecoder(self._subject.models["student"], tokenizer=self._subject.tokenizer)
+        texts = [self._subject.examples[i].source for i in self._timed]
+        sources = sorted((ids for ids, _ in decoder.tokenize(texts, [None] * len(texts))), key=len)
+        mean = sum(map(len, sources)) / len(sources)
+        return PassClock(
+            self._subject,
+            min(sources, key=lambda ids: abs(len(ids) - mean)),
+            max(1, round(sum(lengths) / len(lengths))),
+            self._settings.batch_size,
+            self._settings.num_threads,
+        )
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
