@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp,$(NATIVE))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench bench-tiny readme clean distclean
+.PHONY: demo test lint format bench bench-tiny readme compare clean distclean
 
 demo: $(VENV)/.installed
 	$(BIN)/kdtw demo
@@ -43,6 +43,15 @@ bench-tiny: $(VENV)/.extra-bench
 readme: $(VENV)/.installed
 	$(BIN)/python -m bench.table demo
 	$(BIN)/python -m bench.table quantisation
+
+# Every method on the shipped pairs: the README's figure and the table under it. Wants a quiet machine: under an hour on
+# two cores. Stopped, it goes on where it was. COMPARE adds options, such as --data and --draft-student.
+PAIRS ?= debian-de-en
+COMPARE ?=
+compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
+	$(BIN)/kdtw compare $(PAIRS) --out out/compare $(COMPARE)
+	cp out/compare/quality-latency.png docs/comparison.png
+	$(BIN)/python -m bench.table compare out/compare/results.jsonl
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

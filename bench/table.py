@@ -1,7 +1,7 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
 `python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table demo`
-and `python -m bench.table quantisation`.
+and `python -m bench.table quantisation`; `python -m bench.table compare out/compare/results.jsonl`.
 """
 
 from __future__ import annotations
@@ -313,17 +313,45 @@ def quantisation_markdown() -> str:
     return f"`make readme` on {date.today().isoformat()}.\n\n{markdown(measure())}"
 
 
+def compare_markdown(path: Path) -> str:
+    """The comparison's figure and its table, from the records of `kdtw compare`."""
+    from kdtw_fast.comparison.records import read
+    from kdtw_fast.comparison.summary import summarise
+    from kdtw_fast.comparison.table import markdown
+
+    records = read(path)
+    timings = list(records.timings.values())
+    if not timings:
+        raise ValueError(f"{path} holds no timings yet; let kdtw compare end")
+    last = timings[-1].provenance
+    machine = last["machine"]
+    return "\n".join(
+        [
+            "![Quality against latency of every method](docs/comparison.png)",
+            "",
+            f"`make compare` on {last['time'][:10]}: {machine['processor']}, {machine['cores']} cores, "
+            f"{machine['build']['simd']}. [How it is measured](docs/comparison.md).",
+            "",
+            markdown(summarise(records)),
+        ]
+    )
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "demo", "quantisation"))
-    parser.add_argument("results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'")
+    parser.add_argument("region", choices=("bench", "demo", "quantisation", "compare"))
+    parser.add_argument("results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'")
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
     if arguments.region == "bench":
         if arguments.results is None:
             parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
         content = bench_markdown(json.loads(arguments.results.read_text(encoding="utf-8")))
+    elif arguments.region == "compare":
+        if arguments.results is None:
+            parser.error("'compare' needs the results.jsonl that kdtw compare wrote")
+        content = compare_markdown(arguments.results)
     elif arguments.region == "quantisation":
         content = quantisation_markdown()
     else:

@@ -36,24 +36,19 @@ def random_calls(rate: float, rows: Sequence[int], seed: int) -> AskRule:
     return rule
 
 
+def entropy(logits: torch.Tensor, tau: int) -> torch.Tensor:
+    """Entropy of the distribution without <tau>, in nats: [R, T] from [R, T, V]."""
+    log_pi = torch.log_softmax(without_column(logits, tau).float(), -1)
+    return -(log_pi.exp() * log_pi).sum(-1)
+
+
 def entropy_calls(threshold: float, tau: int) -> AskRule:
     """Ask where the entropy of the student's distribution without <tau>, in nats, exceeds `threshold`."""
 
     def rule(mine: torch.Tensor, theirs: torch.Tensor, step: int) -> torch.Tensor:
-        log_pi = torch.log_softmax(without_column(mine, tau).float(), -1)
-        return -(log_pi.exp() * log_pi).sum(-1) > threshold
+        return entropy(mine, tau) > threshold
 
     return rule
-
-
-def ask_rule(name: str, level: float, config: Any, rows: Sequence[int], seed: int) -> AskRule:
-    """The rule "random" or "entropy" that asks as readily as `level` in [0, 1] says, 0 = never.
-
-    `config` is the student's; `rows` are the rows' names, for the coins.
-    """
-    if name == "random":
-        return random_calls(level, rows, seed)
-    return entropy_calls((1 - level) * math.log(config.vocab_size), config.tau_token_id)
 
 
 def control(
@@ -87,6 +82,7 @@ def control(
         raise ValueError(f"{len(examples) - len(rows)} examples have an empty source or target")
     references = [example.target for example in examples]
     batches = list(in_order(rows, size))
+    most = math.log(student.config.vocab_size)
     table: list[dict[str, object]] = []
     for budget, prompt, wanted in zip(BUDGETS, own_prompts, uses, strict=True):
         pairs = [_pair(rows, chosen, prompt, told_prompt, tokenizer) for chosen in batches]
@@ -96,7 +92,11 @@ def control(
             outputs: list[list[int]] = [[] for _ in rows]
             calls = 0
             for chosen, (own, told) in zip(batches, pairs, strict=True):
-                rule = ask_rule(name, level, student.config, chosen, seed)
+                rule = (
+                    random_calls(level, chosen, seed)
+                    if name == "random"
+                    else entropy_calls((1 - level) * most, student.config.tau_token_id)
+                )
                 written, asked = decode_with_rule(student, teacher, own, told, rule, max_new_tokens)
                 calls += sum(asked)
                 for i, ids in zip(chosen, written, strict=True):
@@ -104,7 +104,7 @@ def control(
             return outputs, calls / sum(map(len, outputs))
 
         guess = wanted if name == "random" else 0.5 + 0.5 * wanted
-        level, outputs, use = matched(decode, wanted, guess, tolerance, rounds)
+        level, outputs, use = _matched(decode, wanted, guess, tolerance, rounds)
         table.append(
             {
                 "control": name,
@@ -118,7 +118,7 @@ def control(
     return table
 
 
-def matched(
+def _matched(
     decode: Callable[[float], tuple[list[list[int]], float]],
     wanted: float,
     guess: float,
@@ -127,7 +127,7 @@ def matched(
 ) -> tuple[float, list[list[int]], float]:
     """The level in [0, 1] whose use is closest to `wanted`, its outputs and its use.
 
-    decode(level) -> outputs and use, where a higher level asks more. From `guess` on, by turns halfway between the nearest levels below and above and interpolated between them.
+    From `guess` on, by turns halfway between the nearest levels below and above and interpolated between them.
     """
     low, high = (0.0, 0.0), (1.0, 1.0)  # levels, and the uses there
     level = 0.0 if wanted == 0 else guess

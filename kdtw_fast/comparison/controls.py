@@ -5,23 +5,47 @@ They decode in plain PyTorch (:mod:`kdtw_fast.training.controls`), so they have 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.outputs import Owner
+from kdtw_fast.random import uniform
 
 from .plan import OperatingPoint
 from .provenance import SEED
 from .records import Outputs, Sentence
 from .subjects import Subject
+from .systems import quietly
 
 BATCH = 64  # rows decoded together; the results do not depend on it
-TOLERANCE, ROUNDS = 0.01, 8  # of the search for the rate or the threshold
+TOLERANCE, ROUNDS = 0.01, 6  # of the search for the threshold
+_COIN = 3  # stream of the coin flips; the decoders have 0 to 2
 OnDone = Callable[[int], object]
-_Written = tuple[list[list[int]], list[list[bool]]]  # by sentence: ids, and which of them the teacher wrote
+
+
+@dataclass
+class _Written:
+    """What a control wrote, by sentence: ids, their scores (a token is asked for above the threshold), and who wrote."""
+
+    threshold: float
+    outputs: list[list[int]]
+    scores: list[list[float]]
+    marks: list[list[bool]]
+
+    @property
+    def use(self) -> float:
+        """Share of the tokens that were asked for."""
+        return sum(map(sum, self.marks)) / max(1, sum(map(len, self.marks)))
+
+    def threshold_for(self, wanted: float) -> float:
+        """The threshold that so large a share of the scores exceeds."""
+        return float(np.quantile(np.concatenate([np.asarray(s) for s in self.scores]), 1 - wanted))
 
 
 class Controls:
@@ -39,65 +63,71 @@ class Controls:
 
         self._subject, self._max_new_tokens = subject, max_new_tokens
         folders, fp32 = subject.folders, torch.float32
-        self._student = TrainingWheelsT5.from_pretrained(folders["student"], dtype=fp32).eval()
-        self._teacher = T5ForConditionalGeneration.from_pretrained(folders["teacher"], dtype=fp32).eval()
+        with quietly():
+            self._student = TrainingWheelsT5.from_pretrained(folders["student"], dtype=fp32).eval()
+            self._teacher = T5ForConditionalGeneration.from_pretrained(folders["teacher"], dtype=fp32).eval()
         models = subject.models
         self._prompts = TrainingWheelsDecoder(models["student"], models["teacher"], tokenizer=subject.tokenizer)
 
-    def write(self, point: OperatingPoint, matched_to: Outputs, on_done: OnDone) -> tuple[list[Sentence], dict]:
+    def write(
+        self, point: OperatingPoint, matched_to: Outputs, on_done: OnDone
+    ) -> tuple[list[Sentence], dict[str, float]]:
         """All sentences, asking as often as a point of KDTW did; and the settings that were found.
 
-        The rate or the threshold is searched for on these very sentences, which favours the control.
+        The threshold is searched for on these very sentences (which favours the control), each time where so many of
+        the last round's scores lie above it, until use is within the tolerance; the closest is taken.
 
         Args:
             point: a control's.
             matched_to: outputs of KDTW at the same budget.
             on_done: told of sentences, all of them after each round of the search.
         """
-        from kdtw_fast.training.controls import matched
-
         wanted = teacher_use(matched_to.sentences)
         pair = self._tokenized(point.options["budget"])
-        last: dict[float, _Written] = {}
-
-        def decode(level: float) -> tuple[list[list[int]], float]:
-            last[level] = self._decode(point.method, level, pair)
-            outputs, marks = last[level]
-            on_done(len(outputs))
-            return outputs, sum(map(sum, marks)) / max(1, sum(map(len, marks)))
-
-        guess = wanted if point.method == "random" else 0.5 + 0.5 * wanted
-        level, _, use = matched(decode, wanted, guess, TOLERANCE, ROUNDS)
-        found = {"level": level, "wanted_use": wanted, "use": use, "tolerance": TOLERANCE}
-        return [self._sentence(i, ids, marks) for i, (ids, marks) in enumerate(zip(*last[level]))], found
+        entropy = point.method == "entropy"
+        threshold = (1 - wanted) * (0.5 * math.log(self._student.config.vocab_size) if entropy else 1.0)
+        best: _Written | None = None
+        for _ in range(ROUNDS):
+            written = self._decode(entropy, threshold, pair)
+            on_done(len(pair))
+            if best is None or abs(written.use - wanted) < abs(best.use - wanted):
+                best = written
+            if abs(best.use - wanted) <= TOLERANCE:
+                break
+            threshold = written.threshold_for(wanted)
+        assert best is not None
+        found = {"threshold": best.threshold, "wanted_use": wanted, "use": best.use, "tolerance": TOLERANCE}
+        return [self._sentence(i, ids, marks) for i, (ids, marks) in enumerate(zip(best.outputs, best.marks))], found
 
     def _tokenized(self, budget: str) -> list[tuple[list[int], list[int]]]:
         texts = [example.source for example in self._subject.examples]
         rows = self._prompts.tokenize(texts, [budget] * len(texts))
         return [(own, told or own) for own, told in rows]
 
-    def _decode(self, name: str, level: float, rows: list[tuple[list[int], list[int]]]) -> _Written:
-        from kdtw_fast.training.controls import ask_rule
+    def _decode(self, entropy: bool, threshold: float, rows: list[tuple[list[int], list[int]]]) -> _Written:
+        from kdtw_fast.training import controls
         from kdtw_fast.training.oracle import decode_with_rule
 
+        written = _Written(threshold, *([[] for _ in rows] for _ in range(3)))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-        outputs: list[list[int]] = [[] for _ in rows]
-        marks: list[list[bool]] = [[] for _ in rows]
+        tau = self._student.config.tau_token_id
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            rule = ask_rule(name, level, self._student.config, some, SEED)
-            steps: list[list[bool]] = []
+            steps: list[list[float]] = []
 
-            def recording(mine: Any, theirs: Any, step: int, rule: Any = rule, steps: Any = steps) -> torch.Tensor:
-                asked = rule(mine, theirs, step)
-                steps.append(asked[:, 0].tolist())
-                return asked
+            def rule(mine: Any, theirs: Any, step: int, some: Any = some, steps: Any = steps) -> torch.Tensor:
+                coins = torch.from_numpy(uniform(SEED, np.asarray(some), step, _COIN))[:, None]
+                scores = controls.entropy(mine, tau) if entropy else coins
+                steps.append(scores[:, 0].tolist())
+                return scores > threshold
 
             own, told = (self._batch([rows[i][k] for i in some]) for k in (0, 1))
-            written, _ = decode_with_rule(self._student, self._teacher, own, told, recording, self._max_new_tokens)
-            for r, (i, ids) in enumerate(zip(some, written)):
-                outputs[i], marks[i] = ids, [steps[t][r] for t in range(len(ids))]
-        return outputs, marks
+            outputs, _ = decode_with_rule(self._student, self._teacher, own, told, rule, self._max_new_tokens)
+            for r, (i, ids) in enumerate(zip(some, outputs)):
+                written.outputs[i] = ids
+                written.scores[i] = [steps[t][r] for t in range(len(ids))]
+                written.marks[i] = [score > threshold for score in written.scores[i]]
+        return written
 
     def _batch(self, rows: list[list[int]]) -> Any:
         from kdtw_fast.peers import padded

@@ -14,6 +14,7 @@ from .plan import OUTSIDE
 from .quality import METRICS, Interval
 from .summary import Point, pareto
 
+FAINT = "50"  # alpha of bars and of points that their own grid beats, in hex
 WIDTH, HEIGHT, DPI = 9.0, 5.4, 150  # inches of a panel's figure; one panel is as wide as a README's column
 
 
@@ -24,7 +25,7 @@ class Style:
     label: str
     colour: str
     marker: str
-    joined: bool = False  # by a line along its own front
+    joined: bool = False  # by a line: along its own front, or in the order of its budgets
 
 
 STYLES = {
@@ -38,6 +39,7 @@ STYLES = {
     "student": Style("student alone", "#000000", "<"),
     "teacher": Style("teacher alone", "#000000", ">"),
 }
+GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
 OWN_DRAFTS = "lossy speculative, own student"  # DistillSpec's label where the pair's student drafts
 _SETTINGS = {
     "svg.hashsalt": "kdtw_fast",
@@ -117,10 +119,10 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
     """Quality on x, ms per token on y; bars are 95 % intervals and quartiles."""
     inside = [point for point in points if point.latency is not None and point.group not in OUTSIDE]
     for group, found in _groups(inside).items():
-        style, front = _style(group, found), pareto(found, metric)
+        style, front = _style(group, found), pareto(found, metric) if group in GRIDS else found
         rest = [point for point in found if point not in front]
         if style.joined:
-            _scatter(axes, rest, metric, style, alpha=0.3, bars=False)
+            _scatter(axes, rest, metric, style, bars=False)
             axes.plot([_x(p, metric) for p in front], [_ms(p).median for p in front], color=style.colour, lw=1.2)
             _scatter(axes, front, metric, style, label=style.label)
         else:
@@ -129,7 +131,11 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
             for point in front:
                 phrase = str(point.settings.get("budget", ""))
                 axes.annotate(
-                    phrase, (_x(point, metric), _ms(point).median), xytext=(7, -11), textcoords="offset points", fontsize=9
+                    phrase,
+                    (_x(point, metric), _ms(point).median),
+                    xytext=(7, -11),
+                    textcoords="offset points",
+                    fontsize=9,
                 )
     front = pareto(inside, metric)
     if front:
@@ -144,9 +150,7 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
         axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#444444")
 
 
-def _scatter(
-    axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", alpha: float = 1.0, bars: bool = True
-) -> None:
+def _scatter(axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True) -> None:
     if not points:
         return
     xs, ys = [_x(p, metric) for p in points], [_ms(p).median for p in points]
@@ -159,11 +163,10 @@ def _scatter(
         else None,
         yerr=[[s.median - s.q1 for _, s in spreads], [s.q3 - s.median for _, s in spreads]] if bars else None,
         fmt=style.marker,
-        color=style.colour,
-        alpha=alpha,
+        color=style.colour if bars else style.colour + FAINT,
         ms=7,
         elinewidth=0.8,
-        ecolor=style.colour + "66",
+        ecolor=style.colour + FAINT,
         label=label,
     )
 
@@ -183,7 +186,7 @@ def _quality_use(axes: Any, points: list[Point], metric: str) -> None:
     for group, found in _groups(known).items():
         style = _style(group, found)
         ordered = sorted(found, key=lambda p: _use(p).value)
-        joined = "-" if style.joined and group not in ("distillspec", "bild") else ""
+        joined = "-" if style.joined and group not in GRIDS else ""
         _crosses(axes, [_use(p) for p in ordered], [p.quality[metric] for p in ordered], style, joined)
     axes.set_xlabel("tokens written by the teacher, %")
     axes.set_ylabel(f"{METRICS[metric]} (more is better)")
@@ -206,7 +209,9 @@ def _budgets(axes: Any, points: list[Point], metric: str) -> None:
 def _use(point: Point) -> Interval:
     """In percent."""
     assert point.teacher_use is not None
-    return Interval(*(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high)))
+    return Interval(
+        *(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high))
+    )
 
 
 def _crosses(axes: Any, xs: list[Interval], ys: list[Interval], style: Style, line: str) -> None:
@@ -223,6 +228,6 @@ def _crosses(axes: Any, xs: list[Interval], ys: list[Interval], style: Style, li
         ms=7,
         lw=1.2,
         elinewidth=0.8,
-        ecolor=style.colour + "66",
+        ecolor=style.colour + FAINT,
         label=style.label,
     )

@@ -29,7 +29,9 @@ from .records import Outputs, Records, ResultsFile, Timing
 from .subjects import Subject, chosen
 from .systems import Counts, Native, OutsideSystems, System
 
-WARM_UP = 10  # sentences that each point decodes before anything is timed
+WARM_UP = 10  # calls that each point makes before anything is timed
+PART = 10  # calls that a point makes before it is the next one's turn
+SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sentence in so many
 # Rough costs of a sentence in those of a native decode, for the estimate of the time left.
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
 BATCHED = 0.5  # of them where sentences are decoded together
@@ -45,7 +47,7 @@ class Settings:
 
     Args:
         timed_sentences: sentences of a turn, evenly spread over the data; 0 = all.
-        repetitions: turns of each point, at least 1.
+        repetitions: turns of each point over its timed sentences, at least 1.
         batch_size: sentences a timed call, at least 1.
         threads: of every system; None = all.
         max_new_tokens: longest output.
@@ -112,7 +114,7 @@ class Run:
         self._subject, self._settings, self._file, self._progress = subject, settings, file, progress
         self._plan = {f"{subject.name}/{point.name}": point for point in plan}
         identity = subject.identity() | {"max_new_tokens": settings.max_new_tokens}
-        self._timed = chosen(range(len(subject.examples)), min(settings.timed_sentences, len(subject.examples)))
+        self._timed = chosen(range(len(subject.examples)), settings.timed_sentences)
         timing = {
             "threads": settings.num_threads,
             "batch": settings.batch_size,
@@ -148,7 +150,12 @@ class Run:
         return sentences * WEIGHTS.get(point.group, 1.0) * (1.0 if point.group == "assisted" else BATCHED)
 
     def _turn_work(self, name: str) -> float:
-        return len(self._timed) * WEIGHTS.get(self._plan[name].group, 1.0)
+        return len(self._timed_by(name)) * WEIGHTS.get(self._plan[name].group, 1.0)
+
+    def _timed_by(self, name: str) -> list[int]:
+        """The sentences that a point is timed on."""
+        slow = self._plan[name].group in SLOW
+        return chosen(self._timed, -(-len(self._timed) // SLOW_SHARE) if slow else 0)
 
     def run(self) -> None:
         """Measures what the file does not hold yet."""
@@ -165,13 +172,8 @@ class Run:
         gc.freeze()  # what is there already is not looked at again between turns
         try:
             for repetition, names in by_repetition.items():
-                start = repetition % len(names)  # so that no point always follows the same one
-                clock = self._pass_clock()
-                for name in names[start:] + names[:start]:
-                    clock.sample(PASS_SECONDS / len(names))
-                    self._turn(name, repetition, calls[name])
-                if (self._subject.name, repetition) not in self._file.records.passes:
-                    self._file.append(clock.take(repetition, stamped(self._timing_shared)))
+                start = repetition * len(names) // self._settings.repetitions  # no point always follows the same one
+                self._repetition(repetition, names[start:] + names[:start], calls)
         finally:
             gc.unfreeze()
 
@@ -244,40 +246,59 @@ class Run:
         calls = {}
         for name in names:
             self._progress(0.0, f"warm-up: {self._plan[name].label}")
-            calls[name] = self._system(name).calls(self._timed, self._settings.batch_size)
+            calls[name] = self._system(name).calls(self._timed_by(name), self._settings.batch_size)
             for call in calls[name][:WARM_UP]:
                 call()
             self._progress(self._turn_work(name), "")
         return calls
 
-    def _turn(self, name: str, repetition: int, calls: Sequence[Callable[[], Any]]) -> None:
-        self._progress(0.0, f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}")
-        calls[0]()  # its weights come back into the caches
+    def _repetition(self, repetition: int, names: Sequence[str], calls: dict[str, list[Callable[[], Any]]]) -> None:
+        """One turn of each point, cut into parts that take turns themselves, so that a slow moment hits all alike."""
+        clock = self._pass_clock()
+        done: dict[str, list[tuple[float, Counts]]] = {name: [] for name in names}
+        parts = max(-(-len(calls[name]) // PART) for name in names)
+        for part in range(parts):
+            clock.sample(PASS_SECONDS / parts)
+            for name in names:
+                total = len(calls[name])
+                some = calls[name][part * total // parts : (part + 1) * total // parts]
+                if some:
+                    what = f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}"
+                    self._progress(0.0, what)
+                    done[name] += self._timed_calls(self._system(name), some)
+                    self._progress(self._turn_work(name) * len(some) / total, "")
+        for name in names:
+            seconds, counts = zip(*done[name])
+            self._file.append(self._timing(name, repetition, seconds, counts))
+        if (self._subject.name, repetition) not in self._file.records.passes:
+            self._file.append(clock.take(repetition, stamped(self._timing_shared)))
+
+    def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[tuple[float, Counts]]:
+        calls[0]()  # not timed: brings the weights back into the caches
         gc.collect()
-        seconds, results = [], []
+        taken = []
         for call in calls:
             before = time.perf_counter()
             result = call()
-            seconds.append(time.perf_counter() - before)
-            results.append(result)
-        counts = [self._system(name).count(result) for result in results]
-        self._file.append(
-            Timing(
-                id=name,
-                repetition=repetition,
-                batch=self._settings.batch_size,
-                threads=self._settings.num_threads,
-                sentences=len(self._timed),
-                indices=list(self._timed),
-                seconds=seconds,
-                tokens=[count.tokens for count in counts],
-                student_passes=[c.student_passes for c in counts if c.student_passes is not None],
-                teacher_passes=[c.teacher_passes for c in counts if c.teacher_passes is not None],
-                timings=_summed(counts),
-                provenance=stamped(self._timing_shared),
-            )
+            taken.append((time.perf_counter() - before, result))
+        return [(seconds, system.count(result)) for seconds, result in taken]
+
+    def _timing(self, name: str, repetition: int, seconds: Sequence[float], counts: Sequence[Counts]) -> Timing:
+        indices = self._timed_by(name)
+        return Timing(
+            id=name,
+            repetition=repetition,
+            batch=self._settings.batch_size,
+            threads=self._settings.num_threads,
+            sentences=len(indices),
+            indices=indices,
+            seconds=list(seconds),
+            tokens=[count.tokens for count in counts],
+            student_passes=[c.student_passes for c in counts if c.student_passes is not None],
+            teacher_passes=[c.teacher_passes for c in counts if c.teacher_passes is not None],
+            timings=_summed(counts),
+            provenance=stamped(self._timing_shared),
         )
-        self._progress(self._turn_work(name), "")
 
 
 def _summed(counts: Sequence[Counts]) -> dict[str, float]:
@@ -288,9 +309,7 @@ def _summed(counts: Sequence[Counts]) -> dict[str, float]:
     return dict(total)
 
 
-def _check_continues(
-    path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]
-) -> None:
+def _check_continues(path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]) -> None:
     """Refuses a file whose records of this pair were taken of something else, or in another way."""
     for outputs in records.outputs.values():
         if outputs.pair == pair:

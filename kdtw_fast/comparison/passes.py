@@ -51,7 +51,7 @@ class PassClock:
         return taken - out.timings.encode - out.timings.student - out.timings.teacher
 
     def take(self, repetition: int, provenance: dict[str, Any]) -> Passes:
-        """The medians of the samples since the last call, of which there must be one."""
+        """The least of each of the samples since the last call, of which there must be one."""
         samples, self._samples = self._samples, []
         calls, self._calls = self._calls, []
         return Passes(
@@ -61,23 +61,23 @@ class PassClock:
             threads=self._sizes["num_threads"],
             source_tokens=self._sizes["source_tokens"],
             new_tokens=self._sizes["new_tokens"],
-            student=_medians([costs.student for costs in samples]),
-            teacher=_medians([costs.teacher for costs in samples]),
-            call=[median(times) for times in zip(*calls)],
+            student=_least([costs.student for costs in samples]),
+            teacher=_least([costs.teacher for costs in samples]),
+            call=[min(times) for times in zip(*calls)],
             provenance=provenance,
         )
 
 
-def _medians(samples: list[ModelCosts]) -> dict[str, Any]:
+def _least(samples: list[ModelCosts]) -> dict[str, Any]:
     def points(kind: str) -> list[list[float]]:
         found: dict[int, list[float]] = {}
         for sample in samples:
             for tokens, seconds in getattr(sample, kind).items():
                 found.setdefault(tokens, []).append(seconds)
-        return [[tokens, median(seconds)] for tokens, seconds in sorted(found.items())]
+        return [[tokens, min(seconds)] for tokens, seconds in sorted(found.items())]
 
     return {
-        "encode": median(sample.encode for sample in samples),
+        "encode": min(sample.encode for sample in samples),
         "catch_up": points("catch_up"),
         "verify": points("verify"),
     }

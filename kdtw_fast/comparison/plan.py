@@ -143,7 +143,7 @@ QUICK = Choices(
     verify_leniences=(0.3,),
     fallbacks=(0.3, 0.6, 0.9),
     rollbacks=(5.0,),
-    control_budgets=("light", "high"),
+    control_budgets=("moderate",),
 )
 
 
@@ -165,9 +165,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         "random": lambda c: _control("random", "random calls", c),
         "entropy": lambda c: _control("entropy", "calls by entropy", c),
         "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
-        "assisted": lambda _: [
-            OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")
-        ],
+        "assisted": lambda _: [OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")],
         "ctranslate2": lambda _: _outside("ctranslate2", "CTranslate2"),
     }
     points = [point for group in GROUPS if group in choices.groups for point in makers[group](choices)]
@@ -209,7 +207,7 @@ def _lossless(choices: Choices) -> list[OperatingPoint]:
 
 def _distillspec(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:
     drafter = DRAFT_STUDENT if has_draft_student else OWN_STUDENT
-    name = "DistillSpec" if has_draft_student else "lossy speculative, the pair's student"
+    name = "DistillSpec" if has_draft_student else "lossy, own student"
     return [
         _speculative("distillspec", f"{name}, K {k}, l {l:g}", k, l, drafter)
         for k in choices.draft_lengths

@@ -119,6 +119,8 @@ class Timing:
 class Passes:
     """What passes of a pair's models took in one turn, measured between the points (:mod:`kdtw_fast.costs`).
 
+    Each is the least of several medians: what the pass takes while nothing else wants the processor.
+
     Args:
         pair: its name.
         repetition: which turn, from 0.
@@ -145,9 +147,7 @@ class Passes:
 
 
 Record = Outputs | Timing | Passes
-_KINDS: dict[str, type[Outputs] | type[Timing] | type[Passes]] = {
-    kind.kind: kind for kind in (Outputs, Timing, Passes)
-}
+_KINDS: dict[str, type[Outputs] | type[Timing] | type[Passes]] = {kind.kind: kind for kind in (Outputs, Timing, Passes)}
 
 
 @dataclass

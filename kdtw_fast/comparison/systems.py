@@ -6,7 +6,8 @@ Each writes all sentences once (for quality) and offers single calls on token id
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,7 +71,11 @@ class Native:
         for start in range(0, len(self._subject.examples), QUALITY_BATCH):
             examples = self._subject.examples[start : start + QUALITY_BATCH]
             out = self._decoder(
-                [e.source for e in examples], **self._point.options, **self._options, output_logprobs=True, output_reads=True
+                [e.source for e in examples],
+                **self._point.options,
+                **self._options,
+                output_logprobs=True,
+                output_reads=True,
             )
             sentences += [self._sentence(start + r, example, out, r) for r, example in enumerate(examples)]
             on_done(len(examples))
@@ -236,5 +241,22 @@ class OutsideSystems:
             from transformers import T5ForConditionalGeneration
 
             folder = self._subject.folders[role]
-            self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+            with quietly():  # about beta, which Hugging Face's T5 does not know and does not need
+                self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         return self._models[role]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No messages and bars of transformers."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

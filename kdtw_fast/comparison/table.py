@@ -19,11 +19,12 @@ COLUMNS = (
     "ROUGE-2",
     "BLEU",
     "chrF",
-    "of the gap",
-    "teacher passes/token",
+    "gap",
+    "passes/token",
     "ms/token",
     "tokens/s",
 )
+NARROW = tuple(column for column in COLUMNS if column not in ("chrF", "tokens/s"))  # what fits a terminal
 GRIDS = ("distillspec", "bild", "verify")  # of which only the points on their own Pareto front are shown
 METRIC = "rouge2"  # that the front and the gap are taken in
 NONE = "–"
@@ -45,7 +46,8 @@ def cells(point: Point) -> list[str]:
         point.label,
         NONE if point.budget is None else f"{100 * point.budget:.0f} %",
         NONE if point.teacher_use is None else f"{100 * point.teacher_use.value:.1f} %",
-        *(_interval(point.quality[metric]) for metric in ("rouge2", "bleu", "chrf")),
+        _interval(point.quality["rouge2"]),
+        *(f"{point.quality[metric].value:.1f}" for metric in ("bleu", "chrf")),
         NONE if gap is None else f"{100 * gap.value:.0f} %",
         NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
         NONE if latency is None else _spread(latency.ms_per_token),
@@ -69,14 +71,16 @@ def caption(points: Sequence[Point]) -> str:
     if not timed:
         return f"{points[0].pair}: {sentences}"
     batch = "one sentence at a time" if timed[0].batch == 1 else f"batches of {timed[0].batch}"
-    return f"{points[0].pair}: {sentences}; latency {batch}, {timed[0].threads} threads, {timed[0].turns} turns"
+    threads = f"{timed[0].threads} thread{'s' * (timed[0].threads > 1)}"
+    return f"{points[0].pair}: {sentences}; latency {batch}, {threads}, {timed[0].turns} turns"
 
 
 FOOTNOTE = (
     "asked, used: share of the output tokens that the prompt allows the teacher and that it wrote. "
-    "±: half of the 95 % bootstrap interval over sentences. Of the gap: share of the way from the student's to the "
-    f"teacher's {METRICS[METRIC]}. ms/token: median (quartiles) over turns; – where a control runs in PyTorch only. Of "
-    "the grids of DistillSpec, BiLD and KDTW with verification, the points that no other of their grid beats."
+    "±: half of the 95 % bootstrap interval over sentences. gap: share of the way from the student's to the teacher's "
+    f"{METRICS[METRIC]}. passes: of the teacher. ms/token: median (quartiles) over turns; none for the controls, which "
+    "run in PyTorch only. Of the grids of DistillSpec, BiLD and KDTW with verification, the points that no other of "
+    "their grid beats."
 )
 
 
@@ -90,14 +94,14 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def tables(points: Sequence[Point]) -> list[Table]:
-    """The same for a terminal."""
+    """The same for a terminal, with fewer columns."""
     result = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
         table = Table(title=caption(here), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
-        for i, column in enumerate(COLUMNS):
-            table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for column in NARROW:
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
         for point in shown(here):
-            table.add_row(*cells(point))
+            table.add_row(*(cell for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
         result.append(table)
     return result

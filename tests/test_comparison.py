@@ -1,0 +1,407 @@
+"""`kdtw compare`: the whole command on a tiny random pair, its records, statistics, Pareto front, figures and table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sacrebleu
+from factories import SHAPES, random_t5, scale_row, with_tau
+from test_cli import make_tokenizer
+from typer.testing import CliRunner
+
+import kdtw_fast.cli as cli
+from kdtw_fast import GreedyDecoder
+from kdtw_fast.comparison import figures, table
+from kdtw_fast.comparison.claims import compare_latency, compare_quality
+from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
+from kdtw_fast.comparison.quality import Interval, Statistics, resample
+from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
+from kdtw_fast.comparison.summary import Latency, Point, Spread, pareto, sample, summarise
+
+SOURCES = ["dieses paket", "die doku", "enthält die", "paket paket paket", "doku mentation", "die die"]
+SENTENCES = [{"source": source, "target": "this package holds the docs"} for source in SOURCES]
+TINY = ["--max-new-tokens", "10", "--threads", "1", "--timed-sentences", "3", "--repetitions", "2", "--quiet"]
+FEW = ["--budgets", "light,high", "--control-budgets", "high", "--draft-lengths", "2", "--leniences", "0,0.5"]
+FEW += ["--verify-budgets", "high", "--verify-leniences", "0.5", "--fallbacks", "0.5", "--rollbacks", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair in a folder of its own, with a student to draft and data beside it."""
+    folder, tokenizer = tmp_path_factory.mktemp("pairs") / "tiny", make_tokenizer()
+    rows = len(tokenizer) + 1
+    student = with_tau(random_t5(SHAPES[0], rows, seed=1), rows - 1, beta_scale=1.0, seed=2)
+    scale_row(student, rows - 1, 2.0)
+    teacher, gkd = random_t5(SHAPES[2], rows, seed=3), random_t5(SHAPES[0], rows, seed=4)
+    for model in (student, teacher, gkd):
+        for byte in range(3, 259):  # mostly words
+            scale_row(model, byte, 0.2)
+    teacher.config.teacher_prompt = gkd.config.teacher_prompt = "this: "
+    student.config.student_prompt, student.config.teacher_prompt = "the {budget} this: ", "this: "
+    student.save_pretrained(folder / "student")
+    teacher.save_pretrained(folder / "teacher")
+    gkd.save_pretrained(folder / "gkd")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SENTENCES), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compare(folder: Path):
+    """The command on that pair."""
+    runner = CliRunner()
+
+    def run(out: Path, *more: str, data: Path | None = None):
+        arguments = ["compare", str(folder), "--data", str(data or folder / "data.jsonl"), "--out", str(out)]
+        return runner.invoke(cli.app, [*arguments, *TINY, *FEW, *more])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(compare, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of everything that runs without CTranslate2."""
+    out = tmp_path_factory.mktemp("done")
+    methods = ",".join(group for group in GROUPS if group != "ctranslate2")
+    result = compare(out, "--methods", methods, "--draft-student", str(folder / "gkd"))
+    assert result.exit_code == 0, result.stderr
+    assert "KDTW, high" in result.stdout and "results.jsonl" in result.stdout
+    return out
+
+
+def of(records: Records, method: str, **settings: Any) -> Outputs:
+    """The one point with these settings."""
+    found = [o for o in records.outputs.values() if o.method == method and settings.items() <= o.settings.items()]
+    assert len(found) == 1, [o.id for o in found]
+    return found[0]
+
+
+# --- The command -----------------------------------------------------------------------------------------
+
+
+def test_every_point_is_recorded_once_and_timed_every_turn(done: Path) -> None:
+    records = read(done / "results.jsonl")
+    plan = make_plan(Choices(), True)
+    assert {o.group for o in records.outputs.values()} == {point.group for point in plan} - {"ctranslate2"}
+    for outputs in records.outputs.values():
+        assert [s.source for s in outputs.sentences] == SOURCES
+        assert outputs.id.startswith("tiny/") and outputs.task == "this"
+        assert outputs.provenance["subject"]["sentences"] == len(SOURCES) and outputs.provenance["time"]
+        timings = records.timings_of(outputs.id)
+        assert [t.repetition for t in timings] == ([] if outputs.group in CONTROLS else [0, 1])
+        for timing in timings:
+            assert len(timing.seconds) == len(timing.tokens) == timing.sentences == len(timing.indices)
+            written = [len(outputs.sentences[i].tokens) for i in timing.indices]
+            assert timing.tokens == written and min(timing.seconds) > 0
+
+
+def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
+    records = read(done / "results.jsonl")
+    for role in ("student", "teacher"):
+        alone = of(records, f"greedy-{role}")
+        decoder = GreedyDecoder(folder / role, tokenizer=make_tokenizer())
+        assert [s.text for s in alone.sentences] == decoder(SOURCES, max_new_tokens=10).texts
+        assert {owner for s in alone.sentences for owner in s.owners} == {role}
+        for timing in records.timings_of(alone.id):
+            passes = timing.teacher_passes if role == "teacher" else timing.student_passes
+            assert passes == timing.tokens  # one pass a token
+    teacher = of(records, "greedy-teacher")
+    assert all(s.teacher_logprobs is not None and None not in s.teacher_logprobs for s in teacher.sentences)
+    for method, settings in (
+        ("speculative", {"lenience": 1.0}),
+        ("hugging-face", {"model": "teacher"}),
+        ("hugging-face-assisted", {}),
+    ):
+        same = of(records, method, **settings)
+        assert [s.tokens for s in same.sentences] == [s.tokens for s in teacher.sentences], method
+    other = of(records, "hugging-face", model="student")
+    assert [s.text for s in other.sentences] == [s.text for s in of(records, "greedy-student").sentences]
+    assert of(records, "speculative", drafter="gkd", lenience=0.5).label.startswith("DistillSpec")
+
+
+def test_controls_ask_as_often_as_kdtw(done: Path) -> None:
+    records = read(done / "results.jsonl")
+    points = {point.id: point for point in summarise(records)}
+    wheels = points[of(records, "training-wheels", budget="high", **{}).id] if False else None
+    like = next(p for p in points.values() if p.group == "training-wheels" and p.budget == 0.4)
+    assert wheels is None and like.teacher_use is not None and 0 < like.teacher_use.value < 1
+    for name in CONTROLS:
+        outputs = of(records, name)
+        used = points[outputs.id].teacher_use
+        assert used is not None and used.value == pytest.approx(outputs.settings["use"])
+        assert outputs.settings["wanted_use"] == pytest.approx(like.teacher_use.value)
+        assert all(s.owners.count("teacher") == s.teacher_calls for s in outputs.sentences)
+        # six sentences of ten tokens cannot be matched to a hundredth, but to a few tokens
+        assert used.value == pytest.approx(like.teacher_use.value, abs=0.15)
+
+
+def test_a_cut_file_is_continued(compare, tmp_path: Path) -> None:
+    methods = ("--methods", "student,training-wheels")
+    assert compare(tmp_path, *methods).exit_code == 0
+    path = tmp_path / "results.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    torn = b"".join(lines[:-2]) + lines[-2][: len(lines[-2]) // 2]
+    path.write_bytes(torn)
+    assert len(read(path).timings) == len(read_bytes(whole, tmp_path).timings) - 2
+    assert compare(tmp_path, *methods).exit_code == 0
+    again = path.read_bytes()
+    kept = b"".join(lines[:-2])
+    assert again.startswith(kept) and len(again.splitlines()) == len(lines)
+    now, before = read(path), read_bytes(whole, tmp_path)
+    assert now.timings.keys() == before.timings.keys() and now.outputs.keys() == before.outputs.keys()
+    assert compare(tmp_path, *methods).exit_code == 0
+    assert path.read_bytes() == again  # nothing was left to do
+    more = compare(tmp_path, "--methods", "student,training-wheels,teacher")
+    assert more.exit_code == 0 and path.read_bytes().startswith(again)
+    assert len(read(path).outputs) == len(now.outputs) + 1
+
+
+def read_bytes(content: bytes, folder: Path) -> Records:
+    path = folder / "copy.jsonl"
+    path.write_bytes(content)
+    return read(path)
+
+
+def test_results_of_something_else_are_refused(compare, folder: Path, tmp_path: Path) -> None:
+    assert compare(tmp_path, "--methods", "student").exit_code == 0
+    before = (tmp_path / "results.jsonl").read_bytes()
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(SENTENCES[0]) + "\n", encoding="utf-8")
+    for more, word in (
+        ({"data": other}, "data ="),
+        ({"more": ["--max-new-tokens", "11"]}, "max_new_tokens = 10"),
+        ({"more": ["--batch-size", "2"]}, "batch = 1"),
+        ({"more": ["--dtype", "int8"]}, "dtype = fp32"),
+    ):
+        result = compare(tmp_path, "--methods", "student", *more.pop("more", []), **more)  # type: ignore[arg-type]
+        assert result.exit_code == 2 and word in result.stderr, result.stderr
+        assert "choose another --out" in result.stderr
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "studnet"], "did you mean 'student'"),
+        (["--methods", "random,student"], "match the use of training-wheels"),
+        (["--leniences", "0.5,x"], "--leniences must be numbers"),
+        (["--draft-lengths", "0"], "at least 1, got 0"),
+        (["--repetitions", "0"], "repetitions must be at least 1"),
+        (["--data", "nothere.jsonl"], "--data was given 2 times"),
+        (["--draft-student", "nothere"], "nothere is not a folder"),
+        (["--metric", "meteor", "--methods", "student"], "unknown metric 'meteor'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(compare, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = compare(tmp_path, *arguments)
+    assert result.exit_code == 2 and words in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_systems_that_are_not_there_are_left_out_with_a_line(compare, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("kdtw_fast.peers.has_ctranslate2", lambda: False)
+    result = compare(tmp_path, "--methods", "student,ctranslate2,assisted", "--batch-size", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "without ctranslate2: CTranslate2 is not installed" in result.stderr
+    assert "without assisted" in result.stderr
+    assert len(read(tmp_path / "results.jsonl").outputs) == 1
+
+
+# --- Plan and records ------------------------------------------------------------------------------------
+
+
+def test_the_plan_has_the_papers_grid_and_every_point_once() -> None:
+    for has_draft_student in (True, False):
+        plan = make_plan(Choices(), has_draft_student)
+        assert len({point.name for point in plan}) == len(plan)
+        by_group = {group: [p for p in plan if p.group == group] for group in GROUPS}
+        assert len(by_group["training-wheels"]) == 6 and len(by_group["speculative"]) == 3
+        lossy = by_group["distillspec"]
+        assert len(lossy) == (33 if has_draft_student else 30)  # l = 1 of the own student is lossless decoding
+        assert all(("DistillSpec" in p.label) == has_draft_student for p in lossy)
+
+
+def sentence(index: int, text: str, owners: str = "", reference: str = "a b c d") -> Sentence:
+    names = {"s": "student", "t": "teacher", "c": "corrected"}
+    codes = [names[code] for code in owners or "s" * len(text.split())]
+    return Sentence(index, f"source {index}", reference, text, ["x"] * len(codes), codes, codes.count("teacher"), 0, 0, 0)
+
+
+def outputs(name: str, sentences: list[Sentence], group: str = "training-wheels", **more: Any) -> Outputs:
+    values: dict[str, Any] = {"settings": {}, "label": name, "budget": None, "signatures": {}, "provenance": {}}
+    return Outputs(f"pair/{name}", "pair", "task", group, name, sentences=sentences, **{**values, **more})
+
+
+def timing(name: str, repetition: int, seconds: list[float], tokens: list[int]) -> Timing:
+    n = len(seconds)
+    return Timing(f"pair/{name}", repetition, 1, 1, n, list(range(n)), seconds, tokens, [], [], {}, {})
+
+
+def test_broken_lines_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    good = to_line(outputs("a", [sentence(0, "a b")]))
+    for line, words in (
+        ("{\n", "no JSON"),
+        ("[]\n", "expected an object"),
+        ('{"kind": "other"}\n', "its kind is 'other'"),
+        (good, "there twice"),
+        (good.replace('"group"', '"gruop"'), "lacks group"),
+        (good.replace('"accepted"', '"acepted"'), "sentence 0 lacks accepted and has unknown acepted"),
+        (to_line(timing("b", 0, [1.0], [1])), "before its outputs"),
+    ):
+        path.write_text(good + line, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"{path.name} line 2 .*{words}"):
+            read(path)
+    with pytest.raises(FileNotFoundError, match="kdtw compare writes it"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    file = ResultsFile(tmp_path / "results.jsonl")
+    first = outputs("a", [replace(sentence(0, "ä\u2028b"), student_logprobs=[None, -0.5])])
+    second = timing("a", 0, [0.1], [2])
+    file.append(first)
+    file.append(second)
+    records = read(file.path)
+    assert list(records.outputs.values()) == [first] and list(records.timings.values()) == [second]
+    with pytest.raises(ValueError, match="twice"):
+        file.append(second)
+
+
+# --- Statistics ------------------------------------------------------------------------------------------
+
+
+def test_scores_are_sacrebleus_and_intervals_cover_as_the_normal_law_says() -> None:
+    rng = np.random.default_rng(1)
+    words = np.array(list("abcdefgh"))
+    references = [" ".join(rng.choice(words, 8)) for _ in range(300)]
+    texts = [" ".join(w if rng.random() < 0.7 else "z" for w in r.split()) for r in references]
+    statistics = Statistics.of(texts, references)
+    assert statistics.score("bleu") == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score)
+    assert statistics.score("chrf") == pytest.approx(sacrebleu.corpus_chrf(texts, [references]).score)
+    each = statistics.sums["rouge1"][:, 0]
+    interval = Interval.of(statistics.score("rouge1"), statistics.resampled("rouge1", resample(300, 0)))
+    assert interval.value == pytest.approx(each.mean())
+    half = 1.96 * each.std() / np.sqrt(len(each))
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.1)
+    assert interval.low < interval.value < interval.high
+
+
+def test_a_paired_difference_that_is_the_same_everywhere_has_no_interval() -> None:
+    """What two points share, here sentences of very different difficulty, does not blur their difference."""
+    references = ["a b c d"] * 20
+    worse = ["a x y z" if i % 2 else "a b x y" for i in range(20)]
+    better = ["a b y z" if i % 2 else "a b c y" for i in range(20)]
+    records = Records()
+    records.add(outputs("worse", [sentence(i, t, reference=r) for i, (t, r) in enumerate(zip(worse, references))]))
+    records.add(outputs("better", [sentence(i, t, reference=r) for i, (t, r) in enumerate(zip(better, references))]))
+    samples = sample(records, "pair")
+    found = compare_quality(samples, "?", "pair/better", "pair/worse", "rouge1")
+    assert found.difference.value == pytest.approx(25.0)
+    assert (found.difference.low, found.difference.high) == pytest.approx((25.0, 25.0))
+    assert found.p == pytest.approx(1 / 1000)
+    same = compare_quality(samples, "?", "pair/better", "pair/better", "rouge1")
+    assert same.difference.value == 0 and same.p == 1.0
+
+
+def test_latencies_are_compared_turn_by_turn() -> None:
+    records = Records()
+    for name, factor in (("slow", 1.2), ("fast", 1.0)):
+        records.add(outputs(name, [sentence(0, "a b")]))
+        for turn, machine in enumerate((1.0, 3.0, 2.0)):  # the machine drifts by three, the ratio does not
+            records.add(timing(name, turn, [factor * machine], [2]))
+    found = compare_latency(records, "?", "pair/slow", "pair/fast")
+    assert found is not None and found.difference.value == pytest.approx(0.2)
+    assert (found.difference.low, found.difference.high) == pytest.approx((0.2, 0.2))
+
+
+def test_points_count_use_latency_and_the_gap() -> None:
+    records = Records()
+    texts = {"greedy-student/alone": "a x y z", "greedy-teacher/alone": "a b c d", "wheels": "a b y z"}
+    for name, text in texts.items():
+        owners = "ttcs" if name == "wheels" else ""
+        records.add(outputs(name, [sentence(i, text, owners) for i in range(4)], budget=0.5))
+    records.add(timing("wheels", 0, [0.004, 0.006], [4, 6]))
+    records.add(timing("wheels", 1, [0.008, 0.012], [4, 6]))
+    point = {p.id: p for p in summarise(records)}["pair/wheels"]
+    assert point.teacher_use is not None and point.latency is not None and point.gap_closed is not None
+    assert point.teacher_use.value == 0.75 and point.over_budget == 0.25
+    assert point.teacher_passes_per_token == 0.5
+    assert point.latency.ms_per_token == pytest.approx(Spread(1.5, 1.25, 1.75))
+    assert point.latency.ms_per_sentence.median == pytest.approx(7.5)
+    assert point.latency.tokens_per_second.median == pytest.approx(750)
+    assert point.gap_closed["rouge1"].value == pytest.approx(1 / 3)
+
+
+def test_points_on_other_sentences_are_refused() -> None:
+    records = Records()
+    records.add(outputs("a", [sentence(0, "a b")]))
+    records.add(outputs("b", [sentence(1, "a b")]))
+    with pytest.raises(ValueError, match="not judged on the same sentences"):
+        summarise(records)
+
+
+# --- Front, table, figures -------------------------------------------------------------------------------
+
+
+def point(name: str, quality: float, ms: float | None, group: str = "distillspec") -> Point:
+    metrics = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu", "chrf"), Interval(quality, quality, quality))
+    spread = None if ms is None else Spread(ms, ms, ms)
+    latency = None if spread is None else Latency(spread, spread, spread, 3, 1, 1)
+    use = Interval(0.2, 0.1, 0.3)
+    return Point(name, "pair", "task", group, "m", {}, name, 0.1, 4, 9.0, metrics, latency, use, 0.1, None)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    points = [
+        point("slow and good", 9, 4.0),
+        point("beaten", 5, 3.0),
+        point("fast", 3, 1.0),
+        point("middle", 6, 2.0),
+        point("as good, slower", 6, 2.5),
+        point("as fast, worse", 5, 2.0),
+        point("untimed", 10, None),
+    ]
+    assert [p.id for p in pareto(points, "bleu")] == ["fast", "middle", "slow and good"]
+    assert pareto([], "bleu") == []
+
+
+def test_the_table_shows_grids_by_their_front_and_all_else() -> None:
+    points = [point("a", 3, 1.0), point("b", 2, 2.0), point("c", 2, 3.0, "training-wheels"), point("d", 1, None, "random")]
+    assert [p.id for p in table.shown(points)] == ["a", "c", "d"]
+    text = table.markdown(points)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4 and "| 10 % | 20.0 % | 2.0 ± 0.0 |" in text
+    assert rows[3].count("–") == 3  # no gap, no latency, no rate
+
+
+def test_figures_are_the_same_bytes_again_and_need_records_only(done: Path, tmp_path: Path) -> None:
+    points = summarise(read(done / "results.jsonl"))
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for out in folders:
+        out.mkdir()
+        figures.draw(points, out)
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == sorted(f"{n}.{e}" for n in ("quality-latency", "quality-use", "budgets") for e in ("png", "svg"))
+    for name in names:
+        drawn = [(out / name).read_bytes() for out in folders]
+        assert drawn[0] == drawn[1] and len(drawn[0]) > 5000
+        assert drawn[0] == (done / name).read_bytes()
+    figures.draw(points, folders[0], "bleu")
+    assert (folders[0] / "quality-use.svg").read_bytes() != (done / "quality-use.svg").read_bytes()
+
+
+def test_figures_only_measures_nothing(compare, done: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes((done / "results.jsonl").read_bytes())
+    result = compare(tmp_path, "--figures-only")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "results.jsonl").read_bytes() == (done / "results.jsonl").read_bytes()
+    summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    assert {claim["question"] for claim in summary["comparisons"]} >= {"better than the student alone"}
+    assert compare(tmp_path / "empty", "--figures-only").exit_code == 2
