@@ -43,9 +43,9 @@ def project(
         Path | None, typer.Option("--json", help="Write everything to this file too.", show_default=False)
     ] = None,
 ) -> None:
-    """Project every method's latency to a device and models that are not here, from recorded passes. Nothing is measured.
+    """Project every method's latency to a device and models that are not here, from recorded passes.
 
-    First the same arithmetic with the pass times of the results' own machine, beside the latencies measured there. Then
+    Nothing is measured here. First the same arithmetic with the pass times of the results' own machine, beside the latencies measured there. Then
     the projection, with what it assumes and the range that this leaves; docs/projection.md has the formulas.
 
         kdtw project out/compare/results.jsonl
@@ -71,14 +71,15 @@ def project(
         errors = [abs(check.error) for check in checks]
         console.print(
             "measured: the median over the turns; least: of the least that each sentence took in any turn, which the "
-            f"least times of passes predict. Error of the prediction: median {100 * median(errors):.1f} %, at most {100 * max(errors):.1f} %.\n",
+            f"least times of passes predict. Error of the prediction: median {100 * median(errors):.1f} %, "
+            f"at most {100 * max(errors):.1f} %.\n",
             soft_wrap=True,
         )
         console.print(_projected(pair, projected, where.name, shapes), crop=False)
         found.append({"pair": pair, "checks": [*map(_with_error, checks)], "projection": [*map(asdict, projected)]})
     assumptions = (
-        f"A projection, not a measurement. Assumed: {student} and {teacher} draft, ask and agree as the recorded models "
-        f"did, at the same lengths; {where.assumptions}"
+        f"A projection, not a measurement. Assumed: {student} and {teacher} draft, ask and agree as the recorded "
+        f"models did, at the same lengths; {where.assumptions}"
     )
     console.print(assumptions, soft_wrap=True)
     if json_file is not None:

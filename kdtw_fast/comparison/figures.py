@@ -131,11 +131,7 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
             for point in front:
                 phrase = str(point.settings.get("budget", ""))
                 axes.annotate(
-                    phrase,
-                    (_x(point, metric), _ms(point).median),
-                    xytext=(7, -11),
-                    textcoords="offset points",
-                    fontsize=9,
+                    phrase, (_x(point, metric), _ms(point).median), xytext=(7, -11), textcoords="offset points", fontsize=9
                 )
     front = pareto(inside, metric)
     if front:
@@ -150,7 +146,9 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
         axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#444444")
 
 
-def _scatter(axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True) -> None:
+def _scatter(
+    axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True
+) -> None:
     if not points:
         return
     xs, ys = [_x(p, metric) for p in points], [_ms(p).median for p in points]
@@ -209,9 +207,7 @@ def _budgets(axes: Any, points: list[Point], metric: str) -> None:
 def _use(point: Point) -> Interval:
     """In percent."""
     assert point.teacher_use is not None
-    return Interval(
-        *(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high))
-    )
+    return Interval(*(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high)))
 
 
 def _crosses(axes: Any, xs: list[Interval], ys: list[Interval], style: Style, line: str) -> None:

@@ -34,7 +34,7 @@ END = "</s>"  # T5's end token as a piece
 SPACE = "\u2581"  # sentencepiece's
 WORDS: dict[Owner, str] = {
     Owner.STUDENT: "student",
-    Owner.TEACHER: "teacher, asked",
+    Owner.TEACHER: "teacher",
     Owner.ACCEPTED: "student, checked by the teacher",
     Owner.CORRECTED: "teacher, in the place of a draft",
     Owner.FORCED: "given",

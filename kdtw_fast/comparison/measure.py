@@ -36,7 +36,7 @@ SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sen
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
 BATCHED = 0.5  # of them where sentences are decoded together
 
-PASS_SECONDS = 2.0  # of a turn, in which single passes are timed
+PASS_SECONDS = 1.0  # of a turn, in which single passes are timed
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 

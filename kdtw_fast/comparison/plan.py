@@ -165,7 +165,9 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         "random": lambda c: _control("random", "random calls", c),
         "entropy": lambda c: _control("entropy", "calls by entropy", c),
         "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
-        "assisted": lambda _: [OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")],
+        "assisted": lambda _: [
+            OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")
+        ],
         "ctranslate2": lambda _: _outside("ctranslate2", "CTranslate2"),
     }
     points = [point for group in GROUPS if group in choices.groups for point in makers[group](choices)]
