@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from results import outputs, sentence, small_records
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
-from kdtw_fast.comparison import html
+from kdtw_fast.comparison import html, summary
+from kdtw_fast.comparison.quality import resample
 from kdtw_fast.comparison.records import Records, to_line
 
 pytest.importorskip("matplotlib")
@@ -56,19 +58,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bootstrap is tested elsewhere."""
-    import kdtw_fast.comparison.summary as summary
-
-    monkeypatch.setattr(summary, "resample", lambda n, seed: summary_resample(n, seed))
-
-
-def summary_resample(sentences: int, seed: int):
-    from kdtw_fast.comparison.quality import resample
-
-    return resample(sentences, seed, resamples=20)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bootstrap is tested elsewhere, and figures are drawn where a test is about them."""
+    monkeypatch.setattr(summary, "resample", partial(resample, resamples=20))
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr(html, "_figures", lambda points, metric: [])
 
 
+@pytest.mark.figures
 def test_the_page_is_whole_and_loads_nothing() -> None:
     text = html.render(small_records())
     page = Page(text)
@@ -88,6 +85,7 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert {a["for"] for _, a in page.elements if "for" in a} <= set(identifiers)
 
 
+@pytest.mark.figures
 def test_same_records_same_bytes() -> None:
     assert html.render(small_records()) == html.render(small_records())
 
@@ -138,14 +136,34 @@ def test_the_data_can_not_end_its_element() -> None:
     assert sources[3] == "quelle 3: ⟨U+2028⟩" and sources[5] == "quelle 5: ⟨U+D800⟩"
 
 
+def luminance(colour: str) -> float:
+    """WCAG's relative luminance of #rrggbb."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_every_colour_of_text_has_contrast(scheme: int) -> None:
+    template = Path(html.__file__).with_name(html.TEMPLATE).read_text(encoding="utf-8")
+    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", template)
+    colours = {name: pair[scheme] for name, *pair in found}
+    assert {"ink", "quiet", "o2", "o3", "o4", "o5", "page", "sheet"} <= colours.keys()
+    for ink in ("ink", "quiet", "focus", "o2", "o3", "o4", "o5"):
+        for ground in ("page", "sheet", "wash"):
+            low, high = sorted((luminance(colours[ink]), luminance(colours[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+
+
+@pytest.mark.figures
 def test_labels_pairs_and_provenance_are_escaped() -> None:
-    evil = "<img src=x onerror=alert(1)>\u202e"
+    evil = "<img src=x onerror=alert(1)>$\\frac{$\u202e"
     records = Records()
     point = outputs("student", [sentence(0, ["▁a"], "s", "a", "a", "a")], pair=evil, label=evil)
     records.add(replace(point, provenance={evil: {evil: evil}}, signatures={evil: evil}))
     text = html.render(records)
     assert "<img" not in text and "\u202e" not in text
-    assert "<img src=x onerror=alert(1)>⟨U+202E⟩" in Page(text).text
+    assert "<img src=x onerror=alert(1)>$\\frac{$⟨U+202E⟩" in Page(text).text
 
 
 def test_fewer_sentences_and_two_pairs() -> None:

@@ -43,6 +43,7 @@ GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
 OWN_DRAFTS = "lossy speculative, own student"  # DistillSpec's label where the pair's student drafts
 _SETTINGS = {
     "svg.hashsalt": "kdtw_fast",
+    "text.parse_math": False,  # names are no formulas
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
