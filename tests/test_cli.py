@@ -248,9 +248,7 @@ def test_the_gauge_has_one_width_and_a_tick_at_the_budget() -> None:
 def test_no_character_acts_on_the_terminal() -> None:
     hostile = "\x1b[31mred\x1b]0;title\x07 \r\n\t\x7f\x9b2J \u202eltr\u2066 \u2028 \ufeff \ud800 ä 👩\u200d🚀"
     shown = visible(hostile)
-    assert shown == (
-        "␛[31mred␛]0;title␇ ␍␊␉␡⟨U+009B⟩2J ⟨U+202E⟩ltr⟨U+2066⟩ ⟨U+2028⟩ ⟨U+FEFF⟩ ⟨U+D800⟩ ä 👩\u200d🚀"
-    )
+    assert shown == ("␛[31mred␛]0;title␇ ␍␊␉␡⟨U+009B⟩2J ⟨U+202E⟩ltr⟨U+2066⟩ ⟨U+2028⟩ ⟨U+FEFF⟩ ⟨U+D800⟩ ä 👩\u200d🚀")
     assert marked([Run(Owner.TEACHER, hostile, " ")]).plain == f" [{shown}]"
     assert visible(shown) == shown
 

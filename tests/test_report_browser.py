@@ -58,7 +58,15 @@ MARKUP = [
     "'\"`\\",
     "\\u003cscript\\u003e",
 ]
-TEMPLATES = ["{{ 7*7 }}", "{% raw %}", "{# x", "${7*7}", "`${alert(1)}`", "{{constructor.constructor('alert(1)')()}}", "<%= 7 %>"]
+TEMPLATES = [
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "{# x",
+    "${7*7}",
+    "`${alert(1)}`",
+    "{{constructor.constructor('alert(1)')()}}",
+    "<%= 7 %>",
+]
 CONTROLS = [f"a{chr(code)}b" for code in [*range(0x20), 0x7F, 0x80, 0x85, 0x9B, 0x9F]]
 BIDI = [f"abc{chr(code)}def" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C)]
 INVISIBLE = [f"x{chr(code)}y" for code in (0x00AD, 0x180E, 0x200B, 0x2028, 0x2029, 0x2060, 0x2064, 0xFEFF, 0xE0041)]
@@ -79,12 +87,36 @@ SCRIPTS = [
     "ﷺ﷽",
     "\ufffe\uffff",
 ]
-LONG = ["W" * 3000, "-" * 2000, "a" * 500 + " " + "b" * 500, "一" * 2000, "​x" * 300, "https://example.invalid/" + "x" * 900]
-TERMINAL = ["\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x1b]8;;http://example.invalid\x1b\\link\x1b]8;;\x1b\\", "\x9b2J"]
+LONG = [
+    "W" * 3000,
+    "-" * 2000,
+    "a" * 500 + " " + "b" * 500,
+    "一" * 2000,
+    "​x" * 300,
+    "https://example.invalid/" + "x" * 900,
+]
+TERMINAL = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://example.invalid\x1b\\link\x1b]8;;\x1b\\",
+    "\x9b2J",
+]
 PROTOTYPES = ["__proto__", "constructor", "toString", "undefined", "null", "NaN", "[object Object]", "0", "-1", "true"]
 BLANKS = [" x", "x ", "  two  blanks  ", "\u00a0", "\u3000全角", "tab\there", "line\nline", "cr\r\nlf"]
 MORE = [f"<x{i} onclick=\"{ACTS}\" style='position:fixed;inset:0'>{chr(0x2066 + i % 4)}" for i in range(200)]
-HOSTILE = [*MARKUP, *TEMPLATES, *CONTROLS, *BIDI, *INVISIBLE, *SURROGATES, *SCRIPTS, *LONG, *TERMINAL, *PROTOTYPES, *BLANKS]
+HOSTILE = [
+    *MARKUP,
+    *TEMPLATES,
+    *CONTROLS,
+    *BIDI,
+    *INVISIBLE,
+    *SURROGATES,
+    *SCRIPTS,
+    *LONG,
+    *TERMINAL,
+    *PROTOTYPES,
+    *BLANKS,
+]
 HOSTILE += MORE[: 200 - len(HOSTILE)]
 
 
