@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from kdtw_fast.machine import processor
-from kdtw_fast.profiling import OURS
 from kdtw_fast.owners_view import markdown_table
+from kdtw_fast.profiling import OURS
 
 README = Path(__file__).parent.parent / "README.md"
 

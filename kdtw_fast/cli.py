@@ -1,4 +1,4 @@
-"""The `kdtw` command: generate, demo, bench, compare, report, project, train, info. Every error is one sentence on stderr.
+"""The `kdtw` command and those in the cli_*.py beside this. Every error is one sentence on stderr.
 
 Depends on everything in the package; nothing depends on it.
 """
@@ -34,8 +34,8 @@ from kdtw_fast.methods import METHODS, Decoder, Method, find_method, make_decode
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
-from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
 from kdtw_fast.owners_view import LEGEND, gauge, make_console, marked, runs, visible
+from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
 
 USER_ERROR, INTERRUPTED = 2, 130
 

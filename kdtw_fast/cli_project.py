@@ -45,8 +45,9 @@ def project(
 ) -> None:
     """Project every method's latency to a device and models that are not here, from recorded passes.
 
-    Nothing is measured here. First the same arithmetic with the pass times of the results' own machine, beside the latencies measured there. Then
-    the projection, with what it assumes and the range that this leaves; docs/projection.md has the formulas.
+    Nothing is measured here. First the same arithmetic with the pass times of the results' own machine, beside the
+    latencies measured there. Then the projection, with what it assumes and the range that this leaves;
+    docs/projection.md has the formulas.
 
         kdtw project out/compare/results.jsonl
 

@@ -12,7 +12,7 @@ SIGNATURES = {"rouge2": "rouge", "bleu": "bleu"}
 
 
 def sentence(index: int, tokens: Sequence[str], owners: str, text: str, source: str, reference: str) -> Sentence:
-    """A sentence whose owners are the letters s, t, a, c; every token of the student's was read by a step of its own."""
+    """A sentence whose owners are the letters s, t, a, c; the student stepped at every token."""
     names = [{"s": "student", "t": "teacher", "a": "accepted", "c": "corrected"}[letter] for letter in owners]
     calls = sum(name in ("teacher", "corrected") for name in names)
     return Sentence(

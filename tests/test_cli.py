@@ -19,8 +19,8 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder, Owner, TrainingWheelsDecoder
 from kdtw_fast.demo import CONTESTANTS, Score, run_demo, spread
 from kdtw_fast.methods import METHODS, make_decoder
-from kdtw_fast.pairs import Sample
 from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
+from kdtw_fast.pairs import Sample
 
 WORDS = ["dieses", "paket", "enthält", "die", "doku", "mentation", "this", "package", "holds", "the", "docs"]
 SMALL = ["--max-new-tokens", "12"]

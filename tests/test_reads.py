@@ -1,4 +1,4 @@
-"""How many tokens each pass read: by hand on chains, against the counts on random pairs, alike in batches and streams."""
+"""How many tokens each pass read: by hand on chains, by the counts on random pairs, alike in batches and streams."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ MARKUP = [
     f"javascript:{ACTS}",
     f"<a href='javascript:{ACTS}'>x</a>",
     f"<details open ontoggle={ACTS}>",
-    f"<style>@import 'http://example.invalid/x.css';*{{display:none}}</style>",
+    "<style>@import 'http://example.invalid/x.css';*{display:none}</style>",
     "<link rel=stylesheet href=http://example.invalid/y.css>",
     "<base href=http://example.invalid/>",
     "<meta http-equiv=refresh content='0;url=http://example.invalid/'>",
