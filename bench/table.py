@@ -340,7 +340,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("region", choices=("bench", "demo", "quantisation", "compare"))
-    parser.add_argument("results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'")
+    parser.add_argument(
+        "results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'"
+    )
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
     if arguments.region == "bench":

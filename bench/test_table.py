@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench.table import README, bench_markdown, fill, markdown_table
+from bench.table import README, bench_markdown, compare_markdown, fill, markdown_table
+from kdtw_fast.comparison.records import Outputs, Sentence, Timing, to_line
 
 
 def test_fill_replaces_what_stands_between_the_markers() -> None:
@@ -25,9 +28,25 @@ def test_tiny_results_never_reach_the_readme() -> None:
         bench_markdown({"machine_info": {"kdtw": {"tiny": True}}, "benchmarks": []})
 
 
-def test_the_readme_has_both_regions() -> None:
+def test_the_readme_has_its_regions() -> None:
     readme = README.read_text(encoding="utf-8")
-    assert fill(fill(readme, "bench", "x"), "demo", "y") != readme
+    assert fill(fill(fill(readme, "bench", "x"), "demo", "y"), "compare", "z") != readme
+
+
+def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:
+    machine = {"processor": "Some CPU", "cores": 2, "build": {"simd": "avx2"}}
+    provenance = {"machine": machine, "time": "2026-01-02T03:04:05+00:00"}
+    sentence = Sentence(0, "ein Haus", "a house", "a house", ["a", "house"], ["student"] * 2, 0, 2, 0, 0)
+    alone = Outputs("p/x", "p", "t", "student", "x", {}, "student alone", None, {}, [sentence], provenance)
+    path = tmp_path / "results.jsonl"
+    path.write_text(to_line(alone), encoding="utf-8")
+    with pytest.raises(ValueError, match="no timings yet"):
+        compare_markdown(path)
+    timing = Timing("p/x", 0, 1, 1, 1, [0], [0.5], [2], [2], [], {}, provenance)
+    path.write_text(to_line(alone) + to_line(timing), encoding="utf-8")
+    text = compare_markdown(path)
+    assert "](docs/comparison.png)" in text and "on 2026-01-02: Some CPU, 2 cores, avx2." in text
+    assert "| student alone |" in text and "250.00 (250.00–250.00) | 4 |" in text
 
 
 def test_tables_align_text_left_and_numbers_right() -> None:

@@ -126,7 +126,7 @@ def compare(
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
     metric: Annotated[
-        str, typer.Option(help="Quality in the figures: rouge1, rouge2, rougeL, bleu or chrf.")
+        str, typer.Option(help="Quality in the figures and comparisons: rouge1, rouge2, rougeL, bleu or chrf.")
     ] = "rouge2",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
@@ -139,21 +139,23 @@ def compare(
 
         kdtw compare debian-de-en --draft-student runs/debian-de-en/gkd/best --data runs/debian/translation/test.jsonl
     """
-    from kdtw_fast.comparison.figures import require_matplotlib
+    from kdtw_fast.comparison.figures import check_metric, require_matplotlib
     from kdtw_fast.comparison.measure import Settings
 
     require_matplotlib()
+    check_metric(metric)
     base = QUICK if quick else _DEFAULT
+    chosen_budgets = _split(budgets, base.budgets)
     choices = Choices(
         groups=_split(methods, base.groups),
-        budgets=_split(budgets, base.budgets),
+        budgets=chosen_budgets,
         draft_lengths=_numbers("--draft-lengths", draft_lengths, base.draft_lengths, int),
         leniences=_numbers("--leniences", leniences, base.leniences, float),
         verify_budgets=_split(verify_budgets, base.verify_budgets),
         verify_leniences=_numbers("--verify-leniences", verify_leniences, base.verify_leniences, float),
         fallbacks=_numbers("--fallbacks", fallbacks, base.fallbacks, float),
         rollbacks=_numbers("--rollbacks", rollbacks, base.rollbacks, float),
-        control_budgets=_split(control_budgets, base.control_budgets),
+        control_budgets=_split(control_budgets, [b for b in base.control_budgets if b in chosen_budgets]),
     )
     names = pairs or [DEFAULT_PAIR]
     for option, given in (("--data", data), ("--draft-student", draft_student)):
@@ -168,15 +170,13 @@ def compare(
     )
     folder = out or Path("out/compare-quick" if quick else "out/compare")
     if not figures_only:
-        subjects = {
-            "data": data or [None] * len(names),
-            "draft_student": draft_student or [None] * len(names),
-        }
+        files: Sequence[Path | None] = data or [None] * len(names)
+        drafts: Sequence[Path | None] = draft_student or [None] * len(names)
         count = check_int("sentences", _or(sentences, _QUICK_SENTENCES if quick else 0), 0)
         common = {"sentences": count, "dtype": dtype, "teacher_dtype": teacher_dtype}
         each = [
             {"pair": name, "data": file, "draft_student": draft, **common}
-            for name, file, draft in zip(names, subjects["data"], subjects["draft_student"])
+            for name, file, draft in zip(names, files, drafts)
         ]
         _measure(each, choices, settings, folder, quiet)
     _present(folder, metric)

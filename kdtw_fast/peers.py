@@ -44,7 +44,9 @@ def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     return generate
 
 
-def hugging_face(model: Any, new_tokens: int, threads: int, min_new_tokens: int | None = None, **options: Any) -> Generate:
+def hugging_face(
+    model: Any, new_tokens: int, threads: int, min_new_tokens: int | None = None, **options: Any
+) -> Generate:
     """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate.
 
     Every row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier, and is cut after its end token.
@@ -135,11 +137,12 @@ class CTranslate2:
         compute_type: str = "float32",
         workers: int = 1,
         min_new_tokens: int | None = None,
+        suppressed: Sequence[int] = (),
     ) -> Generate:
         """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more.
 
         A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads. Every
-        row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier.
+        row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier. No row writes a ``suppressed`` token.
         """
         import ctranslate2
 
@@ -152,6 +155,7 @@ class CTranslate2:
             results = translator.translate_batch(
                 [[self._pieces[i] for i in row] for row in rows],
                 beam_size=1,
+                suppress_sequences=[[self._pieces[i]] for i in suppressed] or None,
                 min_decoding_length=new_tokens if min_new_tokens is None else min_new_tokens,
                 max_decoding_length=new_tokens,
                 max_input_length=0,

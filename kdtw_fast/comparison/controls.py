@@ -31,7 +31,7 @@ OnDone = Callable[[int], object]
 
 @dataclass
 class _Written:
-    """What a control wrote, by sentence: ids, their scores (a token is asked for above the threshold), and who wrote."""
+    """What a control wrote, by sentence: ids, their scores (one above the threshold asks), and which were asked for."""
 
     threshold: float
     outputs: list[list[int]]
@@ -75,7 +75,8 @@ class Controls:
         """All sentences, asking as often as a point of KDTW did; and the settings that were found.
 
         The threshold is searched for on these very sentences (which favours the control), each time where so many of
-        the last round's scores lie above it, until use is within the tolerance; the closest is taken.
+        the last round's scores lie above it, or halfway between one that is too low and one that is too high, until use
+        is within the tolerance; the closest is taken.
 
         Args:
             point: a control's.
@@ -85,7 +86,8 @@ class Controls:
         wanted = teacher_use(matched_to.sentences)
         pair = self._tokenized(point.options["budget"])
         entropy = point.method == "entropy"
-        threshold = (1 - wanted) * (0.5 * math.log(self._student.config.vocab_size) if entropy else 1.0)
+        low, high = 0.0, math.log(self._student.config.vocab_size) if entropy else 1.0
+        threshold = (1 - wanted) * (0.5 * high if entropy else high)
         best: _Written | None = None
         for _ in range(ROUNDS):
             written = self._decode(entropy, threshold, pair)
@@ -94,7 +96,10 @@ class Controls:
                 best = written
             if abs(best.use - wanted) <= TOLERANCE:
                 break
+            low, high = (threshold, high) if written.use > wanted else (low, threshold)
             threshold = written.threshold_for(wanted)
+            if not low < threshold < high:  # other calls make other texts, which have other scores
+                threshold = (low + high) / 2
         assert best is not None
         found = {"threshold": best.threshold, "wanted_use": wanted, "use": best.use, "tolerance": TOLERANCE}
         return [self._sentence(i, ids, marks) for i, (ids, marks) in enumerate(zip(best.outputs, best.marks))], found
@@ -108,7 +113,7 @@ class Controls:
         from kdtw_fast.training import controls
         from kdtw_fast.training.oracle import decode_with_rule
 
-        written = _Written(threshold, *([[] for _ in rows] for _ in range(3)))
+        written = _Written(threshold, [[] for _ in rows], [[] for _ in rows], [[] for _ in rows])
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
         tau = self._student.config.tau_token_id
         for start in range(0, len(order), BATCH):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.options import nearest
+
 from .plan import OUTSIDE
 from .quality import METRICS, Interval
 from .summary import Point, pareto
@@ -41,7 +43,7 @@ STYLES = {
 }
 GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
 OWN_DRAFTS = "lossy speculative, own student"  # DistillSpec's label where the pair's student drafts
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "kdtw_fast",
     "text.parse_math": False,  # names are no formulas
     "font.size": 11,
@@ -61,6 +63,12 @@ def require_matplotlib() -> None:
         raise ImportError("kdtw compare draws with matplotlib; pip install 'kdtw_fast[compare]'") from None
 
 
+def check_metric(metric: str) -> None:
+    """Raises ValueError for a metric that is not in :data:`kdtw_fast.comparison.quality.METRICS`."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
+
+
 def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Path]:
     """Writes the three figures as PNG and SVG; returns the paths.
 
@@ -73,8 +81,7 @@ def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Pat
         ValueError: an unknown metric.
         ImportError: matplotlib is not installed.
     """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRICS)}")
+    check_metric(metric)
     require_matplotlib()
     panels: dict[str, Callable[[Any, list[Point], str], None]] = {
         "quality-latency": _quality_latency,
@@ -132,7 +139,11 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
             for point in front:
                 phrase = str(point.settings.get("budget", ""))
                 axes.annotate(
-                    phrase, (_x(point, metric), _ms(point).median), xytext=(7, -11), textcoords="offset points", fontsize=9
+                    phrase,
+                    (_x(point, metric), _ms(point).median),
+                    xytext=(7, -11),
+                    textcoords="offset points",
+                    fontsize=9,
                 )
     front = pareto(inside, metric)
     if front:
@@ -147,9 +158,7 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
         axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#444444")
 
 
-def _scatter(
-    axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True
-) -> None:
+def _scatter(axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True) -> None:
     if not points:
         return
     xs, ys = [_x(p, metric) for p in points], [_ms(p).median for p in points]
@@ -208,7 +217,9 @@ def _budgets(axes: Any, points: list[Point], metric: str) -> None:
 def _use(point: Point) -> Interval:
     """In percent."""
     assert point.teacher_use is not None
-    return Interval(*(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high)))
+    return Interval(
+        *(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high))
+    )
 
 
 def _crosses(axes: Any, xs: list[Interval], ys: list[Interval], style: Style, line: str) -> None:

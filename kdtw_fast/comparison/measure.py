@@ -27,7 +27,7 @@ from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
 from .subjects import Subject, chosen
-from .systems import Counts, Native, OutsideSystems, System
+from .systems import Counts, Native, OutsideSystems, System, quietly
 
 WARM_UP = 10  # calls that each point makes before anything is timed
 PART = 10  # calls that a point makes before it is the next one's turn
@@ -159,6 +159,10 @@ class Run:
 
     def run(self) -> None:
         """Measures what the file does not hold yet."""
+        with quietly():  # other systems comment on their options
+            self._run()
+
+    def _run(self) -> None:
         torch.set_num_threads(self._settings.num_threads)
         outputs, turns = self._missing()
         for name in outputs:

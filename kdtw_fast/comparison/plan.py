@@ -152,7 +152,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
 
     Args:
         choices: what to compare.
-        has_draft_student: whether DistillSpec's own student is there; else the pair's student drafts, and labels say so.
+        has_draft_student: whether DistillSpec's student is there; else the pair's own drafts, and labels say so.
     """
     makers: dict[str, Callable[[Choices], list[OperatingPoint]]] = {
         "student": lambda _: [OperatingPoint("student", "greedy-student", "student alone")],
@@ -165,9 +165,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         "random": lambda c: _control("random", "random calls", c),
         "entropy": lambda c: _control("entropy", "calls by entropy", c),
         "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
-        "assisted": lambda _: [
-            OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")
-        ],
+        "assisted": lambda _: [OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")],
         "ctranslate2": lambda _: _outside("ctranslate2", "CTranslate2"),
     }
     points = [point for group in GROUPS if group in choices.groups for point in makers[group](choices)]
@@ -182,7 +180,7 @@ def _training_wheels(choices: Choices) -> list[OperatingPoint]:
 
 
 def _verify(choices: Choices) -> list[OperatingPoint]:
-    return [_wheels(phrase, l) for phrase in choices.verify_budgets for l in choices.verify_leniences]
+    return [_wheels(phrase, value) for phrase in choices.verify_budgets for value in choices.verify_leniences]
 
 
 def _wheels(phrase: str, lenience: float = 0.0) -> OperatingPoint:
@@ -211,9 +209,9 @@ def _distillspec(choices: Choices, has_draft_student: bool) -> list[OperatingPoi
     drafter = DRAFT_STUDENT if has_draft_student else OWN_STUDENT
     name = "DistillSpec" if has_draft_student else "lossy, own student"
     return [
-        _speculative("distillspec", f"{name}, K {k}, l {l:g}", k, l, drafter)
+        _speculative("distillspec", f"{name}, K {k}, l {value:g}", k, value, drafter)
         for k in choices.draft_lengths
-        for l in choices.leniences
+        for value in choices.leniences
     ]
 
 

@@ -92,7 +92,9 @@ class Statistics:
     def of(cls, texts: Sequence[str], references: Sequence[str]) -> Statistics:
         """The statistics of N texts against their references; ValueError if there are none, or not as many."""
         if not texts or len(texts) != len(references):
-            raise ValueError(f"expected as many texts as references and at least one, got {len(texts)}, {len(references)}")
+            raise ValueError(
+                f"expected as many texts as references and at least one, got {len(texts)}, {len(references)}"
+            )
         rouge = np.array([_rouge_of(reference, text) for text, reference in zip(texts, references)])
         sums = {name: rouge[:, [i]] for i, name in enumerate(ROUGE)}
         for name in ("bleu", "chrf"):

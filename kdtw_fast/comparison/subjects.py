@@ -105,9 +105,7 @@ def load_subject(
             raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
         folders[DRAFT_STUDENT] = draft_student
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models = {
-        role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()
-    }
+    models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
     return Subject(
         name, folders, models, AutoTokenizer.from_pretrained(home / "tokenizer"), chosen(examples, sentences)
     )

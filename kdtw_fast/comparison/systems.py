@@ -222,7 +222,11 @@ class OutsideSystems:
         if point.group == "ctranslate2":
             compute_type = peers.ctranslate2_beside(self._subject.models[role].dtype).split()[-1]
             generate = peers.CTranslate2(self._model(role)).generate(
-                self._max_new_tokens, self._threads, compute_type, min_new_tokens=1
+                self._max_new_tokens,
+                self._threads,
+                compute_type,
+                min_new_tokens=1,
+                suppressed=self._suppressed(role),
             )
             return Outside(generate, self._subject, role, owner)
         if point.group == "hugging-face":
@@ -231,10 +235,14 @@ class OutsideSystems:
         return Outside(generate, self._subject, role, owner, largest_batch=1)
 
     def _hugging_face(self, role: str, **options: Any) -> peers.Generate:
-        tau = self._subject.models["student"].tau_token_id
-        if tau is not None and tau < self._model(role).config.vocab_size:
-            options["suppress_tokens"] = [tau]
+        if self._suppressed(role):
+            options["suppress_tokens"] = self._suppressed(role)
         return peers.hugging_face(self._model(role), self._max_new_tokens, self._threads, 1, **options)
+
+    def _suppressed(self, role: str) -> list[int]:
+        """<tau>, which nobody writes."""
+        tau = self._subject.models["student"].tau_token_id
+        return [tau] if tau is not None and tau < self._subject.models[role].vocab_size else []
 
     def _model(self, role: str) -> Any:
         if role not in self._models:

@@ -100,7 +100,7 @@ def tables(points: Sequence[Point]) -> list[Table]:
         here = [point for point in points if point.pair == pair]
         table = Table(title=caption(here), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
         for column in NARROW:
-            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=True)
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=column == COLUMNS[0])
         for point in shown(here):
             table.add_row(*(cell for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
         result.append(table)
