@@ -91,7 +91,7 @@ def project(
 def _device(name: str, bandwidth: float | None, tflops: float | None, launch_us: float | None) -> Any:
     from kdtw_fast.comparison.projection import DEVICES, Device
 
-    given: dict[str, float] = {}
+    given: dict[str, Any] = {}
     for option, field, value, scale in (
         ("--bandwidth", "bandwidth", bandwidth, 1e9),
         ("--tflops", "flops", tflops, 1e12),

@@ -25,7 +25,7 @@ from kdtw_fast.owners_view import MARKS, visible
 
 from .figures import draw
 from .quality import METRICS, Interval
-from .records import Outputs, Records, Sentence
+from .records import Outputs, Records, Sentence, Timing
 from .summary import Point, Samples, Spread, sample, summarise
 from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
 
@@ -201,28 +201,26 @@ def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentenc
     """What the script gets: strings by number, and by pair its points and its sentences with all their outputs."""
     pieces = _Pieces()
     end = pieces.number(END)
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for pair in records.pairs:
         points = [outputs for outputs in records.outputs.values() if outputs.pair == pair]
         scores = [samples[pair].statistics[outputs.id].sums[metric][:, 0] for outputs in points]
         count = len(points[0].sentences)
+
+        def row(i: int, points: list[Outputs] = points, scores: list[Any] = scores) -> list[Any]:
+            first = points[0].sentences[i]
+            written = [
+                [round(float(score[i]), 1), *_output(outputs.sentences[i], pieces)]
+                for outputs, score in zip(points, scores)
+            ]
+            return [i, visible(first.source), visible(first.reference), written]
+
         pairs.append(
             {
                 "name": visible(pair),
                 "task": visible(points[0].task),
                 "points": [_point(outputs) for outputs in points],
-                "sentences": [
-                    [
-                        i,
-                        visible(points[0].sentences[i].source),
-                        visible(points[0].sentences[i].reference),
-                        [
-                            [round(float(score[i]), 1), *_output(outputs.sentences[i], pieces)]
-                            for outputs, score in zip(points, scores)
-                        ],
-                    ]
-                    for i in spread(range(count), sentences or count)
-                ],
+                "sentences": [row(i) for i in spread(range(count), sentences or count)],
             }
         )
     marks = {int(owner): [opening, closing, WORDS[owner]] for owner, (opening, closing, _) in MARKS.items()}
@@ -287,7 +285,8 @@ def _provenance(records: Records, pair: str) -> dict[str, Any]:
     found: dict[str, Counter[str]] = {}
     outputs = {key: value for key, value in records.outputs.items() if value.pair == pair}
     timings = [timing for (name, _), timing in records.timings.items() if name in outputs]
-    for record in [*outputs.values(), *timings]:
+    recorded: list[Outputs | Timing] = [*outputs.values(), *timings]
+    for record in recorded:
         for name, value in _flat(record.provenance):
             found.setdefault(name, Counter())[value] += 1
     for one in outputs.values():

@@ -271,11 +271,11 @@ class Run:
                     self._progress(0.0, what)
                     done[name] += self._timed_calls(self._system(name), some)
                     self._progress(self._turn_work(name) * len(some) / total, "")
+        if (self._subject.name, repetition) not in self._file.records.passes:
+            self._file.append(clock.take(repetition, stamped(self._timing_shared)))
         for name in names:
             seconds, counts = zip(*done[name])
             self._file.append(self._timing(name, repetition, seconds, counts))
-        if (self._subject.name, repetition) not in self._file.records.passes:
-            self._file.append(clock.take(repetition, stamped(self._timing_shared)))
 
     def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[tuple[float, Counts]]:
         calls[0]()  # not timed: brings the weights back into the caches

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Protocol
+from typing import Protocol
 
 from kdtw_fast.costs import ModelCosts
 from kdtw_fast.shapes import Shape
@@ -226,10 +226,7 @@ def check(records: Records, pair: str) -> list[Check]:
     Raises:
         ValueError: the file holds no pass times of the pair, no timed point with recorded passes, or batches.
     """
-    passes = [turn for turn in records.passes.values() if turn.pair == pair]
-    if not passes:
-        raise ValueError(f"the results hold no pass times of {pair}; a newer kdtw compare records them")
-    machine, found = Measured.of(passes), []
+    machine, found = Measured.of(_passes(records, pair)), []
     for outputs in _recorded(records, pair):
         timings = records.timings_of(outputs.id)
         latency = Latency.of(timings)
@@ -274,21 +271,28 @@ def project(records: Records, pair: str, device: Device, shapes: dict[str, Shape
         shapes: of "student" and "teacher".
 
     Raises:
-        ValueError: no passes were recorded.
+        ValueError: no passes were recorded, or none timed: their sources' length is assumed.
     """
     recorded = _recorded(records, pair)
-    lengths = [turn.source_tokens for turn in records.passes.values() if turn.pair == pair]
-    source_tokens = median(lengths) if lengths else 64.0
+    source_tokens = median(turn.source_tokens for turn in _passes(records, pair))
     machines = [Roofline(one, shapes, source_tokens) for one in (device, *device.range())]
-    times: dict[str, Any] = {}
+    times: dict[str, tuple[float, ...]] = {}
     for outputs in recorded:
         tokens = max(1, sum(len(s.tokens) for s in outputs.sentences))
-        times[outputs.id] = [1000 * seconds(outputs, outputs.sentences, machine) / tokens for machine in machines]
+        times[outputs.id] = tuple(1000 * seconds(outputs, outputs.sentences, m) / tokens for m in machines)
     teacher = times.get(f"{pair}/greedy-teacher/alone")
-    return [
-        Projected(outputs.label, *times[outputs.id], None if teacher is None else teacher[0] / times[outputs.id][0])
-        for outputs in recorded
-    ]
+    projected = []
+    for outputs in recorded:
+        middle, low, high = times[outputs.id]
+        projected.append(Projected(outputs.label, middle, low, high, None if teacher is None else teacher[0] / middle))
+    return projected
+
+
+def _passes(records: Records, pair: str) -> list[Passes]:
+    found = [turn for turn in records.passes.values() if turn.pair == pair]
+    if not found:
+        raise ValueError(f"the results hold no pass times of {pair}; a newer kdtw compare records them")
+    return found
 
 
 def _recorded(records: Records, pair: str) -> list[Outputs]:
