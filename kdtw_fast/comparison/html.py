@@ -37,7 +37,7 @@ WORDS: dict[Owner, str] = {
     Owner.TEACHER: "teacher",
     Owner.ACCEPTED: "student, checked by the teacher",
     Owner.CORRECTED: "teacher, in the place of a draft",
-    Owner.FORCED: "given",
+    Owner.FORCED: "caller",
 }
 FIGURES = {
     "quality-latency": "Quality against latency. Bars: 95 % intervals over sentences, quartiles over turns.",
@@ -128,9 +128,12 @@ def _figures(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: no prolog, comments and metadata, and ids of its own."""
+    """An SVG file as an element of a page: no prolog, comments and metadata, ids of its own, the page's ink and paper."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = (
+        svg.replace("fill: #ffffff", "fill: none").replace("#000000", "currentColor").replace("#444444", "var(--quiet)")
+    )
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
 
 
