@@ -14,7 +14,7 @@ from kdtw_fast.options import nearest
 
 from .plan import OUTSIDE
 from .quality import METRICS, Interval
-from .summary import Point, pareto
+from .summary import OWN_DRAFTS, Point, pareto
 
 FAINT = "50"  # alpha of bars and of points that their own grid beats, in hex
 WIDTH, HEIGHT, DPI = 9.0, 5.4, 150  # inches of a panel's figure; one panel is as wide as a README's column
@@ -42,7 +42,6 @@ STYLES = {
     "teacher": Style("teacher alone", "#000000", ">"),
 }
 GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
-OWN_DRAFTS = "lossy speculative, own student"  # DistillSpec's label where the pair's student drafts
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "kdtw_fast",
     "text.parse_math": False,  # names are no formulas

@@ -14,6 +14,7 @@ from .provenance import SEED
 from .quality import METRICS, Interval, Statistics, resample
 from .records import Outputs, Records, Timing
 
+OWN_DRAFTS = "lossy speculative, own student"  # what stands for DistillSpec where no GKD student was given
 BY_TEACHER = (Owner.TEACHER.name.lower(), Owner.CORRECTED.name.lower())
 
 
