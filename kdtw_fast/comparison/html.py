@@ -128,7 +128,7 @@ def _figures(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: no prolog, comments or metadata; ids of its own, the page's ink and paper."""
+    """An SVG file as an element of a page: no prolog, comments or metadata; its own ids, the page's ink and paper."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = (
