@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.machine import processor
+from kdtw_fast.owners_view import markdown_table
 from kdtw_fast.profiling import OURS
-from kdtw_fast.report import markdown_table
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -126,7 +126,7 @@ py::array_t<T> per_row(const std::vector<Row>& rows, Get&& get) {
 }
 
 // The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
-py::dict to_python(std::vector<Row> rows, int64_t pad, bool log_probs) {
+py::dict to_python(std::vector<Row> rows, int64_t pad, const SessionOptions& options) {
   py::list faults;
   std::erase_if(rows, [&](const Row& row) {
     if (row.finish != Finish::kFault) return false;
@@ -150,7 +150,16 @@ py::dict to_python(std::vector<Row> rows, int64_t pad, bool log_probs) {
   out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
   out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });
   out["rolled_back"] = per_row(rows, [](const Row& row) { return row.rolled_back; });
-  if (log_probs) {
+  if (options.want_reads) {
+    py::list student, teacher;
+    for (const auto& row : rows) {
+      student.append(row.student_reads);
+      teacher.append(row.teacher_reads);
+    }
+    out["student_reads"] = student;
+    out["teacher_reads"] = teacher;
+  }
+  if (options.want_log_probs) {
     const float nan = std::nanf("");
     out["student_logprobs"] =
         padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.student_log_probs[t]; });
@@ -174,7 +183,7 @@ py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& s
     py::gil_scoped_release unlocked;
     rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
   }
-  return to_python(std::move(rows), pad, session.options().want_log_probs);
+  return to_python(std::move(rows), pad, session.options());
 }
 
 // The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
@@ -358,7 +367,7 @@ PYBIND11_MODULE(_core, m) {
   py::class_<SessionOptions>(m, "SessionOptions")
       .def(py::init([](std::vector<int32_t> forced_tokens, int max_new_tokens, int min_new_tokens, Sampling student,
                        Sampling teacher, uint64_t seed, double max_seconds, int teacher_batch, bool want_log_probs,
-                       int threads) {
+                       bool want_reads, int threads) {
              return SessionOptions{std::move(forced_tokens),
                                    max_new_tokens,
                                    min_new_tokens,
@@ -368,11 +377,12 @@ PYBIND11_MODULE(_core, m) {
                                    max_seconds,
                                    teacher_batch,
                                    want_log_probs,
+                                   want_reads,
                                    threads};
            }),
            py::kw_only(), py::arg("forced_tokens"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
            py::arg("student_sampling"), py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"),
-           py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("threads"));
+           py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("want_reads"), py::arg("threads"));
 
   py::class_<Session>(m, "Session")
       .def(py::init([](std::shared_ptr<Decoder> decoder, SessionOptions options, int slots, int source_capacity) {

@@ -109,6 +109,7 @@ class SessionOptions:
         max_seconds: float,
         teacher_batch: int,
         want_log_probs: bool,
+        want_reads: bool,
         threads: int,
     ) -> None: ...
 

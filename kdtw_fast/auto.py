@@ -381,5 +381,7 @@ def _give_to_teacher(out: GenerationOutput) -> None:
     if out.timings is not None:  # a stream's rows have no times and passes of their own
         out.student_passes, out.teacher_passes = 0, out.student_passes
         out.timings = replace(out.timings, student=0.0, teacher=out.timings.student)
+    if out.student_reads is not None:
+        out.teacher_reads, out.student_reads = out.student_reads, [[] for _ in out.student_reads]
     if out.student_logprobs is not None:
         out.teacher_logprobs, out.student_logprobs = out.student_logprobs, out.teacher_logprobs

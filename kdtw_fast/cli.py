@@ -1,4 +1,4 @@
-"""The `kdtw` command: generate, demo, bench, compare, train, curves, info. Every error is one sentence on stderr.
+"""The `kdtw` command and those in the cli_*.py beside this. Every error is one sentence on stderr.
 
 Depends on everything in the package; nothing depends on it.
 """
@@ -22,18 +22,20 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from kdtw_fast import __version__, build_info
-from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.budgets import BUDGETS, resolve_budget
 from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_compare import compare
 from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli_project import project
+from kdtw_fast.cli_report import report
 from kdtw_fast.cli_train import curves, train
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
-from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
+from kdtw_fast.methods import METHODS, Decoder, Method, find_method, make_decoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
+from kdtw_fast.owners_view import LEGEND, gauge, make_console, marked, runs, visible
 from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
-from kdtw_fast.report import LEGEND, make_console, marked, runs
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -65,7 +67,7 @@ class _OneSentence(TyperGroup):
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"kdtw: {' '.join(message.split())}", file=sys.stderr)
+    print(f"kdtw: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
 
@@ -350,7 +352,7 @@ def generate(
         "top_p": top_p,
         "seed": seed,
     }
-    render = _jsonl(method) if jsonl else _with_owners(words) if show_owners else _plain
+    render = _jsonl(method) if jsonl else _with_owners(words, chosen, given.get("budget")) if show_owners else _plain
     if show_owners and sys.stderr.isatty():
         print(LEGEND, file=sys.stderr)
     lines_are_seen = output is None and sys.stdout.isatty()
@@ -401,6 +403,8 @@ def demo(
 
 app.command()(bench)
 app.command()(compare)
+app.command()(report)
+app.command()(project)
 app.command()(train)
 app.command()(curves)
 
@@ -512,8 +516,17 @@ def _plain(line: _Line) -> str:
     return line.text
 
 
-def _with_owners(tokenizer: Any) -> Render:
-    return lambda line: marked(runs(*line.tokens(), tokenizer))
+def _with_owners(tokenizer: Any, method: Method, budget: str | float | None) -> Render:
+    """The marked text, behind a gauge of the teacher's share where two models write."""
+    asked = None if budget is None else resolve_budget(budget).fraction
+
+    def render(line: _Line) -> Text:
+        text = marked(runs(*line.tokens(), tokenizer))
+        if line.out is None or len(method.models) < 2:
+            return text
+        return Text.assemble(gauge(float(line.out["teacher_fraction"][0]), asked), "  ", text)
+
+    return render
 
 
 def _jsonl(method: str) -> Render:
@@ -544,7 +557,7 @@ def _writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
             if isinstance(line, Text):
                 console.print(line, soft_wrap=True)
             else:
-                print(line, flush=True)
+                print(visible(line) if console.is_terminal else line, flush=True)
 
         yield show
         return

@@ -20,9 +20,9 @@ from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.machine import available_memory
 from kdtw_fast.model import CACHE_DTYPES, NativeT5, check_dtype
 from kdtw_fast.options import check_int
+from kdtw_fast.owners_view import make_console
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 from kdtw_fast.profiling import Peers, Plan, profile
-from kdtw_fast.report import make_console
 from kdtw_fast.shapes import SHAPES, find_shape, random_native, random_t5
 
 # Other systems hold the fp32 weights several times over: Hugging Face's, the converter's, the translator's.

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from kdtw_fast.cli_options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
 from kdtw_fast.options import check_int
+from kdtw_fast.owners_view import make_console
 from kdtw_fast.pairs import DEFAULT_PAIR
-from kdtw_fast.report import make_console
 
 _WHAT, _HOW = "What to compare", "How to measure"
 _QUICK_SENTENCES, _QUICK_TIMED, _QUICK_TURNS = 60, 20, 3

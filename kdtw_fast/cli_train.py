@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from kdtw_fast.report import make_console
+from kdtw_fast.owners_view import make_console
 
 
 def train(

@@ -309,6 +309,7 @@ class _Decoder:
             max_seconds=options.max_time or 0.0,
             teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
             want_log_probs=options.output_logprobs,
+            want_reads=options.output_reads,
             threads=options.num_threads or self.num_threads,
         )
         return _core.Session(self._core, shared, slots, source_capacity)

@@ -16,7 +16,7 @@ from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.methods import make_decoder
 from kdtw_fast.model import load
 from kdtw_fast.outputs import GenerationOutput, Owner
-from kdtw_fast.report import LEGEND, Run, marked, runs
+from kdtw_fast.owners_view import LEGEND, Run, marked, runs, visible
 
 EXAMPLE_METHOD = "KDTW, light"
 STUDENT, TEACHER, LOSSLESS = "student alone", "teacher alone", "speculative, lossless"
@@ -112,11 +112,11 @@ class Example:
     def lines(self) -> list[tuple[str, Text]]:
         """Name and text of each line."""
         return [
-            ("source", Text(self.source)),
-            ("student alone", Text(self.student)),
+            ("source", Text(visible(self.source))),
+            ("student alone", Text(visible(self.student))),
             (EXAMPLE_METHOD, marked(self.wheels)),
-            ("teacher alone", Text(self.teacher)),
-            ("reference", Text(self.reference)),
+            ("teacher alone", Text(visible(self.teacher))),
+            ("reference", Text(visible(self.reference))),
         ]
 
 

@@ -79,6 +79,7 @@ class GenerateOptions:
         max_source_length: longer sources are an error, or cut when ``truncation`` is True.
         truncation: cut over-long sources (keeping the end token) instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
+        output_reads: also return how many tokens each pass read.
         teacher_batch: rows that wait for the teacher are held until so many wait, at least 1, or until no other row
             can go on; None = until as many wait as go on, half of the rows that run. The results do not depend on
             it, the speed of batches does: a pass of the teacher costs much the same for one row and for many, so
@@ -107,6 +108,7 @@ class GenerateOptions:
     max_source_length: int = 512
     truncation: bool = False
     output_logprobs: bool = False
+    output_reads: bool = False
     teacher_batch: int | None = None
     num_threads: int | None = None
 
@@ -137,7 +139,7 @@ class GenerateOptions:
         for name in ("num_threads", "teacher_batch"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1)
-        for name in ("truncation", "output_logprobs"):
+        for name in ("truncation", "output_logprobs", "output_reads"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("forced_tokens", "row_ids"):

@@ -69,6 +69,9 @@ class GenerationOutput(ModelOutput):
             token, or <tau> where it asked; NaN where it took none. With ``output_logprobs`` only.
         teacher_logprobs: float32 [R, T], the teacher's log-probability of the token where one of its
             passes read that place; NaN elsewhere. With ``output_logprobs`` only.
+        student_reads: per row, the tokens that each pass of the student's decoder read of it, in order. With
+            ``output_reads`` only.
+        teacher_reads: the same of the teacher; a row that never asked has none.
         texts: decoded outputs, when strings went in.
         prediction: of :class:`kdtw_fast.AutoDecoder`: the method that ran, and its predicted time.
         index: of a stream's row, the place of its item in the input; None otherwise.
@@ -88,6 +91,8 @@ class GenerationOutput(ModelOutput):
     timings: Timings | None = None
     student_logprobs: torch.Tensor | None = None
     teacher_logprobs: torch.Tensor | None = None
+    student_reads: list[list[int]] | None = None
+    teacher_reads: list[list[int]] | None = None
     texts: list[str] | None = None
     prediction: Prediction | None = None
     index: int | None = None
@@ -108,12 +113,16 @@ class GenerationOutput(ModelOutput):
         object.__setattr__(self, name, value)
 
 
+_LISTS = ("student_reads", "teacher_reads")  # fields that the core gives as one list per row
+
+
 def together(result: Mapping[str, Any], session: _core.Session) -> GenerationOutput:
     """All rows of a session that has come to its end, as one output."""
     arrays, finish, _ = _parts(result)
     tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
     return GenerationOutput(
         **tensors,
+        **{name: result[name] for name in _LISTS if name in result},
         finish_reasons=[FINISH_REASONS[code] for code in finish],
         student_passes=session.student_passes,
         teacher_passes=session.teacher_passes,
@@ -130,6 +139,7 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
             name: torch.from_numpy(value[r : r + 1, :end] if value.ndim == 2 else value[r : r + 1])
             for name, value in arrays.items()
         }
+        row |= {name: [result[name][r]] for name in _LISTS if name in result}
         yield index[r], GenerationOutput(**row, finish_reasons=[FINISH_REASONS[finish[r]]], index=index[r])
 
 

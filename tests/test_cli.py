@@ -19,8 +19,8 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder, Owner, TrainingWheelsDecoder
 from kdtw_fast.demo import CONTESTANTS, Score, run_demo, spread
 from kdtw_fast.methods import METHODS, make_decoder
+from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
 from kdtw_fast.pairs import Sample
-from kdtw_fast.report import marked, runs
 
 WORDS = ["dieses", "paket", "enthält", "die", "doku", "mentation", "this", "package", "holds", "the", "docs"]
 SMALL = ["--max-new-tokens", "12"]
@@ -212,7 +212,12 @@ def test_owners_are_marked_without_colour_in_pipes(kdtw, pair: TinyPair) -> None
     records = kdtw(*arguments, "--jsonl", stdin="\n".join(LINES)).stdout.splitlines()
     for line, marks, record in zip(plain.splitlines(), shown.splitlines(), map(json.loads, records), strict=True):
         assert ("[" in marks) == ("teacher" in record["owners"]) or "�" in line
-        assert marks.replace("[", "").replace("]", "").replace("</s>", "") == line
+        if not record["text"]:
+            continue
+        used = 100 * record["teacher_fraction"]
+        bar, text = marks[:26], marks[28:]
+        assert bar.endswith(f" {used:3.0f} % of  40 %") and bar[4] == ("┿" if used >= 45 else "┼")
+        assert text.replace("[", "").replace("]", "").replace("</s>", "") == visible(line)
 
 
 def owner_marks(words: list[tuple[str, Owner]]) -> str:
@@ -230,6 +235,22 @@ def test_runs_of_one_owner_are_marked_together() -> None:
     assert owner_marks([("▁this", s), ("</s>", t)]) == "this[</s>]"
     # a character of two bytes, one of each model, belongs to the one that finished it
     assert owner_marks([("▁die", s), ("<0xC3>", s), ("<0xA4>", t), ("▁docs", s)]) == "die[ä] docs"
+
+
+def test_the_gauge_has_one_width_and_a_tick_at_the_budget() -> None:
+    assert gauge(0.31, 0.3).plain == "━━━┼───────  31 % of  30 %"
+    assert gauge(0.004, 0.0).plain == "┿━─────────   0 % of   0 %"
+    assert gauge(1.0, 0.5).plain == "━━━━━┿━━━━━ 100 % of  50 %"
+    assert gauge(0.5).plain == "━━━━━─────   50 %         "
+    assert {len(gauge(used / 7, asked)) for used in range(8) for asked in (None, 0.0, 0.1, 1.0)} == {26}
+
+
+def test_no_character_acts_on_the_terminal() -> None:
+    hostile = "\x1b[31mred\x1b]0;title\x07 \r\n\t\x7f\x9b2J \u202eltr\u2066 \u2028 \ufeff \ud800 ä 👩\u200d🚀"
+    shown = visible(hostile)
+    assert shown == ("␛[31mred␛]0;title␇ ␍␊␉␡⟨U+009B⟩2J ⟨U+202E⟩ltr⟨U+2066⟩ ⟨U+2028⟩ ⟨U+FEFF⟩ ⟨U+D800⟩ ä 👩\u200d🚀")
+    assert marked([Run(Owner.TEACHER, hostile, " ")]).plain == f" [{shown}]"
+    assert visible(shown) == shown
 
 
 MODELS = ["--student", "{pair}/student", "--teacher", "{pair}/teacher"]

@@ -590,6 +590,7 @@ def open_session(slots: int, model: NativeT5, **changes: Any) -> _core.Session:
         "max_seconds": 0.0,
         "teacher_batch": 0,
         "want_log_probs": True,
+        "want_reads": False,
         "threads": 1,
     }
     special = _core.SpecialTokens(START, [EOS])

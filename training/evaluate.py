@@ -11,7 +11,7 @@ from rouge_score import rouge_scorer
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import GreedyDecoder
-from kdtw_fast.report import marked, runs
+from kdtw_fast.owners_view import marked, runs
 
 from .batches import Encoded, in_order
 from .debian import Example

@@ -39,6 +39,9 @@ class Lane {
   void catch_up(std::span<const Row> rows, std::span<const Query> queries, std::span<PickResult> results,
                 const Poll& poll);
 
+  // Committed tokens of the slot's row that the caches hold.
+  int read(int slot) const { return read_[slot]; }
+
   void rewind(int slot, int length) { read_[slot] = std::min(read_[slot], length); }
 
   // The slot's row has left. Its keys and values stay where they are: no length of the next row reaches one that
@@ -59,7 +62,7 @@ class Lane {
   const bool reads_marks_;
   T5State state_;
   Workspace work_;
-  std::vector<int> read_;  // committed tokens per slot that the caches hold
+  std::vector<int> read_;  // see read()
   // The pass being put together; kept for their memory.
   std::vector<InputToken> tokens_;
   std::vector<int32_t> wanted_;

@@ -24,6 +24,7 @@ struct Row {
   std::vector<int32_t> tokens;
   std::vector<Owner> owners;
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
+  std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 
   int draft_begin = 1;   // index of the first token since the teacher's last word
   bool waiting = false;  // for the teacher

@@ -313,6 +313,7 @@ void Session::apply(int slot, size_t first, size_t last) {
 
 // Answers the queries. A row whose logits are not finite is at fault and ends; the others go on.
 void Session::answer(Lane& lane, const Poll& poll) {
+  if (options_.want_reads) record_reads(lane);
   results_.assign(queries_.size(), {});
   lane.catch_up(rows_, queries_, results_, poll);
   for (size_t q = 0; q < queries_.size(); ++q) {
@@ -321,6 +322,16 @@ void Session::answer(Lane& lane, const Poll& poll) {
     row.finish = Finish::kFault;
     row.fault = concat("the ", lane.model().config().name, "'s logits are not finite at row ", row.index, ", step ",
                        queries_[q].after, "; check its weights for NaN or infinity, or its inputs for overflow");
+  }
+}
+
+// What the pass that answers the queries will read of each row: all up to the row's last query.
+void Session::record_reads(const Lane& lane) {
+  for (size_t q = 0; q < queries_.size(); ++q) {
+    const int slot = queries_[q].slot;
+    if (q + 1 < queries_.size() && queries_[q + 1].slot == slot) continue;
+    Row& row = rows_[slot];
+    (&lane == &*student_ ? row.student_reads : row.teacher_reads).push_back(queries_[q].after + 1 - lane.read(slot));
   }
 }
 

@@ -27,6 +27,7 @@ struct SessionOptions {
   double max_seconds = 0.0;  // of a row, from when it was added; 0 = no limit
   int teacher_batch = 0;     // see call_now
   bool want_log_probs = false;
+  bool want_reads = false;
   int threads = 0;
 };
 
@@ -79,6 +80,7 @@ class Session {
   PickRequest teacher_pick(const Row& row, int position);
   void apply(int slot, size_t first, size_t last);
   void answer(Lane& lane, const Poll& poll);
+  void record_reads(const Lane& lane);
   void stop_late_rows();
   void hand_tokens(Row& row, const TokenStream& stream) const;
   void retire();

@@ -44,6 +44,7 @@ STYLES = {
 GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "kdtw_fast",
+    "text.parse_math": False,  # names are no formulas
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,

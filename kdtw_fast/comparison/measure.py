@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from kdtw_fast import _core, peers
+from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
 
 from .controls import ROUNDS, Controls
+from .passes import PassClock
 from .plan import CONTROLS, OUTSIDE, OperatingPoint
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
@@ -33,6 +35,8 @@ SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sen
 # Rough costs of a sentence in those of a native decode, for the estimate of the time left.
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
 BATCHED = 0.5  # of them where sentences are decoded together
+
+PASS_SECONDS = 1.0  # of a turn, in which single passes are timed
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 
@@ -177,6 +181,22 @@ class Run:
         finally:
             gc.unfreeze()
 
+    def _pass_clock(self) -> PassClock:
+        """For a source and an output of usual length."""
+        own = [o for o in self._file.records.outputs.values() if o.pair == self._subject.name]
+        lengths = [len(sentence.tokens) for outputs in own for sentence in outputs.sentences]
+        decoder = GreedyDecoder(self._subject.models["student"], tokenizer=self._subject.tokenizer)
+        texts = [self._subject.examples[i].source for i in self._timed]
+        sources = sorted((ids for ids, _ in decoder.tokenize(texts, [None] * len(texts))), key=len)
+        mean = sum(map(len, sources)) / len(sources)
+        return PassClock(
+            self._subject,
+            min(sources, key=lambda ids: abs(len(ids) - mean)),
+            max(1, round(sum(lengths) / len(lengths))),
+            self._settings.batch_size,
+            self._settings.num_threads,
+        )
+
     def _system(self, name: str) -> System:
         if name not in self._systems:
             point, settings = self._plan[name], self._settings
@@ -238,9 +258,11 @@ class Run:
 
     def _repetition(self, repetition: int, names: Sequence[str], calls: dict[str, list[Callable[[], Any]]]) -> None:
         """One turn of each point, cut into parts that take turns themselves, so that a slow moment hits all alike."""
+        clock = self._pass_clock()
         done: dict[str, list[tuple[float, Counts]]] = {name: [] for name in names}
         parts = max(-(-len(calls[name]) // PART) for name in names)
         for part in range(parts):
+            clock.sample(PASS_SECONDS / parts)
             for name in names:
                 total = len(calls[name])
                 some = calls[name][part * total // parts : (part + 1) * total // parts]
@@ -249,6 +271,8 @@ class Run:
                     self._progress(0.0, what)
                     done[name] += self._timed_calls(self._system(name), some)
                     self._progress(self._turn_work(name) * len(some) / total, "")
+        if (self._subject.name, repetition) not in self._file.records.passes:
+            self._file.append(clock.take(repetition, stamped(self._timing_shared)))
         for name in names:
             seconds, counts = zip(*done[name])
             self._file.append(self._timing(name, repetition, seconds, counts))

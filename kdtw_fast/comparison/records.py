@@ -30,6 +30,8 @@ class Sentence:
         student_logprobs: T log-probabilities of the student's actions (its token, or asking), None where it took none;
             None altogether where the system does not tell.
         teacher_logprobs: T log-probabilities of the tokens under the teacher, None where it did not read the place.
+        student_reads: the tokens that each pass of the student's decoder read, in order; None where not told.
+        teacher_reads: the same of the teacher.
     """
 
     index: int
@@ -44,6 +46,8 @@ class Sentence:
     rolled_back: int
     student_logprobs: list[float | None] | None = None
     teacher_logprobs: list[float | None] | None = None
+    student_reads: list[int] | None = None
+    teacher_reads: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,48 @@ class Timing:
     provenance: dict[str, Any]
 
 
-Record = Outputs | Timing
-_KINDS: dict[str, type[Outputs] | type[Timing]] = {"outputs": Outputs, "timing": Timing}
+@dataclass(frozen=True)
+class Passes:
+    """What passes of a pair's models took in one turn, measured between the points (:mod:`kdtw_fast.costs`).
+
+    Each is the least of several medians: what the pass takes while nothing else wants the processor.
+
+    Args:
+        pair: its name.
+        repetition: which turn, from 0.
+        batch, threads: of the passes.
+        source_tokens: length of the sources.
+        new_tokens: of the outputs; passes come after half of them.
+        student, teacher: "encode": seconds of the encoder; "catch_up" and "verify": [tokens read, seconds of a
+            pass that asks the head about the last of them, or about all].
+        call: seconds of a call of one model and of two, beside encoders and passes.
+        provenance: as of :class:`Outputs`.
+    """
+
+    kind: ClassVar[str] = "passes"
+    pair: str
+    repetition: int
+    batch: int
+    threads: int
+    source_tokens: int
+    new_tokens: int
+    student: dict[str, Any]
+    teacher: dict[str, Any]
+    call: list[float]
+    provenance: dict[str, Any]
+
+
+Record = Outputs | Timing | Passes
+_KINDS: dict[str, type[Outputs] | type[Timing] | type[Passes]] = {kind.kind: kind for kind in (Outputs, Timing, Passes)}
 
 
 @dataclass
 class Records:
-    """The records of a file: outputs by id, timings by (id, repetition), both in the file's order."""
+    """The records of a file: outputs by id, timings by (id, repetition), passes by (pair, repetition), in its order."""
 
     outputs: dict[str, Outputs] = field(default_factory=dict)
     timings: dict[tuple[str, int], Timing] = field(default_factory=dict)
+    passes: dict[tuple[str, int], Passes] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Takes one more record; ValueError if it is there already, or a timing comes before its outputs."""
@@ -128,6 +164,11 @@ class Records:
             if record.id in self.outputs:
                 raise ValueError(f"the outputs of {record.id!r} are there twice")
             self.outputs[record.id] = record
+            return
+        if isinstance(record, Passes):
+            if (record.pair, record.repetition) in self.passes:
+                raise ValueError(f"the passes of repetition {record.repetition} of {record.pair!r} are there twice")
+            self.passes[record.pair, record.repetition] = record
             return
         if record.id not in self.outputs:
             raise ValueError(f"there is a timing of {record.id!r} before its outputs")

@@ -59,6 +59,8 @@ class Native:
         self._decoder: Any = make_decoder(point.method, models, subject.tokenizer, threads, **point.settings)
         self._subject, self._point = subject, point
         self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT}
+        if point.method == "training-wheels" and point.budget == 0:
+            self._options["max_teacher_calls"] = 0  # what "no" sets where strings go in, for the timed calls too
 
     @property
     def _teacher_alone(self) -> bool:
@@ -71,7 +73,11 @@ class Native:
         for start in range(0, len(self._subject.examples), QUALITY_BATCH):
             examples = self._subject.examples[start : start + QUALITY_BATCH]
             out = self._decoder(
-                [e.source for e in examples], **self._point.options, **self._options, output_logprobs=True
+                [e.source for e in examples],
+                **self._point.options,
+                **self._options,
+                output_logprobs=True,
+                output_reads=True,
             )
             sentences += [self._sentence(start + r, example, out, r) for r, example in enumerate(examples)]
             on_done(len(examples))
@@ -80,14 +86,17 @@ class Native:
     def _sentence(self, index: int, example: Example, out: GenerationOutput, r: int) -> Sentence:
         assert out.sequences is not None and out.owners is not None and out.lengths is not None
         assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
+        assert out.student_reads is not None and out.teacher_reads is not None
         here = slice(1, 1 + int(out.lengths[r]))
         ids = out.sequences[r, here].tolist()
         owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
         student, teacher = (_known(values[r, here].tolist()) for values in (out.student_logprobs, out.teacher_logprobs))
+        student_reads, teacher_reads = out.student_reads[r], out.teacher_reads[r]
         counts = {name: int(out[name][r]) for name in ("teacher_calls", "drafted", "accepted", "rolled_back")}
         if self._teacher_alone:
             owners = [Owner.TEACHER.name.lower() if owner == "student" else owner for owner in owners]
             student, teacher = teacher, student
+            student_reads, teacher_reads = teacher_reads, student_reads
             counts = {"teacher_calls": len(ids), "drafted": 0, "accepted": 0, "rolled_back": 0}
         return Sentence(
             index=index,
@@ -99,6 +108,8 @@ class Native:
             **counts,
             student_logprobs=student,
             teacher_logprobs=teacher,
+            student_reads=student_reads,
+            teacher_reads=teacher_reads,
         )
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:

@@ -1,11 +1,13 @@
 """Showing who wrote what: outputs cut into runs of one owner, marked with brackets and, on a terminal, coloured.
 
-Also the console that the commands print to, and Markdown tables.
+Also the gauge of teacher use, what texts look like whose characters must do nothing, the commands' console, and
+Markdown tables.
 """
 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +72,61 @@ def runs(sequence: Sequence[int], owners: Sequence[int], tokenizer: Any) -> list
 
 
 def marked(row: Sequence[Run]) -> Text:
-    """The runs as rich text: brackets say who wrote what, colours say it again."""
+    """The runs as rich text, made :func:`visible`: brackets say who wrote what, colours say it again."""
     text = Text()
     for run in row:
         opening, closing, style = MARKS[run.owner]
         text.append(run.space)
-        text.append(f"{opening}{run.text}{closing}", style=style)
+        text.append(f"{opening}{visible(run.text)}{closing}", style=style)
     return text
+
+
+class _Placeholders(dict[int, str]):
+    """Code point -> what is shown for it; filled as characters come up."""
+
+    def __missing__(self, code: int) -> str:
+        shown = char = chr(code)
+        if code < 0x20:
+            shown = chr(0x2400 + code)
+        elif code == 0x7F:
+            shown = "\u2421"
+        elif unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d":
+            shown = f"\u27e8U+{code:04X}\u27e9"
+        self[code] = shown
+        return shown
+
+
+_PLACEHOLDERS = _Placeholders()
+
+
+def visible(text: str) -> str:
+    """The text with a visible sign in the place of every character that acts instead of showing.
+
+    Control characters (so that no escape sequence reaches a terminal), line ends, marks that turn the direction of
+    writing, invisible format characters and lone surrogates: U+2400… for the first 32, otherwise "⟨U+202E⟩". The
+    joiners U+200C and U+200D stay, which emoji and several scripts are written with.
+    """
+    return text.translate(_PLACEHOLDERS)
+
+
+GAUGE_CELLS = 10
+
+
+def gauge(used: float, asked: float | None = None) -> Text:
+    """Teacher use as a bar of ten cells and in words; a tick stands where the budget ends.
+
+    Args:
+        used: share of the output that the teacher wrote, in [0, 1].
+        asked: the budget, in [0, 1]; None = there is none.
+
+    The width is always the same.
+    """
+    filled = min(GAUGE_CELLS, max(round(GAUGE_CELLS * used), int(used > 0)))
+    bar = Text("━" * filled, style="green") + Text("─" * (GAUGE_CELLS - filled), style="dim")
+    place = GAUGE_CELLS if asked is None else min(GAUGE_CELLS, round(GAUGE_CELLS * asked))
+    tick = " " if asked is None else "┿" if place < filled else "┼"
+    words = f" {100 * used:3.0f} %" + ("         " if asked is None else f" of {100 * asked:3.0f} %")
+    return Text.assemble(bar[:place], tick, bar[place:], (words, "dim"))
 
 
 def make_console() -> Console:

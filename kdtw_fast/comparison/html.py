@@ -1,0 +1,312 @@
+"""The report for reading: one HTML file with figures, tables and all sentences side by side, which needs no network.
+
+Texts are foreign here. All of them are made visible (:func:`kdtw_fast.owners_view.visible`), those in the page are
+escaped by the template, those for its script travel as base64 and become text nodes; a content security policy allows
+the one script and nothing that is loaded. Needs jinja2 and matplotlib (the extra "compare").
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from kdtw_fast.demo import spread
+from kdtw_fast.outputs import Owner
+from kdtw_fast.owners_view import MARKS, visible
+
+from .figures import draw
+from .quality import METRICS, Interval
+from .records import Outputs, Records, Sentence, Timing
+from .summary import Point, Samples, Spread, sample, summarise
+from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
+
+TEMPLATE = "report.html.jinja"
+END = "</s>"  # T5's end token as a piece
+SPACE = "\u2581"  # sentencepiece's
+WORDS: dict[Owner, str] = {
+    Owner.STUDENT: "student",
+    Owner.TEACHER: "teacher",
+    Owner.ACCEPTED: "student, checked by the teacher",
+    Owner.CORRECTED: "teacher, in the place of a draft",
+    Owner.FORCED: "caller",
+}
+FIGURES = {
+    "quality-latency": "Quality against latency. Bars: 95 % intervals over sentences, quartiles over turns.",
+    "quality-use": "Quality against the share of tokens that the teacher wrote.",
+    "budgets": "What was asked for and what was used; the dashed line is what was asked.",
+}
+# The methods that are shown at first.
+_FIRST = ("student", "training-wheels", "teacher")
+
+
+def write_report(records: Records, path: Path, metric: str = "rouge2", sentences: int = 0) -> None:
+    """Writes the report; the same records give the same bytes.
+
+    Args:
+        records: of a results file.
+        path: the HTML file; it is there as a whole or not at all.
+        metric: quality in figures and of sentences, of :data:`kdtw_fast.comparison.quality.METRICS`; the corpus metrics
+            BLEU and chrF judge sentences by ROUGE-2.
+        sentences: how many to show side by side, evenly spread; 0 = all. Figures and tables are about all.
+
+    Raises:
+        ValueError: an unknown metric, or records without outputs.
+        ImportError: jinja2 or matplotlib is not installed.
+    """
+    page = render(records, metric, sentences)
+    part = path.with_name(path.name + ".part")
+    part.write_text(page, encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:
+    """The report's HTML; see :func:`write_report`."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRICS)}")
+    samples = {pair: sample(records, pair) for pair in records.pairs}
+    points = summarise(records, samples)
+    by_sentence = metric if metric.startswith("rouge") else "rouge2"
+    return _template().render(
+        title=" and ".join(records.pairs),
+        captions=[caption([p for p in points if p.pair == pair]) for pair in records.pairs],
+        figures=_figures(points, metric),
+        tables=[_table([p for p in points if p.pair == pair]) for pair in records.pairs],
+        footnote=FOOTNOTE,
+        legend=[
+            {"owner": int(owner), "open": opening, "close": closing, "words": WORDS[owner]}
+            for owner, (opening, closing, _) in MARKS.items()
+        ],
+        metric=METRICS[by_sentence],
+        data=_packed(_data(records, samples, by_sentence, sentences)),
+        provenance=[_provenance(records, pair) for pair in records.pairs],
+    )
+
+
+def _template() -> Any:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError:
+        raise ImportError("kdtw report fills its page with jinja2; pip install 'kdtw_fast[compare]'") from None
+
+    def inert(value: Any) -> Any:
+        return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=PackageLoader("kdtw_fast.comparison", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=inert,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return environment.get_template(TEMPLATE)
+
+
+# --- Figures and tables ----------------------------------------------------------------------------------
+
+
+def _figures(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    with TemporaryDirectory() as folder:
+        paths = {path.stem: path for path in draw(points, Path(folder), metric) if path.suffix == ".svg"}
+        return [
+            {"caption": words, "svg": Markup(_inline(paths[name].read_text(encoding="utf-8"), name))}
+            for name, words in FIGURES.items()
+        ]
+
+
+def _inline(svg: str, name: str) -> str:
+    """An SVG file as an element of a page: no prolog, comments or metadata; its own ids, the page's ink and paper."""
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = (
+        svg.replace("fill: #ffffff", "fill: none").replace("#000000", "currentColor").replace("#444444", "var(--quiet)")
+    )
+    return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+_ALL_COLUMNS = (
+    "method",
+    "asked",
+    "used",
+    *METRICS.values(),
+    "of the gap, ROUGE-2",
+    "teacher passes/token",
+    "ms/token",
+    "ms/sentence",
+    "tokens/s",
+)
+
+
+def _table(points: Sequence[Point]) -> dict[str, Any]:
+    """The table of the README, and one of all points with the intervals' ends."""
+    return {
+        "caption": caption(points),
+        "columns": COLUMNS,
+        "rows": [cells(point) for point in shown(points)],
+        "all_columns": _ALL_COLUMNS,
+        "all_rows": [_all_cells(point) for point in points],
+    }
+
+
+def _all_cells(point: Point) -> list[str]:
+    latency, gap = point.latency, (point.gap_closed or {}).get("rouge2")
+    return [
+        point.label,
+        NONE if point.budget is None else f"{100 * point.budget:.0f} %",
+        _interval(point.teacher_use, 100, " %"),
+        *(_interval(point.quality[metric]) for metric in METRICS),
+        _interval(gap, 100, " %"),
+        NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
+        *(_spread(latency and s) for s in (latency and latency.ms_per_token, latency and latency.ms_per_sentence)),
+        NONE if latency is None else f"{latency.tokens_per_second.median:.0f}",
+    ]
+
+
+def _interval(value: Interval | None, scale: float = 1.0, unit: str = "") -> str:
+    if value is None:
+        return NONE
+    return f"{scale * value.value:.1f}{unit} ({scale * value.low:.1f}–{scale * value.high:.1f})"
+
+
+def _spread(value: Any) -> str:
+    if not isinstance(value, Spread):
+        return NONE
+    return f"{value.median:.3g} ({value.q1:.3g}–{value.q3:.3g})"
+
+
+# --- Sentences, for the page's script ----------------------------------------------------------------------
+
+
+@dataclass
+class _Pieces:
+    """The different strings that tokens show, numbered as they come up."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, text: str) -> int:
+        return self.numbers.setdefault(visible(text), len(self.numbers))
+
+
+def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentences: int) -> dict[str, Any]:
+    """What the script gets: strings by number, and by pair its points and its sentences with all their outputs."""
+    pieces = _Pieces()
+    end = pieces.number(END)
+    pairs: list[dict[str, Any]] = []
+    for pair in records.pairs:
+        points = [outputs for outputs in records.outputs.values() if outputs.pair == pair]
+        scores = [samples[pair].statistics[outputs.id].sums[metric][:, 0] for outputs in points]
+        count = len(points[0].sentences)
+
+        def row(i: int, points: list[Outputs] = points, scores: list[Any] = scores) -> list[Any]:
+            first = points[0].sentences[i]
+            written = [
+                [round(float(score[i]), 1), *_output(outputs.sentences[i], pieces)]
+                for outputs, score in zip(points, scores)
+            ]
+            return [i, visible(first.source), visible(first.reference), written]
+
+        pairs.append(
+            {
+                "name": visible(pair),
+                "task": visible(points[0].task),
+                "points": [_point(outputs) for outputs in points],
+                "sentences": [row(i) for i in spread(range(count), sentences or count)],
+            }
+        )
+    marks = {int(owner): [opening, closing, WORDS[owner]] for owner, (opening, closing, _) in MARKS.items()}
+    return {"end": end, "marks": marks, "pieces": list(pieces.numbers), "pairs": pairs}
+
+
+def _point(outputs: Outputs) -> dict[str, Any]:
+    first = outputs.group in _FIRST and outputs.budget != 0.0
+    return {
+        "label": visible(outputs.label),
+        "group": visible(outputs.group),
+        "budget": outputs.budget,
+        "first": first,
+        "asks": outputs.method == "training-wheels",
+    }
+
+
+def _output(sentence: Sentence, pieces: _Pieces) -> list[Any]:
+    """Text alone where owners are not told, else text 0, strings, owner codes, and both models' surprises."""
+    if not sentence.owners:
+        return [visible(sentence.text)]
+    owners = "".join(str(int(Owner[name.upper()])) for name in sentence.owners)
+    numbers = [pieces.number(text) for text in _shown_tokens(sentence.tokens)]
+    return [0, numbers, owners, _surprises(sentence.student_logprobs), _surprises(sentence.teacher_logprobs)]
+
+
+def _shown_tokens(tokens: Sequence[str]) -> Iterator[str]:
+    """What tokens show: blanks for the vocabulary's sign; a character of several bytes shows where it is complete."""
+    waiting = b""
+    for i, token in enumerate(tokens):
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+        if byte is None:
+            yield token.replace(SPACE, " ")
+            continue
+        waiting += bytes([int(byte[1], 16)])
+        follows = i + 1 < len(tokens) and re.fullmatch(r"<0x[89AB][0-9A-F]>", tokens[i + 1])
+        if follows and len(waiting) < 4:
+            yield ""
+        else:
+            yield waiting.decode("utf-8", "replace")
+            waiting = b""
+
+
+def _surprises(logprobs: Sequence[float | None] | None) -> list[int] | int:
+    """Hundredths of nats, -1 where there is none; 0 for none at all."""
+    if logprobs is None or all(value is None for value in logprobs):
+        return 0
+    return [-1 if value is None else max(0, round(-100 * value)) for value in logprobs]
+
+
+def _packed(data: Mapping[str, Any]) -> str:
+    """JSON, gzip, base64: nothing in it can end the element that it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+# --- Provenance --------------------------------------------------------------------------------------------
+
+
+def _provenance(records: Records, pair: str) -> dict[str, Any]:
+    """What the records say of where they come from: each field with its values, most frequent first."""
+    found: dict[str, Counter[str]] = {}
+    outputs = {key: value for key, value in records.outputs.items() if value.pair == pair}
+    timings = [timing for (name, _), timing in records.timings.items() if name in outputs]
+    recorded: list[Outputs | Timing] = [*outputs.values(), *timings]
+    for record in recorded:
+        for name, value in _flat(record.provenance):
+            found.setdefault(name, Counter())[value] += 1
+    for one in outputs.values():
+        for metric, signature in one.signatures.items():
+            found.setdefault(METRICS.get(metric, metric), Counter())[signature] += 1
+    times = sorted(found.pop("time", ()))
+    fields = [(name, [value for value, _ in values.most_common()]) for name, values in found.items()]
+    if times:
+        fields.append(("time", [times[0]] if len(times) == 1 else [f"{times[0]} to {times[-1]}"]))
+    return {"pair": pair, "fields": fields}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}, {key}" if name else str(key))
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, NONE if value is None else str(value)

@@ -1,0 +1,302 @@
+"""Latency from recorded passes: each method's passes, priced with what passes take on a machine.
+
+Checked where pass times and latencies were both measured; projected where a device is known by its data sheet only.
+Depends on records, costs and shapes; docs/projection.md derives the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Protocol
+
+from kdtw_fast.costs import ModelCosts
+from kdtw_fast.shapes import Shape
+
+from .records import Outputs, Passes, Records, Sentence
+from .summary import Latency
+
+CHECKING = ("speculative", "bild", "interleaved")  # every pass of their teacher asks the head about all that it reads
+
+
+class Machine(Protocol):
+    """What the passes of one row take."""
+
+    def encode(self, role: str) -> float:
+        """Seconds of the encoder of "student" or "teacher"."""
+
+    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
+        """Seconds of a decoder pass over ``tokens``, asking the head about ``asked``, half way at ``position``."""
+
+    def call(self, models: int) -> float:
+        """Seconds of a call of one model or two, beside encoders and passes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A machine on which the pair's own passes were timed."""
+
+    costs: dict[str, ModelCosts]
+    calls: tuple[float, float]
+
+    @classmethod
+    def of(cls, passes: Sequence[Passes]) -> Measured:
+        """The least over all turns, of which there must be one."""
+
+        def points(role: str, kind: str) -> dict[int, float]:
+            seconds: dict[int, list[float]] = {}
+            for turn in passes:
+                for tokens, taken in getattr(turn, role)[kind]:
+                    seconds.setdefault(int(tokens), []).append(taken)
+            return {tokens: min(taken) for tokens, taken in seconds.items()}
+
+        costs = {
+            role: ModelCosts(
+                min(getattr(turn, role)["encode"] for turn in passes), points(role, "catch_up"), points(role, "verify")
+            )
+            for role in ("student", "teacher")
+        }
+        one, two = (min(turn.call[i] for turn in passes) for i in range(2))
+        return cls(costs, (one, two))
+
+    def encode(self, role: str) -> float:
+        """See :class:`Machine`; of a source of mean length."""
+        return self.costs[role].encode
+
+    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
+        """See :class:`Machine`; timed in the middle of an output, wherever the pass is."""
+        costs = self.costs[role]
+        return costs.verifying(tokens) if asked > 1 else costs.catching_up(tokens)
+
+    def call(self, models: int) -> float:
+        """See :class:`Machine`."""
+        return self.calls[models - 1]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device by its data sheet, and what is assumed of it.
+
+    Args:
+        name: for titles.
+        bandwidth: bytes per second of its memory.
+        flops: operations per second, a multiply-add being two, in the weights' number format.
+        memory_efficiency: share of the bandwidth that a product with one row reaches, in (0, 1].
+        compute_efficiency: share of the operations that a product with many rows reaches, in (0, 1].
+        kernel_seconds: of each operation, beside memory and arithmetic: its launch.
+        weight_bytes: bytes of a weight, a key's and a value's number.
+    """
+
+    name: str
+    bandwidth: float
+    flops: float
+    memory_efficiency: float = 0.75
+    compute_efficiency: float = 0.4
+    kernel_seconds: float = 5e-6
+    weight_bytes: int = 2
+
+    def range(self) -> tuple[Device, Device]:
+        """The same with every assumption in its favour, and with every one against it."""
+        good = replace(self, memory_efficiency=0.9, compute_efficiency=0.6, kernel_seconds=0.4 * self.kernel_seconds)
+        bad = replace(self, memory_efficiency=0.5, compute_efficiency=0.2, kernel_seconds=2.0 * self.kernel_seconds)
+        return good, bad
+
+    @property
+    def assumptions(self) -> str:
+        """What is assumed, in words."""
+        good, bad = self.range()
+
+        def span(name: str, scale: float) -> str:
+            a, b, c = (scale * getattr(device, name) for device in (self, good, bad))
+            return f"{a:.3g} ({b:.3g} to {c:.3g})"
+
+        return (
+            f"{self.name}: {self.bandwidth / 1e9:.0f} GB/s, of which one-row products reach "
+            f"{span('memory_efficiency', 100)} %; {self.flops / 1e12:.3g} TFLOP/s, of which products reach "
+            f"{span('compute_efficiency', 100)} %; {span('kernel_seconds', 1e6)} µs for each operation, which is not "
+            f"hidden behind another; {self.weight_bytes} bytes a weight, key and value; nothing stays in a cache "
+            "between passes; a call costs nothing beside its passes. In brackets: the ends of the range."
+        )
+
+
+DEVICES = {"t4": Device("NVIDIA T4, fp16", 320e9, 65e12)}
+
+# Operations of the backend's interface in a pass, each taken for one kernel: a decoder layer's three parts (norm,
+# product, store, attend, product; norm, product, attend, product; norm, product, activate, product), an encoder
+# layer's two, the cross-attention's keys and values of a decoder layer (product, store); around the layers embed,
+# norm, and for a decoder gather, product, pick.
+DECODER_LAYER_KERNELS, ENCODER_LAYER_KERNELS, CROSS_KERNELS = 13, 9, 2
+DECODER_KERNELS, ENCODER_KERNELS = 5, 2
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A machine of the roofline model: a pass takes the longer of its memory traffic and its arithmetic, plus launches.
+
+    Args:
+        device: what it runs on.
+        shapes: of "student" and "teacher".
+        source_tokens: length of the sources.
+    """
+
+    device: Device
+    shapes: dict[str, Shape]
+    source_tokens: float
+
+    def encode(self, role: str) -> float:
+        """See :class:`Machine`."""
+        shape, tokens = self.shapes[role], self.source_tokens
+        inner = shape.d_kv * shape.heads
+        layer = 4 * shape.d_model * inner + 3 * shape.d_model * shape.d_ff
+        cross = 2 * shape.d_model * inner
+        attention = shape.layers * 4 * tokens * tokens * inner
+        kernels = shape.layers * (ENCODER_LAYER_KERNELS + CROSS_KERNELS) + ENCODER_KERNELS
+        return self._seconds(shape.layers * (layer + cross), 0, tokens, attention, kernels)
+
+    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
+        """See :class:`Machine`."""
+        shape = self.shapes[role]
+        inner = shape.d_kv * shape.heads
+        seen = position + self.source_tokens
+        head = shape.vocab_size * shape.d_model
+        attention = shape.layers * 4 * tokens * seen * inner
+        extra = 2 * (asked - tokens) * head  # the head answers for those asked about only
+        kernels = shape.layers * DECODER_LAYER_KERNELS + DECODER_KERNELS
+        return self._seconds(shape.step_parameters, shape.layers * 2 * seen * inner, tokens, attention + extra, kernels)
+
+    def _seconds(self, weights: float, cached: float, tokens: float, other_flops: float, kernels: int) -> float:
+        device = self.device
+        memory = device.weight_bytes * (weights + cached) / (device.bandwidth * device.memory_efficiency)
+        arithmetic = (2 * tokens * weights + other_flops) / (device.flops * device.compute_efficiency)
+        return max(memory, arithmetic) + kernels * device.kernel_seconds
+
+    def call(self, models: int) -> float:
+        """See :class:`Machine`: nothing."""
+        return 0.0
+
+
+def has_reads(outputs: Outputs) -> bool:
+    """Whether its passes were recorded."""
+    return all(s.student_reads is not None and s.teacher_reads is not None for s in outputs.sentences)
+
+
+def seconds(outputs: Outputs, sentences: Iterable[Sentence], machine: Machine) -> float:
+    """What the sentences of a point would take on a machine, one at a time."""
+    checks = outputs.method in CHECKING or bool(outputs.settings.get("verify_lenience"))
+    total = 0.0
+    for sentence in sentences:
+        middle = len(sentence.tokens) / 2
+        reads = {"student": sentence.student_reads or [], "teacher": sentence.teacher_reads or []}
+        alone = outputs.method in ("greedy-student", "greedy-teacher")
+        total += machine.call(1 if alone else 2)
+        for role, passes in reads.items():
+            if passes:
+                total += machine.encode(role)
+            for tokens in passes:
+                total += machine.read(role, tokens, tokens if checks and role == "teacher" else 1, middle)
+    return total
+
+
+@dataclass(frozen=True)
+class Check:
+    """A point where prediction meets measurement.
+
+    Args:
+        label: the point's.
+        measured: milliseconds per token, the median over the turns.
+        least: the same of the least that each sentence took in any turn, which is what pass times can predict.
+        predicted: the same from the least that passes took.
+    """
+
+    label: str
+    measured: float
+    least: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over least, less one."""
+        return self.predicted / self.least - 1.0
+
+
+def check(records: Records, pair: str) -> list[Check]:
+    """Predicts the measured latency of every point of a pair from its passes and the pass times of the same turns.
+
+    Raises:
+        ValueError: the file holds no pass times of the pair, no timed point with recorded passes, or batches.
+    """
+    machine, found = Measured.of(_passes(records, pair)), []
+    for outputs in _recorded(records, pair):
+        timings = records.timings_of(outputs.id)
+        latency = Latency.of(timings)
+        if latency is None:
+            continue
+        if latency.batch != 1:
+            raise ValueError(f"{outputs.id} was timed in batches of {latency.batch}; passes are known row by row only")
+        timed = [outputs.sentences[i] for i in timings[0].indices]
+        per_token = 1000 / max(1, sum(len(s.tokens) for s in timed))
+        least = sum(min(taken) for taken in zip(*(timing.seconds for timing in timings), strict=True))
+        predicted = seconds(outputs, timed, machine)
+        found.append(Check(outputs.label, latency.ms_per_token.median, per_token * least, per_token * predicted))
+    if not found:
+        raise ValueError(f"the results hold no timed point of {pair}; let kdtw compare finish")
+    return found
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A point on a device that was not there: milliseconds per token, and the range that the assumptions span.
+
+    Args:
+        label: the point's.
+        ms_per_token, low, high: with the assumptions as they are, all in the device's favour, all against it.
+        speedup: of the teacher alone over it, with the assumptions as they are; None without that point.
+    """
+
+    label: str
+    ms_per_token: float
+    low: float
+    high: float
+    speedup: float | None
+
+
+def project(records: Records, pair: str, device: Device, shapes: dict[str, Shape]) -> list[Projected]:
+    """What every point with recorded passes would take on a device with models of other shapes.
+
+    Args:
+        records: of a results file.
+        pair: whose recorded passes are taken over.
+        device: where.
+        shapes: of "student" and "teacher".
+
+    Raises:
+        ValueError: no passes were recorded, or none timed: their sources' length is assumed.
+    """
+    recorded = _recorded(records, pair)
+    source_tokens = median(turn.source_tokens for turn in _passes(records, pair))
+    machines = [Roofline(one, shapes, source_tokens) for one in (device, *device.range())]
+    times: dict[str, tuple[float, ...]] = {}
+    for outputs in recorded:
+        tokens = max(1, sum(len(s.tokens) for s in outputs.sentences))
+        times[outputs.id] = tuple(1000 * seconds(outputs, outputs.sentences, m) / tokens for m in machines)
+    teacher = times.get(f"{pair}/greedy-teacher/alone")
+    projected = []
+    for outputs in recorded:
+        middle, low, high = times[outputs.id]
+        projected.append(Projected(outputs.label, middle, low, high, None if teacher is None else teacher[0] / middle))
+    return projected
+
+
+def _passes(records: Records, pair: str) -> list[Passes]:
+    found = [turn for turn in records.passes.values() if turn.pair == pair]
+    if not found:
+        raise ValueError(f"the results hold no pass times of {pair}; a newer kdtw compare records them")
+    return found
+
+
+def _recorded(records: Records, pair: str) -> list[Outputs]:
+    found = [outputs for outputs in records.outputs.values() if outputs.pair == pair and has_reads(outputs)]
+    if not found:
+        raise ValueError(f"the results of {pair} hold no recorded passes; a newer kdtw compare records them")
+    return found
