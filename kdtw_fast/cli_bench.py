@@ -207,7 +207,7 @@ def _peers(subject: Subject, systems: list[str]) -> Peers:
         else:
             decode = converted[0].generate(new_tokens, threads, compute_type=system.split()[-1])
 
-        def generate(ids: torch.Tensor) -> peers.Decoded:
+        def generate(ids: peers.Rows) -> peers.Decoded:
             try:
                 return decode(ids)
             except Exception as error:  # whatever another system fails with
