@@ -66,13 +66,16 @@ def test_two_processes_are_as_one(toy, tmp_path):
     for name in names:
         recipe, settings = settings_of(name, tmp_path / name / "one")
         recipes.train(toy_recipe(toy, recipe, **settings), quiet=True)
-        two = toy_recipe(toy, recipe, **{**settings, "out": tmp_path / name / "two"})
+        two = toy_recipe(toy, recipe, **{**settings, "out": tmp_path / name / "two", "shard_teacher": "true"})
         (tmp_path / f"{name}.yaml").write_text(recipes.to_yaml(two))
     script = tmp_path / "all.py"
     script.write_text(
         "import sys\n"
         "from kdtw_fast.training import processes, recipes\n"
         "assert processes.number() == 2\n"
+        "teacher = recipes.resolve(sys.argv[1]).build().teacher\n"
+        "parts = sum(getattr(p, 'to_local', lambda: p)().numel() for p in teacher.decoder.block.parameters())\n"
+        "assert parts < 0.7 * sum(p.numel() for p in teacher.decoder.block.parameters()), parts\n"
         "for path in sys.argv[1:]:\n"
         "    recipes.train(recipes.resolve(path), quiet=True)\n"
     )

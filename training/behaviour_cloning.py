@@ -26,7 +26,7 @@ from .batches import IGNORED
 from .debian import Example
 from .evaluate import longest_source, scores, shown
 from .losses import behaviour_cloning, position_divergence
-from .models import load_student, load_teacher, load_tokenizer, save_pair_member
+from .models import load_student, load_teacher, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .oracle import oracle_positions, shift_marks
 from .selection import rank
@@ -105,9 +105,8 @@ class BehaviourCloning:
         self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
-        quicken(self.teacher, 0.0)
         self.student.to(settings.device).train()
-        self.teacher.to(settings.device)
+        settle_teacher(self.teacher, settings)
 
     def train_batch(self, index: int) -> dict[str, float]:
         """One update along R teacher trajectories, each with a budget of its own."""

@@ -22,7 +22,7 @@ from kdtw_fast.options import check_int, check_real
 from .batches import Batch, Encoded, collate, encode
 from .debian import Example
 from .evaluate import greedy, longest_source, scores, shown, texts
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member
+from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .sampling import Sampler, sample
 from .settings import Optimiser, Run, one_of
@@ -74,9 +74,8 @@ class Distillation:
         self.answering = self.native_teacher()
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
-        quicken(self.teacher, 0.0)
         self.student.to(settings.device).train()
-        self.teacher.to(settings.device)
+        settle_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
         self.seconds: dict[str, float] = {}
 

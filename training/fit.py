@@ -20,7 +20,7 @@ from . import processes
 from .batches import IGNORED, Batches, encode
 from .evaluate import greedy, scores, shown, texts
 from .losses import cross_entropy, distillation
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member
+from .models import forced_logits, load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .settings import Optimiser, Run, one_of
 from .tasks import Task, teacher_trajectories
@@ -81,8 +81,7 @@ class Fitting:
             if settings.targets == "teacher":
                 cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
                 rows = teacher_trajectories(self.teacher, self.task, rows, cache)
-            quicken(self.teacher, 0.0)
-            self.teacher.to(settings.device)
+            settle_teacher(self.teacher, settings)
         self.batches = self.task.batches(rows, self.prompts)
         held_out = encode(self.task.validation, self.tokenizer, settings.data.max_source, settings.data.max_target)
         self.checks: Batches | None = self.task.batches(held_out, self.prompts[:1]) if held_out else None

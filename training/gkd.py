@@ -79,9 +79,11 @@ class GKD(distillation.Distillation):
         return list(processes.mine([*some.tolist(), *others.tolist()]))
 
     def _answers(self, pool: list[Encoded], chosen: list[int]) -> dict[int, torch.Tensor]:
-        """The teacher's logits along the targets of the pool's chosen rows, [length, V] each."""
-        if not chosen:
-            return {}
+        """The teacher's logits along the targets of the pool's chosen rows, [length, V] each.
+
+        A process without rows scores row 0: a sharded teacher runs in all of them or none.
+        """
+        chosen = chosen or [0]
         logits = self.teacher_logits([pool[i] for i in chosen])
         return {i: row[: len(pool[i].target)] for i, row in zip(chosen, logits, strict=True)}
 

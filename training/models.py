@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T
 
 from kdtw_fast.modeling import TrainingWheelsT5
 
+from . import processes
 from .batches import Batch
+from .optimisation import quicken
 from .settings import Model, Run
 from .tokenizer import padded_vocabulary
 
@@ -65,6 +67,17 @@ def load_teacher(settings: Run) -> T5ForConditionalGeneration:
     if getattr(teacher.config, "teacher_prompt", None) is None:
         teacher.config.teacher_prompt = settings.teacher_prompt
     return teacher.requires_grad_(False)
+
+
+def settle_teacher(teacher: T5ForConditionalGeneration, settings: Run) -> None:
+    """Make a loaded teacher ready for the training passes: quick operators, its device, its shards.
+
+    What packs its weights for the native decoders comes before.
+    """
+    quicken(teacher, 0.0)
+    teacher.to(settings.device).eval()
+    if settings.shard_teacher:
+        processes.shard(teacher)
 
 
 def load_student(path: str | Path, tokenizer_size: int, settings: Run | None = None) -> TrainingWheelsT5:

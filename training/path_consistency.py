@@ -30,7 +30,7 @@ from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, l
 from .evaluate import shown
 from .lagrangian import Lagrangian
 from .losses import path_consistency, training_wheels_reward
-from .models import load_student, load_teacher, load_tokenizer, save_pair_member
+from .models import load_student, load_teacher, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
@@ -135,9 +135,9 @@ class PathConsistency:
         self.told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
         self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
         self.special, self.tau = special_tokens(student), student.config.tau_token_id
-        for model in (student, teacher):
-            quicken(model, 0.0)
-            model.to(settings.device).eval()
+        quicken(student, 0.0)
+        student.to(settings.device).eval()
+        settle_teacher(teacher, settings)
         self.student, self.teacher = student, teacher
         self.value = ValueNetwork(student).to(settings.device)
         self.optimiser = make_optimiser(student, settings.optimiser)

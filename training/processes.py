@@ -1,7 +1,7 @@
 """Data-parallel training in several processes: which rows are this process's, and sums over all processes.
 
-Every process holds the whole state and does its share of each batch's rows; process 0 validates and writes. With one
-process nothing here does anything.
+Every process holds the whole state (a teacher may be sharded) and does its share of each batch's rows; process 0
+validates and writes. With one process nothing here does anything.
 """
 
 from __future__ import annotations
@@ -89,6 +89,23 @@ def average_gradients(model: torch.nn.Module) -> None:
     flat /= number()
     for gradient, part in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def shard(model: torch.nn.Module) -> None:
+    """Leave each process its part of the parameters of a T5's blocks, which gather a block's when they run it (FSDP).
+
+    Embedding and head stay whole. From here on every process must run the model equally often. With one process nothing
+    happens.
+    """
+    if not _joined():
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(_device(), (number(),))
+    for stack in (model.encoder, model.decoder):
+        for block in stack.block:
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def gathered(rows: Sequence[Row]) -> list[Row]:

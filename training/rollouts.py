@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.outputs import Owner
 
+from . import processes
 from .batches import Encoded, keyed_generator
 from .episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
 from .evaluate import NO_LIMIT
@@ -85,6 +86,16 @@ def rollout(
     ]
 
 
+def _parts(chosen: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Numbers of episodes in parts that go through a pass together, equally many parts in every process.
+
+    A process that has fewer does episode 0 again: the models may be sharded.
+    """
+    count = processes.most(-(-len(chosen) // _SCORED_TOGETHER))
+    for begin in range(0, count * _SCORED_TOGETHER, _SCORED_TOGETHER):
+        yield chosen[begin : begin + _SCORED_TOGETHER] or [0]
+
+
 @torch.no_grad()
 def score_unread(
     teacher: T5ForConditionalGeneration, episodes: Sequence[Episode], told_prompt: Sequence[int]
@@ -99,8 +110,7 @@ def score_unread(
     unread.sort(key=lambda i: len(episodes[i]))
     prompts = [told_prompt] * len(BUDGETS)
     special = special_tokens(teacher)
-    for begin in range(0, len(unread), _SCORED_TOGETHER):
-        chosen = unread[begin : begin + _SCORED_TOGETHER]
+    for chosen in _parts(unread):
         batch = collate_episodes([episodes[i] for i in chosen], prompts, 0, *special).to(teacher.device)
         states = decoder_states(teacher, batch.source_ids, batch.source_mask, batch.inputs[:, :-1])
         missing = batch.teacher_logprobs.isnan()
@@ -175,8 +185,7 @@ def ask_where_divergent(
     tau = student.config.tau_token_id
     special = special_tokens(student)
     total, count = 0.0, 0
-    for begin in range(0, len(order), _SCORED_TOGETHER):
-        chosen = order[begin : begin + _SCORED_TOGETHER]
+    for chosen in _parts(order):
         some = [episodes[i] for i in chosen]
         own = collate_episodes(some, prompts, tau, *special).to(student.device)
         told = collate_episodes(some, [told_prompt] * len(BUDGETS), tau, *special).to(student.device)

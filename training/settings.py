@@ -99,6 +99,7 @@ class Run:
     bf16: bool = True  # forward passes under bf16 autocast
     seed: int = 0
     device: str = "cpu"  # of the training passes; the native decoders run on the CPU
+    shard_teacher: bool = False  # FSDP: of several processes each holds a part of the teacher for the training passes
     threads: int = 0  # 0 = as torch has it
     log_every: int = 50  # batches whose means make one line of metrics.jsonl
     checkpoint_every: int = 100
@@ -121,6 +122,16 @@ class Run:
 
 # What a result does not depend on, or what may be lengthened on purpose.
 HOUSEKEEPING = (
-    *("summary", "out", "steps", "device", "threads", "log_every", "checkpoint_every", "validate_every"),
+    *(
+        "summary",
+        "out",
+        "steps",
+        "device",
+        "shard_teacher",
+        "threads",
+        "log_every",
+        "checkpoint_every",
+        "validate_every",
+    ),
     *("validation_rows", "sample_every", "samples", "max_non_finite", "tensorboard", "wandb"),
 )
