@@ -131,6 +131,10 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         nn.Module.to(student, device=model.device, dtype=model.dtype)
         return student.train(model.training)
 
+    def as_marks(self, experts: torch.Tensor) -> torch.Tensor:
+        """Teachers' numbers [R, T] (0 = none) as `decoder_from_teacher` takes them: bool where there is one teacher."""
+        return experts if len(self.marks) > 1 else experts.bool()
+
     def embed_decoder_inputs(
         self, decoder_input_ids: torch.Tensor, decoder_from_teacher: torch.Tensor | None = None
     ) -> torch.Tensor:
