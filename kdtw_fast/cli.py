@@ -128,7 +128,8 @@ _METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}"
 _BUDGET_HELP = (
     "training-wheels: how much teacher the student is told to use, a phrase or its fraction: "
     + ", ".join(f"{b.phrase} ({b.fraction:g})" for b in BUDGETS)
-    + ". Default: light. Of several teachers each has its own, with commas between. The student was trained to follow it; --max-teacher-fraction enforces."
+    + ". Default: light. Of several teachers each has its own, with commas between. The student was trained to follow "
+    "it; --max-teacher-fraction enforces."
 )
 _METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Method", "Limits", "Sampling", "Output"
 
@@ -591,7 +592,7 @@ def _models(
     dtypes: dict[str, str],
     cache: bool = False,
 ) -> tuple[dict[str, Any], Any]:
-    """The models that a method needs (several teachers as a list) and their tokenizer, of a shipped pair or of folders."""
+    """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     if student is None and not teacher:
         if tokenizer is not None:

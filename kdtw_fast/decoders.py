@@ -124,9 +124,7 @@ class _Decoder:
             return [[] for _ in rows]
         if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
             raise TypeError(f"{name} must be a mapping with 'input_ids' (and 'attention_mask')")
-        own = token_rows(
-            inputs["input_ids"], inputs.get("attention_mask"), f"{name}['input_ids']", teacher, options
-        )
+        own = token_rows(inputs["input_ids"], inputs.get("attention_mask"), f"{name}['input_ids']", teacher, options)
         if len(own) != len(rows):
             raise ValueError(f"{name} has {len(own)} rows, but input_ids has {len(rows)}")
         return own
@@ -391,7 +389,7 @@ class _TwoModelDecoder(_Decoder):
         tokenizer: Any,
         num_threads: int | None,
         dtype: str,
-        teacher_dtype: str | None | Sequence[str | None],
+        teacher_dtype: str | Sequence[str | None] | None,
     ):
         teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         dtypes = list(teacher_dtype) if isinstance(teacher_dtype, (list, tuple)) else [teacher_dtype] * len(teachers)
@@ -437,7 +435,7 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         tokenizer: Any = None,
         num_threads: int | None = None,
         dtype: str = "auto",
-        teacher_dtype: str | None | Sequence[str | None] = None,
+        teacher_dtype: str | Sequence[str | None] | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
         native = load(student, "student", dtype)

@@ -59,7 +59,7 @@ def check_limit(name: str, value: Any, label: str | None = None) -> None:
 
 
 def tau_token_ids(field: Callable[[str], Any], name: str) -> list[int]:
-    """The <tau> rows that a config names: tau_token_ids for several teachers, tau_token_id for one, none for a plain T5.
+    """The <tau> rows of a config: tau_token_ids of several teachers, tau_token_id of one, none of a plain T5.
 
     `field` gives a config field, or None where there is none. Raises ValueError where they are no different rows.
     """

@@ -133,7 +133,9 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
     ends = (1 + arrays["lengths"]).tolist()
     for r, end in enumerate(ends):
         row: dict[str, Any] = {
-            name: torch.from_numpy(value[r : r + 1] if value.ndim == 1 or name in _BY_EXPERT else value[r : r + 1, :end])
+            name: torch.from_numpy(
+                value[r : r + 1] if value.ndim == 1 or name in _BY_EXPERT else value[r : r + 1, :end]
+            )
             for name, value in arrays.items()
         }
         yield index[r], GenerationOutput(**row, finish_reasons=[FINISH_REASONS[finish[r]]], index=index[r])

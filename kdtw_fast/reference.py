@@ -451,7 +451,7 @@ class TrainingWheelsDecoder(_Decoder):
 
     @staticmethod
     def _allowed(row: _Row, teacher: int, more: int, position: int) -> bool:
-        """Whether the ledger allows a token of `teacher` at `position`, its call being the last or the next (`more`)."""
+        """Whether the ledger allows a token of `teacher` at `position` after `more` calls that are not counted yet."""
         for limit, bound in (
             (row.max_teacher_calls, lambda most: most),
             (row.max_teacher_fraction, lambda most: math.floor(most * (position + 1) + 1e-9)),

@@ -163,8 +163,10 @@ def test_each_teacher_has_a_mark_of_its_own() -> None:
     assert np.abs(found - core.decode_logits(source, tokens, from_teacher=[0, 1, 1, 1, 0])).max() > 1e-2
     with pytest.raises(ValueError, match="names teacher 4, the model has 3"):
         core.decode_logits(source, tokens, from_teacher=[0, 4, 0, 0, 0])
-    with pytest.raises(TypeError, match="uint8 or int32 or int64, got torch.bool"):
-        student(torch.tensor([source]), decoder_input_ids=torch.tensor([tokens]), decoder_from_teacher=torch.ones(1, 5) > 0)
+    with pytest.raises(TypeError, match=r"uint8 or int32 or int64, got torch\.bool"):
+        student(
+            torch.tensor([source]), decoder_input_ids=torch.tensor([tokens]), decoder_from_teacher=torch.ones(1, 5) > 0
+        )
 
 
 def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any) -> None:

@@ -60,7 +60,9 @@ def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_tar
 
 def student_prompts(tokenizer, template: str, experts: int = 1) -> list[list[int]]:
     """Token ids of the student's prompt for each of the six budgets (of several teachers: each mix), in their order."""
-    return [tokenizer(student_prompt(told(mix), template), add_special_tokens=False)["input_ids"] for mix in mixes(experts)]
+    return [
+        tokenizer(student_prompt(told(mix), template), add_special_tokens=False)["input_ids"] for mix in mixes(experts)
+    ]
 
 
 def teacher_prompts(tokenizer, prompt: str) -> list[list[int]]:

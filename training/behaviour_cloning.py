@@ -113,7 +113,9 @@ class BehaviourCloning:
         cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
         sources = self.task.draw(settings.trajectories)
         names = ["teacher"] if n == 1 else [f"teacher {k}" for k in range(1, 1 + n)]
-        self.answering = [NativeT5.from_model(teacher, name) for teacher, name in zip(self.teachers, names, strict=True)]
+        self.answering = [
+            NativeT5.from_model(teacher, name) for teacher, name in zip(self.teachers, names, strict=True)
+        ]
         rows = teacher_trajectories(self.judge, self.task, sources, cache)
         own = student_prompts(self.tokenizer, settings.student_prompt, n)
         self.batches = self.task.batches(rows, own)

@@ -167,8 +167,10 @@ def training_wheels_reward(
 
     Of n teachers `asked` holds the number of the one that was asked, 1 to n, or 0; multipliers and budgets are [R, n],
     and the budget part is the sum over k of costs[k] lambda_k (b_k - 1[tau_k]). teacher_logprobs are the judge's, the
-    last teacher's, and are read on all tokens but its own: what another teacher wrote is judged as the student's. Returns "total", "likelihood" and "budget", each [R, T] and 0 in
-    padding; the two parts are not clipped. Raises ValueError for a deviation or clip that is not positive.
+    last teacher's, and are read on all tokens but its own: what another teacher wrote is judged as the student's.
+
+    Returns "total", "likelihood" and "budget", each [R, T] and 0 in padding; the two parts are not clipped. Raises
+    ValueError for a deviation or clip that is not positive, and for another number of costs than of teachers.
     """
     if not deviation > 0 or not clip > 0:
         raise ValueError(f"deviation and clip must be positive, got deviation={deviation} and clip={clip}")

@@ -16,7 +16,7 @@ Mix = tuple[Budget, ...]
 
 
 def mixes(experts: int) -> list[Mix]:
-    """All mixes of `experts` budgets that sum to 1 at most, in the table's order; an episode names its by the number."""
+    """All mixes of `experts` budgets that sum to 1 at most, in the table's order; an episode has its mix's number."""
     return [mix for mix in product(BUDGETS, repeat=experts) if sum(budget.fraction for budget in mix) <= 1 + 1e-9]
 
 

@@ -80,7 +80,8 @@ class Settings(Pairing):
     # Lagrangian, see lagrangian.py
     multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
-    # One number for all budgets, or one for each (of each teacher, or the same for all of them). At 0 asking is free, and use rises first.
+    # One number for all budgets, or one for each (of each teacher, or the same for all of them). At 0 asking is free,
+    # and use rises first.
     multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
     multiplier_proportional: float = 0.5
     multiplier_derivative: float = 0.0
@@ -109,7 +110,8 @@ class PathConsistency:
     Args:
         settings: see `Settings`.
         student: the policy, from phase 1; trained in place.
-        teacher: only read; one, or a list with one for each <tau> of the student. All models get faster CPU operators of the same maths (`optimisation.quicken`).
+        teacher: only read; one, or a list with one for each <tau> of the student. All models get faster CPU operators
+            of the same maths (`optimisation.quicken`).
         tokenizer: the pair's.
         train_rows: sources without prompt; their targets are used for the length ratio only.
         validation_examples: for `validate`.
@@ -247,7 +249,7 @@ class PathConsistency:
     def _tasks(self, index: int) -> tuple[list[Encoded], list[int]]:
         """The batch's rows (every row once an epoch, in an order of the epoch's own) and their budgets.
 
-        Each teacher's budgets are spread evenly over the rows, on their own; a mix of more than all tokens becomes "no".
+        Each teacher's budgets are spread evenly over the rows by themselves; a mix of more than 1 becomes "no" of all.
         """
         seed, count = self.settings.seed, self.settings.tasks
         chosen = []

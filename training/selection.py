@@ -10,7 +10,9 @@ def rank(table: Table, tolerance: float = 0.03) -> tuple[float, ...]:
 
     Rows are those of `measure_budgets`; the excess is the largest |use achieved - use asked|, of any teacher.
     """
-    used = [pair for row in table for pair in zip(*(row.get(f"{name}_of", [row[name]]) for name in ("achieved", "asked")))]
+    used = [
+        pair for row in table for pair in zip(*(row.get(f"{name}_of", [row[name]]) for name in ("achieved", "asked")))
+    ]
     excess = max(abs(achieved - asked) for achieved, asked in used)
     if excess > tolerance + 1e-9:
         return 0.0, -excess

@@ -123,8 +123,8 @@ class Run:
 class Pairing(Run):
     """The settings of both phases, whose student asks: one teacher, or several.
 
-    With n - 1 `experts` the student has n <tau>s: <tau_1> asks experts[0], and so on, and the last asks `teacher`, which
-    is the judge (see mixes.py). List the cheapest first.
+    With n - 1 `experts` the student has n <tau>s: <tau_1> asks experts[0], and so on, and the last asks `teacher`,
+    which is the judge (see mixes.py). List the cheapest first.
     """
 
     experts: list[Model] = field(default_factory=list)

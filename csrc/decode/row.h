@@ -15,8 +15,8 @@ enum class Finish : uint8_t { kRunning = 0, kEnd = 1, kLength = 2, kTime = 3, kF
 
 struct Row {
   // Given
-  int index = 0;     // how many rows its session had been given before
-  uint64_t key = 0;  // names the row to the random numbers
+  int index = 0;                              // how many rows its session had been given before
+  uint64_t key = 0;                           // names the row to the random numbers
   std::vector<std::vector<int32_t>> sources;  // [0] the student's, [k] teacher k's
   Ledger ledger;                              // of all teachers together
   std::vector<Ledger> own_ledgers;            // [k - 1] of teacher k
@@ -25,7 +25,7 @@ struct Row {
   // Committed tokens, the start token first; owners beside them.
   std::vector<int32_t> tokens;
   std::vector<Owner> owners;
-  std::vector<uint8_t> experts;  // the teacher, 1 .. n, that wrote it; 0: none did
+  std::vector<uint8_t> experts;                             // the teacher, 1 .. n, that wrote it; 0: none did
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
 
   int draft_begin = 1;  // index of the first token since a teacher's last word
@@ -33,7 +33,7 @@ struct Row {
   Finish finish = Finish::kRunning;
   std::string fault;  // kFault: what is wrong, in one sentence
   int calls = 0, drafted = 0, accepted = 0, rolled_back = 0;
-  std::vector<int> own_calls;    // [k - 1] of teacher k
+  std::vector<int> own_calls;   // [k - 1] of teacher k
   float asked_log_prob = 0.0f;  // log-probability of the action that asked for the teacher
   int streamed = 1;             // tokens already handed to the streamer
 

@@ -49,8 +49,8 @@ class Session {
   Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity);
 
   // Puts a row into a free slot; the next run() encodes it, together with others that were added. Rows are numbered
-  // 0, 1, 2, ... as they come. `ledger` bounds all teachers together, own_ledgers[k - 1] teacher k. teacher_sources[k - 1]
-  // is teacher k's source; where it is empty or missing: the student's. A missing ledger of its own bounds nothing.
+  // 0, 1, 2, ... as they come. `ledger` bounds all teachers together, own_ledgers[k - 1] teacher k. teacher_sources[k -
+  // 1] is teacher k's source; where it is empty or missing: the student's. A missing ledger of its own bounds nothing.
   void add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
            std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers);
 
@@ -96,7 +96,7 @@ class Session {
   std::unique_ptr<Backend> backend_;
   std::optional<Lane> student_;
   std::deque<Lane> teachers_;  // [k - 1]
-  Buffer draft_logits_;  // [slots, K, V_student], rejection sampling only
+  Buffer draft_logits_;        // [slots, K, V_student], rejection sampling only
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot
