@@ -176,9 +176,7 @@ class AutoDecoder(_Decoder):
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
 
-    def __call__(
-        self, text: str | Sequence[str], budget: str | float | None = None, **options: Any
-    ) -> GenerationOutput:
+    def __call__(self, text: str | Sequence[str], budget: Any = None, **options: Any) -> GenerationOutput:
         """Decodes strings as the other decoders do; the budget in the student's prompt is the quality's."""
         if budget is not None:
             raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
@@ -211,7 +209,7 @@ class AutoDecoder(_Decoder):
         inputs: Iterable[Any],
         *,
         batch_size: int = 16,
-        budget: str | float | None = None,
+        budget: Any = None,
         in_order: bool = False,
         **options: Any,
     ) -> Stream:

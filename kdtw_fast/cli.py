@@ -598,11 +598,11 @@ def _models(
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
-        models = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
-        return models, _tokenizer([home / "tokenizer"])
+        shipped = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
+        return shipped, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
-    models = {}
+    models: dict[str, Any] = {}
     for role in needed:
         if not folders[role]:
             raise ValueError(f"this method needs --{role} too")

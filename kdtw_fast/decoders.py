@@ -259,8 +259,8 @@ class _Decoder:
         """A row's values of ``_LIMITS`` as the bound on all teachers together, and on each (empty = none)."""
         together = [None if isinstance(limit, Mapping) else limit for limit in limits]
         own = [limit if isinstance(limit, Mapping) else {} for limit in limits]
-        for name, numbers in zip(_LIMITS, own):
-            for number in numbers:
+        for name, limit in zip(_LIMITS, own):
+            for number in limit:
                 if number > len(self.teachers):
                     raise ValueError(f"{name} names teacher {number}, but the decoder has {len(self.teachers)}")
         if not any(own):
@@ -391,8 +391,10 @@ class _TwoModelDecoder(_Decoder):
         dtype: str,
         teacher_dtype: str | Sequence[str | None] | None,
     ):
-        teachers = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
-        dtypes = list(teacher_dtype) if isinstance(teacher_dtype, (list, tuple)) else [teacher_dtype] * len(teachers)
+        teachers: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        dtypes: list[Any] = [teacher_dtype] * len(teachers)
+        if isinstance(teacher_dtype, (list, tuple)):
+            dtypes = list(teacher_dtype)
         if len(dtypes) != len(teachers):
             raise ValueError(f"teacher_dtype has {len(dtypes)} values for {len(teachers)} teachers; give one for each")
         if not self._calls_on_tau and len(teachers) != 1:
@@ -400,7 +402,7 @@ class _TwoModelDecoder(_Decoder):
         names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
         super().__init__(
             load(student, "student", dtype),
-            [load(model, name, own or dtype) for model, name, own in zip(teachers, names, dtypes)],
+            [load(model, name, dtype if own is None else own) for model, name, own in zip(teachers, names, dtypes)],
             method,
             tokenizer or _tokenizer_of(student),
             num_threads,

@@ -38,7 +38,8 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
 
     def __init__(self, config: T5Config):
         taus = tau_token_ids(lambda field: getattr(config, field, None), "student")
-        for tau in taus or [None]:
+        named: list[int | None] = [*taus] or [None]
+        for tau in named:
             if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < config.vocab_size:
                 raise ValueError(
                     f"config.tau_token_id is {tau!r}, but a Training Wheels student needs a row of its vocabulary "

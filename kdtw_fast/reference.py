@@ -154,7 +154,7 @@ class _Lane:
         inputs: dict[str, Any] = {}
         if experts is not None:
             marks = torch.tensor([[0, *experts]])
-            inputs["decoder_from_teacher"] = marks if len(self.model.tau_token_ids) > 1 else marks.bool()
+            inputs["decoder_from_teacher"] = marks if len(_taus(self.model)) > 1 else marks.bool()
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
             decoder_input_ids=torch.tensor([[self.start, *tokens]]),
@@ -329,7 +329,7 @@ class _Decoder:
         input_ids: Any,
         attention_mask: Any = None,
         *,
-        teacher_inputs: dict[str, Any] | Sequence[dict[str, Any] | None] | None = None,
+        teacher_inputs: Any = None,
         max_new_tokens: int = 64,
         min_new_tokens: int = 0,
         temperature: float = 0.0,
@@ -365,7 +365,7 @@ class _Decoder:
         count = len(sources) * num_return_sequences
         fractions = _per_row(max_teacher_fraction, len(sources))
         calls = _per_row(max_teacher_calls, len(sources))
-        taus = getattr(self.student, "tau_token_ids", [])
+        taus = _taus(self.student)
         eos = self.student.config.eos_token_id
         if not isinstance(eos, int):
             raise TypeError(f"the model needs one eos_token_id, its config has {eos!r}")
@@ -409,6 +409,12 @@ def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
     ids = torch.as_tensor(input_ids)
     kept = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
     return [row[mask.bool()].tolist() for row, mask in zip(ids, kept, strict=True)]
+
+
+def _taus(model: Any) -> list[int]:
+    """The ids of <tau>, one for each teacher; none of a plain T5."""
+    one, several = (getattr(model.config, name, None) for name in ("tau_token_id", "tau_token_ids"))
+    return several or ([] if one is None else [one])
 
 
 def _per_row(value: Any, rows: int) -> list[Any]:

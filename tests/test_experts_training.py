@@ -18,7 +18,7 @@ from kdtw_fast.training.rollouts import _readers, ask_where_divergent, rollout, 
 from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Model, Pairing
 from toy_training import SHAPE, fit, toy_recipe
-from transformers import T5ForConditionalGeneration
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.decoders import TrainingWheelsDecoder
@@ -170,7 +170,7 @@ def runs(toy, tmp_path_factory):
     experts = {"experts": f"[{{path: {root / 'expert/model'}}}]", "costs": "[0.5, 1.0]"}
     tables = {}
     for phase, changes in (
-        ("phase1", {"steps": 300, "target_tokens": 256, "abstain": 1.0, "sample_every": 0, "optimiser__rate": 2e-2}),
+        ("phase1", {"steps": 200, "target_tokens": 256, "abstain": 1.0, "sample_every": 0, "optimiser__rate": 2e-2}),
         ("phase2", {"steps": 4, "tasks": 12, "value_batches": 1, "student__path": root / "phase1/model"}),
     ):
         recipe = toy_recipe(
@@ -191,7 +191,7 @@ def test_both_phases_train_a_student_of_two_teachers(runs, toy, phase):
     for row in tables[phase]:
         assert row["achieved"] == pytest.approx(sum(row["achieved_of"]), abs=1e-3)
     student = TrainingWheelsT5.from_pretrained(root / phase / "model")
-    assert len(student.tau_token_ids) == 2 and float(student.marks.abs().min(1).values.max()) > 0
+    assert len(student.tau_token_ids) == 2 and float(student.marks.detach().abs().min(1).values.max()) > 0
     decoder = TrainingWheelsDecoder(root / phase / "model", [root / "expert/model", toy / "teacher/model"])
     out = decoder(["das paket", "ein programm mit"], budget=["very high", "very high"], max_new_tokens=12)
     assert out.expert_calls.shape == (2, 2)
@@ -200,8 +200,7 @@ def test_both_phases_train_a_student_of_two_teachers(runs, toy, phase):
 
 def test_phase_1_teaches_to_ask_whom_the_prompt_allows(runs):
     table = {tuple(row["asked_of"]): row["achieved_of"] for row in runs[1]["phase1"]}
-    print(table)
-    assert sum(table[0.5, 0.5]) > sum(table[0.0, 0.0])
+    assert sum(table[0.5, 0.5]) > sum(table[0.0, 0.0]) + 0.2
 
 
 def test_phase_2_has_a_multiplier_for_each_teacher_and_budget(runs):
@@ -236,12 +235,13 @@ def test_phase_2_resumes_to_the_bit(runs, toy, tmp_path):
 
 def test_students_grow_to_more_teachers_but_do_not_shrink(runs, toy):
     root, _, _ = runs
-    single = load_student(toy / "student/model", 340)
+    size = len(AutoTokenizer.from_pretrained(toy / "tokenizer"))
+    single = load_student(toy / "student/model", size)
     assert len(single.tau_token_ids) == 1
     for experts in (1, 2, 3):
-        grown = load_student(toy / "student/model", 340, experts=experts)
+        grown = load_student(toy / "student/model", size, experts=experts)
         assert all(after == before + 1 for before, after in pairwise(grown.tau_token_ids))
         assert len(grown.tau_token_ids) == experts
-    assert len(load_student(root / "phase1/model", 340, experts=3).tau_token_ids) == 3
+    assert len(load_student(root / "phase1/model", size, experts=3).tau_token_ids) == 3
     with pytest.raises(ValueError, match="asks 2 teachers, but this run has 1"):
-        load_student(root / "phase1/model", 340)
+        load_student(root / "phase1/model", size)
