@@ -125,8 +125,16 @@ py::array_t<T> per_row(const std::vector<Row>& rows, Get&& get) {
   return out;
 }
 
+template <typename T, typename Get>
+py::array_t<T> per_expert(const std::vector<Row>& rows, int teachers, Get&& get) {
+  py::array_t<T> out({rows.size(), static_cast<size_t>(teachers)});
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (int k = 1; k <= teachers; ++k) out.mutable_at(r, k - 1) = get(rows[r], k);
+  return out;
+}
+
 // The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
-py::dict to_python(std::vector<Row> rows, int64_t pad, const SessionOptions& options) {
+py::dict to_python(std::vector<Row> rows, int teachers, int64_t pad, const SessionOptions& options) {
   py::list faults;
   std::erase_if(rows, [&](const Row& row) {
     if (row.finish != Finish::kFault) return false;
@@ -141,6 +149,11 @@ py::dict to_python(std::vector<Row> rows, int64_t pad, const SessionOptions& opt
   out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
   out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
   out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
+  out["experts"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return row.experts[t]; });
+  out["expert_calls"] = per_expert<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
+  out["expert_fraction"] = per_expert<float>(rows, teachers, [](const Row& row, int k) {
+    return float(std::count(row.experts.begin(), row.experts.end(), k)) / float(row.outputs());
+  });
   out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
   out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
   out["teacher_fraction"] = per_row<float>(rows, [](const Row& row) {
@@ -183,7 +196,7 @@ py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& s
     py::gil_scoped_release unlocked;
     rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
   }
-  return to_python(std::move(rows), pad, session.options());
+  return to_python(std::move(rows), session.teachers(), pad, session.options());
 }
 
 // The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
@@ -295,6 +308,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
       .def_readwrite("has_lm_head", &T5Config::has_head)
       .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark)
+      .def_readwrite("num_experts", &T5Config::experts)
       .def_property(
           "dtype", [](const T5Config& c) { return name_of(c.dtype); },
           [](T5Config& c, const std::string& name) { c.dtype = parse_dtype(name); })
@@ -351,18 +365,23 @@ PYBIND11_MODULE(_core, m) {
       .def("first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
 
   py::class_<SpecialTokens>(m, "SpecialTokens")
-      .def(py::init([](int32_t start, std::vector<int32_t> end, int32_t tau) {
-             return SpecialTokens{start, std::move(end), tau};
+      .def(py::init([](int32_t start, std::vector<int32_t> end, std::vector<int32_t> tau) {
+             return SpecialTokens{start, std::move(end), std::move(tau)};
            }),
-           py::arg("start"), py::arg("end"), py::arg("tau") = -1);
+           py::arg("start"), py::arg("end"), py::arg("tau") = std::vector<int32_t>());
 
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
-      .def(py::init([](const std::string& device, std::shared_ptr<T5> student, std::shared_ptr<T5> teacher,
-                       Method method, SpecialTokens special) {
-             require(!method.two_models || teacher != nullptr, "this method needs a teacher");
-             return Decoder{device, std::move(student), std::move(teacher), method, std::move(special)};
+      .def(py::init([](const std::string& device, std::shared_ptr<T5> student,
+                       const std::optional<std::vector<std::shared_ptr<T5>>>& teachers, Method method,
+                       SpecialTokens special) {
+             const size_t n = teachers ? teachers->size() : 0;
+             const size_t asked = method.call.on_tau ? special.tau.size() : method.two_models ? 1 : 0;
+             require(n == asked, "this method asks ", asked, " teachers, got ", n);
+             Decoder decoder{device, std::move(student), {}, method, std::move(special)};
+             if (teachers) decoder.teachers.assign(teachers->begin(), teachers->end());
+             return decoder;
            }),
-           py::arg("device"), py::arg("student"), py::arg("teacher").none(true), py::arg("method"), py::arg("special"));
+           py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"));
 
   py::class_<SessionOptions>(m, "SessionOptions")
       .def(py::init([](std::vector<int32_t> forced_tokens, int max_new_tokens, int min_new_tokens, Sampling student,
@@ -390,7 +409,7 @@ PYBIND11_MODULE(_core, m) {
            }),
            py::arg("decoder"), py::arg("options"), py::arg("slots"), py::arg("source_capacity"))
       .def("add", &Session::add, py::arg("key"), py::arg("ledger"), py::arg("student_source"),
-           py::arg("teacher_source"))
+           py::arg("teacher_sources"), py::arg("own_ledgers") = std::vector<Ledger>())
       .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"))
       .def_property_readonly("free_slots", &Session::free_slots)
       .def_property_readonly("student_passes", [](const Session& s) { return s.totals().student_passes; })

@@ -23,6 +23,7 @@ class T5Config:
     scale_decoder_outputs: bool
     has_lm_head: bool
     has_teacher_token_embedding: bool
+    num_experts: int
     dtype: str
     cache_dtype: str
     def __init__(self) -> None: ...
@@ -89,11 +90,11 @@ class Ledger:
     def first_replaceable(self, calls: int, position: int) -> int: ...
 
 class SpecialTokens:
-    def __init__(self, start: int, end: Sequence[int], tau: int = ...) -> None: ...
+    def __init__(self, start: int, end: Sequence[int], tau: Sequence[int] = ...) -> None: ...
 
 class Decoder:
     def __init__(
-        self, device: str, student: T5, teacher: T5 | None, method: Method, special: SpecialTokens
+        self, device: str, student: T5, teachers: Sequence[T5] | None, method: Method, special: SpecialTokens
     ) -> None: ...
 
 class SessionOptions:
@@ -117,8 +118,19 @@ class Session:
     """Rows decoded together in so many slots; RuntimeError when two calls meet, or after one ended in an exception."""
 
     def __init__(self, decoder: Decoder, options: SessionOptions, slots: int, source_capacity: int) -> None: ...
-    def add(self, key: int, ledger: Ledger, student_source: Sequence[int], teacher_source: Sequence[int]) -> None:
-        """A row for a free slot, numbered 0, 1, 2, … as they come; an empty teacher_source is the student's."""
+    def add(
+        self,
+        key: int,
+        ledger: Ledger,
+        student_source: Sequence[int],
+        teacher_sources: Sequence[Sequence[int]],
+        own_ledgers: Sequence[Ledger] = ...,
+    ) -> None:
+        """A row for a free slot, numbered 0, 1, 2, … as they come.
+
+        ledger bounds all teachers together, own_ledgers each its teacher (none = no bound). A teacher's source that
+        is empty or missing is the student's.
+        """
 
     def run(self, to_the_end: bool, pad: int, streamer: Callable[[int, int, int, int], None] | None) -> dict[str, Any]:
         """Decodes until a row has finished, or all have, or one is at fault; the finished rows as arrays."""

@@ -166,8 +166,8 @@ class AutoDecoder(_Decoder):
         self.num_threads = num_threads or _core.hardware_threads()
         self.tokenizer = tokenizer or _tokenizer_of(student)
         self.student = load(student, "student", dtype)
-        self.teacher = load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype)
-        _check_pair(self.student, self.teacher)
+        self.teachers = (load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),)
+        _check_pair(self.student, self.teachers[0])
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
         self._decoders: dict[tuple[str, int], _Decoder] = {}
@@ -176,9 +176,7 @@ class AutoDecoder(_Decoder):
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
 
-    def __call__(
-        self, text: str | Sequence[str], budget: str | float | None = None, **options: Any
-    ) -> GenerationOutput:
+    def __call__(self, text: str | Sequence[str], budget: Any = None, **options: Any) -> GenerationOutput:
         """Decodes strings as the other decoders do; the budget in the student's prompt is the quality's."""
         if budget is not None:
             raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
@@ -211,7 +209,7 @@ class AutoDecoder(_Decoder):
         inputs: Iterable[Any],
         *,
         batch_size: int = 16,
-        budget: str | float | None = None,
+        budget: Any = None,
         in_order: bool = False,
         **options: Any,
     ) -> Stream:
@@ -260,16 +258,18 @@ class AutoDecoder(_Decoder):
                 )
 
     def _run(
-        self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
+        self, rows: list[list[int]], teacher_rows: list[list[list[int]]], options: GenerateOptions, streamer: Any
     ) -> GenerationOutput:
         self._refuse_limits(options)
         prediction, bucket = self._choose(rows, options)
         decoder = self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0)))
+        alone: list[list[list[int]]] = [[] for _ in rows]
         if prediction.method == TEACHER:
-            out = decoder._run(teacher_rows or rows, [], _teachers_sampling(options), _teachers_streamer(streamer))
+            told = [own or row for row, (own,) in zip(rows, teacher_rows, strict=True)]
+            out = decoder._run(told, alone, _teachers_sampling(options), _teachers_streamer(streamer))
             _give_to_teacher(out)
         else:
-            out = decoder._run(rows, [] if prediction.method == STUDENT else teacher_rows, options, streamer)
+            out = decoder._run(rows, alone if prediction.method == STUDENT else teacher_rows, options, streamer)
         assert out.lengths is not None and out.timings is not None
         with self._lock:
             self.chooser.count(prediction.method, out)
@@ -325,7 +325,7 @@ class AutoDecoder(_Decoder):
                 made = GreedyDecoder(self.student, **shared)
             else:
                 alone = copy(self.teacher)
-                alone.tau_token_id = self.student.tau_token_id  # which it may not write beside a student either
+                alone.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
                 made = GreedyDecoder(alone, **shared)
             self._decoders[key] = made
         return self._decoders[key]
@@ -376,7 +376,9 @@ def _give_to_teacher(out: GenerationOutput) -> None:
     written = out.owners == Owner.STUDENT
     out.owners[written] = int(Owner.TEACHER)
     out.teacher_calls = written.sum(dim=1)
+    out.experts = written.to(torch.uint8)
     out.teacher_fraction = out.teacher_calls.float() / out.lengths.float()
+    out.expert_calls, out.expert_fraction = out.teacher_calls[:, None], out.teacher_fraction[:, None]
     out.drafted = torch.zeros_like(out.lengths)
     if out.timings is not None:  # a stream's rows have no times and passes of their own
         out.student_passes, out.teacher_passes = 0, out.student_passes

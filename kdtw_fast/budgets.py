@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 STUDENT_PROMPT = "With {budget} teacher use, translate: "
@@ -61,11 +62,27 @@ def resolve_budget(budget: str | float | Budget) -> Budget:
     )
 
 
-def student_prompt(budget: str | float | Budget, template: str = STUDENT_PROMPT) -> str:
+AnyBudget = str | float | Budget
+
+
+def resolve_budgets(budget: AnyBudget | Sequence[AnyBudget]) -> tuple[Budget, ...]:
+    """One budget, or a sequence with one for each of several teachers, as a tuple; raises as `resolve_budget` does."""
+    if isinstance(budget, Sequence) and not isinstance(budget, str) and len(budget) != 1:
+        return tuple(resolve_budget(one) for one in budget)
+    return (resolve_budget(budget),)  # type: ignore[arg-type]  # a list of one is refused there
+
+
+def join_phrases(budgets: Sequence[Budget]) -> str:
+    """What stands for "{budget}" in the student's prompt: "light", and of several teachers "light and no"."""
+    return " and ".join(budget.phrase for budget in budgets)
+
+
+def student_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str = STUDENT_PROMPT) -> str:
     """The student's instruction with the budget's phrase in it, ready to stand before the source text.
 
-    Raises ValueError if the template does not hold "{budget}" exactly once.
+    With several teachers, `budget` has one for each. Raises ValueError if the template does not hold "{budget}" exactly
+    once.
     """
     if template.count("{budget}") != 1:
         raise ValueError(f'a student prompt holds "{{budget}}" exactly once, got {template!r}')
-    return template.replace("{budget}", resolve_budget(budget).phrase)
+    return template.replace("{budget}", join_phrases(resolve_budgets(budget)))

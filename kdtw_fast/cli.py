@@ -131,7 +131,8 @@ _METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}"
 _BUDGET_HELP = (
     "training-wheels: how much teacher the student is told to use, a phrase or its fraction: "
     + ", ".join(f"{b.phrase} ({b.fraction:g})" for b in BUDGETS)
-    + ". Default: light. The student was trained to follow it; --max-teacher-fraction enforces."
+    + ". Default: light. Of several teachers each has its own, with commas between. The student was trained to follow "
+    "it; --max-teacher-fraction enforces."
 )
 _METHOD, _LIMITS, _SAMPLING, _OUTPUT = "Method", "Limits", "Sampling", "Output"
 
@@ -166,8 +167,12 @@ def generate(
         typer.Option(help="Folder of a student, instead of --pair.", show_default=False, rich_help_panel=MODELS),
     ] = None,
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Folder of its teacher, instead of --pair.", show_default=False, rich_help_panel=MODELS),
+        list[Path] | None,
+        typer.Option(
+            help="Folder of its teacher, instead of --pair; once for each teacher of a student of several.",
+            show_default=False,
+            rich_help_panel=MODELS,
+        ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
@@ -341,6 +346,8 @@ def generate(
     lines = _Lines.of(text, file, output, batch_size)
     dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
     models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights)
+    if budget is None and "budget" in given and len(models["student"].tau_token_ids) > 1:
+        given["budget"] = ["light"] * len(models["student"].tau_token_ids)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
     decoder = make_decoder(method, models, words, threads, **settings)
     options = {name: value for name, value in given.items() if name in chosen.call_options} | {
@@ -441,11 +448,17 @@ class _Line:
             return ""
         return " ".join(self.out.texts[0].splitlines())
 
-    def tokens(self) -> tuple[list[int], list[int]]:
-        """Output token ids and owner codes, without start token and padding."""
-        if self.out is None or self.out.sequences is None or self.out.owners is None:
-            return [], []
-        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist()
+    def tokens(self) -> tuple[list[int], list[int], list[int] | None]:
+        """Output token ids, owner codes and, of several teachers, their numbers, without start token and padding."""
+        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.experts is None:
+            return [], [], None
+        experts = self.out.experts[0, 1:].tolist() if self.experts > 1 else None
+        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), experts
+
+    @property
+    def experts(self) -> int:
+        """How many teachers there were."""
+        return 0 if self.out is None or self.out.expert_calls is None else self.out.expert_calls.shape[1]
 
 
 @dataclass(frozen=True)
@@ -521,7 +534,8 @@ def _with_owners(tokenizer: Any, method: Method, budget: str | float | None) -> 
     asked = None if budget is None else resolve_budget(budget).fraction
 
     def render(line: _Line) -> Text:
-        text = marked(runs(*line.tokens(), tokenizer))
+        tokens, owners, experts = line.tokens()
+        text = marked(runs(tokens, owners, tokenizer, experts))
         if line.out is None or len(method.models) < 2:
             return text
         return Text.assemble(gauge(float(line.out["teacher_fraction"][0]), asked), "  ", text)
@@ -531,7 +545,7 @@ def _with_owners(tokenizer: Any, method: Method, budget: str | float | None) -> 
 
 def _jsonl(method: str) -> Render:
     def render(line: _Line) -> str:
-        tokens, owners = line.tokens()
+        tokens, owners, experts = line.tokens()
         record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text}
         ran = None if line.out is None else line.out.prediction
         record["method"] = method if ran is None else ran.method
@@ -540,6 +554,8 @@ def _jsonl(method: str) -> Render:
             record[name] = 0 if line.out is None else int(line.out[name][0])
         fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][0])
         record["teacher_fraction"] = round(fraction, 6)
+        if line.out is not None and experts is not None:
+            record |= {"experts": experts, "expert_calls": line.out["expert_calls"][0].tolist()}
         reasons = None if line.out is None else line.out.finish_reasons
         record["finish_reason"] = "empty" if reasons is None else reasons[0]
         return json.dumps(record, ensure_ascii=False)
@@ -571,7 +587,9 @@ def _writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
         yield write
 
 
-def _budget(value: str) -> str | float:
+def _budget(value: str) -> Any:
+    if "," in value:
+        return [_budget(one) for one in value.split(",")]
     try:
         return float(value)
     except ValueError:
@@ -582,31 +600,35 @@ def _models(
     needed: tuple[str, ...],
     pair: str | None,
     student: Path | None,
-    teacher: Path | None,
+    teacher: list[Path] | None,
     tokenizer: Path | None,
     dtypes: dict[str, str],
     cache: bool = False,
-) -> tuple[dict[str, NativeT5], Any]:
-    """The models that a method needs, and their tokenizer, from a shipped pair or from folders."""
-    folders = {"student": student, "teacher": teacher}
-    if student is None and teacher is None:
+) -> tuple[dict[str, Any], Any]:
+    """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
+    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
+    if student is None and not teacher:
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
-        models = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
-        return models, _tokenizer([home / "tokenizer"])
+        shipped = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
+        return shipped, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
-    models = {}
+    models: dict[str, Any] = {}
     for role in needed:
-        folder = folders[role]
-        if folder is None:
+        if not folders[role]:
             raise ValueError(f"this method needs --{role} too")
-        if not folder.is_dir():
-            raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
-        models[role] = NativeT5.from_pretrained(folder, role, dtypes[role], cache=cache)
-    beside = folders[needed[0]]
-    assert beside is not None
+        for folder in folders[role]:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
+        names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
+        found = [
+            NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache)
+            for folder, name in zip(folders[role], names)
+        ]
+        models[role] = found if len(found) > 1 else found[0]
+    beside = folders[needed[0]][0]
     return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])
 
 

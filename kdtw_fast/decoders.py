@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from kdtw_fast import _core
-from kdtw_fast.budgets import resolve_budget
+from kdtw_fast.budgets import join_phrases, resolve_budgets
 from kdtw_fast.inputs import Item, check_ids, check_text, named, row_keys, source, token_list, token_rows
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import GenerateOptions, check_int, check_real, is_sequence, nearest
@@ -32,7 +31,7 @@ class _Decoder:
     """What the decoders share: checked inputs, prompts for strings, the native call, the output."""
 
     student: NativeT5
-    teacher: NativeT5 | None
+    teachers: tuple[NativeT5, ...]  # none, one, or several where the student's <tau> chooses
     _calls_on_tau = False
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
@@ -46,30 +45,31 @@ class _Decoder:
     def __init__(
         self,
         student: NativeT5,
-        teacher: NativeT5 | None,
+        teachers: Sequence[NativeT5],
         method: _core.Method,
         tokenizer: Any,
         num_threads: int | None,
     ):
-        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
+        self.student, self.teachers, self.tokenizer = student, tuple(teachers), tokenizer
         if num_threads is not None:
             check_int("num_threads", num_threads, 1)
         self.num_threads = num_threads or _core.hardware_threads()
-        if teacher is not None:
+        for teacher in teachers:
             _check_pair(student, teacher)
-        special = _core.SpecialTokens(
-            student.decoder_start_token_id,
-            student.eos_token_ids,
-            -1 if student.tau_token_id is None else student.tau_token_id,
-        )
-        self._core = _core.Decoder("cpu", student.core, teacher.core if teacher else None, method, special)
+        special = _core.SpecialTokens(student.decoder_start_token_id, student.eos_token_ids, student.tau_token_ids)
+        self._core = _core.Decoder("cpu", student.core, [teacher.core for teacher in teachers], method, special)
+
+    @property
+    def teacher(self) -> NativeT5 | None:
+        """The teacher, of several the first; None for decoders of one model."""
+        return self.teachers[0] if self.teachers else None
 
     def generate(
         self,
         input_ids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
         attention_mask: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
         *,
-        teacher_inputs: Mapping[str, Any] | None = None,
+        teacher_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         streamer: TokenStreamer | Any = None,
         **options: Any,
     ) -> GenerationOutput:
@@ -80,7 +80,7 @@ class _Decoder:
                 ``attention_mask`` 0 (or, without a mask, with the pad token at the end of a row).
             attention_mask: [R, S], 1 for tokens; the ones of a row must be contiguous.
             teacher_inputs: the teacher's ``input_ids`` and ``attention_mask``, when its prompt differs from the
-                student's; None = the same.
+                student's; None = the same. For several teachers also a list with one for each.
             streamer: called as ``streamer(row, position, token_id, owner)`` with each token that nothing can
                 take back any more, or a Hugging Face streamer (``put``/``end``; one row).
             **options: see :class:`kdtw_fast.GenerateOptions`.
@@ -96,36 +96,49 @@ class _Decoder:
         """
         parsed = GenerateOptions.parse(f"{type(self).__name__}.generate", options)
         rows = token_rows(input_ids, attention_mask, "input_ids", self.student, parsed)
-        teacher_rows: list[list[int]] = []
-        if teacher_inputs is not None:
-            if self.teacher is None:
-                raise TypeError(f"teacher_inputs was given, but {type(self).__name__} has one model")
-            if not isinstance(teacher_inputs, Mapping) or "input_ids" not in teacher_inputs:
-                raise TypeError("teacher_inputs must be a mapping with 'input_ids' (and 'attention_mask')")
-            teacher_rows = token_rows(
-                teacher_inputs["input_ids"],
-                teacher_inputs.get("attention_mask"),
-                "teacher_inputs['input_ids']",
-                self.teacher,
-                parsed,
-            )
-            if len(teacher_rows) != len(rows):
-                raise ValueError(f"teacher_inputs has {len(teacher_rows)} rows, but input_ids has {len(rows)}")
-        elif self.teacher is not None:
-            for r, row in enumerate(rows):
-                check_ids(row, f"input_ids row {r}", self.teacher)
+        if teacher_inputs is not None and not self.teachers:
+            raise TypeError(f"teacher_inputs was given, but {type(self).__name__} has one model")
+        given = self._per_teacher("teacher_inputs", teacher_inputs)
+        teacher_rows: list[list[list[int]]] = [[] for _ in rows]
+        for k, (teacher, inputs) in enumerate(zip(self.teachers, given)):
+            name = "teacher_inputs" if len(self.teachers) == 1 else f"teacher_inputs[{k}]"
+            for own, row in zip(teacher_rows, self._teachers_rows(teacher, inputs, name, rows, parsed)):
+                own.append(row)
         return self._run(rows, teacher_rows, parsed, streamer)
 
+    def _per_teacher(self, name: str, value: Any) -> Sequence[Any]:
+        """`value`, or of a list its values, for each teacher; ValueError for another number of them."""
+        if not isinstance(value, (list, tuple)):
+            return [value] * len(self.teachers)
+        if len(value) != len(self.teachers):
+            raise ValueError(f"{name} has {len(value)} values for {len(self.teachers)} teachers; give one for each")
+        return value
+
+    def _teachers_rows(
+        self, teacher: NativeT5, inputs: Any, name: str, rows: list[list[int]], options: GenerateOptions
+    ) -> list[list[int]]:
+        """A teacher's sources, one for each row; empty ones where it reads the student's."""
+        if inputs is None:
+            for r, row in enumerate(rows):
+                check_ids(row, f"input_ids row {r}", teacher)
+            return [[] for _ in rows]
+        if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+            raise TypeError(f"{name} must be a mapping with 'input_ids' (and 'attention_mask')")
+        own = token_rows(inputs["input_ids"], inputs.get("attention_mask"), f"{name}['input_ids']", teacher, options)
+        if len(own) != len(rows):
+            raise ValueError(f"{name} has {len(own)} rows, but input_ids has {len(rows)}")
+        return own
+
     def __call__(
-        self, text: str | Sequence[str], budget: str | float | None = None, **options: Any
+        self, text: str | Sequence[str], budget: str | float | Sequence[Any] | None = None, **options: Any
     ) -> GenerationOutput:
         """Decodes strings: builds the prompts each model was trained with, tokenizes, and fills ``.texts``.
 
         Args:
             text: one string or a list of strings.
             budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
-                prompt; None = "no" for decoders that do not ask. "no" (0) is kept to the token: it sets
-                ``max_teacher_calls=0`` unless a limit is given.
+                prompt; None = "no" for decoders that do not ask. A list has one for each of several teachers. "no"
+                (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
             **options: as for :meth:`generate`.
         """
         texts = [text] if isinstance(text, str) else list(text)
@@ -135,10 +148,10 @@ class _Decoder:
             check_text(item, f"text {i}")
         self._check_takes_text(budget)
         ids, teacher_ids = zip(*self.tokenize(texts, [budget] * len(texts)))
-        if self._asks_for_none(budget) and all(options.get(name) is None for name in _LIMITS):
-            options["max_teacher_calls"] = 0
-        if self.teacher is not None:
-            options.setdefault("teacher_inputs", {"input_ids": teacher_ids})
+        if all(options.get(name) is None for name in _LIMITS) and (none := self._asked_for_none(budget)):
+            options["max_teacher_calls"] = none
+        if self.teachers:
+            options.setdefault("teacher_inputs", [{"input_ids": own} for own in zip(*teacher_ids)])
         out = self.generate(ids, **options)
         out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
         return out
@@ -148,7 +161,7 @@ class _Decoder:
         inputs: Iterable[Any],
         *,
         batch_size: int = 16,
-        budget: str | float | None = None,
+        budget: str | float | Sequence[Any] | None = None,
         in_order: bool = False,
         **options: Any,
     ) -> Stream:
@@ -194,7 +207,7 @@ class _Decoder:
                 raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
         limits = self._limits(parsed, 1)[0]
         if budget is not None:
-            resolve_budget(budget)
+            self._phrase(budget)
         session = self._open(parsed, batch_size, parsed.max_source_length)
 
         def read(value: Any, index: int) -> Item:
@@ -205,13 +218,13 @@ class _Decoder:
 
         return Stream(session, inputs, read, rows, self.tokenizer, self.student.pad_token_id, in_order)
 
-    def _item(self, value: Any, label: str, budget: str | float | None) -> Item:
+    def _item(self, value: Any, label: str, budget: Any) -> Item:
         """The item that ``value`` stands for, if this decoder takes such items."""
         item = Item.of(value, label)
         if item.text is not None:
             with named(label):
                 self._check_takes_text(budget if item.budget is None else item.budget)
-        if item.teacher_input_ids is not None and self.teacher is None:
+        if item.teacher_input_ids is not None and not self.teachers:
             raise TypeError(f"{label} has 'teacher_input_ids', but {type(self).__name__} has one model")
         for name in _LIMITS:
             if getattr(item, name) is not None:
@@ -219,7 +232,7 @@ class _Decoder:
         return item
 
     def _rows(
-        self, items: Sequence[Item], first: int, budget: str | float | None, limits: Any, options: GenerateOptions
+        self, items: Sequence[Item], first: int, budget: Any, limits: Any, options: GenerateOptions
     ) -> Iterator[RowArguments]:
         """What the core is told of items ``first``, ``first`` + 1, …; their texts are tokenized together."""
         texts = [item for item in items if item.text is not None]
@@ -227,37 +240,71 @@ class _Decoder:
         tokenized = iter(self.tokenize([item.text for item in texts], budgets))
         for index, item in enumerate(items, first):
             label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
-            ids, teacher_ids = (item.input_ids, item.teacher_input_ids) if item.text is None else next(tokenized)
+            if item.text is None:
+                several = len(self.teachers) > 1 and item.teacher_input_ids is not None
+                given = item.teacher_input_ids if several else [item.teacher_input_ids]
+                ids, teacher_ids = item.input_ids, self._per_teacher(teacher_label, given) if self.teachers else []
+            else:
+                ids, teacher_ids = next(tokenized)
             row = source(token_list(ids, label), label, self.student, options)
-            teacher_row: list[int] = []
-            if teacher_ids is not None and self.teacher is not None:
-                teacher_row = source(token_list(teacher_ids, teacher_label), teacher_label, self.teacher, options)
-            elif self.teacher is not None:
-                check_ids(row, label, self.teacher)
-            own = [getattr(item, name) for name in _LIMITS]
-            bounds = [limit if value is None else value for value, limit in zip(own, limits)]
-            told = budget if item.budget is None else item.budget
-            if item.text is not None and bounds == [None, None] and self._asks_for_none(told):
-                bounds = [0, None]
-            ledger = _core.Ledger(*bounds)
-            yield index if item.row_id is None else item.row_id, ledger, row, teacher_row
+            teacher_rows: list[list[int]] = []
+            for teacher, own in zip(self.teachers, teacher_ids):
+                if own is None:
+                    check_ids(row, label, teacher)
+                    teacher_rows.append([])
+                else:
+                    teacher_rows.append(source(token_list(own, teacher_label), teacher_label, teacher, options))
+            own_limits = (getattr(item, name) for name in _LIMITS)
+            bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
+            if item.text is not None and bounds == [None, None]:
+                bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
+            ledgers = self._ledgers(bounds)
+            yield index if item.row_id is None else item.row_id, ledgers[0], row, teacher_rows, ledgers[1]
 
-    def _check_takes_text(self, budget: str | float | None) -> None:
+    def _ledgers(self, limits: Sequence[Any]) -> tuple[_core.Ledger, list[_core.Ledger]]:
+        """A row's values of ``_LIMITS`` as the bound on all teachers together, and on each (empty = none)."""
+        together = [None if isinstance(limit, Mapping) else limit for limit in limits]
+        own = [limit if isinstance(limit, Mapping) else {} for limit in limits]
+        for name, limit in zip(_LIMITS, own):
+            for number in limit:
+                if number > len(self.teachers):
+                    raise ValueError(f"{name} names teacher {number}, but the decoder has {len(self.teachers)}")
+        if not any(own):
+            return _core.Ledger(*together), []
+        numbers = range(1, len(self.teachers) + 1)
+        return _core.Ledger(*together), [_core.Ledger(*(limit.get(k) for limit in own)) for k in numbers]
+
+    def _check_takes_text(self, budget: Any) -> None:
         if self.tokenizer is None:
             raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or give token ids")
         if budget is None and self._calls_on_tau:
             raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
 
-    def _asks_for_none(self, budget: str | float | None) -> bool:
-        """Whether a decoder that could ask is told not to."""
-        return self._calls_on_tau and budget is not None and resolve_budget(budget).fraction == 0
+    def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
+        """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""
+        if not self._calls_on_tau or budget is None:
+            return None
+        return {k: 0 for k, one in enumerate(resolve_budgets(budget), 1) if one.fraction == 0} or None
 
-    def tokenize(self, texts: Sequence[Any], budgets: Sequence[Any]) -> list[tuple[list[int], list[int] | None]]:
-        """Each text's tokens for student and teacher (None without one), behind the prompts they were trained with.
+    def _phrase(self, budget: Any) -> str:
+        """What the student's prompt says of a budget, or of one for each of its teachers; None = "no"."""
+        count = max(1, len(self.student.tau_token_ids))
+        if budget is None:
+            budget = "no" if count == 1 else ["no"] * count
+        budgets = resolve_budgets(budget)
+        if len(budgets) != count:
+            asked = [one.phrase for one in budgets]
+            raise ValueError(f"the student has {count} teachers, give a budget for each; got {asked}")
+        return join_phrases(budgets)
+
+    def tokenize(
+        self, texts: Sequence[Any], budgets: Sequence[Any]
+    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
+        """Each text's tokens for student and teachers, behind the prompts they were trained with.
 
         Args:
             texts: R strings.
-            budgets: R phrases or fractions for the student's prompts; None = "no".
+            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
 
         A call does this before it decodes; :meth:`generate` takes what comes out.
         """
@@ -267,23 +314,24 @@ class _Decoder:
         def encode(prompts: Iterable[str | None]) -> list[list[int]]:
             return self.tokenizer([(prompt or "") + text for prompt, text in zip(prompts, texts)])["input_ids"]
 
-        prompts: Iterable[str | None] = repeat(self.student.teacher_prompt)
+        prompts: list[str | None] = [self.student.teacher_prompt] * len(texts)
         if self.student.student_prompt is not None:
-            phrases = [resolve_budget("no" if budget is None else budget).phrase for budget in budgets]
-            prompts = [self.student.student_prompt.format(budget=phrase) for phrase in phrases]
+            prompts = [self.student.student_prompt.format(budget=self._phrase(budget)) for budget in budgets]
         ids = encode(prompts)
-        return list(zip(ids, repeat(None) if self.teacher is None else encode(repeat(self.teacher.teacher_prompt))))
+        told = {prompt: encode([prompt] * len(texts)) for prompt in {t.teacher_prompt: None for t in self.teachers}}
+        return [(ids[i], [told[teacher.teacher_prompt][i] for teacher in self.teachers]) for i in range(len(texts))]
 
     def _run(
-        self, rows: list[list[int]], teacher_rows: list[list[int]], options: GenerateOptions, streamer: Any
+        self, rows: list[list[int]], teacher_rows: list[list[list[int]]], options: GenerateOptions, streamer: Any
     ) -> GenerationOutput:
         repeats = options.num_return_sequences
         keys = iter(row_keys(options.row_ids, len(rows) * repeats))
-        ledgers = [_core.Ledger(*limits) for limits in self._limits(options, len(rows))]
-        session = self._open(options, len(rows) * repeats, max(map(len, rows + teacher_rows)))
-        for row, teacher_row, ledger in zip(rows, teacher_rows or repeat([]), ledgers):
+        ledgers = [self._ledgers(limits) for limits in self._limits(options, len(rows))]
+        longest = max(map(len, [*rows, *(row for own in teacher_rows for row in own)]))
+        session = self._open(options, len(rows) * repeats, longest)
+        for row, own, (ledger, own_ledgers) in zip(rows, teacher_rows, ledgers, strict=True):
             for _ in range(repeats):
-                session.add(next(keys), ledger, row, teacher_row)
+                session.add(next(keys), ledger, row, own, own_ledgers)
         put, end = _streaming(streamer, len(rows) * repeats, self.student.decoder_start_token_id)
         result = session.run(True, self.student.pad_token_id, put)
         for _, fault in result["faults"]:
@@ -315,11 +363,11 @@ class _Decoder:
         return _core.Session(self._core, shared, slots, source_capacity)
 
     def _forced_token(self, token: int) -> int:
-        vocabulary = min(model.vocab_size for model in (self.student, self.teacher) if model is not None)
+        vocabulary = min(model.vocab_size for model in (self.student, *self.teachers))
         check_int("forced_tokens entry", token, 0, vocabulary - 1)
         if token in self.student.eos_token_ids:
             raise ValueError(f"forced_tokens contains the end token {token}, after which there is nothing to decode")
-        if token == self.student.tau_token_id:
+        if token in self.student.tau_token_ids:
             raise ValueError(
                 f"forced_tokens contains <tau> ({token}), which is an action and never a token of an output"
             )
@@ -349,23 +397,32 @@ class GreedyDecoder(_Decoder):
 
     def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None, dtype: str = "auto"):
         native = load(model, "model", dtype)
-        super().__init__(native, None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
+        super().__init__(native, [], _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
 
 
 class _TwoModelDecoder(_Decoder):
     def __init__(
         self,
         student: ModelLike,
-        teacher: ModelLike,
+        teacher: ModelLike | Sequence[ModelLike],
         method: _core.Method,
         tokenizer: Any,
         num_threads: int | None,
         dtype: str,
-        teacher_dtype: str | None,
+        teacher_dtype: str | Sequence[str | None] | None,
     ):
+        teachers: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        dtypes: list[Any] = [teacher_dtype] * len(teachers)
+        if isinstance(teacher_dtype, (list, tuple)):
+            dtypes = list(teacher_dtype)
+        if len(dtypes) != len(teachers):
+            raise ValueError(f"teacher_dtype has {len(dtypes)} values for {len(teachers)} teachers; give one for each")
+        if not self._calls_on_tau and len(teachers) != 1:
+            raise ValueError(f"{type(self).__name__} has one teacher, got {len(teachers)}")
+        names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
         super().__init__(
             load(student, "student", dtype),
-            load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),
+            [load(model, name, dtype if own is None else own) for model, name, own in zip(teachers, names, dtypes)],
             method,
             tokenizer or _tokenizer_of(student),
             num_threads,
@@ -377,14 +434,16 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
 
     Args:
         student: a TrainingWheelsT5, a NativeT5 with <tau>, or a folder of one.
-        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
+        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary. A student of several teachers
+            takes a list of them, one for each of its <tau>s.
         verify_lenience: l in [0, 1]. 0 is the paper. Above 0, the teacher's catch-up pass, which happens at a
             call anyway, also checks what was drafted since the last call with Algorithm 1's test
-            p(x) >= l max p, and replaces the first token that fails.
+            p(x) >= l max p, and replaces the first token that fails. Of several teachers the one that is called checks
+            what was drafted since the last call of any.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
         dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
-        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``. A list has one for each of several teachers.
     """
 
     _calls_on_tau = True
@@ -392,19 +451,25 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
     def __init__(
         self,
         student: ModelLike,
-        teacher: ModelLike,
+        teacher: ModelLike | Sequence[ModelLike],
         *,
         verify_lenience: float = 0.0,
         tokenizer: Any = None,
         num_threads: int | None = None,
         dtype: str = "auto",
-        teacher_dtype: str | None = None,
+        teacher_dtype: str | Sequence[str | None] | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
         native = load(student, "student", dtype)
         if native.tau_token_id is None:
             raise ValueError(
                 "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
+            )
+        count, wanted = len(teacher) if isinstance(teacher, (list, tuple)) else 1, len(native.tau_token_ids)
+        if count != wanted:
+            raise ValueError(
+                f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
+                f"TrainingWheelsT5.from_t5(model, experts={count}) makes one for {count}"
             )
         check = _core.Check.LENIENCE if verify_lenience > 0 else _core.Check.NONE
         method = _core.Method(
@@ -541,8 +606,8 @@ def _check_pair(student: NativeT5, teacher: NativeT5) -> None:
         mine, other = getattr(student, field), getattr(teacher, field)
         if mine != other:
             raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
-    own_tau_row = student.tau_token_id == student.vocab_size - 1
-    if student.vocab_size != teacher.vocab_size and not (own_tau_row and student.vocab_size == teacher.vocab_size + 1):
+    own_rows = student.vocab_size - teacher.vocab_size
+    if own_rows and not 0 < own_rows <= len({row for row in student.tau_token_ids if row >= teacher.vocab_size}):
         raise ValueError(
             f"student and teacher must share a vocabulary: the student has {student.vocab_size} rows, "
             f"the teacher {teacher.vocab_size}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdtw_fast.budgets import resolve_budget
+from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import GenerateOptions, check_int, check_limit, nearest
 
@@ -103,20 +103,21 @@ class Item:
     Args:
         text: what to decode, for decoders with a tokenizer; or
         input_ids: the student's source tokens, its prompt included.
-        teacher_input_ids: the teacher's, where they differ; goes with ``input_ids``.
+        teacher_input_ids: the teacher's, where they differ; goes with ``input_ids``. Several teachers have a list of
+            lists, one for each (None = the student's).
         budget: a text's own budget, instead of the stream's.
         row_id: its name to the random numbers; None = its place in the input.
-        max_teacher_fraction: its own limit, instead of the stream's.
+        max_teacher_fraction: its own limit, instead of the stream's: a number, or by teacher.
         max_teacher_calls: the same.
     """
 
     text: str | None = None
     input_ids: Any = None
     teacher_input_ids: Any = None
-    budget: str | float | None = None
+    budget: Any = None
     row_id: int | None = None
-    max_teacher_fraction: float | None = None
-    max_teacher_calls: int | None = None
+    max_teacher_fraction: float | Mapping[int, float] | None = None
+    max_teacher_calls: int | Mapping[int, int] | None = None
 
     @classmethod
     def of(cls, value: Any, label: str) -> Item:
@@ -145,7 +146,7 @@ class Item:
             )
         if self.budget is not None:
             with named(label):
-                resolve_budget(self.budget)
+                resolve_budgets(self.budget)
         if self.row_id is not None:
             check_int(f"{label}: row_id", self.row_id, 0, 2**64 - 1)
         for name in ("max_teacher_fraction", "max_teacher_calls"):

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
-from kdtw_fast.options import check_int, nearest
+from kdtw_fast.options import check_int, nearest, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
@@ -31,6 +31,7 @@ _SPEC_FIELDS = (
     "scale_decoder_outputs",
     "has_lm_head",
     "has_teacher_token_embedding",
+    "num_experts",
     "dtype",
 )
 # Fields of a T5 config.json that say nothing about the maths of a decode. Anything else is refused.
@@ -79,6 +80,7 @@ _WITHOUT_EFFECT = frozenset(
         "student_prompt",
         "task_specific_params",
         "tau_token_id",
+        "tau_token_ids",
         "teacher_prompt",
         "teacher_token_embedding",
         "tie_encoder_decoder",
@@ -113,7 +115,8 @@ class NativeT5:
         vocab_size: rows of the vocabulary head, V.
         pad_token_id, decoder_start_token_id: token ids.
         eos_token_ids: list of ids that end a row.
-        tau_token_id: the <tau> row of a Training Wheels student, or None.
+        tau_token_ids: the <tau> rows of a Training Wheels student, one for each teacher; empty for other models.
+        tau_token_id: the first of them, or None.
         student_prompt, teacher_prompt: prompt the model was trained with, or None.
         core: the native object.
     """
@@ -160,12 +163,13 @@ class NativeT5:
         if eos is None:
             raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
         self.eos_token_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
-        self.tau_token_id: int | None = config.get("tau_token_id")
+        self.tau_token_ids = tau_token_ids(config.get, name)
         self.student_prompt: str | None = config.get("student_prompt")
         self.teacher_prompt: str | None = config.get("teacher_prompt")
-        for field in ("pad_token_id", "decoder_start_token_id", "tau_token_id"):
-            token = getattr(self, field)
-            if token is not None and not 0 <= token < self.vocab_size:
+        special = [(field, getattr(self, field)) for field in ("pad_token_id", "decoder_start_token_id")]
+        named = "tau_token_id" if len(self.tau_token_ids) < 2 else "tau_token_ids"
+        for field, token in [*special, *((named, token) for token in self.tau_token_ids)]:
+            if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}: config field {field}={token} is outside the vocabulary of {self.vocab_size}")
         for token in self.eos_token_ids:
             if not 0 <= token < self.vocab_size:
@@ -175,6 +179,11 @@ class NativeT5:
         if self.tau_token_id is not None and not spec.has_teacher_token_embedding:
             raise ValueError(
                 f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
+            )
+        if self.tau_token_id is not None and spec.num_experts != len(self.tau_token_ids):
+            raise ValueError(
+                f"{name}: config has <tau> for {len(self.tau_token_ids)} teachers, but tensor "
+                f"'teacher_token_embedding' has vectors for {spec.num_experts}"
             )
 
     @classmethod
@@ -300,6 +309,11 @@ class NativeT5:
         return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed)
 
     @property
+    def tau_token_id(self) -> int | None:
+        """The first teacher's <tau> row, or None."""
+        return self.tau_token_ids[0] if self.tau_token_ids else None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self.core.num_bytes
@@ -318,7 +332,8 @@ class NativeT5:
         Args:
             input_ids: source tokens (length S >= 1).
             decoder_input_ids: T decoder tokens, the start token first.
-            from_teacher: which of them the teacher wrote (adds beta, Eq. 15); empty = none.
+            from_teacher: which of them the teacher wrote (adds beta, Eq. 15); empty = none. With several teachers
+                the writer's number, 1 to n, or 0.
             chunks: sizes of the decoder passes, summing to T; None = one pass. The result does not depend on it.
             num_threads: the result does not depend on it.
         """
@@ -333,6 +348,9 @@ class NativeT5:
             raise ValueError(f"chunks must be positive and sum to {len(tokens)}, got {sizes}")
         if from_teacher and len(from_teacher) != len(tokens):
             raise ValueError(f"from_teacher has {len(from_teacher)} flags for {len(tokens)} tokens")
+        for expert in from_teacher:
+            if not 0 <= int(expert) <= self.core.config.num_experts:
+                raise ValueError(f"from_teacher names teacher {expert}, the model has {self.core.config.num_experts}")
         for token in (*source, *tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
@@ -426,6 +444,9 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
     spec.scale_decoder_outputs = bool(tied is not False if scaled is None else scaled)
     spec.has_lm_head = _has_own_head(tensors)
     spec.has_teacher_token_embedding = "teacher_token_embedding" in tensors
+    if spec.has_teacher_token_embedding:
+        shape = tensors["teacher_token_embedding"]().shape
+        spec.num_experts = shape[0] if len(shape) == 2 else 1
     extra = sorted(set(tensors) - _expected_names(spec) - _UNUSED - set(_TIED_NAMES))
     if extra:
         raise ValueError(
@@ -509,7 +530,7 @@ def _tensor_reader(tensors: Tensors, name: str, vectors: dict[str, np.ndarray]) 
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(f"{name}: tensor '{key}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read")
         values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-        if values.ndim == 1 or key.endswith("relative_attention_bias.weight"):
+        if values.ndim == 1 or key.endswith(("relative_attention_bias.weight", "teacher_token_embedding")):
             vectors[key] = values
         return values
 

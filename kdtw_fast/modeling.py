@@ -15,6 +15,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
+from kdtw_fast.options import check_int, tau_token_ids
 
 T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
 BETA = "teacher_token_embedding"
@@ -29,22 +30,37 @@ _VOCABULARY_TENSORS = (
 class TrainingWheelsT5(T5ForConditionalGeneration):
     """A T5 student with <tau> in a vocabulary row and beta, the vector added to what the teacher wrote (Eq. 15).
 
-    config.tau_token_id is <tau>'s row; config.student_prompt (with "{budget}" in it) and config.teacher_prompt
+    config.tau_token_id is <tau>'s row. A student of n > 1 teachers has a <tau> for each, config.tau_token_ids, and beta
+    [n, M] instead of [M]. config.student_prompt (with "{budget}" in it) and config.teacher_prompt
     are the instructions the pair was trained with. Make one with `from_t5`, or load one with `from_pretrained`.
     Raises ValueError if the config names no valid tau_token_id.
     """
 
     def __init__(self, config: T5Config):
-        tau = getattr(config, "tau_token_id", None)
-        if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < config.vocab_size:
-            raise ValueError(
-                f"config.tau_token_id is {tau!r}, but a Training Wheels student needs a row of its vocabulary "
-                f"(0 to {config.vocab_size - 1}); make a student from a plain T5 with TrainingWheelsT5.from_t5(model)"
-            )
+        taus = tau_token_ids(lambda field: getattr(config, field, None), "student")
+        named: list[int | None] = [*taus] or [None]
+        for tau in named:
+            if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < config.vocab_size:
+                raise ValueError(
+                    f"config.tau_token_id is {tau!r}, but a Training Wheels student needs a row of its vocabulary "
+                    f"(0 to {config.vocab_size - 1}); make a student from a plain T5 with "
+                    f"TrainingWheelsT5.from_t5(model)"
+                )
         super().__init__(config)
         # One embedding even where the config unties the head, which unties these too.
         self.set_input_embeddings(self.shared)
-        self.teacher_token_embedding = nn.Parameter(torch.zeros(config.d_model))
+        shape = (config.d_model,) if len(taus) == 1 else (len(taus), config.d_model)
+        self.teacher_token_embedding = nn.Parameter(torch.zeros(shape))
+
+    @property
+    def tau_token_ids(self) -> list[int]:
+        """The rows of <tau>, one for each teacher."""
+        return tau_token_ids(lambda field: getattr(self.config, field, None), "student")
+
+    @property
+    def marks(self) -> torch.Tensor:
+        """Beta as [n, M], a vector for each teacher."""
+        return self.teacher_token_embedding.view(-1, self.config.d_model)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -62,12 +78,16 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         tokenizer_size: int | None = None,
         student_prompt: str | None = None,
         teacher_prompt: str | None = None,
+        experts: int = 1,
     ) -> TrainingWheelsT5:
         """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare vocabulary row.
 
+        With `experts` = n > 1 it may ask n teachers: n <tau>s in rows that follow one another, and as many betas. A
+        student that becomes one of more teachers keeps the betas it has.
+
         Spare are the rows from `tokenizer_size` on (without it: from 32,100 on in a vocabulary of 32,128 rows, none
         otherwise); <tau> takes the first one unless `tau_token_id` names another. Where none is spare the vocabulary
-        grows by one row, the mean of the others. Raises TypeError for a model that is no T5, ValueError for a
+        grows, by rows that are the mean of the others. Raises TypeError for a model that is no T5, ValueError for a
         tau_token_id that the tokenizer uses or that lies outside the rows.
         """
         if not isinstance(model, T5ForConditionalGeneration):
@@ -77,6 +97,7 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             tokenizer_size = T5_TOKENS if rows == T5_ROWS else rows if tau_token_id is None else tau_token_id
         if not 0 <= tokenizer_size <= rows:
             raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but the model has {rows} rows")
+        check_int("experts", experts, 1, 32)
         tau = tokenizer_size if tau_token_id is None else tau_token_id
         if not tokenizer_size <= tau <= rows:
             raise ValueError(
@@ -85,7 +106,11 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             )
         config = copy.deepcopy(model.config)
         config.tau_token_id = tau
-        config.vocab_size = max(rows, tau + 1)
+        if experts > 1:
+            config.tau_token_ids = list(range(tau, tau + experts))
+        elif hasattr(config, "tau_token_ids"):
+            del config.tau_token_ids
+        config.vocab_size = max(rows, tau + experts)
         config.student_prompt = student_prompt or getattr(config, "student_prompt", None) or STUDENT_PROMPT
         config.teacher_prompt = teacher_prompt or getattr(config, "teacher_prompt", None) or TEACHER_PROMPT
         config.architectures = ["T5ForConditionalGeneration"]
@@ -96,19 +121,28 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         if config.vocab_size > rows:
             for key in _VOCABULARY_TENSORS:
                 if key in state:
-                    state[key] = torch.cat((state[key], state[key].mean(0, keepdim=True)))
+                    mean = state[key].mean(0, keepdim=True)
+                    state[key] = torch.cat((state[key], mean.expand(config.vocab_size - rows, -1)))
         missing, unexpected = student.load_state_dict(state, strict=False)
         assert not unexpected and set(missing) <= {BETA}, (missing, unexpected)
         if isinstance(model, TrainingWheelsT5):
             with torch.no_grad():
-                student.teacher_token_embedding.copy_(model.teacher_token_embedding)
+                kept = min(len(student.marks), len(model.marks))
+                student.marks[:kept].copy_(model.marks[:kept])
         nn.Module.to(student, device=model.device, dtype=model.dtype)
         return student.train(model.training)
+
+    def as_marks(self, experts: torch.Tensor) -> torch.Tensor:
+        """Teachers' numbers [R, T] (0 = none) as `decoder_from_teacher` takes them: bool where there is one teacher."""
+        return experts if len(self.marks) > 1 else experts.bool()
 
     def embed_decoder_inputs(
         self, decoder_input_ids: torch.Tensor, decoder_from_teacher: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Embed(id) + beta where the teacher wrote the token (Eq. 15): [R, T] ids, bool [R, T] marks -> [R, T, M]."""
+        """Embed(id) + beta where the teacher wrote the token (Eq. 15): [R, T] ids, [R, T] marks -> [R, T, M].
+
+        Marks are bool for one teacher; integers say which of several wrote the token, 1 to n, or 0.
+        """
         embedded = self.shared(decoder_input_ids)
         if decoder_from_teacher is None:
             return embedded
@@ -117,9 +151,13 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
                 f"decoder_from_teacher has shape {tuple(decoder_from_teacher.shape)}, but decoder_input_ids has "
                 f"{tuple(decoder_input_ids.shape)}; give one mark for each input token"
             )
-        if decoder_from_teacher.dtype != torch.bool:
-            raise TypeError(f"decoder_from_teacher must be bool, got {decoder_from_teacher.dtype}")
-        return embedded + decoder_from_teacher.unsqueeze(-1).to(embedded.dtype) * self.teacher_token_embedding
+        kinds = (torch.bool,) if len(self.marks) == 1 else (torch.uint8, torch.int32, torch.int64)
+        if decoder_from_teacher.dtype not in kinds:
+            expected = " or ".join(str(kind).removeprefix("torch.") for kind in kinds)
+            raise TypeError(f"decoder_from_teacher must be {expected}, got {decoder_from_teacher.dtype}")
+        for number, beta in enumerate(self.marks, 1):
+            embedded = embedded + (decoder_from_teacher == number).unsqueeze(-1).to(embedded.dtype) * beta
+        return embedded
 
     def forward(
         self,
@@ -129,7 +167,7 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         decoder_from_teacher: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """T5's forward; `decoder_from_teacher` (bool [R, T]) marks the decoder inputs that the teacher wrote.
+        """T5's forward; `decoder_from_teacher` [R, T] marks the decoder inputs that a teacher wrote (see above).
 
         Raises ValueError for marks without decoder_input_ids or of another shape.
         """

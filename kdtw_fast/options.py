@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
@@ -41,8 +41,16 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
 
 
 def check_limit(name: str, value: Any, label: str | None = None) -> None:
-    """Checks one value of max_teacher_fraction or max_teacher_calls (None = no limit); ``label`` names it."""
+    """Checks one value of max_teacher_fraction or max_teacher_calls (None = no limit); ``label`` names it.
+
+    A mapping has a limit for each teacher that it names by its number, 1 to n.
+    """
     if value is None:
+        return
+    if isinstance(value, Mapping):
+        for number, limit in value.items():
+            check_int(f"{label or name}: a teacher's number", number, 1)
+            check_limit(name, limit, f"{label or name} of teacher {number}")
         return
     if name == "max_teacher_fraction":
         check_real(label or name, value, 0.0, 1.0)
@@ -50,9 +58,23 @@ def check_limit(name: str, value: Any, label: str | None = None) -> None:
         check_int(label or name, value, 0, 2**31 - 1)
 
 
+def tau_token_ids(field: Callable[[str], Any], name: str) -> list[int]:
+    """The <tau> rows of a config: tau_token_ids of several teachers, tau_token_id of one, none of a plain T5.
+
+    `field` gives a config field, or None where there is none. Raises ValueError where they are no different rows.
+    """
+    several = field("tau_token_ids")
+    if several is None:
+        return [] if field("tau_token_id") is None else [field("tau_token_id")]
+    wrong = not isinstance(several, (list, tuple)) or not all(type(token) is int for token in several)
+    if wrong or not several or len(set(several)) < len(several):
+        raise ValueError(f"{name}: config field tau_token_ids must be a list of different rows, got {several!r}")
+    return list(several)
+
+
 def is_sequence(value: Any) -> bool:
     """True for lists, tuples, 1-D arrays and tensors; not for strings."""
-    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, dict))
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, Mapping))
 
 
 @dataclass(frozen=True)
@@ -74,7 +96,10 @@ class GenerateOptions:
         forced_tokens: ids every output begins with.
         max_teacher_fraction: Training Wheels only, in [0, 1], one value or one per input row: at every
             prefix of the output at most this fraction was written by the teacher; <tau> is masked otherwise.
-        max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row.
+            Of several teachers a number bounds all together, and a mapping from teachers' numbers to numbers
+            bounds those it names, each alone: {1: 0.3, 2: 0.05}.
+        max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row; of several
+            teachers as above.
         max_time: seconds after which a row stops where it is, from when its decoding began; None = no limit.
         max_source_length: longer sources are an error, or cut when ``truncation`` is True.
         truncation: cut over-long sources (keeping the end token) instead of raising.
@@ -102,8 +127,8 @@ class GenerateOptions:
     row_ids: Sequence[int] | None = None
     num_return_sequences: int = 1
     forced_tokens: Sequence[int] = ()
-    max_teacher_fraction: float | Sequence[float] | None = None
-    max_teacher_calls: int | Sequence[int] | None = None
+    max_teacher_fraction: float | Mapping[int, float] | Sequence[Any] | None = None
+    max_teacher_calls: int | Mapping[int, int] | Sequence[Any] | None = None
     max_time: float | None = None
     max_source_length: int = 512
     truncation: bool = False

@@ -56,14 +56,17 @@ class GenerationOutput(ModelOutput):
             as Hugging Face's ``generate`` returns them.
         owners: uint8 [R, T], an :class:`Owner` code per token of ``sequences``.
         lengths: int64 [R], output tokens per row (start token and padding not counted).
-        teacher_calls: int64 [R], passes of the teacher that served the row.
-        teacher_fraction: float32 [R], tokens written by the teacher over ``lengths``.
+        experts: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
+        teacher_calls: int64 [R], passes of the teacher (of all teachers) that served the row.
+        teacher_fraction: float32 [R], tokens written by the teacher (by all teachers) over ``lengths``.
+        expert_calls: int64 [R, n], the same for each teacher; n = 0 where one model decodes alone.
+        expert_fraction: float32 [R, n], the same for each teacher.
         drafted: int64 [R], tokens the student wrote, those later taken back included.
         accepted: int64 [R], student tokens that a check let stand.
         rolled_back: int64 [R], student tokens taken back.
         finish_reasons: per row "end" (end token), "length" or "time".
         student_passes: passes of the student's decoder over the batch.
-        teacher_passes: passes of the teacher's decoder over the batch.
+        teacher_passes: passes of the teachers' decoders over the batch.
         timings: seconds by phase. None in a stream, like the passes: rows share them, the stream has the sums.
         student_logprobs: float32 [R, T], log-probability of the student's action (temperature 1): its
             token, or <tau> where it asked; NaN where it took none. With ``output_logprobs`` only.
@@ -79,9 +82,12 @@ class GenerationOutput(ModelOutput):
 
     sequences: torch.Tensor | None = None
     owners: torch.Tensor | None = None
+    experts: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     teacher_calls: torch.Tensor | None = None
     teacher_fraction: torch.Tensor | None = None
+    expert_calls: torch.Tensor | None = None
+    expert_fraction: torch.Tensor | None = None
     drafted: torch.Tensor | None = None
     accepted: torch.Tensor | None = None
     rolled_back: torch.Tensor | None = None
@@ -136,11 +142,16 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
     ends = (1 + arrays["lengths"]).tolist()
     for r, end in enumerate(ends):
         row: dict[str, Any] = {
-            name: torch.from_numpy(value[r : r + 1, :end] if value.ndim == 2 else value[r : r + 1])
+            name: torch.from_numpy(
+                value[r : r + 1] if value.ndim == 1 or name in _BY_EXPERT else value[r : r + 1, :end]
+            )
             for name, value in arrays.items()
         }
         row |= {name: [result[name][r]] for name in _LISTS if name in result}
         yield index[r], GenerationOutput(**row, finish_reasons=[FINISH_REASONS[finish[r]]], index=index[r])
+
+
+_BY_EXPERT = ("expert_calls", "expert_fraction")
 
 
 def _parts(result: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:

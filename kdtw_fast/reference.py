@@ -39,12 +39,20 @@ class ReferenceRow:
 
     tokens: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
+    experts: list[int] = field(default_factory=list)  # which teacher wrote it, 1 to n; 0 = none
     student_logprobs: list[float] = field(default_factory=list)
     teacher_logprobs: list[float] = field(default_factory=list)
     teacher_calls: int = 0
+    expert_calls: list[int] = field(default_factory=list)  # of each teacher
     drafted: int = 0
     rolled_back: int = 0
     near_ties: set[int] = field(default_factory=set)
+
+    @property
+    def expert_fraction(self) -> list[float]:
+        """Part of the output that each teacher wrote."""
+        numbers = range(1, 1 + len(self.expert_calls))
+        return [self.experts.count(k) / len(self.tokens) if self.tokens else 0.0 for k in numbers]
 
     @property
     def accepted(self) -> int:
@@ -137,14 +145,16 @@ class _Lane:
         self.start: int = model.config.decoder_start_token_id
         self.hidden = model.get_encoder()(input_ids=torch.tensor([list(source)]))[0]
 
-    def logits(self, tokens: Sequence[int], from_teacher: Sequence[bool] | None = None) -> Tensor:
+    def logits(self, tokens: Sequence[int], experts: Sequence[int] | None = None) -> Tensor:
         """Logits [len(tokens) + 1, V]; row j predicts output position j from start + tokens[:j].
 
-        `from_teacher` marks the tokens whose embedding gets beta (Eq. 13 to 15); None = plain tokens.
+        `experts` marks the tokens whose embedding gets beta, that of teacher k where it is k > 0 (Eq. 13 to 15); None =
+        plain tokens.
         """
         inputs: dict[str, Any] = {}
-        if from_teacher is not None:
-            inputs["decoder_from_teacher"] = torch.tensor([[False, *from_teacher]])
+        if experts is not None:
+            marks = torch.tensor([[0, *experts]])
+            inputs["decoder_from_teacher"] = marks if len(_taus(self.model)) > 1 else marks.bool()
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
             decoder_input_ids=torch.tensor([[self.start, *tokens]]),
@@ -159,17 +169,18 @@ class _Row(ReferenceRow):
     """A row while it decodes. `settled`: first position that no call has looked at yet."""
 
     student: _Lane
-    teacher: _Lane
+    teachers: list[_Lane]
     student_warp: Warp
     teacher_warp: Warp
     seed: int
     key: int
     min_new_tokens: int
     max_new_tokens: int
-    max_teacher_fraction: float | None
-    max_teacher_calls: int | None
+    max_teacher_fraction: float | dict[int, float] | None  # of all teachers together, or of those named
+    max_teacher_calls: int | dict[int, int] | None
     eos: int
-    tau: int | None
+    taus: list[int]
+    asked: int = 1  # the teacher that the next call is for
     forced: int = 0
     settled: int = 0
     draft_probabilities: dict[int, Tensor] = field(default_factory=dict)
@@ -182,22 +193,21 @@ class _Row(ReferenceRow):
     def ended(self) -> bool:
         return self.length == self.max_new_tokens or (self.length > 0 and self.tokens[-1] == self.eos)
 
-    def append(self, token: int, owner: int) -> None:
+    def append(self, token: int, owner: int, expert: int = 0) -> None:
         self.tokens.append(token)
         self.owners.append(owner)
+        self.experts.append(expert)
 
     def roll_back(self, position: int) -> None:
         self.rolled_back += self.length - position
-        del self.tokens[position:], self.owners[position:]
+        del self.tokens[position:], self.owners[position:], self.experts[position:]
         # The student's action at `position` was taken; what follows was not.
         del self.student_logprobs[position + 1 :], self.teacher_logprobs[position + 1 :]
 
-    def banned(self, position: int, tau_allowed: bool = False) -> list[int]:
-        """EOS before `min_new_tokens`; tau unless the student may ask here."""
+    def banned(self, position: int, allowed: Sequence[int] = ()) -> list[int]:
+        """EOS before `min_new_tokens`; the taus of all teachers but those that the student may ask here."""
         banned = [self.eos] if position < self.min_new_tokens else []
-        if self.tau is not None and not tau_allowed:
-            banned.append(self.tau)
-        return banned
+        return banned + [tau for number, tau in enumerate(self.taus, 1) if number not in allowed]
 
     def uniform(self, position: int, stream: int) -> float:
         return float(uniform(self.seed, self.key, position, stream))
@@ -244,9 +254,9 @@ class _Decoder:
     checks_the_end = True  # a drafted EOS, or the last token that fits, still goes to the teacher
     adds_token = True  # the teacher adds a token where all drafts stand
 
-    def __init__(self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration | None = None) -> None:
+    def __init__(self, student: T5ForConditionalGeneration, *teachers: T5ForConditionalGeneration) -> None:
         self.student = student
-        self.teacher = student if teacher is None else teacher  # alone: never called
+        self.teachers = teachers
 
     # Call rule.
 
@@ -276,8 +286,7 @@ class _Decoder:
         while not row.ended:
             while not self._must_call(row):
                 position = row.length
-                marks = [owner in (TEACHER, CORRECTED) for owner in row.owners]
-                logits = row.student.logits(row.tokens, marks if self.marks_teacher else None)[-1]
+                logits = row.student.logits(row.tokens, row.experts if self.marks_teacher else None)[-1]
                 token = self._act(row, logits)
                 if token is None:
                     break
@@ -287,9 +296,11 @@ class _Decoder:
                 if row.ended and not self.checks_the_end:
                     return
 
-            read = row.teacher.logits(row.tokens)
+            read = row.teachers[row.asked - 1].logits(row.tokens)
             row.teacher_calls += 1
-            for position in range(row.forced, row.length):
+            row.expert_calls[row.asked - 1] += 1
+            # Of several teachers the first that reads a position scores it.
+            for position in range(row.settled, row.length):
                 _set(row.teacher_logprobs, position, _log_prob(read[position], row.tokens[position]))
 
             for position in self._checked(row):
@@ -310,7 +321,7 @@ class _Decoder:
     @staticmethod
     def _teacher_writes(row: _Row, token: int, owner: int, read: Tensor) -> None:
         _set(row.teacher_logprobs, row.length, _log_prob(read[row.length], token))
-        row.append(token, owner)
+        row.append(token, owner, row.asked)
 
     @torch.inference_mode()
     def generate(
@@ -318,7 +329,7 @@ class _Decoder:
         input_ids: Any,
         attention_mask: Any = None,
         *,
-        teacher_inputs: dict[str, Any] | None = None,
+        teacher_inputs: Any = None,
         max_new_tokens: int = 64,
         min_new_tokens: int = 0,
         temperature: float = 0.0,
@@ -331,13 +342,14 @@ class _Decoder:
         row_ids: Sequence[int] | None = None,
         num_return_sequences: int = 1,
         forced_tokens: Sequence[int] = (),
-        max_teacher_fraction: float | Sequence[float | None] | None = None,
-        max_teacher_calls: int | Sequence[int | None] | None = None,
+        max_teacher_fraction: Any = None,
+        max_teacher_calls: Any = None,
     ) -> list[ReferenceRow]:
         """Decode every row of `input_ids` [R, S] alone; returns R * num_return_sequences rows in order.
 
         `attention_mask` [R, S] is 1 at source tokens and 0 at padding. Sequences of one source lie together; row
-        keys (`row_ids`) count rows after that repetition, the teacher limits are one value or one per source.
+        keys (`row_ids`) count rows after that repetition, the teacher limits are one value or one per source; a dict
+        has a limit for each teacher that it names. `teacher_inputs` is one for all teachers or one for each.
         Teacher settings that are None equal the student's. Forced tokens fill the first positions.
 
         Log-probabilities: the student's belong to its own action, so at a corrected position to its rejected
@@ -345,13 +357,15 @@ class _Decoder:
         are there for every position up to its last pass but the forced ones, which nobody chose.
         """
         sources = _rows(input_ids, attention_mask)
-        teacher_sources = sources
-        if teacher_inputs is not None:
-            teacher_sources = _rows(teacher_inputs["input_ids"], teacher_inputs.get("attention_mask"))
+        several = isinstance(teacher_inputs, (list, tuple))
+        told = [
+            sources if given is None else _rows(given["input_ids"], given.get("attention_mask"))
+            for given in (teacher_inputs if several else [teacher_inputs] * len(self.teachers))
+        ]
         count = len(sources) * num_return_sequences
         fractions = _per_row(max_teacher_fraction, len(sources))
         calls = _per_row(max_teacher_calls, len(sources))
-        tau = getattr(self.student.config, "tau_token_id", None)
+        taus = _taus(self.student)
         eos = self.student.config.eos_token_id
         if not isinstance(eos, int):
             raise TypeError(f"the model needs one eos_token_id, its config has {eos!r}")
@@ -360,7 +374,7 @@ class _Decoder:
             source = index // num_return_sequences
             row = _Row(
                 student=_Lane(self.student, sources[source]),
-                teacher=_Lane(self.teacher, teacher_sources[source]),
+                teachers=[_Lane(model, own[source]) for model, own in zip(self.teachers, told, strict=True)],
                 student_warp=Warp(temperature, top_k, top_p),
                 teacher_warp=Warp(
                     temperature if teacher_temperature is None else teacher_temperature,
@@ -374,7 +388,8 @@ class _Decoder:
                 max_teacher_fraction=fractions[source],
                 max_teacher_calls=calls[source],
                 eos=eos,
-                tau=tau,
+                taus=taus,
+                expert_calls=[0] * len(self.teachers),
             )
             for token in forced_tokens:
                 row.append(int(token), FORCED)
@@ -396,8 +411,14 @@ def _rows(input_ids: Any, attention_mask: Any) -> list[list[int]]:
     return [row[mask.bool()].tolist() for row, mask in zip(ids, kept, strict=True)]
 
 
+def _taus(model: Any) -> list[int]:
+    """The ids of <tau>, one for each teacher; none of a plain T5."""
+    one, several = (getattr(model.config, name, None) for name in ("tau_token_id", "tau_token_ids"))
+    return several or ([] if one is None else [one])
+
+
 def _per_row(value: Any, rows: int) -> list[Any]:
-    return [value] * rows if value is None or isinstance(value, (int, float)) else list(value)
+    return [value] * rows if value is None or isinstance(value, (int, float, dict)) else list(value)
 
 
 # --- The methods --------------------------------------------------------------------------------------
@@ -415,8 +436,9 @@ class GreedyDecoder(_Decoder):
 class TrainingWheelsDecoder(_Decoder):
     """The student writes until it picks tau, and the teacher writes that token (section 3 of the paper).
 
-    The ledger: the n-th call at position p is allowed iff n <= max_teacher_calls and
-    n <= floor(max_teacher_fraction (p + 1)); elsewhere tau is banned. `verify_lenience` l > 0 also checks the
+    Of several teachers each has its own tau. The ledger: the n-th call at position p is allowed iff
+    n <= max_teacher_calls and n <= floor(max_teacher_fraction (p + 1)); elsewhere tau is banned. A number bounds the
+    calls of all teachers, a dict those of each teacher that it names. `verify_lenience` l > 0 also checks the
     drafts since the last call in the pass that happens anyway, by the lenience test of Algorithm 1 (also when
     sampling), as far back as the ledger allows a teacher token to stand.
     """
@@ -427,26 +449,33 @@ class TrainingWheelsDecoder(_Decoder):
     def __init__(
         self,
         student: T5ForConditionalGeneration,
-        teacher: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration | Sequence[T5ForConditionalGeneration],
         verify_lenience: float = 0.0,
     ) -> None:
-        super().__init__(student, teacher)
+        super().__init__(student, *(teacher if isinstance(teacher, (list, tuple)) else [teacher]))
         self.verify_lenience = verify_lenience
 
     @staticmethod
-    def _allowed(row: _Row, call: int, position: int) -> bool:
-        """Whether the ledger allows the row's `call`-th teacher token at `position`."""
-        if row.max_teacher_calls is not None and call > row.max_teacher_calls:
-            return False
-        fraction = row.max_teacher_fraction
-        return fraction is None or call <= math.floor(fraction * (position + 1) + 1e-9)
+    def _allowed(row: _Row, teacher: int, more: int, position: int) -> bool:
+        """Whether the ledger allows a token of `teacher` at `position` after `more` calls that are not counted yet."""
+        for limit, bound in (
+            (row.max_teacher_calls, lambda most: most),
+            (row.max_teacher_fraction, lambda most: math.floor(most * (position + 1) + 1e-9)),
+        ):
+            calls = row.teacher_calls
+            if isinstance(limit, dict):
+                calls, limit = row.expert_calls[teacher - 1], limit.get(teacher)
+            if limit is not None and calls + more > bound(limit):
+                return False
+        return True
 
     def _act(self, row: _Row, logits: Tensor) -> int | None:
         position = row.length
-        banned = row.banned(position, tau_allowed=self._allowed(row, row.teacher_calls + 1, position))
-        token = row.pick(ban(logits, banned), row.student_warp, position, STREAM_STUDENT)
-        if token != row.tau:
+        allowed = [k for k in range(1, 1 + len(row.teachers)) if self._allowed(row, k, 1, position)]
+        token = row.pick(ban(logits, row.banned(position, allowed)), row.student_warp, position, STREAM_STUDENT)
+        if token not in row.taus:
             return token
+        row.asked = 1 + row.taus.index(token)
         _set(row.student_logprobs, position, _log_prob(logits, token))
         return None
 
@@ -454,7 +483,7 @@ class TrainingWheelsDecoder(_Decoder):
         if self.verify_lenience == 0.0:
             return range(0)
         first = row.settled
-        while first < row.length and not self._allowed(row, row.teacher_calls, first):
+        while first < row.length and not self._allowed(row, row.asked, 0, first):
             first += 1
         return range(first, row.length)
 

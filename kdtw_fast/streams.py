@@ -15,7 +15,7 @@ from kdtw_fast import _core
 from kdtw_fast.inputs import Item
 from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
 
-RowArguments = tuple[int, _core.Ledger, list[int], list[int]]  # of _core.Session.add
+RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger]]  # of _core.Session.add
 
 
 class Stream:

@@ -22,6 +22,7 @@ class Tally:
     differing: int = 0  # of those, rows that came out differently
     largest_logprob_difference: float = 0.0
     owners: Counter[int] = field(default_factory=Counter)
+    experts: Counter[int] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
     rolled_back: int = 0
 
@@ -32,6 +33,7 @@ class Tally:
         self.near_ties += other.near_ties
         self.differing += other.differing
         self.owners += other.owners
+        self.experts += other.experts
         self.finished += other.finished
         self.rolled_back += other.rolled_back
         self.largest_logprob_difference = max(self.largest_logprob_difference, other.largest_logprob_difference)
@@ -50,6 +52,9 @@ def output_row(output: Any, row: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "tokens": as_array(output.sequences)[row, 1 : 1 + length].tolist(),
         "owners": as_array(output.owners)[row, 1 : 1 + length].tolist(),
+        "experts": as_array(output.experts)[row, 1 : 1 + length].tolist(),
+        "expert_calls": as_array(output.expert_calls)[row].tolist(),
+        "expert_fraction": [round(value, 5) for value in as_array(output.expert_fraction)[row].tolist()],
     }
     for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
         result[name] = int(getattr(output, name)[row])
@@ -85,9 +90,11 @@ def compare(output: Any, expected: list[ReferenceRow], context: str = "", tolera
     for index, reference in enumerate(expected):
         native = output_row(output, index)
         oracle = {name: getattr(reference, name) for name in native}
+        oracle["expert_fraction"] = [round(value, 5) for value in oracle["expert_fraction"]]
         tally.tokens += len(reference.tokens)
         tally.near_ties += bool(reference.near_ties)
         tally.owners.update(reference.owners)
+        tally.experts.update(reference.experts)
         tally.finished[output.finish_reasons[index]] += 1
         tally.rolled_back += reference.rolled_back
         native_fraction, oracle_fraction = native.pop("teacher_fraction"), oracle.pop("teacher_fraction")

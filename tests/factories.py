@@ -150,6 +150,32 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
     return with_tau(base, tau, beta_scale=float(rng.choice([0.0, 1.0])), seed=seed), teacher
 
 
+def random_experts(
+    relation: str, seed: int, count: int, vocab_size: int = 43
+) -> tuple[TrainingWheelsT5, list[T5ForConditionalGeneration]]:
+    """A student with a <tau> and a beta for each of `count` unlike teachers; it is related to the first of them.
+
+    The <tau>s are the last ids, some or all of them rows beyond the teachers' vocabulary.
+    """
+    rng = np.random.default_rng([seed, count, RELATIONS.index(relation)])
+    single, first = random_pair(relation, seed, vocab_size)
+    student = TrainingWheelsT5.from_t5(single, tau_token_id=single.config.tau_token_id, experts=count)
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
+    with torch.no_grad():
+        tau, *others = student.tau_token_ids
+        head = student.lm_head.weight
+        for other in others:
+            noise = torch.randn(head[tau].shape, generator=generator)
+            head[other] = head[tau].norm() * float(rng.choice([0.8, 1.0, 1.2])) * noise / noise.norm()
+        scale = float(rng.choice([0.0, 1.0]))
+        student.marks.copy_(scale * torch.randn(student.marks.shape, generator=generator))
+    teachers = [first]
+    for _ in others:
+        teachers.append(random_t5(SHAPES[int(rng.integers(len(SHAPES)))], vocab_size, seed=int(rng.integers(1 << 31))))
+        scale_row(teachers[-1], EOS, float(rng.choice([0.5, 1.5, 2.2])))
+    return student.eval(), teachers
+
+
 def _copy_with_rows(model: T5ForConditionalGeneration, vocab_size: int, seed: int) -> T5ForConditionalGeneration:
     copied = copy.deepcopy(model)
     added = vocab_size - model.config.vocab_size

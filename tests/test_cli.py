@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from factories import SHAPES, random_t5, scale_row, with_tau
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder, Owner, TrainingWheelsDecoder
 from kdtw_fast.demo import CONTESTANTS, Score, run_demo, spread
 from kdtw_fast.methods import METHODS, make_decoder
+from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
 from kdtw_fast.pairs import Sample
 
@@ -106,6 +108,39 @@ def test_auto_decodes_at_the_quality_asked_for_and_says_how(kdtw, pair: TinyPair
     assert run("--method", "auto", "--quality", "student") == run("--method", "greedy-student")
     ran = {json.loads(line)["method"] for line in run("--method", "auto", "--quality", "0.3", "--jsonl").splitlines()}
     assert ran <= {"training-wheels", "greedy-teacher", "auto"} and ran != {"auto"}  # "auto": an empty line's
+
+
+def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
+    student = TrainingWheelsT5.from_t5(pair.student, tau_token_id=pair.student.config.tau_token_id, experts=2).eval()
+    with torch.no_grad():  # the second <tau> wins where the first's logit is clearly negative
+        student.lm_head.weight[-1] = -student.lm_head.weight[-2]
+    student.save_pretrained(tmp_path / "student")
+    second = random_t5(SHAPES[1], pair.teacher.config.vocab_size, seed=5)
+    second.config.teacher_prompt = "docs: "
+    second.save_pretrained(tmp_path / "second")
+    folders = ["--student", tmp_path / "student", "--tokenizer", pair.folder / "tokenizer"]
+    both = [*folders, "--teacher", pair.folder / "teacher", "--teacher", tmp_path / "second"]
+    texts = [x for x in LINES if x.strip()]
+    decoder = TrainingWheelsDecoder(student, [pair.teacher, second], tokenizer=pair.tokenizer)
+    out = decoder(texts, budget=["high", "no"], max_new_tokens=12)
+    assert min(out.expert_calls.sum(0)) > 0
+    result = kdtw("generate", *both, *SMALL, "--budget", "high,no", "--jsonl", *texts)
+    assert result.exit_code == 0, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["expert_calls"] for record in records] == out.expert_calls.tolist()
+    for record, row, length in zip(records, out.experts.tolist(), out.lengths.tolist(), strict=True):
+        assert record["experts"] == row[1 : 1 + length]
+    result = kdtw("generate", *both, *SMALL, "--budget", "high,no", "--show-owners", *texts)
+    assert "[1:" in result.stdout and "[2:" in result.stdout
+    light = kdtw("generate", *both, *SMALL, *texts)
+    assert light.stdout == kdtw("generate", *both, *SMALL, "--budget", "light,light", *texts).stdout != result.stdout
+    for arguments, words in (
+        ([*folders, "--teacher", pair.folder / "teacher"], "can ask 2 teachers, but 1 were given"),
+        ([*both, "--budget", "light"], "2 teachers, give a budget for each"),
+        ([*both, "--method", "speculative"], "SpeculativeDecoder has one teacher, got 2"),
+    ):
+        result = kdtw("generate", *arguments, "paket")
+        assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
 def test_packed_weights_are_kept_where_it_is_said(kdtw, pair: TinyPair) -> None:

@@ -25,7 +25,7 @@ from kdtw_fast.training.rollouts import (
     rollout_seed,
     score_unread,
     teacher_rollout,
-    without_token,
+    without_tokens,
 )
 from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Optimiser
@@ -468,7 +468,7 @@ def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
     decoder = GreedyDecoder(teacher, num_threads=1)
     every = teacher_rollout(decoder, rows, [0] * 6, prompts[1], 10)
     first = int(every[0].tokens[0])
-    left = without_token(every, first)
+    left = without_tokens(every, first)
     expected = [e.tokens.tolist() for e in every if first not in e.tokens]
     assert [e.tokens.tolist() for e in left] == expected and len(expected) < 6
 

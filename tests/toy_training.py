@@ -53,8 +53,11 @@ def toy_recipe(toy: Path, name: str, **values: object) -> recipes.Recipe:
     """A shipped recipe brought down to the toy task."""
     models = {"student__path": toy / "student/model", "teacher__path": toy / "teacher/model"}
     places = {"data__folder": toy / "data", "tokenizer": toy / "tokenizer"}
-    if hasattr(recipes.resolve(name).settings, "trajectories_file"):
+    shipped = recipes.resolve(name).settings
+    if hasattr(shipped, "trajectories_file"):
         places["trajectories_file"] = "''"
+    if getattr(shipped, "experts", None):  # each further teacher is the toy's one again
+        places["experts"] = f"[{', '.join([f'{{path: {toy}/teacher/model}}'] * len(shipped.experts))}]"
     return recipes.resolve(name, overrides(**{**places, **models, **QUICK, "optimiser__warmup": 2, **values}))
 
 

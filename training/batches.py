@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdtw_fast.budgets import BUDGETS, student_prompt
+from kdtw_fast.budgets import student_prompt
 
 from . import processes
 from .debian import Example
+from .mixes import mixes, told
 
 IGNORED = -100
 
@@ -57,9 +58,11 @@ def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_tar
     ]
 
 
-def student_prompts(tokenizer, template: str) -> list[list[int]]:
-    """Token ids of the student's prompt for each of the six budgets, in the table's order."""
-    return [tokenizer(student_prompt(b, template), add_special_tokens=False)["input_ids"] for b in BUDGETS]
+def student_prompts(tokenizer, template: str, experts: int = 1) -> list[list[int]]:
+    """Token ids of the student's prompt for each of the six budgets (of several teachers: each mix), in their order."""
+    return [
+        tokenizer(student_prompt(told(mix), template), add_special_tokens=False)["input_ids"] for mix in mixes(experts)
+    ]
 
 
 def teacher_prompts(tokenizer, prompt: str) -> list[list[int]]:

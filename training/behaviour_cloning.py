@@ -15,28 +15,28 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.budgets import join_phrases
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
-from . import processes
-from .batches import IGNORED
+from . import mixes, processes
+from .batches import IGNORED, student_prompts
 from .debian import Example
 from .evaluate import longest_source, scores, shown
-from .losses import behaviour_cloning, position_divergence
-from .models import load_student, load_teacher, load_tokenizer, save_pair_member, settle_teacher
+from .losses import behaviour_cloning
+from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
-from .oracle import oracle_positions, shift_marks
+from .oracle import expert_gains, oracle_experts, shift_marks
 from .selection import rank
-from .settings import Optimiser, Run, one_of
+from .settings import Optimiser, Pairing, one_of
 from .tasks import Task, teacher_trajectories
 from .trainer import Table
 
 
 @dataclass(frozen=True)
-class Settings(Run):
+class Settings(Pairing):
     """Phase 1."""
 
     steps: int = 200
@@ -58,30 +58,41 @@ class Settings(Run):
         check_real("tolerance", self.tolerance, 0.0, 1.0)
 
 
+Teacher = T5ForConditionalGeneration | NativeT5
+
+
 def measure_budgets(
     student: TrainingWheelsT5,
-    teacher: T5ForConditionalGeneration | NativeT5,
+    teacher: Teacher | Sequence[Teacher],
     tokenizer: Any,
     examples: Sequence[Example],
     max_new_tokens: int = 96,
     batch_size: int = 64,
     **options: Any,
 ) -> Table:
-    """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to the decoder."""
+    """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to the decoder.
+
+    Of several teachers for the mixes of mixes.measured, with the uses of all together, and of each in lists.
+    """
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "in_order": True} | options
     table: Table = []
-    for budget in BUDGETS:
+    for mix in mixes.measured(len(decoder.teachers)):
         sources = (example.source for example in examples)
-        limit = longest_source(decoder, examples, budget.phrase)
-        outs = list(decoder.stream(sources, budget=budget.phrase, max_source_length=limit, **options))
+        limit = longest_source(decoder, examples, mixes.told(mix))
+        outs = list(decoder.stream(sources, budget=mixes.told(mix), max_source_length=limit, **options))
         calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
+        of_each: dict[str, list[float]] = {}
+        if len(mix) > 1:
+            own = np.concatenate([out["expert_calls"].numpy() for out in outs]).sum(0) / lengths.sum()
+            of_each = {"asked_of": [budget.fraction for budget in mix], "achieved_of": own.round(4).tolist()}
         table.append(
             {
-                "budget": budget.phrase,
-                "asked": budget.fraction,
+                "budget": join_phrases(mix),
+                "asked": sum(budget.fraction for budget in mix),
                 "achieved": round(float(calls.sum() / lengths.sum()), 4),
                 "row_mean": round(float((calls / lengths).mean()), 4),
+                **of_each,
                 **scores([out.texts[0] for out in outs], [example.target for example in examples]),
             }
         )
@@ -95,18 +106,25 @@ class BehaviourCloning:
         self.settings = settings
         self.tokenizer = load_tokenizer(settings)
         self.task = Task(settings, self.tokenizer)
-        self.teacher = load_teacher(settings)
-        self.student = load_student(settings.student.path, len(self.tokenizer), settings)
+        self.teachers = load_teachers(settings)
+        self.judge = self.teachers[-1]
+        n = len(self.teachers)
+        self.student = load_student(settings.student.path, len(self.tokenizer), settings, n)
         cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
         sources = self.task.draw(settings.trajectories)
-        self.answering = NativeT5.from_model(self.teacher, "teacher")
-        rows = teacher_trajectories(self.teacher, self.task, sources, cache)
-        self.batches = self.task.batches(rows, self.task.own)
-        self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
+        names = ["teacher"] if n == 1 else [f"teacher {k}" for k in range(1, 1 + n)]
+        self.answering = [
+            NativeT5.from_model(teacher, name) for teacher, name in zip(self.teachers, names, strict=True)
+        ]
+        rows = teacher_trajectories(self.judge, self.task, sources, cache)
+        own = student_prompts(self.tokenizer, settings.student_prompt, n)
+        self.batches = self.task.batches(rows, own)
+        self.fractions = mixes.fractions(n)
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
         self.student.to(settings.device).train()
-        settle_teacher(self.teacher, settings)
+        for teacher in self.teachers:
+            settle_teacher(teacher, settings)
 
     def train_batch(self, index: int) -> dict[str, float]:
         """One update along R teacher trajectories, each with a budget of its own."""
@@ -115,22 +133,22 @@ class BehaviourCloning:
         set_rate(self.optimiser, rate_at(index, settings.steps, settings.optimiser))
         own = self.batches[index].mine().to(settings.device)
         told = self.batches.at(index, self.task.told).mine().to(settings.device)
-        budgets = torch.zeros(len(own.labels))
+        budgets = torch.zeros(len(own.labels), len(self.teachers))
         drawn = torch.from_numpy(processes.mine(self.batches.draws(index)))
         budgets[: len(drawn)] = self.fractions[drawn]
         kept = own.labels != IGNORED
         common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
         with torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16):
             with torch.no_grad():
-                answers = self.teacher(told.source_ids, told.source_mask, **common).logits
+                answers = [teacher(told.source_ids, told.source_mask, **common).logits for teacher in self.teachers]
             encoded = student.get_encoder()(input_ids=own.source_ids, attention_mask=own.source_mask)
             common |= {"encoder_outputs": encoded, "attention_mask": own.source_mask}
             with torch.no_grad():
                 unmarked = student(**common).logits
-            divergence = position_divergence(unmarked, answers, student.config.tau_token_id)
-            asked = oracle_positions(divergence, kept, budgets.to(settings.device), settings.rounding)
-            logits = student(**common, decoder_from_teacher=shift_marks(asked)).logits
-        parts = behaviour_cloning(logits, answers, asked, kept, student.config.tau_token_id, settings.abstain)
+            gains = expert_gains(unmarked, answers, student.tau_token_ids).transpose(0, 1)
+            asked = oracle_experts(gains, kept, budgets.to(settings.device), settings.token_costs, settings.rounding)
+            logits = student(**common, decoder_from_teacher=student.as_marks(shift_marks(asked))).logits
+        parts = behaviour_cloning(logits, answers[-1], asked, kept, student.tau_token_ids, settings.abstain)
         share = processes.share(int(kept.sum()))
         parts = {name: value * share for name, value in parts.items()}
         norm = update(parts["loss"], student, self.optimiser, settings.optimiser.clip, {**vars(own), "asked": asked})
@@ -144,7 +162,8 @@ class BehaviourCloning:
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
         decoder = TrainingWheelsDecoder(self.student, self.answering, tokenizer=self.tokenizer)
-        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget="moderate")
+        budget = mixes.told(mixes.moderate(len(self.teachers)))
+        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget=budget)
 
     def rank(self, table: Table) -> tuple[float, ...]:
         """How good a table of `validate` is, larger is better; see selection.py."""

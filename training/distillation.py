@@ -177,6 +177,8 @@ def load_plain_student(settings: Run) -> T5ForConditionalGeneration:
     """The student as a plain T5 in float32; what a Training Wheels student has besides is left behind."""
     student = load_t5(settings.student.path, "student.path")
     student.config.tau_token_id = None
+    if hasattr(student.config, "tau_token_ids"):
+        del student.config.tau_token_ids
     student.config.student_prompt = settings.student_prompt
     student.config.teacher_prompt = settings.teacher_prompt
     return student

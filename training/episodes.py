@@ -1,4 +1,4 @@
-"""An episode, and a batch of episodes as tensors. Depends on torch and batches only."""
+"""An episode, and a batch of episodes as tensors. Depends on torch, batches and losses only."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from kdtw_fast.modeling import TrainingWheelsT5
 
 from .batches import ceil_to
+from .losses import Taus, tau_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +22,12 @@ class Episode:
 
     Args:
         source: int32 [S], the source's tokens without prompt and without EOS.
-        budget: number of the budget in BUDGETS that the student was told.
+        budget: number of the budget in BUDGETS that the student was told; of several teachers, of the mix in mixes.py.
         tokens: int32 [T], the output (with EOS if it was reached).
-        from_teacher: bool [T], true where the student's action was <tau> and the teacher wrote the token.
-        teacher_logprobs: float32 [T], log-likelihood of each token under the teacher; NaN where no pass of it has read
-            the token yet.
+        from_teacher: bool [T], true where the student's action was <tau> and the teacher wrote the token. Of several
+            teachers uint8 [T], the number of the one that did, 1 to n, or 0.
+        teacher_logprobs: float32 [T], log-likelihood of each token under the teacher (of several the judge); NaN where
+            no pass of it has read the token yet.
         ended: the last token is EOS; otherwise the output was cut off at the length limit.
     """
 
@@ -41,12 +43,17 @@ class Episode:
 
     @property
     def calls(self) -> int:
-        """How many tokens the teacher wrote."""
-        return int(self.from_teacher.sum())
+        """How many tokens teachers wrote."""
+        return int((self.from_teacher != 0).sum())
 
-    def actions(self, tau: int) -> np.ndarray:
-        """What the student chose at each step: its token, or `tau` where it asked; int32 [T]."""
-        return np.where(self.from_teacher, np.int32(tau), self.tokens)
+    def calls_of(self, teacher: int) -> int:
+        """How many tokens the teacher of this number wrote."""
+        return int((self.from_teacher == teacher).sum())
+
+    def actions(self, tau: Taus) -> np.ndarray:
+        """What the student chose at each step: its token, or the <tau> of the teacher that it asked; int32 [T]."""
+        chosen = np.array([0, *tau_list(tau)], np.int32)[self.from_teacher.astype(np.int64)]
+        return np.where(self.from_teacher != 0, chosen, self.tokens)
 
 
 def special_tokens(model: T5ForConditionalGeneration) -> tuple[int, int, int]:
@@ -65,13 +72,13 @@ class EpisodeBatch:
     Args:
         source_ids, source_mask: [R, S], prompt, source and EOS.
         inputs: [R, T + 1], what the decoder reads: start token and output.
-        marks: bool [R, T + 1], the inputs that the teacher wrote (Eq. 13).
+        marks: [R, T + 1], the inputs that the teacher wrote (Eq. 13): bool, of several teachers uint8, their numbers.
         actions: [R, T], the student's action, <tau> where it asked; 0 in padding.
-        asked: bool [R, T].
+        asked: [R, T], like marks.
         kept: bool [R, T], false in padding.
         teacher_logprobs: float32 [R, T], 0 in padding.
         ended: bool [R].
-        budgets: [R], numbers of the budgets.
+        budgets: [R], numbers of the budgets or mixes.
     """
 
     source_ids: torch.Tensor
@@ -91,9 +98,9 @@ class EpisodeBatch:
 
 
 def collate_episodes(
-    episodes: Sequence[Episode], prompts: Sequence[Sequence[int]], tau: int, start: int, eos: int, pad: int
+    episodes: Sequence[Episode], prompts: Sequence[Sequence[int]], tau: Taus, start: int, eos: int, pad: int
 ) -> EpisodeBatch:
-    """Episodes as one batch; prompts[b] stands before the source of an episode with budget b.
+    """Episodes as one batch; prompts[b] stands before the source of an episode with budget b. `tau`: see Taus.
 
     Raises ValueError without episodes.
     """
@@ -106,7 +113,7 @@ def collate_episodes(
     source_mask = torch.zeros(rows, width, dtype=torch.long)
     inputs = torch.full((rows, steps + 1), pad)
     inputs[:, 0] = start
-    marks = torch.zeros(rows, steps + 1, dtype=torch.bool)
+    marks = torch.zeros(rows, steps + 1, dtype=torch.bool if len(tau_list(tau)) == 1 else torch.uint8)
     actions = torch.zeros(rows, steps, dtype=torch.long)
     kept = torch.zeros(rows, steps, dtype=torch.bool)
     teacher_logprobs = torch.zeros(rows, steps)

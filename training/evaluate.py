@@ -51,9 +51,9 @@ def greedy(
     return outputs
 
 
-def longest_source(decoder: Any, examples: Sequence[Example], budget: str = "no") -> int:
+def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
     """Tokens of the longest source behind the prompts of the decoder's models: what a stream must make room for."""
-    prompts = {model.teacher_prompt or "" for model in (decoder.student, decoder.teacher) if model is not None}
+    prompts = {model.teacher_prompt or "" for model in (decoder.student, *decoder.teachers)}
     if decoder.student.student_prompt is not None:
         prompts.add(student_prompt(budget, decoder.student.student_prompt))
     ids = decoder.tokenizer([prompt + example.source for prompt in prompts for example in examples])["input_ids"]
@@ -66,10 +66,15 @@ def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **opti
         return []
     options = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT} | options
     out = decoder([example.source for example in examples], **options)
-    rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), strict=True)
+    several = out.expert_calls.shape[1] > 1
+    rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), out.experts.tolist(), strict=True)
     return [
-        {"source": example.source, "text": marked(runs(ids, owners, decoder.tokenizer)).plain, "target": example.target}
-        for example, ids, owners in rows
+        {
+            "source": example.source,
+            "text": marked(runs(ids, owners, decoder.tokenizer, experts if several else None)).plain,
+            "target": example.target,
+        }
+        for example, ids, owners, experts in rows
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -89,17 +90,26 @@ def clipped_policy_gradient(
     return -kept_mean(torch.minimum(weight * fixed, weight.clamp(1 - clip, 1 + clip) * fixed), kept)
 
 
-def without_column(logits: torch.Tensor, column: int) -> torch.Tensor:
-    """logits [..., V] -> [..., V - 1] without one id; unchanged where the model has no such row."""
-    if column >= logits.shape[-1]:
-        return logits
-    return torch.cat((logits[..., :column], logits[..., column + 1 :]), -1)
+Taus = int | Sequence[int]  # <tau>, or those of several teachers
 
 
-def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: int) -> torch.Tensor:
+def tau_list(tau: Taus) -> list[int]:
+    """The ids of <tau>, one for each teacher."""
+    return [tau] if isinstance(tau, int) else list(tau)
+
+
+def without_column(logits: torch.Tensor, column: Taus) -> torch.Tensor:
+    """logits [..., V] -> [..., V - n] without n ids; those beyond the model's rows are not there anyway."""
+    for one in sorted(tau_list(column), reverse=True):
+        if one < logits.shape[-1]:
+            logits = torch.cat((logits[..., :one], logits[..., one + 1 :]), -1)
+    return logits
+
+
+def position_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: Taus) -> torch.Tensor:
     """KL_i = KL(p(.|C^(T)) || pi(.|C^(S))) at each position, both without <tau> (Eq. 16, as corrected).
 
-    student_logits [R, T, V], teacher_logits [R, T, V or V - 1] -> [R, T], float32 (float64 for float64).
+    student_logits [R, T, V], teacher_logits [R, T, V or less] -> [R, T], float32 (float64 for float64).
     """
     log_pi = functional.log_softmax(wide(without_column(student_logits, tau)), -1)
     log_p = functional.log_softmax(wide(without_column(teacher_logits, tau)), -1)
@@ -113,21 +123,26 @@ def behaviour_cloning(
     teacher_logits: torch.Tensor,
     asked: torch.Tensor,
     kept: torch.Tensor,
-    tau: int,
+    tau: Taus,
     abstain: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """Eq. 16, as corrected: -log pi(<tau>) where the oracle asks, KL_i elsewhere; means over the kept positions.
+
+    Of several teachers `asked` holds the number of the one that the oracle asks, 1 to n, or 0; the log-probability is
+    that of its <tau>, and `teacher_logits` are the judge's.
 
     `abstain` weighs -log(1 - pi(<tau>)) at the other positions. With 1 the two terms there are together the KL to a
     teacher that never says <tau>; with 0 (the print) nothing keeps pi(<tau>) down. Logits [R, T, V]; asked and kept
     bool [R, T]. Returns the scalars loss, ask, divergence and abstain.
     """
     log_all = functional.log_softmax(wide(student_logits), -1)
-    log_tau = log_all[..., tau]
     log_other = torch.logsumexp(without_column(log_all, tau), -1)
-    high, low = (asked & kept).to(log_all.dtype), (kept & ~asked).to(log_all.dtype)
+    low = (kept & (asked == 0)).to(log_all.dtype)
     count = kept.sum().clamp(min=1)
-    ask = -(log_tau * high).sum() / count
+    ask = log_all.new_zeros(())
+    for number, own in enumerate(tau_list(tau), 1):
+        high = ((asked == number) & kept).to(log_all.dtype)
+        ask = ask - (log_all[..., own] * high).sum() / count
     divergence = (position_divergence(student_logits, teacher_logits, tau) * low).sum() / count
     hush = -(log_other * low).sum() / count
     return {"loss": ask + divergence + abstain * hush, "ask": ask, "divergence": divergence, "abstain": hush}
@@ -142,19 +157,33 @@ def training_wheels_reward(
     mean: float,
     deviation: float,
     clip: float = 2.0,
+    costs: Sequence[float] = (1.0,),
 ) -> dict[str, torch.Tensor]:
     """Reward of each step (Eq. 17, as corrected): normalised log p on the student's tokens, lambda (b - 1[tau]) on all.
 
     teacher_logprobs [R, T] of the tokens under the teacher, read only where the student wrote them; asked and kept bool
     [R, T]; multipliers lambda >= 0 and budgets b in [0, 1], both [R]; `mean` mu_r and `deviation` sigma_r > 0 normalise
-    log p; the total is clipped to [-clip, clip]. Returns "total", "likelihood" and "budget", each [R, T] and 0 in
-    padding; the two parts are not clipped. Raises ValueError for a deviation or clip that is not positive.
+    log p; the total is clipped to [-clip, clip].
+
+    Of n teachers `asked` holds the number of the one that was asked, 1 to n, or 0; multipliers and budgets are [R, n],
+    and the budget part is the sum over k of costs[k] lambda_k (b_k - 1[tau_k]). teacher_logprobs are the judge's, the
+    last teacher's, and are read on all tokens but its own: what another teacher wrote is judged as the student's.
+
+    Returns "total", "likelihood" and "budget", each [R, T] and 0 in padding; the two parts are not clipped. Raises
+    ValueError for a deviation or clip that is not positive, and for another number of costs than of teachers.
     """
     if not deviation > 0 or not clip > 0:
         raise ValueError(f"deviation and clip must be positive, got deviation={deviation} and clip={clip}")
-    written = kept & ~asked
+    multipliers, budgets = multipliers.view(len(asked), -1), budgets.view(len(asked), -1)
+    count = multipliers.shape[1]
+    if len(costs) != count:
+        raise ValueError(f"costs has {len(costs)} values for {count} teachers; give one for each")
+    written = kept & (asked != count)
     likelihood = torch.where(written, (teacher_logprobs - mean) / deviation, 0.0)
-    budget = multipliers[:, None] * (budgets[:, None] - asked.to(likelihood.dtype))
+    budget = torch.zeros_like(likelihood)
+    for k, cost in enumerate(costs):
+        use = (asked == k + 1).to(likelihood.dtype)
+        budget = budget + cost * multipliers[:, k, None] * (budgets[:, k, None] - use)
     budget = torch.where(kept, budget, 0.0)
     return {"total": (likelihood + budget).clamp(-clip, clip), "likelihood": likelihood, "budget": budget}
 

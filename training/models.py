@@ -13,7 +13,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from . import processes
 from .batches import Batch
 from .optimisation import quicken
-from .settings import Model, Run
+from .settings import Model, Pairing, Run
 from .tokenizer import padded_vocabulary
 
 
@@ -61,9 +61,18 @@ def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration.from_pretrained(located(path, name), dtype=torch.float32)
 
 
-def load_teacher(settings: Run) -> T5ForConditionalGeneration:
-    """The teacher in float32 and eval mode, told `settings.teacher_prompt` if its config names no prompt."""
-    teacher = load_t5(settings.teacher.path, "teacher.path").eval()
+def load_teachers(settings: Pairing) -> list[T5ForConditionalGeneration]:
+    """All teachers of a run, the judge last; each as `load_teacher` loads it."""
+    experts = [load_teacher(settings, model.path, f"experts[{k}].path") for k, model in enumerate(settings.experts)]
+    return [*experts, load_teacher(settings)]
+
+
+def load_teacher(settings: Run, path: str | None = None, setting: str = "teacher.path") -> T5ForConditionalGeneration:
+    """The teacher in float32 and eval mode, told `settings.teacher_prompt` if its config names no prompt.
+
+    `path` and the setting that names it: of another teacher.
+    """
+    teacher = load_t5(settings.teacher.path if path is None else path, setting).eval()
     if getattr(teacher.config, "teacher_prompt", None) is None:
         teacher.config.teacher_prompt = settings.teacher_prompt
     return teacher.requires_grad_(False)
@@ -80,16 +89,27 @@ def settle_teacher(teacher: T5ForConditionalGeneration, settings: Run) -> None:
         processes.shard(teacher)
 
 
-def load_student(path: str | Path, tokenizer_size: int, settings: Run | None = None) -> TrainingWheelsT5:
-    """A student with <tau> and beta in float32; a plain T5 is given them (and the prompts of `settings`) first."""
+def load_student(
+    path: str | Path, tokenizer_size: int, settings: Run | None = None, experts: int = 1
+) -> TrainingWheelsT5:
+    """A student with <tau> and beta in float32; a plain T5 is given them (and the prompts of `settings`) first.
+
+    So is a student of fewer teachers than `experts`; ValueError for one of more.
+    """
     path = located(str(path), "student.path")
     if hasattr(AutoConfig.from_pretrained(path), "tau_token_id"):
-        return TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
+        student = TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
+        found = student.tau_token_ids
+        if len(found) > experts:
+            raise ValueError(f"student.path={path} asks {len(found)} teachers, but this run has {experts}")
+        if len(found) == experts:
+            return student
+        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], experts=experts)
     plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
     prompts = {}
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
-    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, **prompts)
+    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, experts=experts, **prompts)
 
 
 def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -> torch.Tensor:

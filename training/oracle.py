@@ -19,7 +19,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, student_prompts, teacher_prompts
 from .debian import read_jsonl
 from .evaluate import scores, texts
-from .losses import position_divergence
+from .losses import Taus, position_divergence
 from .models import load_student
 
 
@@ -31,15 +31,51 @@ def oracle_positions(
     divergence [R, T]; kept bool [R, T], l positions a row; fractions [R], the budgets b in [0, 1]. `rounding` of l x b:
     "nearest" (mean use near b) or "floor" (never above b). Returns bool [R, T].
     """
+    return oracle_experts(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0
+
+
+def oracle_experts(
+    gains: torch.Tensor,
+    kept: torch.Tensor,
+    fractions: torch.Tensor,
+    costs: Sequence[float],
+    rounding: str = "nearest",
+) -> torch.Tensor:
+    """Whom the oracle asks at each position: the teacher's number, 1 to n, or 0. int64 [R, T].
+
+    gains [R, n, T]: see `expert_gains`; fractions [R, n]: each teacher's budget; costs [n], positive. Teachers and
+    positions are paired greedily, the pair of highest gain per cost first (among equals the earlier teacher, then the
+    earlier position), as long as the position is free and the teacher has fewer than l x b of them. For one teacher
+    these are its top l x b positions. Raises ValueError for another `rounding` than `oracle_positions` has.
+    """
     if rounding not in ("nearest", "floor"):
         raise ValueError(f'rounding must be "nearest" or "floor", got {rounding!r}')
-    wanted = kept.sum(1) * fractions
-    count = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long()
-    order = divergence.masked_fill(~kept, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return (rank < count.unsqueeze(1)) & kept
+    if len(costs) != gains.shape[1] or min(costs) <= 0:
+        raise ValueError(f"costs must have a positive number for each of {gains.shape[1]} teachers, got {costs}")
+    wanted = kept.sum(1, keepdim=True) * fractions
+    quota = torch.floor(wanted + (0.5 if rounding == "nearest" else 1e-6)).long().tolist()
+    per_cost = gains / torch.tensor(costs, dtype=gains.dtype, device=gains.device)[:, None]
+    per_cost = per_cost.masked_fill(~kept[:, None], -torch.inf)
+    order = per_cost.flatten(1).argsort(dim=1, descending=True, stable=True).tolist()
+    steps, last = kept.shape[1], kept.sum(1).tolist()
+    asked = torch.zeros(kept.shape, dtype=torch.long)
+    for row, (pairs, left, length) in enumerate(zip(order, quota, last, strict=True)):
+        for pair in pairs[: len(costs) * length]:  # behind these lies what is not kept
+            teacher, position = divmod(pair, steps)
+            if left[teacher] > 0 and asked[row, position] == 0:
+                asked[row, position] = teacher + 1
+                left[teacher] -= 1
+    return asked.to(kept.device)
+
+
+def expert_gains(student_logits: torch.Tensor, answers: Sequence[torch.Tensor], taus: Taus) -> torch.Tensor:
+    """What asking each teacher gains at each position: KL(judge || student) - KL(judge || teacher), without <tau>s.
+
+    The judge is the last teacher, whose own gain is the KL_i of Eq. 16; another teacher gains where it is closer to the
+    judge than the student is. student_logits [..., V], answers: each teacher's logits [..., V or less] -> [n, ...].
+    """
+    missed = position_divergence(student_logits, answers[-1], taus)
+    return torch.stack([*(missed - position_divergence(own, answers[-1], taus) for own in answers[:-1]), missed])
 
 
 def shift_marks(asked: torch.Tensor) -> torch.Tensor:

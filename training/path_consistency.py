@@ -22,7 +22,7 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
-from . import processes
+from . import mixes, processes
 from .batches import Encoded, keyed_generator, student_prompts, teacher_prompts
 from .behaviour_cloning import measure_budgets
 from .debian import Example
@@ -30,13 +30,13 @@ from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, l
 from .evaluate import shown
 from .lagrangian import Lagrangian
 from .losses import path_consistency, training_wheels_reward
-from .models import load_student, load_teacher, load_tokenizer, save_pair_member, settle_teacher
+from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
-from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, teacher_rollout, without_token
+from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, teacher_rollout, without_tokens
 from .selection import rank
-from .settings import Optimiser, Run
+from .settings import Optimiser, Pairing
 from .tasks import Task
 from .value import ValueNetwork
 
@@ -45,7 +45,7 @@ _STATE = ("student", "value", "optimiser", "value_optimiser", "statistics", "lag
 
 
 @dataclass(frozen=True)
-class Settings(Run):
+class Settings(Pairing):
     """Phase 2.
 
     The defaults are for a small pair trained from scratch, as docs/phase2.md found them; the recipes of FLAN-T5 have
@@ -80,7 +80,8 @@ class Settings(Run):
     # Lagrangian, see lagrangian.py
     multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
-    # One number for all budgets, or one for each. At 0 asking is free, and use rises first.
+    # One number for all budgets, or one for each (of each teacher, or the same for all of them). At 0 asking is free,
+    # and use rises first.
     multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
     multiplier_proportional: float = 0.5
     multiplier_derivative: float = 0.0
@@ -104,12 +105,13 @@ class Settings(Run):
 
 
 class PathConsistency:
-    """Phase 2 of one student and one teacher.
+    """Phase 2 of one student and one teacher, or several: see mixes.py for who judges.
 
     Args:
         settings: see `Settings`.
         student: the policy, from phase 1; trained in place.
-        teacher: only read. Both get faster CPU operators of the same maths (`optimisation.quicken`).
+        teacher: only read; one, or a list with one for each <tau> of the student. All models get faster CPU operators
+            of the same maths (`optimisation.quicken`).
         tokenizer: the pair's.
         train_rows: sources without prompt; their targets are used for the length ratio only.
         validation_examples: for `validate`.
@@ -119,7 +121,7 @@ class PathConsistency:
         self,
         settings: Settings,
         student: TrainingWheelsT5,
-        teacher: T5ForConditionalGeneration,
+        teacher: T5ForConditionalGeneration | Sequence[T5ForConditionalGeneration],
         tokenizer: Any,
         train_rows: Sequence[Encoded],
         validation_examples: Sequence[Example],
@@ -129,16 +131,23 @@ class PathConsistency:
         self.settings, self.tokenizer = settings, tokenizer
         self.rows, self.examples = train_rows, validation_examples
         threads = settings.threads or None
-        self.teacher_decoder = GreedyDecoder(NativeT5.from_model(teacher, "teacher"), num_threads=threads)
-        self.decoder = TrainingWheelsDecoder(student, self.teacher_decoder.student, num_threads=threads)
-        self.prompts = student_prompts(tokenizer, student.config.student_prompt)
+        teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
+        self.experts = n = len(teachers)
+        self.costs = tuple(settings.costs) or (1.0,) * n
+        names = ["teacher"] if n == 1 else [f"teacher {k}" for k in range(1, 1 + n)]
+        self.answering = [NativeT5.from_model(one, name) for one, name in zip(teachers, names, strict=True)]
+        self.teacher_decoder = GreedyDecoder(self.answering[-1], num_threads=threads)
+        self.decoder = TrainingWheelsDecoder(student, self.answering, num_threads=threads)
+        self.prompts = student_prompts(tokenizer, student.config.student_prompt, n)
         self.told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
-        self.fractions = torch.tensor([budget.fraction for budget in BUDGETS])
-        self.special, self.tau = special_tokens(student), student.config.tau_token_id
+        self.fractions, self.numbers = mixes.fractions(n), mixes.budget_numbers(n)
+        self.mixes = {mix: number for number, mix in enumerate(mixes.mixes(n))}
+        self.special, self.tau = special_tokens(student), student.tau_token_ids
         quicken(student, 0.0)
         student.to(settings.device).eval()
-        settle_teacher(teacher, settings)
-        self.student, self.teacher = student, teacher
+        for teacher in teachers:
+            settle_teacher(teacher, settings)
+        self.student, self.teachers, self.teacher = student, teachers, teachers[-1]
         self.value = ValueNetwork(student).to(settings.device)
         self.optimiser = make_optimiser(student, settings.optimiser)
         self.value_optimiser = make_optimiser(self.value, settings.value_optimiser)
@@ -146,10 +155,10 @@ class PathConsistency:
         self.statistics = RewardStatistics(settings.statistics_decay)
         self.replay = ReplayBuffer(settings.replay_capacity)
         self.lagrangian = Lagrangian(
-            [budget.fraction for budget in BUDGETS],
+            [budget.fraction for budget in BUDGETS] * n,  # the first teacher's, the second's, ...
             rate=settings.multiplier_rate,
             cap=settings.multiplier_cap,
-            initial=settings.multiplier_initial,
+            initial=settings.multiplier_initial * (n if len(settings.multiplier_initial) == len(BUDGETS) else 1),
             trailing=settings.trailing_batches,
             proportional=settings.multiplier_proportional,
             derivative=settings.multiplier_derivative,
@@ -191,19 +200,25 @@ class PathConsistency:
         with self._autocast():
             acted = score_unread(self.teacher, acted, self.told_prompt)
             asked, divergence = ask_where_divergent(
-                self.student, self.teacher, trajectories, self.prompts, self.told_prompt, settings.rounding
+                self.student,
+                self.teachers,
+                trajectories,
+                self.prompts,
+                self.told_prompt,
+                settings.rounding,
+                self.costs,
             )
         # Every process goes on with all episodes: replay, statistics and lambda are the same in each.
         size = len(places)
         on_policy = [e for i in range(0, len(acted), size) for e in processes.gathered(acted[i : i + size])]
-        oracle = without_token(processes.gathered(asked), self.tau)
+        oracle = without_tokens(processes.gathered(asked), self.tau)
         self._count_rewards(on_policy, oracle)
         scored = time.perf_counter()
         metrics = self._update(index, on_policy, oracle)
         self.replay.add([*on_policy, *oracle])
         lowest = settings.temperatures.index(min(settings.temperatures))
         judged = on_policy[lowest * len(rows) : (lowest + 1) * len(rows)]
-        self.lagrangian.update([e.budget for e in judged], [e.calls for e in judged], [len(e) for e in judged])
+        self._count_use(judged)
         updated = time.perf_counter()
 
         metrics |= {
@@ -219,15 +234,29 @@ class PathConsistency:
         }
         if oracle:
             metrics["divergence"] = divergence
-        for number, budget in enumerate(BUDGETS):
+        for number, value in enumerate(self.lagrangian.values):
+            teacher, budget = divmod(number, len(BUDGETS))
+            name = BUDGETS[budget].phrase if self.experts == 1 else f"teacher {teacher + 1}, {BUDGETS[budget].phrase}"
             use = self.lagrangian.use(number)
             if use is not None:
-                metrics[f"use/{budget.phrase}"] = use
-            metrics[f"lambda/{budget.phrase}"] = self.lagrangian.values[number]
+                metrics[f"use/{name}"] = use
+            metrics[f"lambda/{name}"] = value
         return metrics
 
+    def _count_use(self, judged: Sequence[Episode]) -> None:
+        """Let each teacher's multipliers follow what the episodes asked of it."""
+        pairs = [(e, k) for k in range(self.experts) for e in judged]
+        self.lagrangian.update(
+            [k * len(BUDGETS) + int(self.numbers[e.budget, k]) for e, k in pairs],
+            [e.calls_of(k + 1) for e, k in pairs],
+            [len(e) for e, _ in pairs],
+        )
+
     def _tasks(self, index: int) -> tuple[list[Encoded], list[int]]:
-        """The batch's rows (every row once an epoch, in an order of the epoch's own) and their budgets."""
+        """The batch's rows (every row once an epoch, in an order of the epoch's own) and their budgets.
+
+        Each teacher's budgets are spread evenly over the rows by themselves; a mix of more than 1 becomes "no" of all.
+        """
         seed, count = self.settings.seed, self.settings.tasks
         chosen = []
         for place in range(index * count, (index + 1) * count):
@@ -235,8 +264,11 @@ class PathConsistency:
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, keyed_generator(seed, epoch, _TASKS).permutation(len(self.rows))
             chosen.append(self.rows[self._order[offset]])
-        budgets = keyed_generator(seed, index, _BUDGETS).permutation(np.arange(count) % len(BUDGETS))
-        return chosen, budgets.tolist()
+        spread = []
+        for k in range(self.experts):
+            generator = keyed_generator(seed, index, _BUDGETS, *([k] if k else []))
+            spread.append([BUDGETS[b] for b in generator.permutation(np.arange(count) % len(BUDGETS))])
+        return chosen, [self.mixes.get(mix, 0) for mix in zip(*spread)]
 
     def _rollout(
         self, rows: list[Encoded], budgets: list[int], places: Sequence[int], temperature: float, seed: int
@@ -256,10 +288,11 @@ class PathConsistency:
         )
 
     def _count_rewards(self, on_policy: Sequence[Episode], oracle: Sequence[Episode]) -> None:
-        """Teacher tokens are its answers and its own trajectories, student tokens those of the rollouts."""
+        """Teacher tokens are the judge's answers and its own trajectories, student tokens those of the rollouts."""
         none = np.zeros(0, np.float32)
-        answers = [e.teacher_logprobs[e.from_teacher] for e in on_policy] + [e.teacher_logprobs for e in oracle]
-        written = [e.teacher_logprobs[~e.from_teacher] for e in on_policy]
+        answers = [e.teacher_logprobs[e.from_teacher == self.experts] for e in on_policy]
+        answers += [e.teacher_logprobs for e in oracle]
+        written = [e.teacher_logprobs[e.from_teacher == 0] for e in on_policy]
         self.statistics.update(np.concatenate([none, *answers]), np.concatenate([none, *written]))
 
     # ------------------------------------------------------------ the updates
@@ -322,11 +355,15 @@ class PathConsistency:
             batch.teacher_logprobs,
             batch.asked,
             batch.kept,
-            torch.tensor(self.lagrangian.values, device=settings.device)[batch.budgets],
-            self.fractions.to(settings.device)[batch.budgets],
+            torch.tensor(self.lagrangian.values)
+            .view(self.experts, -1)
+            .T.gather(0, self.numbers[batch.budgets.cpu()])
+            .to(settings.device),
+            self.fractions[batch.budgets.cpu()].to(settings.device),
             self.statistics.mean,
             self.statistics.deviation,
             settings.reward_clip,
+            self.costs,
         )
         parts = path_consistency(
             action_logprobs,
@@ -339,9 +376,9 @@ class PathConsistency:
             settings.discount,
         )
         with torch.no_grad():
-            asks = log_pi[:, self.tau].exp()
+            asks = log_pi[:, self.tau].exp().sum(-1)
             entropy = -(torch.xlogy(asks, asks) + torch.xlogy(1 - asks, 1 - asks))
-            written = batch.kept & ~batch.asked
+            written = batch.kept & (batch.asked == 0)
             surprise = action_logprobs[written] - batch.teacher_logprobs[written]
             return {
                 "loss": parts["loss"],
@@ -370,7 +407,7 @@ class PathConsistency:
         examples, limit = self.examples[:rows], self.settings.max_new_tokens
         return measure_budgets(
             self.student,
-            self.teacher_decoder.student,
+            self.answering,
             self.tokenizer,
             examples,
             limit,
@@ -379,8 +416,9 @@ class PathConsistency:
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
-        decoder = TrainingWheelsDecoder(self.student, self.teacher_decoder.student, tokenizer=self.tokenizer)
-        return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget="moderate")
+        decoder = TrainingWheelsDecoder(self.student, self.answering, tokenizer=self.tokenizer)
+        budget = mixes.told(mixes.moderate(self.experts))
+        return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget=budget)
 
     def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
         """How good a table of `validate` is, larger is better; see selection.py."""
@@ -410,7 +448,6 @@ def build(settings: Settings) -> PathConsistency:
         )
     tokenizer = load_tokenizer(settings)
     task = Task(settings, tokenizer)
-    student = load_student(settings.student.path, len(tokenizer), settings)
-    return PathConsistency(
-        settings, student, load_teacher(settings), tokenizer, task.train, task.held_out(len(task.validation))
-    )
+    teachers = load_teachers(settings)
+    student = load_student(settings.student.path, len(tokenizer), settings, len(teachers))
+    return PathConsistency(settings, student, teachers, tokenizer, task.train, task.held_out(len(task.validation)))

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
-from kdtw_fast.outputs import Owner
 
 from . import processes
 from .batches import Encoded, keyed_generator
 from .episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
 from .evaluate import NO_LIMIT
-from .losses import position_divergence
-from .oracle import oracle_positions
+from .losses import Taus, tau_list
+from .mixes import fractions
+from .oracle import expert_gains, oracle_experts
 
 _ROLLOUT = 101  # what the random numbers are for
 _SCORED_TOGETHER = 64  # rows of one pass that scores or compares
@@ -47,8 +46,8 @@ def rollout(
     Args:
         decoder: the student of now and its teacher.
         rows: what to decode.
-        budgets: the budget's number for each row; prompts[b] stands before the student's source.
-        prompts, told_prompt: token ids of the student's prompts and of the teacher's one prompt.
+        budgets: the budget's (or mix's) number for each row; prompts[b] stands before the student's source.
+        prompts, told_prompt: token ids of the student's prompts and of the one prompt of all teachers.
         max_new_tokens: the length limit; what it cuts off is marked as not ended.
         temperature: of the student, 0 = greedy.
         teacher_temperature: of the teacher's answers, 0 = greedy.
@@ -56,7 +55,7 @@ def rollout(
         places: the rows' places in the whole batch, where `rows` is a part of it.
 
     The teacher's log-likelihoods are those of the catch-up passes that happened anyway; what the student wrote after
-    its last call was never read, and is NaN.
+    its last call was never read, and is NaN; so is, of several teachers, what another than the judge read.
     """
     eos = decoder.student.eos_token_ids[0]
     out = decoder.generate(
@@ -71,14 +70,18 @@ def rollout(
         output_logprobs=True,
     )
     assert out.sequences is not None and out.owners is not None and out.lengths is not None
-    assert out.teacher_logprobs is not None and out.finish_reasons is not None
-    ids, owners, logprobs = out.sequences.numpy(), out.owners.numpy(), out.teacher_logprobs.numpy()
+    assert out.teacher_logprobs is not None and out.finish_reasons is not None and out.experts is not None
+    ids, logprobs = out.sequences.numpy(), out.teacher_logprobs.numpy()
+    judge = len(decoder.teachers)
+    experts = out.experts.numpy() if judge > 1 else out.experts.bool().numpy()
+    if judge > 1:
+        logprobs = np.where(_readers(out.experts.numpy()) == judge, logprobs, np.float32(np.nan))
     return [
         Episode(
             source=np.array(row.source, np.int32),
             budget=int(budget),
             tokens=ids[r, 1 : 1 + length].astype(np.int32),
-            from_teacher=owners[r, 1 : 1 + length] == Owner.TEACHER,
+            from_teacher=experts[r, 1 : 1 + length].copy(),
             teacher_logprobs=logprobs[r, 1 : 1 + length].astype(np.float32),
             ended=out.finish_reasons[r] == "end",
         )
@@ -96,6 +99,14 @@ def _parts(chosen: Sequence[int]) -> Iterator[Sequence[int]]:
         yield chosen[begin : begin + _SCORED_TOGETHER] or [0]
 
 
+def _readers(experts: np.ndarray) -> np.ndarray:
+    """Which teacher's call first read each token, [R, T]: the next to write a token there or later; 0 = none did."""
+    readers = experts.copy()
+    for t in range(experts.shape[1] - 2, -1, -1):
+        readers[:, t] = np.where(experts[:, t] > 0, experts[:, t], readers[:, t + 1])
+    return readers
+
+
 @torch.no_grad()
 def score_unread(
     teacher: T5ForConditionalGeneration, episodes: Sequence[Episode], told_prompt: Sequence[int]
@@ -103,15 +114,17 @@ def score_unread(
     """The episodes with every log-likelihood in place: what the rollout's passes read is kept, the rest is computed.
 
     Only episodes with a NaN go through the teacher (one pass over them), and only the places of NaN through its head.
-    `told_prompt`: token ids of the teacher's prompt.
+    `teacher`: of several the judge. `told_prompt`: token ids of its prompt.
     """
     scored = list(episodes)
     unread = [i for i, e in enumerate(episodes) if np.isnan(e.teacher_logprobs).any()]
     unread.sort(key=lambda i: len(episodes[i]))
-    prompts = [told_prompt] * len(BUDGETS)
+    prompts = [told_prompt] * (1 + max((e.budget for e in episodes), default=0))
     special = special_tokens(teacher)
     for chosen in _parts(unread):
-        batch = collate_episodes([episodes[i] for i in chosen], prompts, 0, *special).to(teacher.device)
+        some = [episodes[i] for i in chosen]
+        unused = [0] * max(int(e.from_teacher.max()) for e in some)  # the <tau>s: nothing reads the actions
+        batch = collate_episodes(some, prompts, unused or 0, *special).to(teacher.device)
         states = decoder_states(teacher, batch.source_ids, batch.source_mask, batch.inputs[:, :-1])
         missing = batch.teacher_logprobs.isnan()
         found = torch.log_softmax(logits_at(teacher, states, missing), -1)
@@ -161,44 +174,52 @@ def teacher_rollout(
     ]
 
 
-def without_token(episodes: Sequence[Episode], token: int) -> list[Episode]:
-    """The episodes that do not hold `token`: a teacher's may hold <tau>, a spare row to it, which is no output."""
-    return [episode for episode in episodes if not (episode.tokens == token).any()]
+def without_tokens(episodes: Sequence[Episode], tokens: Taus) -> list[Episode]:
+    """The episodes that hold none of `tokens`: a teacher's may hold a <tau>, a spare row to it, which is no output."""
+    return [episode for episode in episodes if not np.isin(episode.tokens, tau_list(tokens)).any()]
 
 
 @torch.no_grad()
 def ask_where_divergent(
     student: TrainingWheelsT5,
-    teacher: T5ForConditionalGeneration,
+    teacher: T5ForConditionalGeneration | Sequence[T5ForConditionalGeneration],
     episodes: Sequence[Episode],
     prompts: Sequence[Sequence[int]],
     told_prompt: Sequence[int],
     rounding: str = "nearest",
+    costs: Sequence[float] | None = None,
 ) -> tuple[list[Episode], float]:
     """The oracle's rollouts: the teacher's trajectories, with <tau> as the action at the top l x b positions by KL.
 
-    Returns the episodes with their marks, and the mean KL(p || pi) over all positions. `rounding` is of l x b.
+    Of several teachers (a list) the trajectories are the judge's, and `oracle_experts` says whom to ask, by `costs`
+    (None = 1 each); the token there stays the judge's. Returns the episodes with their marks, and the mean KL(p || pi)
+    over all positions, p the judge's. `rounding` is of l x b.
     """
+    teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
     asked = list(episodes)
     order = sorted(range(len(episodes)), key=lambda i: len(episodes[i]))
-    fractions = torch.tensor([budget.fraction for budget in BUDGETS])
-    tau = student.config.tau_token_id
+    shares = fractions(len(teachers))
+    tau = student.tau_token_ids
     special = special_tokens(student)
     total, count = 0.0, 0
     for chosen in _parts(order):
         some = [episodes[i] for i in chosen]
         own = collate_episodes(some, prompts, tau, *special).to(student.device)
-        told = collate_episodes(some, [told_prompt] * len(BUDGETS), tau, *special).to(student.device)
+        told = collate_episodes(some, [told_prompt] * len(prompts), tau, *special).to(student.device)
         inputs = own.inputs[:, :-1]
         mine = decoder_states(student, own.source_ids, own.source_mask, inputs)
-        theirs = decoder_states(teacher, told.source_ids, told.source_mask, inputs)
-        found = position_divergence(logits_at(student, mine, own.kept), logits_at(teacher, theirs, own.kept), tau)
-        divergence = torch.zeros_like(own.teacher_logprobs)
-        divergence[own.kept] = found
-        total, count = total + float(found.sum()), count + found.numel()
-        marks = (
-            oracle_positions(divergence, own.kept, fractions.to(student.device)[own.budgets], rounding).cpu().numpy()
+        answers = [
+            logits_at(one, decoder_states(one, told.source_ids, told.source_mask, inputs), own.kept) for one in teachers
+        ]
+        found = expert_gains(logits_at(student, mine, own.kept), answers, tau)
+        gains = torch.zeros(len(some), len(teachers), own.kept.shape[1], device=student.device)
+        for k, gain in enumerate(found):
+            gains[:, k][own.kept] = gain
+        total, count = total + float(found[-1].sum()), count + found[-1].numel()
+        asked_here = oracle_experts(
+            gains.cpu(), own.kept.cpu(), shares[own.budgets.cpu()], costs or [1.0] * len(teachers), rounding
         )
+        marks = asked_here.to(own.marks.dtype).numpy()
         for i, row in zip(chosen, marks, strict=True):
             asked[i] = replace(episodes[i], from_teacher=row[: len(episodes[i])].copy())
     return asked, total / max(1, count)

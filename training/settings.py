@@ -120,6 +120,30 @@ class Run:
         check_int("threads", self.threads, 0)
 
 
+@dataclass(frozen=True)
+class Pairing(Run):
+    """The settings of both phases, whose student asks: one teacher, or several.
+
+    With n - 1 `experts` the student has n <tau>s: <tau_1> asks experts[0], and so on, and the last asks `teacher`,
+    which is the judge (see mixes.py). List the cheapest first.
+    """
+
+    experts: list[Model] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)  # what a token of each of the n teachers costs; empty = 1 each
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.costs and len(self.costs) != len(self.experts) + 1:
+            raise ValueError(f"costs has {len(self.costs)} values for {len(self.experts) + 1} teachers")
+        for cost in self.costs:
+            check_real("costs", cost, 0.0, open_low=True)
+
+    @property
+    def token_costs(self) -> tuple[float, ...]:
+        """What a token of each teacher costs."""
+        return tuple(self.costs) or (1.0,) * (len(self.experts) + 1)
+
+
 # What a result does not depend on, or what may be lengthened on purpose.
 HOUSEKEEPING = (
     *(

@@ -98,7 +98,9 @@ class Trainer:
             raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
         self.algorithm, self.settings, self.quiet = algorithm, settings, quiet
         self.recipe = {"algorithm": name, **asdict(settings)}
-        self.identity = flat({key: value for key, value in self.recipe.items() if key not in HOUSEKEEPING})
+        # An empty list is left out: a setting that came later, and is not used, makes no other run of one.
+        named = {key: value for key, value in self.recipe.items() if key not in HOUSEKEEPING and value != []}
+        self.identity = flat(named)
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.writes = processes.rank() == 0

@@ -126,7 +126,8 @@ class Backend {
   // dtype: fp32 or bf16.
   virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
 
-  // out[T, M] = table[ids[t]] (+ mark when marked[t], Eq. 15). `mark` and `marked` may be empty.
+  // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [experts, M]). Both may be
+  // empty.
   virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,
                      const float* mark, float* out) = 0;
   // out[T, M] = x / rms(x) * scale

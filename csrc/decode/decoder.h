@@ -14,14 +14,20 @@ namespace kdtw {
 struct SpecialTokens {
   int32_t start = 0;
   std::vector<int32_t> end;
-  int32_t tau = -1;  // the student's <tau>; -1: it has none
+  std::vector<int32_t> tau;  // the student's <tau>, one for each teacher it may ask; empty: it has none
 
   bool is_end(int32_t token) const { return std::find(end.begin(), end.end(), token) != end.end(); }
+  // The number, 1 .. n, of the teacher that `token` asks; 0: it is no <tau>.
+  int teacher_of(int32_t token) const {
+    const auto found = std::find(tau.begin(), tau.end(), token);
+    return found == tau.end() ? 0 : 1 + static_cast<int>(found - tau.begin());
+  }
 };
 
 struct Decoder {
   std::string device;
-  std::shared_ptr<const T5> student, teacher;  // the teacher may be null for methods of one model
+  std::shared_ptr<const T5> student;
+  std::vector<std::shared_ptr<const T5>> teachers;  // n: none for methods of one model, several where <tau> chooses
   Method method;
   SpecialTokens special;
 };

@@ -12,7 +12,7 @@ void Lane::open(std::span<const int> slots, std::span<const Row> rows, const Pol
   for (const int slot : slots) {
     if (state_.source_length[slot] > 0) continue;
     closed.push_back(slot);
-    sources.push_back(rows[slot].*source_);
+    sources.push_back(rows[slot].sources[source_]);
   }
   if (closed.empty()) return;
   Stopwatch watch(encode_seconds);
@@ -38,8 +38,7 @@ void Lane::catch_up(std::span<const Row> rows, std::span<const Query> queries, s
         requests_.push_back(queries[q].request);
         ++q;
       }
-      const bool marked = reads_marks_ && written_by_teacher(row.owners[i]);
-      tokens_.push_back({row.tokens[i], slot, i, marked});
+      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.experts[i] : uint8_t{0}});
     }
     read_[slot] = end;
   }

@@ -21,9 +21,9 @@ struct Query {
 
 class Lane {
  public:
-  // source: which of a row's sources the model reads. reads_marks: it sees which tokens the teacher wrote.
-  Lane(Backend& backend, const T5& model, std::vector<int32_t> Row::* source, bool reads_marks, int slots,
-       int source_capacity, int target_capacity)
+  // source: which of a row's sources the model reads. reads_marks: it sees which tokens which teacher wrote.
+  Lane(Backend& backend, const T5& model, int source, bool reads_marks, int slots, int source_capacity,
+       int target_capacity)
       : backend_(backend),
         model_(model),
         source_(source),
@@ -58,7 +58,7 @@ class Lane {
 
   Backend& backend_;
   const T5& model_;
-  std::vector<int32_t> Row::* const source_;
+  const int source_;
   const bool reads_marks_;
   T5State state_;
   Workspace work_;

@@ -1,6 +1,7 @@
 // One sequence being decoded.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -14,29 +15,42 @@ enum class Finish : uint8_t { kRunning = 0, kEnd = 1, kLength = 2, kTime = 3, kF
 
 struct Row {
   // Given
-  int index = 0;     // how many rows its session had been given before
-  uint64_t key = 0;  // names the row to the random numbers
-  std::vector<int32_t> student_source, teacher_source;
-  Ledger ledger;
+  int index = 0;                              // how many rows its session had been given before
+  uint64_t key = 0;                           // names the row to the random numbers
+  std::vector<std::vector<int32_t>> sources;  // [0] the student's, [k] teacher k's
+  Ledger ledger;                              // of all teachers together
+  std::vector<Ledger> own_ledgers;            // [k - 1] of teacher k
   Clock::time_point added;
 
   // Committed tokens, the start token first; owners beside them.
   std::vector<int32_t> tokens;
   std::vector<Owner> owners;
+  std::vector<uint8_t> experts;                             // the teacher, 1 .. n, that wrote it; 0: none did
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
   std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 
-  int draft_begin = 1;   // index of the first token since the teacher's last word
-  bool waiting = false;  // for the teacher
+  int draft_begin = 1;  // index of the first token since a teacher's last word
+  int waiting = 0;      // for this teacher, 1 .. n; 0: it drafts
   Finish finish = Finish::kRunning;
   std::string fault;  // kFault: what is wrong, in one sentence
   int calls = 0, drafted = 0, accepted = 0, rolled_back = 0;
+  std::vector<int> own_calls;   // [k - 1] of teacher k
   float asked_log_prob = 0.0f;  // log-probability of the action that asked for the teacher
   int streamed = 1;             // tokens already handed to the streamer
 
   int outputs() const { return static_cast<int>(tokens.size()) - 1; }
   int drafts() const { return static_cast<int>(tokens.size()) - draft_begin; }
   bool running() const { return finish == Finish::kRunning; }
+
+  // Whether both ledgers of teacher k allow its token at the next place.
+  bool may_ask(int k) const {
+    return ledger.allows(calls, outputs()) && own_ledgers[k - 1].allows(own_calls[k - 1], outputs());
+  }
+  // The first output that a check by teacher k may replace without breaking a fraction.
+  int first_replaceable(int k) const {
+    return std::max(ledger.first_replaceable(calls, outputs()),
+                    own_ledgers[k - 1].first_replaceable(own_calls[k - 1], outputs()));
+  }
 };
 
 }  // namespace kdtw

@@ -33,7 +33,7 @@ struct AcceptRule {
 
 struct Method {
   bool two_models = false;
-  bool marks_teacher = false;  // the student reads which tokens the teacher wrote (beta, Eq. 13-15)
+  bool marks_teacher = false;  // the student reads which tokens which teacher wrote (beta, Eq. 13-15)
   CallRule call;
   AcceptRule accept;
 };

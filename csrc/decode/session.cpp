@@ -39,10 +39,9 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
     method_.accept.check = Check::kRejection;
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const int capacity = options_.max_new_tokens + 1;
-  student_.emplace(*backend_, *decoder_->student, &Row::student_source, method_.marks_teacher, slots, source_capacity,
-                   capacity);
-  if (decoder_->teacher != nullptr)
-    teacher_.emplace(*backend_, *decoder_->teacher, &Row::teacher_source, false, slots, source_capacity, capacity);
+  student_.emplace(*backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
+  for (const auto& teacher : decoder_->teachers)
+    teachers_.emplace_back(*backend_, *teacher, 1 + teachers(), false, slots, source_capacity, capacity);
   if (method_.accept.check == Check::kRejection) {
     const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
     draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
@@ -51,19 +50,29 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
 }
 
 void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
-                  std::vector<int32_t> teacher_source) {
+                  std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers) {
   Use use(*this);
   if (free_.empty()) throw std::runtime_error("this session has no free slot; run() until a row has finished");
-  if (teacher_ && teacher_source.empty()) teacher_source = student_source;
-  const size_t longest = std::max(student_source.size(), teacher_source.size());
+  const size_t n = teachers_.size();
+  require(teacher_sources.size() <= n && own_ledgers.size() <= n, "this session has ", n, " teachers, but got ",
+          teacher_sources.size(), " sources and ", own_ledgers.size(), " ledgers for them");
+  teacher_sources.resize(n);
+  own_ledgers.resize(n);
+  size_t longest = student_source.size();
+  for (auto& source : teacher_sources) {
+    if (source.empty()) source = student_source;
+    longest = std::max(longest, source.size());
+  }
   require(!student_source.empty() && longest <= static_cast<size_t>(source_capacity_), "a source must have 1 to ",
           source_capacity_, " tokens in this session, got ", longest);
   Row row;
   row.index = added_rows_++;
   row.key = key;
   row.ledger = ledger;
-  row.student_source = std::move(student_source);
-  row.teacher_source = std::move(teacher_source);
+  row.own_ledgers = std::move(own_ledgers);
+  row.own_calls.assign(n, 0);
+  row.sources.push_back(std::move(student_source));
+  for (auto& source : teacher_sources) row.sources.push_back(std::move(source));
   row.added = Clock::now();
   append(row, decoder_->special.start, Owner::kNone);
   for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
@@ -87,14 +96,16 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       retire();
       const bool enough = until == Until::kSomeFinished ? !finished_.empty() : fault_;
       if (enough || running_.empty()) break;
-      select(waiting_, [](const Row& row) { return row.waiting; });
       select(drafting_, [](const Row& row) { return !row.waiting; });
-      const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
-      if (call_now(waiting, drafting, options_.teacher_batch)) {
-        call(waiting_, poll);
-      } else {
-        draft(drafting_, poll);
+      bool called = false;
+      for (int k = 1; k <= teachers(); ++k) {
+        select(waiting_, [k](const Row& row) { return row.waiting == k; });
+        const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
+        if (!call_now(waiting, drafting, options_.teacher_batch)) continue;
+        call(k, waiting_, poll);
+        called = true;
       }
+      if (!called) draft(drafting_, poll);
     }
   }
   broken_ = fault_ = false;
@@ -107,10 +118,10 @@ Totals Session::totals() const {
   totals.student_passes = student_->passes;
   totals.student_seconds = student_->decode_seconds;
   totals.encode_seconds = student_->encode_seconds;
-  if (teacher_) {
-    totals.teacher_passes = teacher_->passes;
-    totals.teacher_seconds = teacher_->decode_seconds;
-    totals.encode_seconds += teacher_->encode_seconds;
+  for (const Lane& teacher : teachers_) {
+    totals.teacher_passes += teacher.passes;
+    totals.teacher_seconds += teacher.decode_seconds;
+    totals.encode_seconds += teacher.encode_seconds;
   }
   totals.other_seconds = seconds_ - totals.encode_seconds - totals.student_seconds - totals.teacher_seconds;
   return totals;
@@ -130,9 +141,10 @@ void Session::select(std::vector<int>& group, Predicate&& predicate) const {
     if (predicate(rows_[slot])) group.push_back(slot);
 }
 
-void Session::append(Row& row, int32_t token, Owner owner) {
+void Session::append(Row& row, int32_t token, Owner owner, int expert) {
   row.tokens.push_back(token);
   row.owners.push_back(owner);
+  row.experts.push_back(static_cast<uint8_t>(expert));
   if (options_.want_log_probs) {
     row.student_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
     row.teacher_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
@@ -143,12 +155,13 @@ void Session::truncate(int slot, int length) {
   Row& row = rows_[slot];
   row.tokens.resize(length);
   row.owners.resize(length);
+  row.experts.resize(length);
   if (options_.want_log_probs) {
     row.student_log_probs.resize(length);
     row.teacher_log_probs.resize(length);
   }
   student_->rewind(slot, length);
-  if (teacher_) teacher_->rewind(slot, length);
+  for (Lane& teacher : teachers_) teacher.rewind(slot, length);
 }
 
 // Decides whether the row ends, waits for the teacher, or goes on drafting.
@@ -158,32 +171,33 @@ void Session::settle(Row& row) {
   const bool drafting = row.drafts() > 0;
   if (method_.accept.checks_all) {
     if (drafting && (ended || row.drafts() >= draft_limit(method_, room + row.drafts()))) {
-      row.waiting = true;
+      row.waiting = 1;
     } else if (ended || room == 0) {
       row.finish = ended ? Finish::kEnd : Finish::kLength;
     } else if (!drafting && draft_limit(method_, room) == 0) {
-      row.waiting = true;
+      row.waiting = 1;
     }
     return;
   }
   if (ended || room == 0) {
     row.finish = ended ? Finish::kEnd : Finish::kLength;
   } else if (method_.call.draft_length > 0 && row.drafts() >= method_.call.draft_length) {
-    row.waiting = true;
+    row.waiting = 1;
   }
 }
 
-// What must not be picked as output `position`.
-std::span<const int32_t> Session::banned(int position, bool tau_allowed) {
+// What must not be picked as output `position`; bit k - 1 of `allowed`: the student may ask teacher k.
+std::span<const int32_t> Session::banned(int position, uint32_t allowed) {
   const auto& special = decoder_->special;
   const bool no_end = position < options_.min_new_tokens;
-  auto& list = ban_lists_[no_end][tau_allowed];
-  if (!list) {
-    list.emplace();
-    if (no_end) *list = special.end;
-    if (!tau_allowed && special.tau >= 0) list->push_back(special.tau);
+  const auto [found, missing] = ban_lists_.try_emplace(2 * uint64_t{allowed} + no_end);
+  auto& list = found->second;
+  if (missing) {
+    if (no_end) list = special.end;
+    for (size_t i = 0; i < special.tau.size(); ++i)
+      if (!(allowed >> i & 1)) list.push_back(special.tau[i]);
   }
-  return *list;
+  return list;
 }
 
 double Session::draw(const Row& row, int position, Stream stream) const {
@@ -195,11 +209,12 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
   queries_.clear();
   for (const int slot : group) {
     const Row& row = rows_[slot];
-    const bool tau = method_.call.on_tau && row.ledger.allows(row.calls, row.outputs());
+    uint32_t allowed = 0;
+    for (int k = 1; method_.call.on_tau && k <= teachers(); ++k) allowed |= uint32_t{row.may_ask(k)} << (k - 1);
     PickRequest request;
     request.sampling = options_.student_sampling;
     if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), Stream::kStudent);
-    request.banned = banned(row.outputs(), tau);
+    request.banned = banned(row.outputs(), allowed);
     request.want_log_prob = options_.want_log_probs;
     request.want_confidence = method_.call.min_confidence > 0;
     if (draft_logits_.data) request.keep_logits = draft_slot(slot, row.drafts());
@@ -210,10 +225,9 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     Row& row = rows_[group[i]];
     if (!row.running()) continue;
     const PickResult& pick = results_[i];
-    const bool asks = (method_.call.on_tau && pick.id == decoder_->special.tau) ||
-                      (method_.call.min_confidence > 0 && method_.call.unsure(pick.confidence));
-    if (asks) {
-      row.waiting = true;
+    if (method_.call.on_tau) row.waiting = decoder_->special.teacher_of(pick.id);
+    if (method_.call.min_confidence > 0 && method_.call.unsure(pick.confidence)) row.waiting = 1;
+    if (row.waiting) {
       row.asked_log_prob = pick.log_prob;
       continue;
     }
@@ -224,12 +238,13 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
   }
 }
 
-// The teacher reads everything it has not seen of the waiting rows in one pass, and answers.
-void Session::call(const std::vector<int>& group, const Poll& poll) {
-  teacher_->open(group, rows_, poll);
+// Teacher k reads everything it has not seen of the rows that wait for it in one pass, and answers.
+void Session::call(int teacher, const std::vector<int>& group, const Poll& poll) {
+  Lane& lane = teachers_[teacher - 1];
+  lane.open(group, rows_, poll);
   queries_.clear();
   for (const int slot : group) ask_teacher(slot);
-  answer(*teacher_, poll);
+  answer(lane, poll);
   for (size_t q = 0; q < queries_.size();) {
     const int slot = queries_[q].slot;
     size_t last = q;
@@ -251,7 +266,7 @@ void Session::ask_teacher(int slot) {
   int first_checked = accept.check == Check::kNone ? size : row.draft_begin;
   // A check must not roll back so far that the ledger's fraction would break.
   if (method_.call.on_tau && first_checked < size)
-    first_checked = std::max(first_checked, 1 + row.ledger.first_replaceable(row.calls, row.outputs()));
+    first_checked = std::max(first_checked, 1 + row.first_replaceable(row.waiting));
   for (int i = row.draft_begin; i < size; ++i) {
     const bool checked = i >= first_checked;
     if (!checked && !options_.want_log_probs) continue;
@@ -264,7 +279,7 @@ void Session::ask_teacher(int slot) {
       request.draft_logits = draft_slot(slot, i - row.draft_begin);
       request.draft_vocabulary = student_->model().config().vocabulary;
       request.draft_sampling = options_.student_sampling;
-      request.draft_banned = banned(i - 1, false);
+      request.draft_banned = banned(i - 1);
     }
     queries_.push_back({slot, i - 1, request});
   }
@@ -275,7 +290,7 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
   PickRequest request;
   request.sampling = options_.teacher_sampling;
   if (request.sampling.temperature > 0) request.uniform = draw(row, position, Stream::kTeacher);
-  request.banned = banned(position, false);
+  request.banned = banned(position);
   request.want_log_prob = options_.want_log_probs;
   return request;
 }
@@ -283,22 +298,23 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
 // Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues.
 void Session::apply(int slot, size_t first, size_t last) {
   Row& row = rows_[slot];
+  const int expert = std::exchange(row.waiting, 0);
   ++row.calls;
-  row.waiting = false;
+  ++row.own_calls[expert - 1];
   bool replaced = false;
   for (size_t q = first; q < last && !replaced; ++q) {
     const PickRequest& request = queries_[q].request;
     const PickResult& pick = results_[q];
     const int i = queries_[q].after + 1;
     if (request.check == Check::kNone) {
-      append(row, pick.id, Owner::kTeacher);
+      append(row, pick.id, Owner::kTeacher, expert);
       if (options_.want_log_probs && method_.call.on_tau) row.student_log_probs[i] = row.asked_log_prob;
     } else if (!pick.passed) {
       const int size = static_cast<int>(row.tokens.size());
       row.rolled_back += size - i;
       const float drafted_log_prob = options_.want_log_probs ? row.student_log_probs[i] : 0.0f;
       truncate(slot, i);
-      append(row, pick.id, Owner::kCorrected);
+      append(row, pick.id, Owner::kCorrected, expert);
       if (options_.want_log_probs) row.student_log_probs[i] = drafted_log_prob;
       replaced = true;
     } else if (request.check != Check::kScore) {
@@ -371,7 +387,7 @@ void Session::retire() {
     if (row.running()) return false;
     fault_ |= row.finish == Finish::kFault;
     student_->release(slot);
-    if (teacher_) teacher_->release(slot);
+    for (Lane& teacher : teachers_) teacher.release(slot);
     finished_.push_back(std::move(row));
     free_.push_back(slot);
     return true;

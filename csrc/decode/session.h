@@ -4,9 +4,11 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "core/clock.h"
@@ -44,12 +46,14 @@ enum class Until { kSomeFinished, kAllFinished };
 
 class Session {
  public:
-  // source_capacity: tokens of the longest source, of student or teacher.
+  // source_capacity: tokens of the longest source, of student or teachers.
   Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity);
 
   // Puts a row into a free slot; the next run() encodes it, together with others that were added. Rows are numbered
-  // 0, 1, 2, ... as they come. teacher_source empty: the student's.
-  void add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source, std::vector<int32_t> teacher_source);
+  // 0, 1, 2, ... as they come. `ledger` bounds all teachers together, own_ledgers[k - 1] teacher k. teacher_sources[k -
+  // 1] is teacher k's source; where it is empty or missing: the student's. A missing ledger of its own bounds nothing.
+  void add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
+           std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers);
 
   // Decodes until a row has finished, or all have; a row at fault (Row::fault) ends either. Hands out what has
   // finished, in the order of the rows' numbers; nothing when no row is left.
@@ -59,22 +63,23 @@ class Session {
 
   int free_slots() const { return static_cast<int>(free_.size()); }
   const SessionOptions& options() const { return options_; }
+  int teachers() const { return static_cast<int>(teachers_.size()); }
   Totals totals() const;
 
  private:
   class Use;
 
   void admit(const Poll& poll);
-  void append(Row& row, int32_t token, Owner owner);
+  void append(Row& row, int32_t token, Owner owner, int expert = 0);
   void truncate(int slot, int length);
   void settle(Row& row);
-  std::span<const int32_t> banned(int position, bool tau_allowed);
+  std::span<const int32_t> banned(int position, uint32_t allowed = 0);
   double draw(const Row& row, int position, Stream stream) const;
   float* draft_slot(int slot, int draft) const;
   template <typename Predicate>
   void select(std::vector<int>& group, Predicate&& predicate) const;
   void draft(const std::vector<int>& group, const Poll& poll);
-  void call(const std::vector<int>& group, const Poll& poll);
+  void call(int teacher, const std::vector<int>& group, const Poll& poll);
   bool teacher_writes_next(const Row& row) const;
   void ask_teacher(int slot);
   PickRequest teacher_pick(const Row& row, int position);
@@ -91,8 +96,9 @@ class Session {
   const int source_capacity_;
   Method method_;
   std::unique_ptr<Backend> backend_;
-  std::optional<Lane> student_, teacher_;
-  Buffer draft_logits_;  // [slots, K, V_student], rejection sampling only
+  std::optional<Lane> student_;
+  std::deque<Lane> teachers_;  // [k - 1]
+  Buffer draft_logits_;        // [slots, K, V_student], rejection sampling only
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot
@@ -102,8 +108,8 @@ class Session {
   std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
   std::vector<Query> queries_;
   std::vector<PickResult> results_;
-  std::optional<std::vector<int32_t>> ban_lists_[2][2];  // [end banned][tau allowed]
-  double seconds_ = 0.0;                                 // in here
+  std::unordered_map<uint64_t, std::vector<int32_t>> ban_lists_;  // by end banned + 2 x teachers allowed
+  double seconds_ = 0.0;                                          // in here
   bool broken_ = false;
   std::atomic<bool> in_use_ = false;
 };

@@ -133,7 +133,12 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
                               tensors("encoder" + bias, config_.bias_buckets, config_.heads).values, true);
   decoder_bias_ = expand_bias(backend, decoder_bias_table_,
                               tensors("decoder" + bias, config_.bias_buckets, config_.heads).values, false);
-  if (config_.has_mark) mark_ = vector("teacher_token_embedding", M);
+  if (config_.has_mark) {
+    const Tensor beta = tensors("teacher_token_embedding", config_.experts > 1 ? config_.experts : M,
+                                config_.experts > 1 ? M : 0);  // one teacher's is a vector
+    mark_ = backend.allocate(beta.values.size());
+    backend.upload(mark_, beta.values);
+  }
 }
 
 void T5::update(Backend& backend, const TensorSource& tensors) {

@@ -55,7 +55,7 @@ struct InputToken {
   int32_t id;
   int32_t row;
   int32_t position;
-  uint8_t marked;  // written by the teacher: embedded with beta (Eq. 13, 15)
+  uint8_t marked;  // k: written by teacher k, embedded with its beta (Eq. 13, 15); 0: by none
 };
 
 class T5 {

@@ -118,9 +118,9 @@ class Native:
         rows = self._decoder.tokenize(texts, [self._point.options.get("budget")] * len(texts))
         return [self._call(rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
-    def _call(self, rows: Sequence[tuple[list[int], list[int] | None]]) -> Callable[[], GenerationOutput]:
+    def _call(self, rows: Sequence[tuple[list[int], Sequence[list[int] | None]]]) -> Callable[[], GenerationOutput]:
         ids, teacher_ids = zip(*rows)
-        inputs = {} if teacher_ids[0] is None else {"teacher_inputs": {"input_ids": list(teacher_ids)}}
+        inputs = {"teacher_inputs": [{"input_ids": own} for own in zip(*teacher_ids)]} if teacher_ids[0] else {}
         decode, options = self._decoder.generate, self._options
         return lambda: decode(list(ids), **inputs, **options)
 

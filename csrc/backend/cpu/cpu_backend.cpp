@@ -61,8 +61,9 @@ class CpuBackend : public Backend {
     const int size = table.inputs;
     for (size_t t = 0; t < ids.size(); ++t, out += size) {
       packed.unpack(ids[t], out);
-      if (!marked.empty() && marked[t])
-        for (int m = 0; m < size; ++m) out[m] += mark[m];
+      if (marked.empty() || marked[t] == 0) continue;
+      const float* own = mark + static_cast<size_t>(marked[t] - 1) * size;
+      for (int m = 0; m < size; ++m) out[m] += own[m];
     }
   }
 

@@ -1,0 +1,269 @@
+"""Students of several teachers: the native loop against the oracle, ledgers, marks, prompts, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparison import Tally, check_padding, compare
+from factories import EOS, RELATIONS, START, random_batch, random_experts
+
+from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, reference
+from kdtw_fast.modeling import TrainingWheelsT5
+
+CASES = 24
+LIMITS = [None, 0.0, 0.1, 0.3, 0.5, 1.0]
+
+
+@functools.cache
+def experts(relation: str, seed: int, count: int) -> tuple[TrainingWheelsT5, list[Any]]:
+    return random_experts(relation, seed, count)
+
+
+@functools.cache
+def native(relation: str, seed: int, count: int, lenience: float) -> TrainingWheelsDecoder:
+    student, teachers = experts(relation, seed, count)
+    return TrainingWheelsDecoder(student, teachers, verify_lenience=lenience)
+
+
+def pick(rng: np.random.Generator, values: list[Any]) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def a_limit(rng: np.random.Generator, count: int, values: list[Any]) -> Any:
+    """No limit, one of all teachers together, or one of each of some."""
+    if rng.random() < 0.5:
+        return pick(rng, values)
+    named = {k: pick(rng, values) for k in range(1, 1 + count) if rng.random() < 0.7}
+    return {k: value for k, value in named.items() if value is not None}
+
+
+def random_case(relation: str, count: int, index: int) -> tuple[Any, Any, dict[str, Any], str]:
+    rng = np.random.default_rng([RELATIONS.index(relation), count, index])
+    seed, lenience = int(rng.integers(6)), pick(rng, [0.0, 0.0, 0.01, 0.3, 1.0])
+    student, teachers = experts(relation, seed, count)
+    ids, mask = random_batch(rng, pick(rng, [1, 2, 3, 5]), 42)
+    settings: dict[str, Any] = {"max_new_tokens": pick(rng, [3, 8, 16, 20]), "seed": int(rng.integers(1 << 40))}
+    settings["max_teacher_fraction"] = [a_limit(rng, count, LIMITS) for _ in ids]
+    settings["max_teacher_calls"] = a_limit(rng, count, [None, None, 0, 1, 3])
+    if rng.random() < 0.7:
+        told = [dict(zip(("input_ids", "attention_mask"), random_batch(rng, len(ids), 42))) for _ in teachers]
+        told[int(rng.integers(count))] = None if rng.random() < 0.3 else told[0]
+        settings["teacher_inputs"] = told[0] if told[0] is not None and rng.random() < 0.3 else told
+    if rng.random() < 0.5:
+        settings |= {"temperature": pick(rng, [0.5, 1.0, 1.4]), "top_k": pick(rng, [0, 5]), "teacher_temperature": 0.0}
+        settings["teacher_temperature"] = pick(rng, [0.0, 1.0])
+    if rng.random() < 0.3:
+        settings["forced_tokens"] = rng.integers(2, 40, size=2).tolist()
+    if rng.random() < 0.3:
+        settings["min_new_tokens"] = 3
+    settings |= {"input_ids": ids, "attention_mask": mask}
+    slow = reference.TrainingWheelsDecoder(student, teachers, lenience)
+    shown = {name: value for name, value in settings.items() if name not in ("input_ids", "teacher_inputs")}
+    text = f"{relation} {count} teachers, case {index} (seed {seed}, lenience {lenience}, {shown})"
+    return native(relation, seed, count, lenience), slow, settings, text
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_random_cases(relation: str, count: int, oracle_tally: Tally) -> None:
+    for index in range(CASES):
+        fast, slow, settings, text = random_case(relation, count, index)
+        output = fast.generate(output_logprobs=index % 2 == 0, teacher_batch=pick_batch(index), **settings)
+        check_padding(output, START, START)
+        oracle_tally.add(compare(output, slow.generate(**settings), text))
+        check_totals(output)
+    assert oracle_tally.near_ties <= 0.08 * oracle_tally.rows
+    assert oracle_tally.differing <= 1
+    # Guards the generator: every teacher writes, drafts pass and fail.
+    assert min(oracle_tally.experts[k] for k in range(1, 1 + count)) >= 4
+    assert {1, 2, 3, 4, 5} <= set(oracle_tally.owners) | ({4} if relation == "same" else set())
+
+
+def pick_batch(index: int) -> int | None:
+    return [None, 1, 2, 100][index % 4]
+
+
+def check_totals(output: Any) -> None:
+    """The sums over teachers are the totals, and what no teacher wrote names none."""
+    written = (output.owners == 2) | (output.owners == 4)
+    assert torch.equal(output.experts > 0, written)
+    assert torch.equal(output.expert_calls.sum(1), output.teacher_calls)
+    assert torch.allclose(output.expert_fraction.sum(1), output.teacher_fraction)
+
+
+@pytest.mark.parametrize("lenience", [0.0, 0.5])
+def test_every_prefix_keeps_every_ledger(lenience: float) -> None:
+    ids, mask = random_batch(np.random.default_rng(0), 6, 42)
+    limits = {"max_teacher_fraction": {1: 0.3, 2: 0.1}, "max_teacher_calls": 4}
+    used = np.zeros(2)
+    for seed in range(6):
+        for relation in RELATIONS:
+            decoder = native(relation, seed, 2, lenience)
+            out = decoder.generate(ids, mask, max_new_tokens=30, temperature=1.0, seed=seed, **limits)
+            for row, length in zip(out.experts.numpy(), out.lengths.tolist()):
+                for end in range(1, 1 + length):
+                    prefix = row[1 : 1 + end]
+                    assert (prefix == 1).sum() <= 0.3 * end + 1e-9 and (prefix == 2).sum() <= 0.1 * end + 1e-9
+                assert (row > 0).sum() <= 4
+                used += (row == 1).any(), (row == 2).any()
+    assert min(used) > 0
+
+
+def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream() -> None:
+    decoder = native("noisy", 1, 3, 0.0)
+    rng = np.random.default_rng(5)
+    rows = [[*rng.integers(2, 41, size=int(rng.integers(2, 9))).tolist(), EOS] for _ in range(9)]
+    told = [[*rng.integers(2, 41, size=4).tolist(), EOS] for _ in range(9)]
+    options = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3, "max_teacher_fraction": {2: 0.2}}
+    together = decoder.generate(rows, teacher_inputs=[None, {"input_ids": told}, None], **options)
+    assert set(together.experts.unique().tolist()) == {0, 1, 2, 3}
+    items = [{"input_ids": row, "teacher_input_ids": [None, own, None]} for row, own in zip(rows, told)]
+    for out in decoder.stream(items, batch_size=4, in_order=True, **options):
+        length = int(out.lengths)
+        for name in ("sequences", "owners", "experts"):
+            assert torch.equal(out[name][0], together[name][out.index, : 1 + length])
+        for name in ("expert_calls", "expert_fraction", "teacher_calls"):
+            assert torch.equal(out[name][0], together[name][out.index])
+    alone = decoder.generate(rows[4:5], teacher_inputs=[None, {"input_ids": told[4:5]}, None], row_ids=[4], **options)
+    assert torch.equal(alone.sequences[0], together.sequences[4, : alone.sequences.shape[1]])
+
+
+def test_a_teacher_that_is_never_asked_never_encodes() -> None:
+    """Only those it may ask count; with none left the student writes alone."""
+    decoder = native("noisy", 1, 2, 0.0)
+    ids, mask = random_batch(np.random.default_rng(1), 4, 42)
+    out = decoder.generate(ids, mask, max_teacher_calls={2: 0})
+    assert out.expert_calls[:, 0].sum() > 0 and out.expert_calls[:, 1].sum() == 0
+    out = decoder.generate(ids, mask, max_teacher_calls=0)
+    assert out.teacher_passes == 0 and out.expert_fraction.sum() == 0
+    alone = GreedyDecoder(experts("noisy", 1, 2)[0]).generate(ids, mask)
+    assert torch.equal(out.sequences, alone.sequences)
+    assert alone.expert_calls.shape == (4, 0) and int(alone.experts.sum()) == 0
+
+
+def test_each_teacher_has_a_mark_of_its_own() -> None:
+    """The student's logits in torch and natively, for marks of every teacher."""
+    student, _ = experts("unrelated", 2, 3)
+    with torch.no_grad():
+        student.marks.copy_(torch.randn(student.marks.shape, generator=torch.Generator().manual_seed(0)))
+    core = NativeT5.from_model(student, "student")
+    source, tokens, marks = [5, 9, EOS], [START, 7, 8, 9, 10], [0, 1, 3, 2, 0]
+    with torch.no_grad():
+        expected = student(
+            torch.tensor([source]),
+            decoder_input_ids=torch.tensor([tokens]),
+            decoder_from_teacher=torch.tensor([marks]),
+        ).logits[0]
+    found = core.decode_logits(source, tokens, from_teacher=marks)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
+    assert np.abs(found - core.decode_logits(source, tokens, from_teacher=[0, 1, 1, 1, 0])).max() > 1e-2
+    with pytest.raises(ValueError, match="names teacher 4, the model has 3"):
+        core.decode_logits(source, tokens, from_teacher=[0, 4, 0, 0, 0])
+    with pytest.raises(TypeError, match=r"uint8 or int32 or int64, got torch\.bool"):
+        student(
+            torch.tensor([source]), decoder_input_ids=torch.tensor([tokens]), decoder_from_teacher=torch.ones(1, 5) > 0
+        )
+
+
+def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any) -> None:
+    student, teachers = experts("noisy", 3, 2)
+    student.save_pretrained(tmp_path)
+    again = TrainingWheelsT5.from_pretrained(tmp_path)
+    assert again.tau_token_ids == student.tau_token_ids
+    assert torch.equal(again.teacher_token_embedding, student.teacher_token_embedding)
+    ids, mask = random_batch(np.random.default_rng(1), 3, 42)
+    wanted = TrainingWheelsDecoder(student, teachers).generate(ids, mask)
+    for cache in (None, True, True):  # without a file of packed weights, writing it, reading it
+        packed = NativeT5.from_pretrained(tmp_path, cache=cache)
+        assert packed.tau_token_ids == student.tau_token_ids
+        assert torch.equal(TrainingWheelsDecoder(packed, teachers).generate(ids, mask).experts, wanted.experts)
+
+
+def test_from_t5_makes_rows_and_marks_for_several() -> None:
+    single = experts("noisy", 3, 2)[1][0]
+    student = TrainingWheelsT5.from_t5(single, experts=3)
+    assert student.tau_token_ids == [43, 44, 45] and student.config.tau_token_id == 43
+    assert student.config.vocab_size == 46 and student.lm_head.weight.shape[0] == 46
+    assert student.teacher_token_embedding.shape == (3, student.config.d_model)
+    with torch.no_grad():
+        student.marks[0] = 2.0
+    fewer = TrainingWheelsT5.from_t5(student, tau_token_id=43)
+    assert not hasattr(fewer.config, "tau_token_ids")
+    assert fewer.teacher_token_embedding.shape == (student.config.d_model,) and bool((fewer.marks == 2.0).all())
+    more = TrainingWheelsT5.from_t5(fewer, tau_token_id=43, experts=2)
+    assert bool((more.marks[0] == 2.0).all()) and bool((more.marks[1] == 0.0).all())
+
+
+class Words:
+    """A tokenizer of single characters that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __call__(self, texts: list[str]) -> dict[str, Any]:
+        self.seen += texts
+        return {"input_ids": [[2 + ord(c) % 30 for c in text] + [EOS] for text in texts]}
+
+    def batch_decode(self, ids: Any, skip_special_tokens: bool) -> list[str]:
+        return [""] * len(ids)
+
+
+def test_the_prompt_names_every_budget() -> None:
+    student, teachers = experts("noisy", 1, 2)
+    words = Words()
+    decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words)
+    decoder(["a", "b"], budget=["light", 0.5], max_new_tokens=2)
+    assert words.seen[:2] == [f"With light and very high teacher use, translate: {text}" for text in "ab"]
+    list(decoder.stream(["c", {"text": "d", "budget": ("no", "high")}], budget=("light", "light"), max_new_tokens=2))
+    assert "With light and light teacher use, translate: c" in words.seen
+    assert "With no and high teacher use, translate: d" in words.seen
+    GreedyDecoder(student, tokenizer=words)("e", max_new_tokens=2)
+    assert words.seen[-1] == "With no and no teacher use, translate: e"
+    for call in (lambda: decoder("a", budget="light"), lambda: decoder.stream(["a"], budget=["light"] * 3)):
+        with pytest.raises(ValueError, match="2 teachers, give a budget for each"):
+            call()
+
+
+STUDENT, TEACHERS = experts("noisy", 1, 2)
+GOOD = [[5, 6, EOS]]
+WRONG = [
+    (lambda d: TrainingWheelsDecoder(STUDENT, TEACHERS[0]), ValueError, r"can ask 2 teachers, but 1 were given"),
+    (lambda d: TrainingWheelsDecoder(STUDENT, TEACHERS * 2), ValueError, r"can ask 2 teachers, but 4 were given"),
+    (lambda d: SpeculativeDecoder(STUDENT, TEACHERS), ValueError, "SpeculativeDecoder has one teacher, got 2"),
+    (lambda d: TrainingWheelsDecoder(STUDENT, TEACHERS, teacher_dtype=["int8"]), ValueError, "1 values for 2 teachers"),
+    (lambda d: d.generate(GOOD, max_teacher_calls={3: 1}), ValueError, "names teacher 3, but the decoder has 2"),
+    (lambda d: d.generate(GOOD, max_teacher_fraction={0: 1}), ValueError, "teacher's number must be at least 1"),
+    (lambda d: d.generate(GOOD, max_teacher_fraction={1: 1.5}), ValueError, r"of teacher 1 must be in \[0, 1\]"),
+    (lambda d: d.generate(GOOD, teacher_inputs=[None]), ValueError, "1 values for 2 teachers"),
+    (lambda d: d.generate(GOOD, teacher_inputs=[None, 5]), TypeError, r"teacher_inputs\[1\] must be a mapping"),
+    (lambda d: next(d.stream([{"input_ids": GOOD[0], "teacher_input_ids": [GOOD[0]]}])), ValueError, "1 values for 2"),
+    (lambda d: d.generate(GOOD, forced_tokens=[STUDENT.tau_token_ids[0]]), ValueError, "<tau>"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG)
+def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: str) -> None:
+    decoder = native("noisy", 1, 2, 0.0)
+    with pytest.raises(error, match=message) as raised:
+        call(decoder)
+    assert "\n" not in str(raised.value)
+
+
+def test_teachers_have_number_formats_of_their_own() -> None:
+    decoder = TrainingWheelsDecoder(STUDENT, TEACHERS, teacher_dtype=["int8", None])
+    assert [teacher.dtype for teacher in decoder.teachers] == ["int8", "fp32"]
+    assert decoder.teachers[1].name == "teacher 2"
+
+
+def test_a_broken_teacher_is_named() -> None:
+    _, teachers = random_experts("noisy", 1, 2)
+    with torch.no_grad():
+        teachers[1].lm_head.weight[:] = float("nan")
+    decoder = TrainingWheelsDecoder(STUDENT, teachers)
+    with pytest.raises(FloatingPointError, match="the teacher 2's logits are not finite"):
+        for seed in range(20):
+            decoder.generate(GOOD * 4, temperature=1.5, seed=seed, max_teacher_calls={1: 0})
