@@ -107,7 +107,7 @@ class Controls:
     def _tokenized(self, budget: str) -> list[tuple[list[int], list[int]]]:
         texts = [example.source for example in self._subject.examples]
         rows = self._prompts.tokenize(texts, [budget] * len(texts))
-        return [(own, next(iter(told), None) or own) for own, told in rows]
+        return [(own, (told[0] if told else None) or own) for own, told in rows]
 
     def _decode(self, entropy: bool, threshold: float, rows: list[tuple[list[int], list[int]]]) -> _Written:
         from kdtw_fast.training import controls
