@@ -3,8 +3,8 @@
 // of nvcc's PTX all look like this.
 //
 // Every function returns 0 or an error number that `describe` explains. Pointers are device memory unless named host.
-// Work is enqueued on `stream` and done when synchronise() has returned. Nothing is allocated but by the allocating functions.
-// T tokens, N x K a weight's outputs x inputs, H heads, D head size, V vocabulary, as in backend.h.
+// Work is enqueued on `stream` and done when synchronise() has returned. Nothing is allocated but by the allocating
+// functions. T tokens, N x K a weight's outputs x inputs, H heads, D head size, V vocabulary, as in backend.h.
 #pragma once
 
 #include <stddef.h>
@@ -16,8 +16,8 @@ enum { kKdtwCudaVersion = 1 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8 };
 
-// Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row is
-// a whole number of 16 bytes and begins on such a boundary. int8: times scales[n].
+// Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row
+// is a whole number of 16 bytes and begins on such a boundary. int8: times scales[n].
 struct KdtwWeight {
   const void* data;
   const float* scales;  // int8 only
@@ -81,10 +81,10 @@ struct KdtwResult {  // PickResult
 // One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
 enum { kKdtwChunk = 1024 };
 struct KdtwSummary {
-  float raw_top, raw_sum;          // over all ids
-  float top, allowed_sum;          // over those that are not banned
-  int32_t id;                      // of `top`, the lowest on ties; V where all are banned
-  int32_t finite, before;          // before: how many rank before the draft
+  float raw_top, raw_sum;  // over all ids
+  float top, allowed_sum;  // over those that are not banned
+  int32_t id;              // of `top`, the lowest on ties; V where all are banned
+  int32_t finite, before;  // before: how many rank before the draft
 };
 
 struct KdtwDevice {

@@ -8,7 +8,8 @@
 #include <cuda_runtime.h>
 
 #define KDTW_SHARED(T, name, n) __shared__ T name[n]
-#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
+#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
 #else
 #include "backend/cuda/sim/simt.h"
 

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kEach = Format::kEach, kMost = Format::kEach == 4 ? kKdtwLargestHeadFp32 : kKdtwLargestHead;
   KDTW_SHARED(float, query, kMost);
   KDTW_SHARED(float, weights, kTile);
-  KDTW_SHARED(float, partial, kThreads * kEach);
+  KDTW_SHARED(float, partial, kThreads* kEach);
   const int h = blockIdx.x % heads, t = blockIdx.x / heads, thread = threadIdx.x, lane = lane_id();
   const KdtwToken token = tokens[t];
   const size_t row = (static_cast<size_t>(token.row) * heads + h) * capacity * pieces;
@@ -136,8 +136,8 @@ int32_t attend(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, c
     while (lanes < pieces && lanes < kWarp) lanes *= 2;
     KDTW_LAUNCH((attend_kernel<Format>), dim3(count * cache->heads), dim3(kThreads), 0,
                 static_cast<cudaStream_t>(stream), static_cast<const uint4*>(cache->keys),
-                static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity, lanes,
-                tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, out);
+                static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity,
+                lanes, tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, out);
   });
 }
 

@@ -1,6 +1,8 @@
 // What kernels share: sums and maxima in one fixed order, number formats, and a launch's grid.
 #pragma once
 
+#include <float.h>
+
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/rt.h"
 
@@ -35,8 +37,8 @@ __device__ __forceinline__ T warp_reduce(T value, Op op = {}) {
   return value;
 }
 
-// Every thread gets the block's: warps first, then the warps in ascending order. scratch: [kCount], as many as warps, in
-// use until the next barrier.
+// Every thread gets the block's: warps first, then the warps in ascending order. scratch: [kCount], as many as warps,
+// in use until the next barrier.
 template <typename Op, int kCount = kWarps, typename T>
 __device__ __forceinline__ T block_reduce(T value, T* scratch, Op op = {}) {
   value = warp_reduce<Op>(value);
@@ -79,7 +81,9 @@ struct Fp16 {
 struct Bf16 {
   using Type = unsigned short;
   static constexpr int kEach = 8;
-  static __device__ __forceinline__ float one(Type value) { return __uint_as_float(static_cast<unsigned>(value) << 16); }
+  static __device__ __forceinline__ float one(Type value) {
+    return __uint_as_float(static_cast<unsigned>(value) << 16);
+  }
   static __device__ __forceinline__ Type round(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
   static __device__ __forceinline__ void expand(uint4 bits, float (&to)[kEach]) {
     const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
@@ -90,6 +94,8 @@ struct Bf16 {
     }
   }
 };
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
 // gelu_new, the tanh form, as x / (1 + exp(-2u)).
 __device__ __forceinline__ float gelu(float x) {

@@ -39,9 +39,9 @@ __device__ __forceinline__ float logit_of(unsigned long long rank) {
 
 // What the threads of the block share.
 struct Shared {
-  Mass* bins;      // [kBins]
-  Mass* scratch;   // [kPickWarps]
-  Mass* found;     // [2]
+  Mass* bins;     // [kBins]
+  Mass* scratch;  // [kPickWarps]
+  Mass* found;    // [2]
 };
 
 struct Logits {
@@ -59,10 +59,10 @@ struct Logits {
 
 struct Distribution {
   Logits logits;
-  float best;      // the largest logit that is not banned
-  float inverse;   // of the temperature
-  unsigned edge;   // the smallest logit that stays, ordered()
-  int last;        // the last id that stays among those with that logit
+  float best;     // the largest logit that is not banned
+  float inverse;  // of the temperature
+  unsigned edge;  // the smallest logit that stays, ordered()
+  int last;       // the last id that stays among those with that logit
   Mass total;
 
   __device__ __forceinline__ bool keeps(int id, unsigned key) const {
@@ -118,8 +118,8 @@ __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass nee
   return {static_cast<int>(shared.found[0]), shared.found[1]};
 }
 
-// Adds up weigh(id) by the digit of the id's logit at `shift`, of the ids whose higher digits are those of `prefix`; the
-// largest digit comes first.
+// Adds up weigh(id) by the digit of the id's logit at `shift`, of the ids whose higher digits are those of `prefix`;
+// the largest digit comes first.
 template <typename Weigh>
 __device__ __forceinline__ void histogram(const Shared& shared, const Logits& logits, unsigned prefix, int shift,
                                           Weigh weigh) {
@@ -181,11 +181,16 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
 __device__ __forceinline__ Distribution make_distribution(const Shared& shared, const Logits& logits,
                                                           const KdtwSampling& sampling, float best, int best_id) {
   const bool greedy = sampling.temperature == 0.0f;
-  Distribution result{logits, best, greedy ? 0.0f : 1.0f / sampling.temperature, greedy ? ordered(best) : 0u,
-                      greedy ? best_id : INT_MAX, static_cast<Mass>(kOne)};
+  Distribution result{logits,
+                      best,
+                      greedy ? 0.0f : 1.0f / sampling.temperature,
+                      greedy ? ordered(best) : 0u,
+                      greedy ? best_id : INT_MAX,
+                      static_cast<Mass>(kOne)};
   if (greedy) return result;
   if (sampling.top_k > 0 && sampling.top_k < logits.size)
-    cut(shared, result, static_cast<Mass>(sampling.top_k), [&](int id) { return Mass{!logits.is_banned(id)}; },
+    cut(
+        shared, result, static_cast<Mass>(sampling.top_k), [&](int id) { return Mass{!logits.is_banned(id)}; },
         [](float) { return Mass{1}; });
   Mass own = 0;
   for (int id = threadIdx.x; id < logits.size; id += kPickThreads) own += result(id);

@@ -1,9 +1,9 @@
-// Products with a weight [N, K] for a few tokens at a time: reading the weight is what costs, so a block keeps a tile of
-// the tokens in shared memory and its warps stream rows of the weight past it, 16 bytes a lane and load.
+// Products with a weight [N, K] for a few tokens at a time: reading the weight is what costs, so a block keeps a tile
+// of the tokens in shared memory and its warps stream rows of the weight past it, 16 bytes a lane and load.
 //
 // The order of every sum is fixed by K alone: lane l adds the 16-byte pieces l, l + 32, ... of a row in ascending
-// order, then the lanes are added in a tree over lane distances 16, 8, 4, 2, 1. How many tokens share a pass, or a warp,
-// changes no bit.
+// order, then the lanes are added in a tree over lane distances 16, 8, 4, 2, 1. How many tokens share a pass, or a
+// warp, changes no bit.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kBlock)
   using X = Tile<Format, kTokens>;
   constexpr int kEach = Format::kEach;
   KDTW_SHARED(float, tile, X::kFloats);
-  KDTW_SHARED(float, squares_of_warps, kWarps * kTokens);
+  KDTW_SHARED(float, squares_of_warps, kWarps* kTokens);
   const int lane = lane_id(), first_token = static_cast<int>(blockIdx.y) * kTokens;
   const Rows rows = rows_of_warp<kRows>(outputs, epilogue);
   x += static_cast<size_t>(first_token) * inputs;

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kBlock) quantise_kernel(const float* x, const 
   for (int k = threadIdx.x; k < size; k += kBlock) {
     const float value = norm_scale ? x[k] * inverse * norm_scale[k] : x[k];
     top = fmaxf(top, fabsf(value));
-    bad |= !isfinite(value);
+    bad |= !is_finite(value);
   }
   const float largest = block_reduce<Largest>(top, scratch);
   const bool finite = __syncthreads_or(bad) == 0, usable = finite && largest >= kSmallest;

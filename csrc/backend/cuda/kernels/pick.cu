@@ -1,7 +1,5 @@
 // Decisions about logits [n, V]: chunks are reduced to summaries by many blocks, then one block a request decides. Only
 // sampling, and among that top-k, top-p and rejection, looks at a whole row again.
-#include <float.h>
-
 #include "backend/cuda/kernels/distribution.h"
 
 namespace kdtw::cuda {
@@ -14,8 +12,8 @@ __device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, co
   return {row, vocabulary, request.banned, request.banned_count};
 }
 
-__global__ void __launch_bounds__(kBlock) summarise_kernel(const float* logits, int vocabulary,
-                                                           const KdtwRequest* requests, KdtwSummary* summaries) {
+__global__ void __launch_bounds__(kBlock)
+    summarise_kernel(const float* logits, int vocabulary, const KdtwRequest* requests, KdtwSummary* summaries) {
   KDTW_SHARED(float, scratch, kWarps);
   KDTW_SHARED(int, counts, kWarps);
   KDTW_SHARED(unsigned long long, ranks, kWarps);
@@ -40,7 +38,7 @@ __global__ void __launch_bounds__(kBlock) summarise_kernel(const float* logits, 
     allowed[i] = there && !all.is_banned(id);
     if (there) {
       if (request.keep_logits != nullptr) request.keep_logits[id] = value;
-      bad |= !isfinite(value);
+      bad |= !is_finite(value);
       top = fmaxf(top, value);
       const float ranking = allowed[i] ? value : kBanned;
       if (ranks_draft) before += id < request.draft ? ranking >= draft : ranking > draft;
@@ -170,7 +168,7 @@ __global__ void __launch_bounds__(kPickThreads)
         result.id = request.draft;
         break;
       case kKdtwLenience:
-        result.passed = isinf(request.threshold)
+        result.passed = request.threshold > DBL_MAX
                             ? request.draft == result.id
                             : static_cast<double>(draft) >= static_cast<double>(best) + request.threshold;
         break;
