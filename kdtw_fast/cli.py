@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.cli_bench import bench
-from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli_options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli_train import train
 from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, find_method, make_decoder
@@ -275,6 +275,7 @@ def generate(
     threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
+    device: Device = "cpu",
     cache_weights: Annotated[
         bool,
         typer.Option(
@@ -337,7 +338,7 @@ def generate(
         given["budget"] = "light"
     lines = _Lines.of(text, file, output, batch_size)
     dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights)
+    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
     decoder = make_decoder(method, models, words, threads, **settings)
     options = {name: value for name, value in given.items() if name in chosen.call_options} | {
@@ -410,13 +411,21 @@ def info() -> None:
         "kdtw_fast": __version__,
         "compiler": build["compiler"],
         "torch at build": build["torch"],
-        "CUDA": build["cuda"] or "not built in: this version decodes on the CPU only",
+        "CUDA": _cuda(build["cuda"]),
         "SIMD": f"{build['simd']} (built: {', '.join(build['simd_levels'])})",
         "threads": build["threads"],
         "pairs": ", ".join(pair_names()) or "none",
     }
     for name, value in rows.items():
         print(f"{name:<15} {value}")
+
+
+def _cuda(library: dict[str, Any] | None) -> str:
+    if library is None:
+        return "not built in: this build decodes on the CPU only"
+    devices = library["devices"]
+    found = "no device here" if not devices else "; ".join(f"cuda:{i} is {device}" for i, device in enumerate(devices))
+    return f"built for {library['architectures']}; {found}"
 
 
 @dataclass(frozen=True)
@@ -570,6 +579,7 @@ def _models(
     tokenizer: Path | None,
     dtypes: dict[str, str],
     cache: bool = False,
+    device: str = "cpu",
 ) -> tuple[dict[str, NativeT5], Any]:
     """The models that a method needs, and their tokenizer, from a shipped pair or from folders."""
     folders = {"student": student, "teacher": teacher}
@@ -577,7 +587,10 @@ def _models(
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
-        models = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
+        models = {
+            role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
+            for role in needed
+        }
         return models, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
@@ -588,7 +601,7 @@ def _models(
             raise ValueError(f"this method needs --{role} too")
         if not folder.is_dir():
             raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
-        models[role] = NativeT5.from_pretrained(folder, role, dtypes[role], cache=cache)
+        models[role] = NativeT5.from_pretrained(folder, role, dtypes[role], cache=cache, device=device)
     beside = folders[needed[0]]
     assert beside is not None
     return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])

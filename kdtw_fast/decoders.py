@@ -62,7 +62,7 @@ class _Decoder:
             student.eos_token_ids,
             -1 if student.tau_token_id is None else student.tau_token_id,
         )
-        self._core = _core.Decoder("cpu", student.core, teacher.core if teacher else None, method, special)
+        self._core = _core.Decoder(student.device, student.core, teacher.core if teacher else None, method, special)
 
     def generate(
         self,
@@ -325,11 +325,21 @@ class GreedyDecoder(_Decoder):
         model: Hugging Face T5, NativeT5 or a safetensors folder.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
-    def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None, dtype: str = "auto"):
-        native = load(model, "model", dtype)
+    def __init__(
+        self,
+        model: ModelLike,
+        *,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+    ):
+        native = load(model, "model", dtype, device)
         super().__init__(native, None, _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
 
 
@@ -343,14 +353,13 @@ class _TwoModelDecoder(_Decoder):
         num_threads: int | None,
         dtype: str,
         teacher_dtype: str | None,
+        device: str | None,
     ):
-        super().__init__(
-            load(student, "student", dtype),
-            load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),
-            method,
-            tokenizer or _tokenizer_of(student),
-            num_threads,
-        )
+        native = load(student, "student", dtype, device)
+        if device is None and not isinstance(teacher, NativeT5):
+            device = native.device
+        other = load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype, device)
+        super().__init__(native, other, method, tokenizer or _tokenizer_of(student), num_threads)
 
 
 class TrainingWheelsDecoder(_TwoModelDecoder):
@@ -364,8 +373,10 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             p(x) >= l max p, and replaces the first token that fails.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     _calls_on_tau = True
@@ -380,9 +391,10 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
-        native = load(student, "student", dtype)
+        native = load(student, "student", dtype, device)
         if native.tau_token_id is None:
             raise ValueError(
                 "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
@@ -392,7 +404,7 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
         )
         tokenizer = tokenizer or _tokenizer_of(student)
-        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class SpeculativeDecoder(_TwoModelDecoder):
@@ -409,8 +421,10 @@ class SpeculativeDecoder(_TwoModelDecoder):
         lenience: l in [0, 1].
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -424,6 +438,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.lenience = check_real("lenience", lenience, 0.0, 1.0)
@@ -434,7 +449,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
             threshold=self.lenience,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class BigLittleDecoder(_TwoModelDecoder):
@@ -448,8 +463,10 @@ class BigLittleDecoder(_TwoModelDecoder):
         max_draft_length: call at the latest after so many drafts; None = no such limit.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -464,6 +481,7 @@ class BigLittleDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.fallback_threshold = check_real("fallback_threshold", fallback_threshold, 0.0, 1.0)
         self.rollback_threshold = check_real("rollback_threshold", rollback_threshold, 0.0)
@@ -475,7 +493,7 @@ class BigLittleDecoder(_TwoModelDecoder):
             check=_core.Check.DIVERGENCE,
             threshold=self.rollback_threshold,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class InterleavedDecoder(_TwoModelDecoder):
@@ -488,8 +506,10 @@ class InterleavedDecoder(_TwoModelDecoder):
         accept_top_k: a draft stays when it is among the teacher's so many most likely tokens, >= 1.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -503,6 +523,7 @@ class InterleavedDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.accept_top_k = check_int("accept_top_k", accept_top_k, 1)
@@ -514,11 +535,11 @@ class InterleavedDecoder(_TwoModelDecoder):
             teacher_continues=False,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 def _check_pair(student: NativeT5, teacher: NativeT5) -> None:
-    for field in ("pad_token_id", "decoder_start_token_id", "eos_token_ids"):
+    for field in ("device", "pad_token_id", "decoder_start_token_id", "eos_token_ids"):
         mine, other = getattr(student, field), getattr(teacher, field)
         if mine != other:
             raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
