@@ -11,6 +11,7 @@ ALLOWED = {
     "core": {"core"},
     "backend": {"core", "backend/backend.h"},
     "backend/cpu": {"core", "backend/backend.h", "backend/cpu"},
+    "backend/cuda/sim": {"backend/cuda/sim"},
     "model": {"core", "backend/backend.h", "model"},
     "decode": {"core", "backend/backend.h", "model", "decode"},
 }
