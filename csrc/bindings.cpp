@@ -1,5 +1,5 @@
-// The extension module kdtw_fast._core: models, decoders and a few probes for tests. The only file that
-// includes pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
+// The extension module kdtw_fast._core: models, decoders and a few probes for tests. Only this file and
+// bindings_operations.cpp include pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
@@ -16,6 +16,7 @@
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
 #include "backend/cuda/library.h"
+#include "bindings_operations.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/philox.h"
@@ -443,6 +444,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("linear", &linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("threads") = 1);
   m.def("call_now", &call_now, py::arg("waiting"), py::arg("drafting"), py::arg("batch"));
   m.attr("packed_layout") = cpu::kPackedLayout;
+  bind_operations(m);
   m.def("build_info", &build_info);
   m.def("resolve_device", &resolve_device, py::arg("device"));
   m.def("use_cuda_library", &cuda::use_library, py::arg("path"));

@@ -14,7 +14,7 @@ namespace kdtw::cuda {
 
 using Mass = unsigned long long;
 
-constexpr int kPickThreads = 512, kPickWarps = kPickThreads / kWarp;
+constexpr int kPickThreads = 256, kPickWarps = kPickThreads / kWarp;
 constexpr int kBins = 256;
 constexpr float kOne = 17592186044416.0f;  // 2^44: the mass of the most likely id; 2^18 of them fit into 64 bits
 

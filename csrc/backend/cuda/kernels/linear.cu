@@ -13,22 +13,22 @@ constexpr int kTileBytes = 32768;  // most shared memory for tokens
 
 // Of `value`, each lane's for kCount tokens, the lanes' sum of one token: lane l gets that of token l / (32 / kCount).
 // Half of the tokens go to the other lane with every distance, and the tree of each is that of a warp_reduce.
-template <typename T, int kCount>
-__device__ __forceinline__ T sum_lanes(T (&value)[kCount]) {
-  int offset = kWarp / 2;
+template <int kDistance = kWarp / 2, typename T, int kCount>
+__device__ __forceinline__ T sum_lanes(const T (&value)[kCount]) {
+  if constexpr (kDistance == 0) {
+    return value[0];
+  } else {
+    constexpr int kHalf = kCount > 1 ? kCount / 2 : 1;
+    const bool upper = (lane_id() & kDistance) != 0;
+    T sum[kHalf];
 #pragma unroll
-  for (int half = kCount / 2; half > 0; half /= 2, offset /= 2) {
-    const bool upper = (lane_id() & offset) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const T send = upper ? value[i] : value[i + half], keep = upper ? value[i + half] : value[i];
-      value[i] = keep + __shfl_xor_sync(kAllLanes, send, offset);
+    for (int i = 0; i < kHalf; ++i) {
+      const T send = kCount == 1 || upper ? value[i] : value[i + kCount / 2];
+      const T keep = kCount == 1 || !upper ? value[i] : value[i + kCount / 2];
+      sum[i] = keep + __shfl_xor_sync(kAllLanes, send, kDistance);
     }
+    return sum_lanes<kDistance / 2>(sum);
   }
-#pragma unroll
-  for (int rest = kWarp / kCount / 2; rest > 0; rest /= 2)
-    value[0] = value[0] + __shfl_xor_sync(kAllLanes, value[0], rest);
-  return value[0];
 }
 
 // The rows of the weight that a warp computes: kRows neighbours, or gates and what they gate in turn.
@@ -67,6 +67,10 @@ __device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows
   }
 }
 
+// Pieces of a row whose loads a lane has under way: where few sums are made of a piece, two, to hide the memory's latency.
+template <int kSums>
+constexpr int kPiecesAhead = kSums <= 8 ? 2 : 1;
+
 // A tile of tokens in shared memory, cut so that lanes that read neighbouring 16-byte pieces of a weight's row read
 // neighbouring float4 of x: piece c's floats 4p..4p+3 lie in plane p at c. Planes begin 16 banks apart.
 template <typename Format, int kTokens>
@@ -87,7 +91,7 @@ __global__ void __launch_bounds__(kBlock)
     linear_kernel(const uint4* weight, int outputs, int inputs, int pieces, const float* x, const float* norm_scale,
                   float epsilon, int tokens, KdtwEpilogue epilogue, int out_stride, float* out) {
   using X = Tile<Format, kTokens>;
-  constexpr int kEach = Format::kEach;
+  constexpr int kEach = Format::kEach, kAhead = kPiecesAhead<kTokens * kRows>;
   KDTW_SHARED(float, tile, X::kFloats);
   KDTW_SHARED(float, squares_of_warps, kWarps* kTokens);
   const int lane = lane_id(), first_token = static_cast<int>(blockIdx.y) * kTokens;
@@ -118,7 +122,7 @@ __global__ void __launch_bounds__(kBlock)
       }
     }
     __syncthreads();
-#pragma unroll 2
+#pragma unroll kAhead
     for (int c = lane; c < size / kEach; c += kWarp) {
       uint4 bits[kRows];
 #pragma unroll
@@ -169,6 +173,7 @@ __global__ void __launch_bounds__(kBlock)
     linear_int8_kernel(const int4* weight, const float* scales, int outputs, int pieces, const int4* x,
                        const float* x_scales, int tokens, KdtwEpilogue epilogue, int out_stride, float* out) {
   constexpr int kPieces = kTileBytes / 16 / kTokens < 128 ? kTileBytes / 16 / kTokens : 128;
+  constexpr int kAhead = kPiecesAhead<kTokens * kRows>;
   KDTW_SHARED(int4, tile, kTokens * kPieces);
   const int lane = lane_id(), first_token = static_cast<int>(blockIdx.y) * kTokens;
   const Rows rows = rows_of_warp<kRows>(outputs, epilogue);
@@ -186,7 +191,7 @@ __global__ void __launch_bounds__(kBlock)
         tile[t * kPieces + c] = first_token + t < tokens ? x[static_cast<size_t>(first_token + t) * pieces + start + c]
                                                          : make_int4(0, 0, 0, 0);
     __syncthreads();
-#pragma unroll 2
+#pragma unroll kAhead
     for (int c = lane; c < size; c += kWarp) {
       int4 w[kRows];
 #pragma unroll
