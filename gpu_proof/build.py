@@ -22,13 +22,14 @@ CSRC = ROOT / "csrc"
 SIM = CSRC / "backend/cuda/sim"
 OUT = ROOT / "build/gpu_proof"
 
-COMMON = "-std=gnu++20 -g -fPIC -fvisibility=hidden -mavx2 -mf16c -mfma -ffp-contract=off -Wall -Wextra".split()
+COMMON = "-std=gnu++20 -g1 -fPIC -fno-gnu-unique -mavx2 -mf16c -mfma -ffp-contract=off -Wall -Wextra".split()
 # -fno-strict-aliasing: kernels read the same bytes as uint4 and as halves, which CUDA permits and C++ does not.
 KERNEL = "-x c++ -O1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-unused-parameter -DKDTW_SIMT".split()
 # The hooks of g++'s thread sanitizer are called, and tsan_hooks.cpp answers them in the place of its run time.
 CHECKED = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0".split()
 TRANSLATED = "-O1 -fno-strict-aliasing -w".split()
-CHECKER = {"checker.cpp", "traffic.cpp", "tsan_hooks.cpp"}
+CHECKER = {"checker.cpp", "lines.cpp", "traffic.cpp", "tsan_hooks.cpp"}
+JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
 
 
 class BuildError(RuntimeError):
@@ -92,7 +93,8 @@ def _includes(path: Path, roots: Sequence[Path], seen: set[Path]) -> None:
                 break
 
 
-def _key(source: Path, roots: Sequence[Path], flags: Sequence[str], program: str) -> str:
+def content_key(source: Path, roots: Sequence[Path], flags: Sequence[str], program: str) -> str:
+    """A hash of a source, what it includes, the flags and the compiler."""
     headers: set[Path] = set()
     _includes(source, roots, headers)
     contents = [path.read_bytes() for path in sorted(headers)]
@@ -110,9 +112,21 @@ def _put(path: Path, command: Sequence[str | Path]) -> Path:
 
 
 def _object(source: Path, roots: Sequence[Path], flags: Sequence[str]) -> Path:
-    path = OUT / "objects" / f"{source.stem}-{_key(source, roots, flags, compiler())}.o"
+    path = OUT / "objects" / f"{source.stem}-{content_key(source, roots, flags, compiler())}.o"
     include = [f"-I{root}" for root in roots]
     return _put(path, [compiler(), *COMMON, *flags, *include, "-c", source])
+
+
+def _shim(checked: bool) -> Path:
+    """The shim's object, compiled as one source: its files share most of what they include."""
+    left_out = {"check_off.cpp"} if checked else CHECKER
+    names = [path.name for path in sorted(SIM.glob("*.cpp")) if path.name not in left_out]
+    one = OUT / f"shim{'-checked' if checked else ''}.cpp"
+    text = "".join(f'#include "backend/cuda/sim/{name}"\n' for name in names)
+    if not one.exists() or one.read_text(encoding="utf-8") != text:
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.write_text(text, encoding="utf-8")
+    return _object(one, [CSRC], ["-O2", "-fvisibility=hidden"])
 
 
 def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines: Sequence[str] = ()) -> Path:
@@ -125,7 +139,7 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
     if nvcc is None:
         raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
     flags = ["-std=c++20", "-O3", f"-arch=compute_{arch.removeprefix('sm_')}", "-lineinfo", "-ptx", *defines]
-    path = OUT / "ptx" / f"{source.stem}-{arch}-{_key(source, roots, flags, nvcc)}.ptx"
+    path = OUT / "ptx" / f"{source.stem}-{arch}-{content_key(source, roots, flags, nvcc)}.ptx"
     return _put(path, [nvcc, *flags, *(f"-I{root}" for root in roots), source])
 
 
@@ -172,19 +186,21 @@ def build_simulated(
         raise BuildError(f"no kernels under {csrc}/backend/cuda/kernels")
     roots = [csrc, CSRC] if csrc != CSRC else [CSRC]
     instrument = CHECKED if checked else []
-    shim = [path for path in sorted(SIM.glob("*.cpp")) if path.name not in (CHECKER if not checked else {"check_off.cpp"})]
+    given = defines
+    told = "simulated device" if kind == "source" else f"simulated device, PTX for {arch}"
+    defines = [*defines, f'-DKDTW_CUDA_KIND="{told}"', f'-DKDTW_CUDA_ARCHITECTURES="{arch.removeprefix("sm_")}"']
 
-    def compile_one(path: Path) -> list[Path]:
-        if path.suffix == ".cpp":
-            return [_object(path, [CSRC], ["-O2"])]
+    def compile_one(path: Path | None) -> list[Path]:
+        if path is None:
+            return [_shim(checked)]
         if kind == "source":
             return [_object(path, roots, [*KERNEL, *defines, *instrument])]
-        ptx = to_ptx(path, arch, roots=roots, defines=defines)
+        ptx = to_ptx(path, arch, roots=roots, defines=given)
         host = _object(path, roots, [*KERNEL, *defines, "-DKDTW_SIMT_PTX"])
         return [_translated_object(ptx, checked), host]
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        objects = [path for paths in pool.map(compile_one, [*shim, *sources]) for path in paths]
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = [path for paths in pool.map(compile_one, [None, *sources]) for path in paths]
     name = "-".join(["kernels", kind, *([arch] if kind == "ptx" else []), *(["checked"] if checked else [])])
     library = OUT / f"{name}-{_digest([str(path) for path in objects])}.so"
     return _put(library, [compiler(), "-shared", *objects, "-ldl", "-Wl,-Bsymbolic"])

@@ -69,12 +69,14 @@ __global__ void histogram_kernel(const int* values, int count, int bins, int* pa
   }
   __syncthreads();
   if (threadIdx.x < bins) partial[blockIdx.x * bins + threadIdx.x] = mine[threadIdx.x];
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last[0] = atomicAdd(finished, 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last[0] = atomicAdd(finished, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
   __syncthreads();
   if (last[0]) {
-    __threadfence();
     if (threadIdx.x < bins) {
       int sum = 0;
       for (int b = 0; b < static_cast<int>(gridDim.x); ++b) sum += partial[b * bins + threadIdx.x];
@@ -105,10 +107,7 @@ __global__ void rules_kernel(int bug, const float* in, float* out, int n) {
   shared[t] = other;
   __syncthreads();
   if (bug == 7 && t < 16) other += __shfl_xor_sync(kAll, other, 16);  // 7: lanes are missing
-  if (bug == 8) {                                                     // 8: misaligned
-    const float2 pair = *reinterpret_cast<const float2*>(in + 1);
-    other += pair.x - pair.x;
-  }
+  if (bug == 8) other += static_cast<float>(*reinterpret_cast<const long long*>(in + 1));  // 8: misaligned
   if (bug == 9) out[0] = other;  // 9: all threads of all blocks store to one place
   if (bug == 11) {               // 11: read through the cache that stores do not reach
     out[blockIdx.x * n + t] = other;

@@ -109,6 +109,8 @@ void* shared_slot(Site site, size_t bytes, size_t alignment, const char* name) {
 // Dynamic shared memory lies behind what a translated kernel declares statically.
 void* dyn_shared() { return thread_now->block->shared + launch_now->work->static_shared; }
 
+void* shared_base() { return thread_now->block->shared; }
+
 void fence() { check::fence(*thread_now); }
 void atomic_access(void* p, size_t n) { check::access(p, n, true, true, CALLER); }
 void read_only_load(const void* p, size_t n) { check::read_only_load(p, n, CALLER); }

@@ -46,7 +46,10 @@ struct Thread {
   unsigned fences = 0;
   uint64_t result = 0;    // of the barrier or collective it waited for
   Site site{nullptr, 0};  // where it waits
-  std::shared_ptr<Knowledge> known, published;
+  // Knowledge: valid now; handed on by this thread's atomics (as of its last fence); read by an atomic, valid after the
+  // next fence.
+  std::shared_ptr<const Knowledge> known, published, acquired;
+  uint32_t mark = 0;  // the checker's name for this thread at this point
 };
 
 // Lanes of a warp that wait for each other at one collective. Several may be pending, for different masks.
@@ -82,6 +85,7 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<Thread> threads;
   char* shared = nullptr;
+  void* shadow = nullptr;  // what the checker knows of it
   size_t shared_top = 0;   // end of what is in use
   size_t shared_used = 0;  // without gaps, as the GPU counts it
   std::vector<SharedArray> arrays;
@@ -123,7 +127,7 @@ void heap_free(void* p);  // throws Error where p is no allocation
 bool in_heap(const void* p);
 bool allocated(const void* p, size_t bytes);  // all of it, within one allocation
 char* heap_base();
-inline constexpr size_t kHeapBytes = size_t{1} << 36;
+inline constexpr size_t kHeapBytes = size_t{1} << 35;
 size_t heap_live_bytes();
 
 size_t dynamic_shared_limit(const void* kernel);

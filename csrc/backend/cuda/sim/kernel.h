@@ -37,6 +37,7 @@ void mma_bf16(Site site, const uint32_t* a, const uint32_t* b, float* d, int k);
 // A __shared__ array: one per block and declaration. dynamic_shared: what the launch asked for.
 void* shared_slot(Site site, size_t bytes, size_t alignment, const char* name);
 void* dyn_shared();
+void* shared_base();  // address 0 of the block's shared memory, for translated kernels
 
 void fence();                                  // __threadfence
 void yield();                                  // lets other threads run; for loops that wait

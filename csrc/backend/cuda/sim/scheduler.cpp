@@ -54,7 +54,8 @@ void exit_thread() {
 // The bottom of every fiber.
 void thread_main() {
   try {
-    launch_now->work->body();
+    const Work& work = *launch_now->work;
+    work.run(work.call.get());
     exit_thread();
   } catch (const Error& error) {
     report(error.text);

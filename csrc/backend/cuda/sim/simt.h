@@ -6,10 +6,9 @@
 //   kernel.h    what a kernel's body may call     control.h  what a test may set and read
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <tuple>
-#include <vector>
+#include <utility>
 
 #include "backend/cuda/sim/kernel.h"
 #include "backend/cuda/sim/runtime.h"
@@ -17,7 +16,7 @@
 
 namespace simt {
 
-// A kernel ready to run: body makes one CUDA thread's call. arguments: where its parameters lie, readable by kernels.
+// A kernel ready to run. call: the kernel and its arguments, the only host memory that kernels may read.
 struct Work {
   const void* kernel;
   const char* spelled;  // as the launch names it
@@ -25,9 +24,9 @@ struct Work {
   size_t static_shared;  // known before the launch for translated kernels only
   size_t dynamic_shared;
   bool cooperative;
-  std::function<void()> body;
-  const void* arguments;
-  size_t argument_bytes;
+  void (*run)(void* call);  // makes one CUDA thread's call
+  std::shared_ptr<void> call;
+  size_t call_bytes;
 };
 void enqueue_launch(Work work, cudaStream_t stream);
 void bad_argument(const char* kernel, int index);
@@ -48,35 +47,56 @@ bool usable_argument(const T& value) {
     return true;
 }
 
+template <typename... P>
+struct Call {
+  void (*kernel)(P...);
+  std::tuple<P...> arguments;
+
+  // Not instrumented: what happens before the kernel is not the kernel's.
+  __attribute__((no_sanitize("thread"))) static void run(void* self) {
+    auto* call = static_cast<Call*>(self);
+    const auto entry = call->kernel;
+    std::apply(entry, call->arguments);
+  }
+};
+
+// The same for what nvcc made of the kernel.
+template <typename... P>
+struct TranslatedCall {
+  TranslatedKernel kernel;
+  std::tuple<P...> arguments;
+  void* pointers[sizeof...(P) + 1];
+
+  static void run(void* self) {
+    auto* call = static_cast<TranslatedCall*>(self);
+    call->kernel.run(call->pointers);
+  }
+};
+
 template <typename... P, typename... A>
 void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
             bool cooperative, A&&... values) {
-  auto arguments = std::make_shared<std::tuple<P...>>(static_cast<P>(values)...);
+  Work work{reinterpret_cast<const void*>(kernel), spelled, grid, block, 0, shared, cooperative, nullptr, nullptr, 0};
+  std::tuple<P...> arguments(static_cast<P>(values)...);
   std::apply(
       [&](const auto&... each) {
         int index = 0;
         ((usable_argument(each) ? void() : bad_argument(spelled, index), ++index), ...);
       },
-      *arguments);
-  Work work{reinterpret_cast<const void*>(kernel),
-            spelled,
-            grid,
-            block,
-            0,
-            shared,
-            cooperative,
-            {},
-            arguments.get(),
-            sizeof(*arguments)};
-#ifdef KDTW_SIMT_PTX  // what nvcc made of this kernel runs, not what g++ made of it
-  const TranslatedKernel translated = find_translated(work.kernel, spelled);
-  auto pointers = std::make_shared<std::vector<void*>>();
-  std::apply([&](auto&... each) { (pointers->push_back((void*)&each), ...); }, *arguments);
-  work.static_shared = translated.static_shared;
-  work.body = [translated, arguments, pointers] { translated.run(pointers->data()); };
+      arguments);
+#ifdef KDTW_SIMT_PTX
+  using Made = TranslatedCall<P...>;
+  auto call = std::make_shared<Made>(Made{find_translated(work.kernel, spelled), std::move(arguments), {}});
+  void** next = call->pointers;
+  std::apply([&](auto&... each) { ((*next++ = (void*)&each), ...); }, call->arguments);
+  work.static_shared = call->kernel.static_shared;
 #else
-  work.body = [kernel, arguments] { std::apply(kernel, *arguments); };
+  using Made = Call<P...>;
+  auto call = std::make_shared<Made>(Made{kernel, std::move(arguments)});
 #endif
+  work.run = Made::run;
+  work.call_bytes = sizeof(Made);
+  work.call = std::move(call);
   enqueue_launch(std::move(work), stream);
 }
 
