@@ -1,9 +1,12 @@
 """Builds libraries of the CUDA kernels that run on the simulated device (csrc/backend/cuda/sim).
 
+    python -m gpu_proof.build [--kind source|ptx] [--arch sm_75] [--checked]    prints the library's path
+
 A library has the C interface of nvcc's own and, beside it, the functions kdtw_sim_* that gpu_proof.simulated calls. What
 was built lies in build/gpu_proof/, each file named by a hash of everything it was made from.
 """
 
+import argparse
 import functools
 import hashlib
 import os
@@ -144,8 +147,8 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
 
 
 def _translated_object(ptx: Path, checked: bool) -> Path:
-    code = _digest([Path(translate.__file__).read_bytes(), ptx.read_bytes()])
-    cpp = OUT / "ptx" / f"{ptx.stem}-{code}.cpp"
+    translator = [path.read_bytes() for path in (Path(translate.__file__), Path(translate.__file__).with_name("ptx.py"))]
+    cpp = OUT / "ptx" / f"{ptx.stem}-{_digest([*translator, ptx.read_bytes()])}.cpp"
     if not cpp.exists():
         partial = cpp.with_name(f"{cpp.stem}.{os.getpid()}.cpp")
         partial.write_text(translate.translate(ptx.read_text(encoding="utf-8")), encoding="utf-8")
@@ -204,3 +207,11 @@ def build_simulated(
     name = "-".join(["kernels", kind, *([arch] if kind == "ptx" else []), *(["checked"] if checked else [])])
     library = OUT / f"{name}-{_digest([str(path) for path in objects])}.so"
     return _put(library, [compiler(), "-shared", *objects, "-ldl", "-Wl,-Bsymbolic"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=["source", "ptx"], default="source")
+    parser.add_argument("--arch", default="sm_75")
+    parser.add_argument("--checked", action="store_true")
+    print(build_simulated(**vars(parser.parse_args())))
