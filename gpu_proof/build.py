@@ -30,6 +30,7 @@ COMMON = "-std=gnu++20 -g1 -fPIC -fno-gnu-unique -mavx2 -mf16c -mfma -ffp-contra
 KERNEL = "-x c++ -O1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-unused-parameter -DKDTW_SIMT".split()
 # The hooks of g++'s thread sanitizer are called, and tsan_hooks.cpp answers them in the place of its run time.
 CHECKED = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0".split()
+NVCC = "-std=c++20 -O3 -fmad=false -lineinfo".split()  # as setup.py, and lines
 TRANSLATED = "-O1 -fno-strict-aliasing -w".split()
 CHECKER = {"checker.cpp", "lines.cpp", "traffic.cpp", "tsan_hooks.cpp"}
 JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -141,7 +142,7 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
-    flags = ["-std=c++20", "-O3", f"-arch=compute_{arch.removeprefix('sm_')}", "-lineinfo", "-ptx", *defines]
+    flags = [*NVCC, f"-arch=compute_{arch.removeprefix('sm_')}", "-ptx", *defines]
     path = OUT / "ptx" / f"{source.stem}-{arch}-{content_key(source, roots, flags, nvcc)}.ptx"
     return _put(path, [nvcc, *flags, *(f"-I{root}" for root in roots), source])
 

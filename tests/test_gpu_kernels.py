@@ -51,3 +51,18 @@ def test_source_in_all_schedules(name: str, schedule: Schedule, source: Simulate
 def test_ptx_in_all_schedules(name: str, translated: SimulatedDevice) -> None:
     for schedule in SCHEDULES:
         run(name, translated, schedule)
+
+
+@needs_nvcc
+@pytest.mark.gpu_proof
+@pytest.mark.parametrize("name", ["embedding", "norm", "linear_int8"])  # the others call exp
+def test_source_and_ptx_give_the_same_bits(name: str, source: SimulatedDevice, translated: SimulatedDevice) -> None:
+    results = []
+    for device in (source, translated):
+        device.downloads = []
+        run(name, device, SCHEDULES[0])
+        results.append(device.downloads)
+        device.downloads = None
+    assert len(results[0]) == len(results[1]) > 0
+    for mine, other in zip(*results):
+        assert mine.tobytes() == other.tobytes()
