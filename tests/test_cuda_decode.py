@@ -6,6 +6,8 @@ KDTW_CUDA_LIBRARY to run the same tests on another library of the kernels.
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from factories import RELATIONS, SHAPES, START, random_batch, random_pair, rando
 from test_decoding_oracle import METHODS, OUTCOMES, random_case
 
 import kdtw_fast
+from gpu_proof.simulated import SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -169,6 +172,37 @@ def test_rows_that_are_not_finite_are_named(simulated: str) -> None:
         model.shared.weight[7, 0] = float("inf")
     with pytest.raises(FloatingPointError, match="logits are not finite at row 1"):
         GreedyDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
+
+
+# --- What a token costs ----------------------------------------------------------------------------------
+
+
+def counted(decoder: Any, device: SimulatedDevice, tokens: int, **options: Any) -> dict[str, int]:
+    """What the device counted in a greedy decode of exactly so many tokens; its memory was asked for before."""
+    for _ in range(2):
+        device.reset_counters()
+        decoder.generate([[5, 8, 1]], max_new_tokens=tokens, min_new_tokens=tokens, **options)
+    return device.counters()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None:
+    """As docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and the host waits once."""
+    path = kdtw_fast.build_info()["cuda"]["library"]
+    if not hasattr(ctypes.CDLL(path), "kdtw_sim_counters"):
+        pytest.skip(f"{path} is not the simulated device's and counts nothing")
+    device = SimulatedDevice(Path(path))
+    native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
+    decoder = GreedyDecoder(native)
+    # A pass's positions are new, so are its tokens; what was asked of the head before is not sent again.
+    four, five = (counted(decoder, device, tokens) for tokens in (4, 5))
+    step = {name: five[name] - four[name] for name in five}
+    layers = SHAPES[1].decoder_layers
+    assert step["host_launches"] == step["kernels"] == (15 * layers + 7 if dtype == "int8" else 9 * layers + 6)
+    assert step["host_synchronisations"] == step["copies_to_host"] == 1
+    assert step["copies_to_device"] == 5  # ids, places in both caches, whom to ask the head about, the request
+    assert step["bytes_to_host"] == 20
+    assert five["allocations"] == 0
 
 
 # --- Which device ----------------------------------------------------------------------------------------
