@@ -1,9 +1,12 @@
 """Builds libraries of the CUDA kernels that run on the simulated device (csrc/backend/cuda/sim).
 
+    python -m gpu_proof.build [--kind source|ptx] [--arch sm_75] [--checked]    prints the library's path
+
 A library has the C interface of nvcc's own and, beside it, the functions kdtw_sim_* that gpu_proof.simulated calls. What
 was built lies in build/gpu_proof/, each file named by a hash of everything it was made from.
 """
 
+import argparse
 import functools
 import hashlib
 import os
@@ -27,6 +30,7 @@ COMMON = "-std=gnu++20 -g1 -fPIC -fno-gnu-unique -mavx2 -mf16c -mfma -ffp-contra
 KERNEL = "-x c++ -O1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-unused-parameter -DKDTW_SIMT".split()
 # The hooks of g++'s thread sanitizer are called, and tsan_hooks.cpp answers them in the place of its run time.
 CHECKED = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0".split()
+NVCC = "-std=c++20 -O3 -fmad=false -lineinfo".split()  # as setup.py, and lines
 TRANSLATED = "-O1 -fno-strict-aliasing -w".split()
 CHECKER = {"checker.cpp", "lines.cpp", "traffic.cpp", "tsan_hooks.cpp"}
 JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
@@ -138,14 +142,14 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("no nvcc: set CUDA_HOME or put it on the PATH")
-    flags = ["-std=c++20", "-O3", f"-arch=compute_{arch.removeprefix('sm_')}", "-lineinfo", "-ptx", *defines]
+    flags = [*NVCC, f"-arch=compute_{arch.removeprefix('sm_')}", "-ptx", *defines]
     path = OUT / "ptx" / f"{source.stem}-{arch}-{content_key(source, roots, flags, nvcc)}.ptx"
     return _put(path, [nvcc, *flags, *(f"-I{root}" for root in roots), source])
 
 
 def _translated_object(ptx: Path, checked: bool) -> Path:
-    code = _digest([Path(translate.__file__).read_bytes(), ptx.read_bytes()])
-    cpp = OUT / "ptx" / f"{ptx.stem}-{code}.cpp"
+    translator = [path.read_bytes() for path in (Path(translate.__file__), Path(translate.__file__).with_name("ptx.py"))]
+    cpp = OUT / "ptx" / f"{ptx.stem}-{_digest([*translator, ptx.read_bytes()])}.cpp"
     if not cpp.exists():
         partial = cpp.with_name(f"{cpp.stem}.{os.getpid()}.cpp")
         partial.write_text(translate.translate(ptx.read_text(encoding="utf-8")), encoding="utf-8")
@@ -204,3 +208,11 @@ def build_simulated(
     name = "-".join(["kernels", kind, *([arch] if kind == "ptx" else []), *(["checked"] if checked else [])])
     library = OUT / f"{name}-{_digest([str(path) for path in objects])}.so"
     return _put(library, [compiler(), "-shared", *objects, "-ldl", "-Wl,-Bsymbolic"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=["source", "ptx"], default="source")
+    parser.add_argument("--arch", default="sm_75")
+    parser.add_argument("--checked", action="store_true")
+    print(build_simulated(**vars(parser.parse_args())))

@@ -191,53 +191,56 @@ def activation(k: Kernels) -> None:
 @case
 def attention(k: Kernels) -> None:
     """Keys and values are stored, and a ragged batch of queries attends to them, some to none, with and without bias."""
-    for i, (heads, size, lengths) in enumerate([(3, 8, [1, 33, 0, 130]), (1, 64, [31, 32, 5]), (2, 12, [140, 2])]):
-        format_ = list(FORMATS)[i % 3]
-        rows, capacity = len(lengths), max(lengths) + 3
-        width = heads * size
-        stored_as = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[format_]
-        each = 16 // np.dtype(stored_as).itemsize
-        stride = -(-size // each) * each
-        keys_at, values_at = (k.device.empty((rows, heads, capacity, stride), stored_as) for _ in range(2))
-        cache = k.make(
-            "KdtwCache",
-            keys=keys_at,
-            values=values_at,
-            format=constants()[FORMATS[format_]],
-            rows=rows,
-            heads=heads,
-            head_size=size,
-            stride=stride,
-            capacity=capacity,
-        )
-        places = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
-        both = _random(len(places), 2 * width, seed=11)
-        tokens = np.array([(row, position, 0) for row, position in places], np.int32)
-        both_at = k.device.array(both)
-        values_from = DeviceArray(k.device, both_at.pointer + 4 * width, (1,), np.dtype(np.float32))
-        k.store(cache, k.device.array(tokens), len(places), both_at, values_from, 2 * width, None)
-        rounded = _encode(both, format_)[1]
-        bias = _random(heads, capacity + 1, seed=12)
-        made = k.make("KdtwBias", table=k.device.array(bias), lowest=capacity, highest=0)
-        queries = _random(rows, width + 5, seed=13)
-        asks = np.array([(row, max(n - 1, 0), n) for row, n in enumerate(lengths)], np.int32)
-        for biased in (True, False):
-            table = made if biased else k.make("KdtwBias", table=None, lowest=0, highest=0)
-            out = k.device.empty((rows, width))
-            k.attend(cache, k.device.array(asks), rows, k.device.array(queries), width + 5, table, out, None)
-            expected = np.zeros((rows, width))
-            for row, n in enumerate(lengths):
-                mine = [j for j, (r, _) in enumerate(places) if r == row]
-                for h in range(heads):
-                    if not n:
-                        continue
-                    at = slice(h * size, (h + 1) * size)
-                    scores = rounded[mine, :width][:, at].astype(np.float64) @ queries[row, at].astype(np.float64)
-                    if biased:
-                        scores += bias[h, np.arange(n) - (n - 1) + capacity]
-                    weights = np.exp(scores - scores.max())
-                    expected[row, at] = weights / weights.sum() @ rounded[mine, width:][:, at]
-            _close(out.numpy(), expected, 5e-5)
+    _attend(k, 3, 8, [1, 33, 0, 130], "fp32")
+    _attend(k, 1, 64, [31, 32, 5], "fp16")
+    _attend(k, 2, 12, [140, 2], "bf16")
+
+
+def _attend(k: Kernels, heads: int, size: int, lengths: list[int], format_: str) -> None:
+    rows, capacity = len(lengths), max(lengths) + 3
+    width = heads * size
+    stored_as = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[format_]
+    each = 16 // np.dtype(stored_as).itemsize
+    stride = -(-size // each) * each
+    cache = k.make(
+        "KdtwCache",
+        keys=k.device.empty((rows, heads, capacity, stride), stored_as),
+        values=k.device.empty((rows, heads, capacity, stride), stored_as),
+        format=constants()[FORMATS[format_]],
+        rows=rows,
+        heads=heads,
+        head_size=size,
+        stride=stride,
+        capacity=capacity,
+    )
+    places = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+    both = _random(len(places), 2 * width, seed=11)
+    tokens = np.array([(row, position, 0) for row, position in places], np.int32)
+    keys_from = k.device.array(both)
+    values_from = DeviceArray(k.device, keys_from.pointer + 4 * width, (1,), np.dtype(np.float32))
+    k.store(cache, k.device.array(tokens), len(places), keys_from, values_from, 2 * width, None)
+    rounded = _encode(both, format_)[1].astype(np.float64)
+    bias = _random(heads, capacity + 1, seed=12)  # distances key - query from -capacity to 0
+    queries = _random(rows, width + 5, seed=13)
+    asks = np.array([(row, max(n - 1, 0), n) for row, n in enumerate(lengths)], np.int32)
+    tables = [
+        k.make("KdtwBias", table=k.device.array(bias), lowest=capacity, highest=0),
+        k.make("KdtwBias", table=None, lowest=0, highest=0),
+    ]
+    for biased, table in zip((True, False), tables):
+        out = k.device.empty((rows, width))
+        k.attend(cache, k.device.array(asks), rows, k.device.array(queries), width + 5, table, out, None)
+        expected = np.zeros((rows, heads, size))
+        for row, n in enumerate(lengths):
+            mine = [j for j, (r, _) in enumerate(places) if r == row]
+            for h in range(heads if n else 0):
+                at = slice(h * size, (h + 1) * size)
+                scores = rounded[mine, :width][:, at] @ queries[row, at].astype(np.float64)
+                if biased:
+                    scores += bias[h, np.arange(n) - (n - 1) + capacity]
+                weights = np.exp(scores - scores.max())
+                expected[row, h] = weights / weights.sum() @ rounded[mine, width:][:, at]
+        _close(out.numpy(), expected.reshape(rows, width), 5e-5)
 
 
 def _requests(k: Kernels, vocabulary: int, **of_all: object) -> dict:
@@ -294,3 +297,66 @@ def pick_not_finite(k: Kernels) -> None:
     results = _decide(k, logits, [_requests(k, 1500) for _ in range(3)])
     assert [bool(r.finite) for r in results] == [False, True, False]
     assert results[1].id == logits[1].argmax()
+
+
+@case
+def pick_checks(k: Kernels) -> None:
+    """Top-k membership, lenience and divergence of a draft, and draws that follow the distribution's support."""
+    vocabulary, check = 1100, constants()
+    logits = _random(1, vocabulary, seed=16)
+    order = np.argsort(-logits[0], kind="stable")
+    log_p = logits[0].astype(np.float64) - np.log(np.exp(logits[0].astype(np.float64)).sum())
+    for rank in (0, 4, 5, 700):
+        draft = int(order[rank])
+        gap = float(logits[0, order[0]] - logits[0, draft])
+        asked = [
+            (_requests(k, vocabulary, check=check["kKdtwTopK"], draft=draft, threshold=5.0), rank < 5),
+            (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=-0.5), gap <= 0.5),
+            (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=np.inf), rank == 0),
+            (
+                _requests(
+                    k, vocabulary, check=check["kKdtwDivergence"], draft=draft, threshold=4.0, want_confidence=1
+                ),
+                -log_p[draft] <= 4.0,
+            ),
+        ]
+        results = _decide(k, np.repeat(logits, len(asked), 0), [request for request, _ in asked])
+        assert [bool(r.passed) for r in results] == [passes for _, passes in asked], rank
+    sampling = k.make("KdtwSampling", temperature=0.7, top_k=5, top_p=1.0)
+    uniforms = np.linspace(0.01, 0.99, 7)
+    requests = [_requests(k, vocabulary, sampling=sampling, uniform=u) for u in uniforms]
+    drawn = [r.id for r in _decide(k, np.repeat(logits, 7, 0), requests)]
+    assert set(drawn) <= set(order[:5].tolist()) and len(set(drawn)) > 1
+
+
+CASES_OF_TESTS = list(CASES)  # what follows is large: for counting traffic
+
+# FLAN-T5-small's products: outputs, inputs, epilogue, whether a norm comes before.
+SIZE = 512
+PRODUCTS = [(3 * 384, SIZE, "kKdtwStore", True), (SIZE, 384, "kKdtwAdd", False), (2 * 1024, SIZE, "kKdtwGatedGelu", True)]
+TOKENS = (1, 8)
+
+
+@case
+def real_sizes(k: Kernels) -> None:
+    """One layer's kernels at FLAN-T5-small's sizes, halves, one token and eight: what the traffic is counted of."""
+    size, heads, head, length, vocabulary = SIZE, 6, 64, 96, 4096
+    for tokens in TOKENS:
+        for outputs, inputs, epilogue, fused in PRODUCTS:
+            weight, values = _weight(k, outputs, inputs, "fp16")
+            x, scale = _random(tokens, inputs, seed=5), np.ones(inputs, np.float32)
+            width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+            out = k.device.array(np.zeros((tokens, width), np.float32))
+            at = (k.device.array(x), k.device.array(scale) if fused else None)
+            k.linear(weight, *at, 1e-6, tokens, constants()[epilogue], out, None)
+            y = (_rms(x, scale, 1e-6) if fused else x.astype(np.float64)) @ values.astype(np.float64).T
+            gated = epilogue == "kKdtwGatedGelu"
+            _close(out.numpy(), _gelu(y[:, :width]) * y[:, width:] if gated else y, 5e-5)
+        x = _random(tokens, size)
+        out = k.device.empty((tokens, size))
+        k.rms_norm(k.device.array(x), k.device.array(np.ones(size, np.float32)), 1e-6, tokens, size, out, None)
+        _close(out.numpy(), _rms(x, np.ones(size), 1e-6))
+    _attend(k, heads, head, [length], "fp16")
+    logits = _random(1, vocabulary, seed=14)
+    (result,) = _decide(k, logits, [_requests(k, vocabulary, want_log_prob=1)])
+    assert result.id == logits.argmax()

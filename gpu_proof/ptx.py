@@ -139,14 +139,24 @@ def parse(text: str) -> Module:
     return Module(head[1], head[2], dynamic, constants, kernels)
 
 
+_NOT_A_STATEMENT = re.compile(r"\s+|\.loc\s+(\d+)([^\n]*)|([{}])|([\w$]+):(?!:)")
+
+
+def _line(text: str, files: dict[str, str]) -> Statement:
+    """Where the code that follows comes from; of what was inlined from CUDA's headers, where it was inlined."""
+    places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)", text)
+    named = [Statement("line", file=files.get(file, "?"), line=int(line)) for file, line in places]
+    return next((place for place in named if "/targets/" not in place.file and "/cuda" not in place.file.split("/csrc/")[0]), named[0])
+
+
 def _statements(body: str, files: dict[str, str]) -> Iterator[Statement]:
     position = 0
     while position < len(body):
         rest = body[position:]
-        if match := re.match(r"\s+|\.loc\s+(\d+)\s+(\d+)[^\n]*|([{}])|([\w$]+):(?!:)", rest):
+        if match := _NOT_A_STATEMENT.match(rest):
             position += match.end()
             if match[1]:
-                yield Statement("line", file=files.get(match[1], "?"), line=int(match[2]))
+                yield _line(match[0], files)
             elif match[3]:
                 yield Statement(match[3])
             elif match[4]:

@@ -61,6 +61,8 @@ class DeviceArray:
         """What the memory holds now; waits for the device."""
         host = np.empty(self.shape, self.dtype)
         self.device.check(self.device.library.kdtw_sim_copy(ctypes.c_void_p(host.ctypes.data), self, host.nbytes))
+        if self.device.downloads is not None:
+            self.device.downloads.append(host)
         return host
 
 
@@ -69,10 +71,12 @@ class SimulatedDevice:
 
     Attributes:
         library: for calling the library's functions by ctypes.
+        downloads: where every array that is read back is kept, for comparing two devices; None: nowhere.
     """
 
     def __init__(self, path: Path) -> None:
         self.library = library = ctypes.CDLL(str(path))
+        self.downloads: list[np.ndarray] | None = None
         self._arrays: list[DeviceArray] = []
         for name in ("counters", "kernel_runs", "traffic", "last_error"):
             getattr(library, f"kdtw_sim_{name}").restype = ctypes.c_char_p

@@ -60,6 +60,20 @@ def count_all() -> dict[str, Count]:
     return count(device, "real_sizes")
 
 
+def on_paper() -> dict[str, int]:
+    """Bytes that kernels must move in that case, by the beginning of their names: weights once, inputs, outputs."""
+    bytes_ = {}
+    for tokens in cases.TOKENS:
+        total = 0
+        for outputs, inputs, epilogue, fused in cases.PRODUCTS:
+            width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+            out = tokens * width * (2 if epilogue == "kKdtwAdd" else 1)
+            total += 2 * outputs * inputs + 4 * (tokens * inputs + (inputs if fused else 0) + out)
+        bytes_[f"linear_kernel<Fp16, {tokens},"] = total
+    bytes_["rms_norm_kernel"] = sum(4 * cases.SIZE * (2 * tokens + 1) for tokens in cases.TOKENS)
+    return bytes_
+
+
 def above(found: dict[str, Count]) -> list[str]:
     """Kernels that move more than traffic_limits.json permits, or that it does not know."""
     limits = json.loads(LIMITS.read_text(encoding="utf-8"))

@@ -33,21 +33,36 @@ def run(name: str, device: SimulatedDevice, schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("schedule", QUICK, ids=str)
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
 def test_source(name: str, schedule: Schedule, source: SimulatedDevice) -> None:
     run(name, source, schedule)
 
 
 @pytest.mark.gpu_proof
 @pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s not in QUICK], ids=str)
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
 def test_source_in_all_schedules(name: str, schedule: Schedule, source: SimulatedDevice) -> None:
     run(name, source, schedule)
 
 
 @needs_nvcc
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
 def test_ptx_in_all_schedules(name: str, translated: SimulatedDevice) -> None:
     for schedule in SCHEDULES:
         run(name, translated, schedule)
+
+
+@needs_nvcc
+@pytest.mark.gpu_proof
+@pytest.mark.parametrize("name", ["embedding", "norm", "linear_int8"])  # the others call exp
+def test_source_and_ptx_give_the_same_bits(name: str, source: SimulatedDevice, translated: SimulatedDevice) -> None:
+    results = []
+    for device in (source, translated):
+        device.downloads = []
+        run(name, device, SCHEDULES[0])
+        results.append(device.downloads)
+        device.downloads = None
+    assert len(results[0]) == len(results[1]) > 0
+    for mine, other in zip(*results):
+        assert mine.tobytes() == other.tobytes()
