@@ -18,7 +18,7 @@ from factories import RELATIONS, SHAPES, START, random_batch, random_pair, rando
 from test_decoding_oracle import METHODS, OUTCOMES, random_case
 
 import kdtw_fast
-from gpu_proof.simulated import SimulatedDevice
+from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -174,6 +174,30 @@ def test_rows_that_are_not_finite_are_named(simulated: str) -> None:
         GreedyDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
 
 
+def the_device() -> SimulatedDevice:
+    """What the library in use lets a test set and read."""
+    path = kdtw_fast.build_info()["cuda"]["library"]
+    if not hasattr(ctypes.CDLL(path), "kdtw_sim_counters"):
+        pytest.skip(f"{path} runs on no simulated device")
+    return SimulatedDevice(Path(path))
+
+
+@pytest.mark.parametrize("order", ["lazy", SCHEDULES[1], SCHEDULES[4]], ids=str)
+def test_no_order_of_work_changes_a_bit(order: Any, simulated: str) -> None:
+    """Threads in other orders; lazy: nothing runs before the host waits for it, so it may not wait too late."""
+    device = the_device()
+    student, teacher = random_pair("noisy", seed=2)
+    decoder = SpeculativeDecoder(student, teacher, draft_length=2, device=simulated)
+    ids, mask = random_batch(np.random.default_rng(1), 2, VOCAB, longest=6)
+    settings = {"max_new_tokens": 4, "temperature": 0.9, "top_k": 9, "output_logprobs": True}
+    expected = decoder.generate(ids, mask, **settings)
+    try:
+        device.schedule(*([] if order == "lazy" else [order]), lazy=order == "lazy")
+        assert_same(decoder.generate(ids, mask, **settings), expected)
+    finally:
+        device.schedule()
+
+
 # --- What a token costs ----------------------------------------------------------------------------------
 
 
@@ -188,10 +212,7 @@ def counted(decoder: Any, device: SimulatedDevice, tokens: int, **options: Any) 
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
 def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None:
     """As docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and the host waits once."""
-    path = kdtw_fast.build_info()["cuda"]["library"]
-    if not hasattr(ctypes.CDLL(path), "kdtw_sim_counters"):
-        pytest.skip(f"{path} is not the simulated device's and counts nothing")
-    device = SimulatedDevice(Path(path))
+    device = the_device()
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
     decoder = GreedyDecoder(native)
     four, five = (counted(decoder, device, tokens) for tokens in (4, 5))
