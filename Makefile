@@ -52,7 +52,7 @@ readme: $(VENV)/.installed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f kdtw_fast/_core*.so $(VENV)/.installed
+	rm -f kdtw_fast/_core*.so kdtw_fast/libkdtw_cuda.so $(VENV)/.installed
 
 distclean: clean
 	rm -rf $(VENV)

@@ -123,5 +123,5 @@ setup(
             extra_link_args=["-pthread"],
             define_macros=[("KDTW_TORCH_VERSION", f'"{version("torch")}"')],
         )
-    ]
+    ],
 )

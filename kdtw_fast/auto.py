@@ -170,8 +170,8 @@ class AutoDecoder(_Decoder):
         _check_pair(self.student, self.teacher)
         if self.student.device != "cpu":
             raise ValueError(
-                f"AutoDecoder measures passes on device 'cpu' only, but the models are packed for {self.student.device!r}; "
-                "choose one of the other decoders"
+                "AutoDecoder measures passes on device 'cpu' only, but the models are packed for "
+                f"{self.student.device!r}; choose one of the other decoders"
             )
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()

@@ -270,7 +270,9 @@ class NativeT5:
         name = name or folder.name
         device = check_device(device)
         if device != "cpu" and cache is not None and cache is not False:
-            raise ValueError(f"{name}: cache={cache!r} keeps weights packed for device 'cpu'; leave it out on {device!r}")
+            raise ValueError(
+                f"{name}: cache={cache!r} keeps weights packed for device 'cpu'; leave it out on {device!r}"
+            )
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
         config = _read_json(folder / "config.json", name)

@@ -164,7 +164,10 @@ def test_attention_over_ragged_rows(device: _core.Operations, heads: int, size: 
     rng = np.random.default_rng([heads, size])
     lengths = [1, 31, 33, 128, 150]
     stored = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
-    keys, values = normal(rng, len(stored), heads * size) * np.float32(size**-0.5), normal(rng, len(stored), heads * size)
+    keys, values = (
+        normal(rng, len(stored), heads * size) * np.float32(size**-0.5),
+        normal(rng, len(stored), heads * size),
+    )
     asked = [(row, length - 1, length) for row, length in enumerate(lengths)] + [(4, 40, 41), (4, 127, 129), (2, 0, 33)]
     queries = normal(rng, len(asked), heads * size)
     kept_keys, kept_values = rounded(keys, dtype), rounded(values, dtype)

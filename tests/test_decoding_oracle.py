@@ -98,9 +98,7 @@ def warp_settings(rng: np.random.Generator, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def random_case(
-    method: str, relation: str, index: int, device: str = "cpu"
-) -> tuple[Any, Any, dict[str, Any], str]:
+def random_case(method: str, relation: str, index: int, device: str = "cpu") -> tuple[Any, Any, dict[str, Any], str]:
     """(native decoder, oracle decoder, generate arguments, description) of one case."""
     rng = np.random.default_rng([METHODS.index(method), RELATIONS.index(relation), index])
     seed = int(rng.integers(PAIRS_PER_RELATION))
