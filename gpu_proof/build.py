@@ -2,8 +2,8 @@
 
     python -m gpu_proof.build [--kind source|ptx] [--arch sm_75] [--checked]    prints the library's path
 
-A library has the C interface of nvcc's own and, beside it, the functions kdtw_sim_* that gpu_proof.simulated calls. What
-was built lies in build/gpu_proof/, each file named by a hash of everything it was made from.
+A library has the C interface of nvcc's own and, beside it, the functions kdtw_sim_* that gpu_proof.simulated calls.
+What was built lies in build/gpu_proof/, each file named by a hash of everything it was made from.
 """
 
 import argparse
@@ -25,13 +25,24 @@ CSRC = ROOT / "csrc"
 SIM = CSRC / "backend/cuda/sim"
 OUT = ROOT / "build/gpu_proof"
 
-COMMON = "-std=gnu++20 -g1 -fPIC -fno-gnu-unique -mavx2 -mf16c -mfma -ffp-contract=off -Wall -Wextra".split()
+COMMON = [
+    "-std=gnu++20",
+    "-g1",
+    "-fPIC",
+    "-fno-gnu-unique",
+    "-mavx2",
+    "-mf16c",
+    "-mfma",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+]
 # -fno-strict-aliasing: kernels read the same bytes as uint4 and as halves, which CUDA permits and C++ does not.
-KERNEL = "-x c++ -O1 -fno-strict-aliasing -Wno-unknown-pragmas -Wno-unused-parameter -DKDTW_SIMT".split()
+KERNEL = ["-x", "c++", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-DKDTW_SIMT"]
 # The hooks of g++'s thread sanitizer are called, and tsan_hooks.cpp answers them in the place of its run time.
-CHECKED = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0".split()
-NVCC = "-std=c++20 -O3 -fmad=false -lineinfo".split()  # as setup.py, and lines
-TRANSLATED = "-O1 -fno-strict-aliasing -w".split()
+CHECKED = ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
+NVCC = ["-std=c++20", "-O3", "-fmad=false", "-lineinfo"]  # as setup.py, and lines
+TRANSLATED = ["-O1", "-fno-strict-aliasing", "-w"]
 CHECKER = {"checker.cpp", "lines.cpp", "traffic.cpp", "tsan_hooks.cpp"}
 JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
 
@@ -102,7 +113,7 @@ def content_key(source: Path, roots: Sequence[Path], flags: Sequence[str], progr
     headers: set[Path] = set()
     _includes(source, roots, headers)
     contents = [path.read_bytes() for path in sorted(headers)]
-    return _digest([_version(program), *flags, source.name, source.read_bytes(), *contents])
+    return _digest([_version(program), *flags, source.read_bytes(), *contents])
 
 
 def _put(path: Path, command: Sequence[str | Path]) -> Path:
@@ -148,9 +159,11 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
 
 
 def _translated_object(ptx: Path, checked: bool) -> Path:
-    translator = [path.read_bytes() for path in (Path(translate.__file__), Path(translate.__file__).with_name("ptx.py"))]
-    cpp = OUT / "ptx" / f"{ptx.stem}-{_digest([*translator, ptx.read_bytes()])}.cpp"
+    translator = Path(translate.__file__)
+    made_from = [path.read_bytes() for path in (translator, translator.with_name("ptx.py"), ptx)]
+    cpp = OUT / "ptx" / _digest(made_from) / f"{ptx.stem}.cpp"
     if not cpp.exists():
+        cpp.parent.mkdir(parents=True, exist_ok=True)
         partial = cpp.with_name(f"{cpp.stem}.{os.getpid()}.cpp")
         partial.write_text(translate.translate(ptx.read_text(encoding="utf-8")), encoding="utf-8")
         partial.rename(cpp)

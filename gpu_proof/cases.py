@@ -53,7 +53,9 @@ FORMATS = {"fp32": "kKdtwFp32", "fp16": "kKdtwFp16", "bf16": "kKdtwBf16"}
 
 
 def _close(actual: Array, expected: Array, tolerance: float = 2e-5) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(expected).max(initial=0))))
+    np.testing.assert_allclose(
+        actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(expected).max(initial=0)))
+    )
 
 
 def _weight(k: Kernels, outputs: int, inputs: int, format_: str, seed: int = 1) -> tuple[object, Array]:
@@ -190,7 +192,7 @@ def activation(k: Kernels) -> None:
 
 @case
 def attention(k: Kernels) -> None:
-    """Keys and values are stored, and a ragged batch of queries attends to them, some to none, with and without bias."""
+    """A ragged batch of queries attends to what was stored, some to nothing, with and without bias."""
     _attend(k, 3, 8, [1, 33, 0, 130], "fp32")
     _attend(k, 1, 64, [31, 32, 5], "fp16")
     _attend(k, 2, 12, [140, 2], "bf16")
@@ -314,9 +316,7 @@ def pick_checks(k: Kernels) -> None:
             (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=-0.5), gap <= 0.5),
             (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=np.inf), rank == 0),
             (
-                _requests(
-                    k, vocabulary, check=check["kKdtwDivergence"], draft=draft, threshold=4.0, want_confidence=1
-                ),
+                _requests(k, vocabulary, check=check["kKdtwDivergence"], draft=draft, threshold=4.0, want_confidence=1),
                 -log_p[draft] <= 4.0,
             ),
         ]
@@ -333,7 +333,11 @@ CASES_OF_TESTS = list(CASES)  # what follows is large: for counting traffic
 
 # FLAN-T5-small's products: outputs, inputs, epilogue, whether a norm comes before.
 SIZE = 512
-PRODUCTS = [(3 * 384, SIZE, "kKdtwStore", True), (SIZE, 384, "kKdtwAdd", False), (2 * 1024, SIZE, "kKdtwGatedGelu", True)]
+PRODUCTS = [
+    (3 * 384, SIZE, "kKdtwStore", True),
+    (SIZE, 384, "kKdtwAdd", False),
+    (2 * 1024, SIZE, "kKdtwGatedGelu", True),
+]
 TOKENS = (1, 8)
 
 

@@ -1,6 +1,6 @@
 """Plants bugs in copies of the project's kernels and sees that each is caught: the test of the proof.
 
-    python -m gpu_proof.mutations [--kind source|ptx] [--quick] [NAME ...]
+python -m gpu_proof.mutations [--kind source|ptx] [--quick] [NAME ...]
 """
 
 import argparse
@@ -19,7 +19,7 @@ LIST = Path(__file__).with_name("mutations.toml")
 TRIED = [SCHEDULES[0], SCHEDULES[1], SCHEDULES[4]]
 
 
-class StaleBug(ValueError):
+class StaleBugError(ValueError):
     """A bug that cannot be planted any more, because the kernel has changed; renew it in mutations.toml."""
 
 
@@ -46,7 +46,7 @@ def plant(bug: Bug) -> Path:
     """A csrc folder whose kernels have the bug.
 
     Raises:
-        StaleBug: what the bug replaces is not in the file exactly once.
+        StaleBugError: what the bug replaces is not in the file exactly once.
     """
     folder = OUT / "mutated" / bug.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -54,7 +54,7 @@ def plant(bug: Bug) -> Path:
     target = folder / "backend/cuda/kernels" / bug.file
     text = target.read_text(encoding="utf-8")
     if text.count(bug.search) != 1:
-        raise StaleBug(f"{bug.name}: what it replaces is {text.count(bug.search)} times in {bug.file}, not once")
+        raise StaleBugError(f"{bug.name}: what it replaces is {text.count(bug.search)} times in {bug.file}, not once")
     target.write_text(text.replace(bug.search, bug.replace), encoding="utf-8")
     return folder
 

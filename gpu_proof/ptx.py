@@ -1,4 +1,4 @@
-"""Reads PTX, NVIDIA's assembly for a virtual machine (PTX ISA reference), as nvcc writes it: modules, kernels, statements."""
+"""Reads PTX (NVIDIA's PTX ISA reference) as nvcc writes it: modules, kernels, statements."""
 
 import re
 from collections.abc import Iterator
@@ -146,7 +146,8 @@ def _line(text: str, files: dict[str, str]) -> Statement:
     """Where the code that follows comes from; of what was inlined from CUDA's headers, where it was inlined."""
     places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)", text)
     named = [Statement("line", file=files.get(file, "?"), line=int(line)) for file, line in places]
-    return next((place for place in named if "/targets/" not in place.file and "/cuda" not in place.file.split("/csrc/")[0]), named[0])
+    ours = (place for place in named if not re.search(r"/include/(\w+/)?[\w.]+$", place.file))
+    return next(ours, named[0])
 
 
 def _statements(body: str, files: dict[str, str]) -> Iterator[Statement]:

@@ -1,6 +1,6 @@
 """Bytes that decoding must move, and the time they would take at a GPU's full memory rate: a computed bound, no timing.
 
-    python -m gpu_proof.roofline [--weights fp16|bf16|fp32|int8] [--length 64] [--source 512]
+python -m gpu_proof.roofline [--weights fp16|bf16|fp32|int8] [--length 64] [--source 512]
 """
 
 import argparse
@@ -57,7 +57,8 @@ def main() -> None:
     for shape in SHAPES.values():
         count = decoder_pass(shape, options.length, options.source, options.weights)
         bounds = "  ".join(f"{name} {count.total / rate / 1e6:.2f} ms" for name, rate in RATES.items())
-        print(f"{shape.name:16s} {count.layers / 1e6:8.1f} + {count.head / 1e6:6.1f} + {count.cache / 1e6:6.1f} MB  {bounds}")
+        layers, head, cache = (part / 1e6 for part in (count.layers, count.head, count.cache))
+        print(f"{shape.name:16s} {layers:8.1f} + {head:6.1f} + {cache:6.1f} MB  {bounds}")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def version() -> str:
 
 
 def differences(found: dict[str, dict[str, Usage]]) -> list[str]:
-    """Where `found` differs from occupancy.json. Another nvcc gives other registers: then only occupancy may not fall."""
+    """Where `found` differs from occupancy.json; of another nvcc, which gives other registers, where occupancy fell."""
     kept = json.loads(TABLE.read_text(encoding="utf-8"))
     same = kept["nvcc"] == version()
     said = []

@@ -251,7 +251,8 @@ class _Translator:
 
     def do_dp4a(self, p: list[str], o: list[str]) -> str:
         a, b, c = (self.value(x, "b32") for x in o[1:4])
-        return self.put(o[0], f"dot_bytes<{'true' if p[1] == 's32' else 'false'}, {'true' if p[2] == 's32' else 'false'}>({a}, {b}, {c})")
+        signs = ", ".join("true" if kind == "s32" else "false" for kind in p[1:3])
+        return self.put(o[0], f"dot_bytes<{signs}>({a}, {b}, {c})")
 
     def do_mov(self, p: list[str], o: list[str]) -> str:
         kind = p[-1]
@@ -270,7 +271,9 @@ class _Translator:
     def do_cvta(self, p: list[str], o: list[str]) -> str:
         value = self.value(o[1], "u64")
         if "shared" in p:
-            return self.put(o[0], f"(uint64_t)((char*){value} - shared)" if "to" in p else f"(uint64_t)(shared + {value})")
+            return self.put(
+                o[0], f"(uint64_t)((char*){value} - shared)" if "to" in p else f"(uint64_t)(shared + {value})"
+            )
         return self.put(o[0], value)
 
     def do_cvt(self, p: list[str], o: list[str]) -> str:
@@ -399,7 +402,9 @@ class _Translator:
         return f"store_vector<{vector}>(SIMT_SITE, {address}, {{{{{', '.join(values)}}}}});"
 
     def do_atom(self, p: list[str], o: list[str]) -> str:
-        operation = next((x for x in p[1:] if x in {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}), "")
+        operation = next(
+            (x for x in p[1:] if x in {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}), ""
+        )
         names = {"add": "Add", "exch": "Exch", "cas": "CAS"}
         kind = _unsigned(p[-1]) if p[-1][0] == "b" else p[-1]
         if not operation or kind not in CPP or kind in HALVES:
@@ -427,7 +432,9 @@ class _Translator:
             return "simt::syncthreads(SIMT_SITE);"
         if "red" in p and o[1] == "0" and len(o) == 3:
             kind = {"popc": "kCount", "and": "kAnd", "or": "kOr"}[p[p.index("red") + 1]]
-            return self.put(o[0], f"simt::syncthreads_reduce(SIMT_SITE, {self.value(o[2], 'pred')}, simt::Reduce::{kind})")
+            return self.put(
+                o[0], f"simt::syncthreads_reduce(SIMT_SITE, {self.value(o[2], 'pred')}, simt::Reduce::{kind})"
+            )
         raise PtxError(f"instruction {'.'.join(p)} of {', '.join(o)}: part of a block or a numbered barrier")
 
     do_barrier = do_bar
@@ -441,21 +448,20 @@ class _Translator:
             return self.put(to[0], f"{call}.value")
         return f"{{ const auto s_ = {call}; {self.put(to[0], 's_.value')} {self.put(to[1], 's_.inside')} }}"
 
-    def collective(self, o: list[str], operation: str, value: str, mask: str) -> str:
-        return self.put(o[0], f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {mask}, {value}, 0, 32)")
+    def collective(self, operation: str, mask: str, value: str) -> str:
+        return f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {self.value(mask, 'u32')}, {value}, 0, 32)"
 
     def do_vote(self, p: list[str], o: list[str]) -> str:
         operation = {"ballot": "kBallot", "any": "kAny", "all": "kAll"}.get(p[2])
         if operation is None:
             raise PtxError(f"instruction {'.'.join(p)}")
-        call = f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {self.value(o[2], 'u32')}, {self.value(o[1], 'pred')}, 0, 32)"
+        call = self.collective(operation, o[2], self.value(o[1], "pred"))
         return self.put(o[0], f"({'uint32_t' if operation == 'kBallot' else 'bool'}){call}")
 
     def do_match(self, p: list[str], o: list[str]) -> str:
         if p[1] != "any":
             raise PtxError(f"instruction {'.'.join(p)}")
-        call = f"simt::warp_collective(SIMT_SITE, simt::WarpOp::kMatch, {self.value(o[2], 'u32')}, {self.value(o[1], p[-1])}, 0, 32)"
-        return self.put(o[0], f"(uint32_t){call}")
+        return self.put(o[0], f"(uint32_t){self.collective('kMatch', o[2], self.value(o[1], p[-1]))}")
 
     def do_mma(self, p: list[str], o: list[str]) -> str:
         shape, formats = p[3], p[-4:]
@@ -503,7 +509,8 @@ class _Translator:
             assert s.array is not None
             self.locals.add(s.text)
             name = _identifier(s.text)
-            return f"alignas({s.array.align}) char {name}_memory[{s.array.bytes}]; uint64_t {name}; {name} = (uint64_t){name}_memory;"
+            memory = f"alignas({s.array.align}) char {name}_memory[{s.array.bytes}];"
+            return f"{memory} uint64_t {name}; {name} = (uint64_t){name}_memory;"
         if s.what == "param":
             assert s.array is not None
             count = f"[{s.array.count}]" if s.array.count > 1 else ""
@@ -530,12 +537,16 @@ def translate(text: str) -> str:
     out = [f"// Made by gpu_proof/translate.py of PTX {module.version} for {module.target}."]
     out += ['#include "backend/cuda/sim/ptx.h"', "using namespace simt::ptx;", "namespace {"]
     for constant in module.constants:
-        values = "" if constant.values is None else " = " + (constant.values if constant.values[0] == "{" else f"{{{constant.values}}}")
+        values = constant.values or ""
+        if values:
+            values = " = " + (values if values[0] == "{" else f"{{{values}}}")
         out.append(f"alignas(16) {CPP[constant.kind]} {_identifier(constant.name)}[{constant.count}]{values};")
     registrations = []
     for i, kernel in enumerate(module.kernels):
         translator = _Translator(module, kernel)
-        out.append(f"void kernel_{i}(void** arguments) {{ char* const shared = (char*)simt::shared_base(); (void)shared;")
+        out.append(
+            f"void kernel_{i}(void** arguments) {{ char* const shared = (char*)simt::shared_base(); (void)shared;"
+        )
         out.append(f"(void)arguments; {translator.translate()}\n}}")
         arrays = ", ".join(f'{{"{a.name}", {translator.offsets[a.name]}, {a.bytes}}}' for a in kernel.shared)
         registrations.append(

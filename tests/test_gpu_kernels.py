@@ -1,7 +1,7 @@
 """The project's CUDA kernels on the simulated device: right under every order of threads, and within CUDA's rules.
 
-What always runs: the sources, checked, in a few schedules. `make gpu-proof` runs the rest: all schedules, nvcc's PTX for
-sm_75 and sm_90, the planted bugs, traffic and ptxas's tables.
+What always runs: the sources, checked, in a few schedules. `make gpu-proof` runs the rest: all schedules, and nvcc's
+PTX for sm_75 and sm_90.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """The tests of the proof itself, and what the compiler and the traffic counter say about the project's CUDA kernels.
 
-Always: planted bugs still apply, three of them are caught, and the arithmetic of the bounds. The rest by `make gpu-proof`.
+Always: planted bugs still apply, three are caught, and the arithmetic of the bounds. The rest: `make gpu-proof`.
 """
 
 import pytest
@@ -21,7 +21,7 @@ def test_planted_bug_still_applies(bug: mutations.Bug) -> None:
 
 def test_stale_bug_is_an_error() -> None:
     bug = mutations.Bug("gone", "norm.cu", "what nobody wrote", "", "norm", "")
-    with pytest.raises(mutations.StaleBug, match="0 times"):
+    with pytest.raises(mutations.StaleBugError, match="0 times"):
         mutations.plant(bug)
 
 

@@ -115,8 +115,8 @@ def test_atomics_and_the_last_block(device: SimulatedDevice) -> None:
 
 def test_rounding(device: SimulatedDevice) -> None:
     rng = np.random.default_rng(3)
-    ties = np.array([1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 65504, 65520, 2**-24, 2**-25, 3e38], np.float32)
-    values = np.concatenate([ties, -ties, [0.0, -0.0, np.inf], rng.standard_normal(200)]).astype(np.float32)
+    ties = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 65504, 65520, 2**-24, 2**-25, 3e38]
+    values = np.array([*ties, *(-t for t in ties), 0.0, -0.0, np.inf, *rng.standard_normal(200)], np.float32)
     n = len(values)
     halves, bfloats, back = device.empty(n, np.uint16), device.empty(n, np.uint16), device.empty((n, 2))
     call(device, "sample_round", device.array(values), n, halves, bfloats, back)

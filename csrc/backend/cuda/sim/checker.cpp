@@ -76,9 +76,9 @@ Shadow& heap_shadow() {
   return shadow;
 }
 
-std::vector<Moment> moments;   // of this launch; moments[i] has the name first_moment + i
+std::vector<Moment> moments;  // of this launch; moments[i] has the name first_moment + i
 uint32_t first_moment = 1;
-std::unordered_map<uint64_t, uint32_t> joins;  // (readers so far, one more) -> all of them
+std::unordered_map<uint64_t, uint32_t> joins;            // (readers so far, one more) -> all of them
 std::unordered_map<const void*, Knowledge> handed_over;  // through atomics of this launch, by their address
 std::unordered_map<char*, Shadow> shared_shadows;
 std::set<std::pair<const void*, std::string>> reported;
@@ -143,8 +143,10 @@ uint32_t join(uint32_t readers, uint32_t me) {
   uint32_t& joined = joins[uint64_t{readers} << 32 | me];
   if (!joined) {
     Moment all = same_block ? head : mine;
-    if (same_block) all.scope = same_warp ? Scope::kWarp : Scope::kBlock;
-    else all.parent = readers;
+    if (same_block)
+      all.scope = same_warp ? Scope::kWarp : Scope::kBlock;
+    else
+      all.parent = readers;
     joined = add_moment(all);
   }
   return joined;
@@ -192,7 +194,7 @@ void check_foreign(const char* p, bool write, const void* pc) {
   if (p >= call && p < call + launch_now->work->call_bytes) return;  // its arguments
   const auto* thread = reinterpret_cast<const char*>(thread_now);
   if (p >= thread && p < thread + sizeof(Thread)) return;  // its coordinates
-  if (p >= image().first && p < image().second) return;  // constants
+  if (p >= image().first && p < image().second) return;    // constants
   report_once(pc, "load of host memory");
 }
 
@@ -247,8 +249,10 @@ void launch_ends(Launch& launch) {
 
 void block_begins(Block& block) {
   auto& shadow = shared_shadows[block.shared];
-  if (!shadow.state) shadow = make_shadow(kSharedBytes);
-  else madvise(shadow.state, kSharedBytes, MADV_DONTNEED);
+  if (!shadow.state)
+    shadow = make_shadow(kSharedBytes);
+  else
+    madvise(shadow.state, kSharedBytes, MADV_DONTNEED);
   block.shadow = &shadow;
 }
 
@@ -325,15 +329,19 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
       report_once(pc, std::string(verb) + " of uninitialised " + kind + " memory");
     }
     const Mark writer = shadow.writer[i];
-    if (writer.who >= first_moment && writer.who != me && !(atomic && (writer.where & kAtomic)) && !ordered(writer.who)) {
-      return report_once(pc, std::string("race on ") + kind + " memory: this " + verb + " is not ordered after the " +
-                                 (writer.where & kAtomic ? "atomic" : "store"),
+    if (writer.who >= first_moment && writer.who != me && !(atomic && (writer.where & kAtomic)) &&
+        !ordered(writer.who)) {
+      return report_once(pc,
+                         std::string("race on ") + kind + " memory: this " + verb + " is not ordered after the " +
+                             (writer.where & kAtomic ? "atomic" : "store"),
                          " of " + describe(writer));
     }
     Mark& reader = shadow.reader[i];
     if (write) {
-      if (reader.who >= first_moment && reader.who != me && !(atomic && (reader.where & kAtomic)) && !ordered(reader.who)) {
-        return report_once(pc, std::string("race on ") + kind + " memory: this " + verb + " is not ordered after the load",
+      if (reader.who >= first_moment && reader.who != me && !(atomic && (reader.where & kAtomic)) &&
+          !ordered(reader.who)) {
+        return report_once(pc,
+                           std::string("race on ") + kind + " memory: this " + verb + " is not ordered after the load",
                            " of " + describe(reader));
       }
       shadow.writer[i] = {me, where};

@@ -3,9 +3,9 @@
 #include <cstdlib>
 #include <set>
 
+#include <dlfcn.h>
 #include "backend/cuda/sim/check.h"
 #include "backend/cuda/sim/checker.h"
-#include <dlfcn.h>
 
 namespace simt::check {
 namespace {

@@ -11,20 +11,29 @@ namespace simt::ptx {
 
 template <typename T, typename U>
 inline T as(U value) {
-  if constexpr (std::is_same_v<T, U>) return value;
-  else if constexpr (sizeof(T) == sizeof(U) && !std::is_same_v<T, bool> && !std::is_same_v<U, bool>) return bits_as<T>(value);
-  else return static_cast<T>(value);
+  if constexpr (std::is_same_v<T, U>)
+    return value;
+  else if constexpr (sizeof(T) == sizeof(U) && !std::is_same_v<T, bool> && !std::is_same_v<U, bool>)
+    return bits_as<T>(value);
+  else
+    return static_cast<T>(value);
 }
 template <typename Register, typename Value>
-inline void put(Register& to, Value value) { to = as<Register>(value); }
+inline void put(Register& to, Value value) {
+  to = as<Register>(value);
+}
 inline float f32_bits(uint32_t bits) { return bits_as<float>(bits); }
 inline double f64_bits(uint64_t bits) { return bits_as<double>(bits); }
 
 // ---------------------------------------------------------------- memory
 template <typename T>
-inline __attribute__((always_inline)) T load(const void* p) { return *static_cast<const T*>(p); }
+inline __attribute__((always_inline)) T load(const void* p) {
+  return *static_cast<const T*>(p);
+}
 template <typename T>
-inline __attribute__((always_inline)) void store(void* p, T value) { *static_cast<T*>(p) = value; }
+inline __attribute__((always_inline)) void store(void* p, T value) {
+  *static_cast<T*>(p) = value;
+}
 
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Vector {
@@ -33,13 +42,21 @@ struct alignas(sizeof(T) * kCount) Vector {
 template <size_t kBytes>
 struct Bits;
 template <>
-struct Bits<2> { using Type = uint16_t; };
+struct Bits<2> {
+  using Type = uint16_t;
+};
 template <>
-struct Bits<4> { using Type = uint32_t; };
+struct Bits<4> {
+  using Type = uint32_t;
+};
 template <>
-struct Bits<8> { using Type = uint64_t; };
+struct Bits<8> {
+  using Type = uint64_t;
+};
 template <>
-struct Bits<16> { using Type = __m128i; };
+struct Bits<16> {
+  using Type = __m128i;
+};
 // One access of the whole vector, as the GPU makes it; at an address that is a multiple of its size.
 template <typename V>
 inline __attribute__((always_inline)) V load_vector(Site site, const void* p) {
@@ -66,13 +83,19 @@ inline __attribute__((no_sanitize("thread"))) void store_atomic(void* p, T value
 
 // ---------------------------------------------------------------- integers
 template <typename T>
-inline T divide(T a, T b) { return b ? a / b : static_cast<T>(-1); }
+inline T divide(T a, T b) {
+  return b ? a / b : static_cast<T>(-1);
+}
 template <typename T>
-inline T remainder(T a, T b) { return b ? a % b : a; }
+inline T remainder(T a, T b) {
+  return b ? a % b : a;
+}
 template <typename T>
 inline T absolute(T a) {
-  if constexpr (std::is_floating_point_v<T>) return std::fabs(a);
-  else return a < 0 ? static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a)) : a;
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fabs(a);
+  else
+    return a < 0 ? static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a)) : a;
 }
 template <typename T>
 inline T high_product(T a, T b) {
@@ -81,7 +104,9 @@ inline T high_product(T a, T b) {
 }
 // Shifts by the width or more clear, or fill with the sign.
 template <typename T>
-inline T shift_left(T a, uint32_t n) { return n >= 8 * sizeof(T) ? T{0} : static_cast<T>(a << n); }
+inline T shift_left(T a, uint32_t n) {
+  return n >= 8 * sizeof(T) ? T{0} : static_cast<T>(a << n);
+}
 template <typename T>
 inline T shift_right(T a, uint32_t n) {
   if (n >= 8 * sizeof(T)) return std::is_signed_v<T> && a < 0 ? static_cast<T>(-1) : T{0};
@@ -105,7 +130,9 @@ inline T reversed(T a) {
   return out;
 }
 template <typename T>
-inline T low_mask(uint32_t bits) { return bits >= 8 * sizeof(T) ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << bits) - 1); }
+inline T low_mask(uint32_t bits) {
+  return bits >= 8 * sizeof(T) ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << bits) - 1);
+}
 template <typename T>
 inline T bits_inserted(T a, T into, uint32_t at, uint32_t count) {
   at &= 255, count &= 255;
@@ -123,7 +150,8 @@ inline T bits_extracted(T a, uint32_t at, uint32_t count) {
   const U mask = low_mask<U>(count);
   bits &= mask;
   const uint32_t top = std::min(at + count - 1, kWidth - 1);  // whose bit fills what lies above
-  if (std::is_signed_v<T> && (static_cast<U>(a) >> top & 1)) bits |= static_cast<U>(~mask | (at + count > kWidth ? ~low_mask<U>(kWidth - std::min(at, kWidth)) : U{0}));
+  if (std::is_signed_v<T> && (static_cast<U>(a) >> top & 1))
+    bits |= static_cast<U>(~mask | (at + count > kWidth ? ~low_mask<U>(kWidth - std::min(at, kWidth)) : U{0}));
   return static_cast<T>(bits);
 }
 inline uint32_t bytes_permuted(uint32_t a, uint32_t b, uint32_t selector) {
@@ -162,28 +190,46 @@ inline uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
 // ---------------------------------------------------------------- floats
 template <typename T>
 inline T minimum(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return std::fmin(a, b);
-  else return a < b ? a : b;
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmin(a, b);
+  else
+    return a < b ? a : b;
 }
 template <typename T>
 inline T maximum(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>) return std::fmax(a, b);
-  else return a > b ? a : b;
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmax(a, b);
+  else
+    return a > b ? a : b;
 }
 template <typename T>
-inline T minimum_nan(T a, T b) { return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : minimum(a, b); }
+inline T minimum_nan(T a, T b) {
+  return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : minimum(a, b);
+}
 template <typename T>
-inline T maximum_nan(T a, T b) { return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : maximum(a, b); }
+inline T maximum_nan(T a, T b) {
+  return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : maximum(a, b);
+}
 template <typename T>
-inline T round_rzi(T x) { return std::trunc(x); }
+inline T round_rzi(T x) {
+  return std::trunc(x);
+}
 template <typename T>
-inline T round_rni(T x) { return std::nearbyint(x); }
+inline T round_rni(T x) {
+  return std::nearbyint(x);
+}
 template <typename T>
-inline T round_rmi(T x) { return std::floor(x); }
+inline T round_rmi(T x) {
+  return std::floor(x);
+}
 template <typename T>
-inline T round_rpi(T x) { return std::ceil(x); }
+inline T round_rpi(T x) {
+  return std::ceil(x);
+}
 template <typename T>
-inline T saturated(T x) { return x > 0 ? (x < 1 ? x : T{1}) : T{0}; }
+inline T saturated(T x) {
+  return x > 0 ? (x < 1 ? x : T{1}) : T{0};
+}
 inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
 inline double reciprocal_root(double x) { return 1.0 / std::sqrt(x); }
 template <typename T, typename F>
@@ -205,7 +251,8 @@ inline T saturated_int(F x) {
 inline float f16_to_float(uint16_t bits) { return float(__ushort_as_half(bits)); }
 inline float bf16_to_float(uint16_t bits) { return float(__ushort_as_bfloat16(bits)); }
 inline uint16_t convert_to_f16(float x, bool toward_zero) {
-  return static_cast<uint16_t>(toward_zero ? _cvtss_sh(x, _MM_FROUND_TO_ZERO) : _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+  return static_cast<uint16_t>(toward_zero ? _cvtss_sh(x, _MM_FROUND_TO_ZERO)
+                                           : _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
 }
 inline uint16_t convert_to_bf16(float x, bool toward_zero) {
   return toward_zero && x == x ? static_cast<uint16_t>(bits_as<uint32_t>(x) >> 16) : __nv_bfloat16(x).bits;
@@ -221,9 +268,13 @@ inline double op_max(double a, double b) { return std::fmax(a, b); }
 inline double op_neg(double a) { return -a; }
 inline double op_abs(double a) { return std::fabs(a); }
 template <typename F, typename... A>
-inline uint16_t f16_op(F op, A... a) { return convert_to_f16(static_cast<float>(op(double{f16_to_float(a)}...)), false); }
+inline uint16_t f16_op(F op, A... a) {
+  return convert_to_f16(static_cast<float>(op(double{f16_to_float(a)}...)), false);
+}
 template <typename F, typename... A>
-inline uint16_t bf16_op(F op, A... a) { return convert_to_bf16(static_cast<float>(op(double{bf16_to_float(a)}...)), false); }
+inline uint16_t bf16_op(F op, A... a) {
+  return convert_to_bf16(static_cast<float>(op(double{bf16_to_float(a)}...)), false);
+}
 template <typename F, typename... A>
 inline uint32_t f16x2_op(F op, A... a) {
   return f16_op(op, static_cast<uint16_t>(a)...) | uint32_t{f16_op(op, static_cast<uint16_t>(a >> 16)...)} << 16;

@@ -31,7 +31,8 @@ struct RequestKey {
 };
 struct HashKey {
   size_t operator()(const RequestKey& key) const {
-    return (reinterpret_cast<uintptr_t>(key.pc) * 0x9E3779B97F4A7C15ull) ^ (uint64_t{key.warp} << 32 | key.repetition) * 0xC2B2AE3D27D4EB4Full;
+    return (reinterpret_cast<uintptr_t>(key.pc) * 0x9E3779B97F4A7C15ull) ^
+           (uint64_t{key.warp} << 32 | key.repetition) * 0xC2B2AE3D27D4EB4Full;
   }
 };
 struct Line {
@@ -71,7 +72,8 @@ void add_shared(const Request& request, Line& line) {
     std::vector<size_t> words[kBanks];
     for (const Lane& lane : request.lanes) {
       if (lane.lane < first || lane.lane >= first + together) continue;
-      for (size_t w = lane.offset / kWord; w <= (lane.offset + lane.bytes - 1) / kWord; ++w) words[w % kBanks].push_back(w);
+      for (size_t w = lane.offset / kWord; w <= (lane.offset + lane.bytes - 1) / kWord; ++w)
+        words[w % kBanks].push_back(w);
       line.bytes += lane.bytes;
     }
     size_t ways = 0;
@@ -116,8 +118,10 @@ void finish_traffic(const Launch& launch) {
     line.shared = request.shared;
     line.write = request.write;
     ++line.requests;
-    if (request.shared) add_shared(request, line);
-    else add_global(request, line, request.write ? written : read);
+    if (request.shared)
+      add_shared(request, line);
+    else
+      add_global(request, line, request.write ? written : read);
   }
   requests.clear();
   repetitions.clear();
