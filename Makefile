@@ -10,13 +10,19 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp,$(NATIVE))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format bench bench-tiny readme compare clean distclean
+.PHONY: demo test gpu-proof lint format bench bench-tiny readme compare clean distclean
 
 demo: $(VENV)/.installed
 	$(BIN)/kdtw demo
 
 test: $(VENV)/.extra-test
 	$(BIN)/python -m pytest
+
+# All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
+PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
+gpu-proof: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
+	$(BIN)/python -m pytest -m "gpu_proof or not gpu_proof" $(PROOF)
+	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(BIN)/python -m pytest tests/test_cuda_decode.py
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff check .
@@ -55,7 +61,7 @@ compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f kdtw_fast/_core*.so $(VENV)/.installed
+	rm -f kdtw_fast/_core*.so kdtw_fast/libkdtw_cuda.so $(VENV)/.installed
 
 distclean: clean
 	rm -rf $(VENV)

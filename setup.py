@@ -1,8 +1,20 @@
-"""Builds kdtw_fast._core. The core includes no torch header; torch is needed beside it, so it is asked for here."""
+"""Builds kdtw_fast._core and, where nvcc is, the library of CUDA kernels beside it.
 
+The core includes no torch header; torch is needed beside it, so it is asked for here. KDTW_CUDA=0 leaves the library
+out, 1 makes a missing nvcc an error, auto (the default) takes what is there; KDTW_CUDA_ARCHS names the compute
+capabilities, "75 80 86 89 90 100 120" by default, of which the last is also there as PTX.
+"""
+
+import functools
+import glob
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
@@ -15,34 +27,95 @@ if importlib.util.find_spec("torch") is None:
 
 from importlib.metadata import version
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 
 ROOT = Path(__file__).parent
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
 
-def needs_recompile(compiled: str, source: str) -> bool:
-    """True when the source or any header is newer than the object file."""
+@functools.cache
+def included(source: str) -> frozenset[str]:
+    """The files under csrc that a source includes, directly or not."""
+    text = (ROOT / source).read_text(encoding="utf-8")
+    names = [f"csrc/{name}" for name in re.findall(r'^\s*#\s*include\s*"(.+?)"', text, re.MULTILINE)]
+    found = {name for name in names if (ROOT / name).is_file()}
+    return frozenset(found).union(*map(included, found))
+
+
+def needs_recompile(compiled: str | Path, source: str) -> bool:
+    """True when the source or what it includes is newer than the object file."""
     target = Path(compiled)
-    return not target.exists() or any(Path(p).stat().st_mtime > target.stat().st_mtime for p in [source, *headers()])
+    if not target.exists():
+        return True
+    return any((ROOT / p).stat().st_mtime > target.stat().st_mtime for p in [source, *included(source)])
 
 
-def sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+def files(suffix: str) -> list[str]:
+    """Of csrc, without cuda/sim: that stands in for a GPU in tests, and gpu_proof/build.py builds it."""
+    paths = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"*.{suffix}")]
+    return sorted(str(path) for path in paths if path.parts[:4] != ("csrc", "backend", "cuda", "sim"))
 
 
-def headers() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
+def find_nvcc() -> str | None:
+    """By CUDA_HOME, the PATH, the toolkit that pip installs, or the usual place."""
+    home = os.environ.get("CUDA_HOME")
+    candidates = [
+        home and f"{home}/bin/nvcc",
+        shutil.which("nvcc"),
+        *sorted(glob.glob(f"{sysconfig.get_paths()['purelib']}/nvidia/cu*/bin/nvcc"), reverse=True),
+        "/usr/local/cuda/bin/nvcc",
+    ]
+    return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
+
+
+def build_cuda(library: Path, objects: Path) -> None:
+    """Compiles the kernels for every architecture into one library, cudart linked statically."""
+    wanted = os.environ.get("KDTW_CUDA", "auto")
+    if wanted not in {"auto", "0", "1"}:
+        sys.exit(f"KDTW_CUDA must be auto, 0 or 1, got {wanted!r}")
+    nvcc = find_nvcc() if wanted != "0" else None
+    if nvcc is None:
+        if wanted == "1":
+            sys.exit("KDTW_CUDA=1, but there is no nvcc: put it on the PATH, set CUDA_HOME, or install a CUDA toolkit")
+        library.unlink(missing_ok=True)
+        return
+    archs = os.environ.get("KDTW_CUDA_ARCHS", "75 80 86 89 90 100 120").split()
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    # -fmad=false: as -ffp-contract=off below.
+    flags = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *codes]
+    flags.append(f'-DKDTW_CUDA_ARCHITECTURES="{" ".join(archs)} and PTX"')
+    objects = objects / "-".join(["cuda", *archs])
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def compile_one(source: str) -> Path:
+        target = objects / f"{Path(source).stem}.o"
+        if needs_recompile(target, source):
+            subprocess.run([nvcc, *flags, "-c", source, "-o", target], check=True, cwd=ROOT)
+        return target
+
+    with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
+        compiled = list(pool.map(compile_one, files("cu")))
+    library.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([nvcc, "-shared", "-cudart=static", *codes, *compiled, "-o", library], check=True)
+
+
+class Build(build_ext):
+    def run(self) -> None:
+        super().run()
+        core = Path(self.get_ext_fullpath("kdtw_fast._core")).absolute()
+        build_cuda(core.with_name("libkdtw_cuda.so"), ROOT / self.build_temp)
 
 
 ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()
 
 setup(
+    cmdclass={"build_ext": Build},
     ext_modules=[
         Pybind11Extension(
             "kdtw_fast._core",
-            sources(),
-            depends=headers(),
+            files("cpp"),
+            depends=files("h"),
             include_dirs=["csrc"],
             cxx_std=20,
             # -ffp-contract=off: every fused multiply-add is written as one, so templates cannot differ in bits.
@@ -50,5 +123,5 @@ setup(
             extra_link_args=["-pthread"],
             define_macros=[("KDTW_TORCH_VERSION", f'"{version("torch")}"')],
         )
-    ]
+    ],
 )

@@ -1,5 +1,6 @@
-// The extension module kdtw_fast._core: models, decoders and a few probes for tests. The only file that
-// includes pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
+// The extension module kdtw_fast._core: models, decoders and a few probes for tests. Only this file and
+// bindings_operations.cpp include pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a
+// time).
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
@@ -15,6 +16,8 @@
 #include "backend/cpu/memory_probe.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
+#include "backend/cuda/library.h"
+#include "bindings_operations.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/philox.h"
@@ -38,10 +41,14 @@ DType parse_dtype(const std::string& name) {
   if (name == "fp32") return DType::kFp32;
   if (name == "bf16") return DType::kBf16;
   if (name == "int8") return DType::kInt8;
-  throw std::invalid_argument(concat("unknown dtype '", name, "'; known are 'fp32', 'bf16' and 'int8'"));
+  if (name == "fp16") return DType::kFp16;
+  throw std::invalid_argument(concat("unknown dtype '", name, "'; known are 'fp32', 'fp16', 'bf16' and 'int8'"));
 }
 
-const char* name_of(DType dtype) { return dtype == DType::kFp32 ? "fp32" : dtype == DType::kBf16 ? "bf16" : "int8"; }
+const char* name_of(DType dtype) {
+  constexpr const char* kNames[] = {"fp32", "bf16", "int8", "fp16"};
+  return kNames[static_cast<int>(dtype)];
+}
 
 using ByteArray = py::array_t<uint8_t, py::array::c_style>;
 
@@ -200,9 +207,10 @@ py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& s
 }
 
 // The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
-FloatArray decode_logits(const T5& model, const std::vector<int32_t>& source, const std::vector<int32_t>& tokens,
-                         const std::vector<uint8_t>& marked, const std::vector<int>& chunks, int threads) {
-  const auto backend = make_cpu_backend(threads);
+FloatArray decode_logits(const T5& model, const std::string& device, const std::vector<int32_t>& source,
+                         const std::vector<int32_t>& tokens, const std::vector<uint8_t>& marked,
+                         const std::vector<int>& chunks, int threads) {
+  const auto backend = make_backend(device, threads);
   const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
   FloatArray out({T, V});
   T5State state(*backend, model, 1, static_cast<int>(source.size()), T);
@@ -266,11 +274,25 @@ Ledger make_ledger(py::object max_calls, py::object max_fraction) {
   return ledger;
 }
 
+// {library, architectures, devices} of the CUDA library, or None where there is none.
+py::object cuda_info() {
+  try {
+    const cuda::Library& library = cuda::library();
+    py::dict info;
+    info["library"] = library.path;
+    info["architectures"] = library.table->architectures;
+    info["devices"] = cuda::devices(library);
+    return info;
+  } catch (const std::runtime_error&) {
+    return py::none();
+  }
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = "g++ " __VERSION__;
   info["torch"] = KDTW_TORCH_VERSION;
-  info["cuda"] = py::none();
+  info["cuda"] = cuda_info();
   info["simd_levels"] = cpu::simd_levels();
   info["simd"] = cpu::kernels().name;
   info["threads"] = cpu::hardware_threads();
@@ -328,8 +350,8 @@ PYBIND11_MODULE(_core, m) {
             model.update(*make_backend(device, 0), tensor_source(model.config().name, tensors));
           },
           py::arg("device"), py::arg("tensors"))
-      .def("decode_logits", &decode_logits, py::arg("source"), py::arg("tokens"), py::arg("marked"), py::arg("chunks"),
-           py::arg("threads"));
+      .def("decode_logits", &decode_logits, py::arg("device"), py::arg("source"), py::arg("tokens"), py::arg("marked"),
+           py::arg("chunks"), py::arg("threads"));
 
   py::class_<Sampling>(m, "Sampling")
       .def(py::init([](float temperature, int top_k, float top_p) { return Sampling{temperature, top_k, top_p}; }),
@@ -452,7 +474,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("linear", &linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("threads") = 1);
   m.def("call_now", &call_now, py::arg("waiting"), py::arg("drafting"), py::arg("batch"));
   m.attr("packed_layout") = cpu::kPackedLayout;
+  bind_operations(m);
   m.def("build_info", &build_info);
+  m.def("resolve_device", &resolve_device, py::arg("device"));
+  m.def("use_cuda_library", &cuda::use_library, py::arg("path"));
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);
   m.def("read_rate", &cpu::read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds"),

@@ -45,6 +45,7 @@ class T5:
     def blobs(self) -> list[npt.NDArray[np.uint8]]: ...
     def decode_logits(
         self,
+        device: str,
         source: Sequence[int],
         tokens: Sequence[int],
         marked: Sequence[int],
@@ -166,7 +167,71 @@ def linear(
     weight: npt.NDArray[np.float32], x: npt.NDArray[np.float32], dtype: str, threads: int = ...
 ) -> npt.NDArray[np.float32]: ...
 def call_now(waiting: int, drafting: int, batch: int) -> bool: ...
+
+class Operations:
+    def __init__(self, device: str) -> None: ...
+    def embed(
+        self,
+        table: npt.NDArray[np.float32],
+        ids: Sequence[int],
+        marked: Sequence[int],
+        mark: npt.NDArray[np.float32],
+        dtype: str,
+    ) -> npt.NDArray[np.float32]: ...
+    def rms_norm(
+        self, x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], epsilon: float
+    ) -> npt.NDArray[np.float32]: ...
+    def linear(
+        self,
+        weight: npt.NDArray[np.float32],
+        x: npt.NDArray[np.float32],
+        dtype: str,
+        add_to: npt.NDArray[np.float32],
+    ) -> npt.NDArray[np.float32]: ...
+    def norm_linear(
+        self,
+        weight: npt.NDArray[np.float32],
+        x: npt.NDArray[np.float32],
+        scale: npt.NDArray[np.float32],
+        epsilon: float,
+        dtype: str,
+    ) -> npt.NDArray[np.float32]: ...
+    def norm_linear_activate(
+        self,
+        weight: npt.NDArray[np.float32],
+        x: npt.NDArray[np.float32],
+        scale: npt.NDArray[np.float32],
+        epsilon: float,
+        gated: bool,
+        dtype: str,
+    ) -> npt.NDArray[np.float32]: ...
+    def activate(self, hidden: npt.NDArray[np.float32], gated: bool) -> npt.NDArray[np.float32]: ...
+    def attend(
+        self,
+        cache_rows: int,
+        capacity: int,
+        heads: int,
+        dtype: str,
+        stored: Sequence[Sequence[int]],
+        keys: npt.NDArray[np.float32],
+        values: npt.NDArray[np.float32],
+        asked: Sequence[Sequence[int]],
+        queries: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32],
+        lowest: int,
+    ) -> npt.NDArray[np.float32]: ...
+    def gather(self, x: npt.NDArray[np.float32], indices: Sequence[int]) -> npt.NDArray[np.float32]: ...
+    def pick(
+        self,
+        head: npt.NDArray[np.float32],
+        hidden: npt.NDArray[np.float32],
+        requests: Sequence[dict[str, Any]],
+        dtype: str,
+    ) -> tuple[list[tuple[int, bool, bool, float, float]], npt.NDArray[np.float32]]: ...
+
 def build_info() -> dict[str, Any]: ...
+def resolve_device(device: str) -> str: ...
+def use_cuda_library(path: str) -> None: ...
 def set_simd(level: str) -> None: ...
 def hardware_threads() -> int: ...
 def read_rate(bytes: int, threads: int, rounds: int) -> float: ...

@@ -134,7 +134,7 @@ class AutoDecoder(_Decoder):
         measure_seconds: time for measuring, > 0.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
     """
 
@@ -168,6 +168,11 @@ class AutoDecoder(_Decoder):
         self.student = load(student, "student", dtype)
         self.teachers = (load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),)
         _check_pair(self.student, self.teachers[0])
+        if self.student.device != "cpu":
+            raise ValueError(
+                "AutoDecoder measures passes on device 'cpu' only, but the models are packed for "
+                f"{self.student.device!r}; choose one of the other decoders"
+            )
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
         self._decoders: dict[tuple[str, int], _Decoder] = {}

@@ -25,7 +25,7 @@ from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS, resolve_budget
 from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_compare import compare
-from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli_options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli_project import project
 from kdtw_fast.cli_report import report
 from kdtw_fast.cli_train import curves, train
@@ -283,6 +283,7 @@ def generate(
     threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
+    device: Device = "cpu",
     cache_weights: Annotated[
         bool,
         typer.Option(
@@ -345,7 +346,7 @@ def generate(
         given["budget"] = "light"
     lines = _Lines.of(text, file, output, batch_size)
     dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights)
+    models, words = _models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
     if budget is None and "budget" in given and len(models["student"].tau_token_ids) > 1:
         given["budget"] = ["light"] * len(models["student"].tau_token_ids)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
@@ -424,13 +425,21 @@ def info() -> None:
         "kdtw_fast": __version__,
         "compiler": build["compiler"],
         "torch at build": build["torch"],
-        "CUDA": build["cuda"] or "not built in: this version decodes on the CPU only",
+        "CUDA": _cuda(build["cuda"]),
         "SIMD": f"{build['simd']} (built: {', '.join(build['simd_levels'])})",
         "threads": build["threads"],
         "pairs": ", ".join(pair_names()) or "none",
     }
     for name, value in rows.items():
         print(f"{name:<15} {value}")
+
+
+def _cuda(library: dict[str, Any] | None) -> str:
+    if library is None:
+        return "not built in: this build decodes on the CPU only"
+    devices = library["devices"]
+    found = "no device here" if not devices else "; ".join(f"cuda:{i} is {device}" for i, device in enumerate(devices))
+    return f"built for {library['architectures']}; {found}"
 
 
 @dataclass(frozen=True)
@@ -604,6 +613,7 @@ def _models(
     tokenizer: Path | None,
     dtypes: dict[str, str],
     cache: bool = False,
+    device: str = "cpu",
 ) -> tuple[dict[str, Any], Any]:
     """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
@@ -611,7 +621,10 @@ def _models(
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
-        shipped = {role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache) for role in needed}
+        shipped = {
+            role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
+            for role in needed
+        }
         return shipped, _tokenizer([home / "tokenizer"])
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
@@ -624,7 +637,7 @@ def _models(
                 raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
         names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
         found = [
-            NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache)
+            NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)
             for folder, name in zip(folders[role], names)
         ]
         models[role] = found if len(found) > 1 else found[0]

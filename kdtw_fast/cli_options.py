@@ -36,3 +36,10 @@ TeacherDtype = Annotated[
         help="The teacher's, when it differs. Default: as --dtype.", show_default=False, rich_help_panel=MODELS
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to decode: cpu, cuda, cuda:<index>, or auto, the first CUDA device where there is one.",
+        rich_help_panel=MODELS,
+    ),
+]

@@ -242,6 +242,11 @@ def measure_costs(
     check_real("seconds", seconds, 0.0, open_low=True)
     threads = _core.hardware_threads() if num_threads is None else check_int("num_threads", num_threads, 1)
     models = {"student": load(student, "student"), "teacher": load(teacher, "teacher")}
+    for model in models.values():
+        if model.device != "cpu":
+            raise ValueError(
+                f"costs are measured on device 'cpu' only, but {model.name} is packed for {model.device!r}"
+            )
     points = [n for n in POINTS if n <= 2 or rows * n <= PASS_TOKENS]
     encoded = max(1, min(rows, PASS_TOKENS // source_tokens))  # rows of an encoder's pass
     passes: dict[_Pass, Callable[[int], Any]] = {}

@@ -57,7 +57,9 @@ class _Decoder:
         for teacher in teachers:
             _check_pair(student, teacher)
         special = _core.SpecialTokens(student.decoder_start_token_id, student.eos_token_ids, student.tau_token_ids)
-        self._core = _core.Decoder("cpu", student.core, [teacher.core for teacher in teachers], method, special)
+        self._core = _core.Decoder(
+            student.device, student.core, [teacher.core for teacher in teachers], method, special
+        )
 
     @property
     def teacher(self) -> NativeT5 | None:
@@ -392,11 +394,21 @@ class GreedyDecoder(_Decoder):
         model: Hugging Face T5, NativeT5 or a safetensors folder.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
-    def __init__(self, model: ModelLike, *, tokenizer: Any = None, num_threads: int | None = None, dtype: str = "auto"):
-        native = load(model, "model", dtype)
+    def __init__(
+        self,
+        model: ModelLike,
+        *,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+    ):
+        native = load(model, "model", dtype, device)
         super().__init__(native, [], _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
 
 
@@ -410,6 +422,7 @@ class _TwoModelDecoder(_Decoder):
         num_threads: int | None,
         dtype: str,
         teacher_dtype: str | Sequence[str | None] | None,
+        device: str | None,
     ):
         teachers: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         dtypes: list[Any] = [teacher_dtype] * len(teachers)
@@ -420,9 +433,19 @@ class _TwoModelDecoder(_Decoder):
         if not self._calls_on_tau and len(teachers) != 1:
             raise ValueError(f"{type(self).__name__} has one teacher, got {len(teachers)}")
         names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
+        native = load(student, "student", dtype, device)
+        loaded = [
+            load(
+                model,
+                name,
+                dtype if own is None else own,
+                native.device if device is None and not isinstance(model, NativeT5) else device,
+            )
+            for model, name, own in zip(teachers, names, dtypes)
+        ]
         super().__init__(
-            load(student, "student", dtype),
-            [load(model, name, dtype if own is None else own) for model, name, own in zip(teachers, names, dtypes)],
+            native,
+            loaded,
             method,
             tokenizer or _tokenizer_of(student),
             num_threads,
@@ -442,8 +465,10 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             what was drafted since the last call of any.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``. A list has one for each of several teachers.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     _calls_on_tau = True
@@ -458,9 +483,10 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | Sequence[str | None] | None = None,
+        device: str | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
-        native = load(student, "student", dtype)
+        native = load(student, "student", dtype, device)
         if native.tau_token_id is None:
             raise ValueError(
                 "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
@@ -476,7 +502,7 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
         )
         tokenizer = tokenizer or _tokenizer_of(student)
-        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class SpeculativeDecoder(_TwoModelDecoder):
@@ -493,8 +519,10 @@ class SpeculativeDecoder(_TwoModelDecoder):
         lenience: l in [0, 1].
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -508,6 +536,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.lenience = check_real("lenience", lenience, 0.0, 1.0)
@@ -518,7 +547,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
             threshold=self.lenience,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class BigLittleDecoder(_TwoModelDecoder):
@@ -532,8 +561,10 @@ class BigLittleDecoder(_TwoModelDecoder):
         max_draft_length: call at the latest after so many drafts; None = no such limit.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -548,6 +579,7 @@ class BigLittleDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.fallback_threshold = check_real("fallback_threshold", fallback_threshold, 0.0, 1.0)
         self.rollback_threshold = check_real("rollback_threshold", rollback_threshold, 0.0)
@@ -559,7 +591,7 @@ class BigLittleDecoder(_TwoModelDecoder):
             check=_core.Check.DIVERGENCE,
             threshold=self.rollback_threshold,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 class InterleavedDecoder(_TwoModelDecoder):
@@ -572,8 +604,10 @@ class InterleavedDecoder(_TwoModelDecoder):
         accept_top_k: a draft stays when it is among the teacher's so many most likely tokens, >= 1.
         tokenizer: needed to decode strings; a folder's own by default.
         num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -587,6 +621,7 @@ class InterleavedDecoder(_TwoModelDecoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.accept_top_k = check_int("accept_top_k", accept_top_k, 1)
@@ -598,11 +633,11 @@ class InterleavedDecoder(_TwoModelDecoder):
             teacher_continues=False,
             checks_all=True,
         )
-        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype)
+        super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
 def _check_pair(student: NativeT5, teacher: NativeT5) -> None:
-    for field in ("pad_token_id", "decoder_start_token_id", "eos_token_ids"):
+    for field in ("device", "pad_token_id", "decoder_start_token_id", "eos_token_ids"):
         mine, other = getattr(student, field), getattr(teacher, field)
         if mine != other:
             raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")

@@ -98,8 +98,8 @@ _UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention
 
 Tensors = Mapping[str, Callable[[], torch.Tensor]]
 
-DTYPES = ("auto", "fp32", "bf16", "int8")
-CACHE_DTYPES = ("auto", "fp32", "bf16")
+DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
+CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")
 
 
 class NativeT5:
@@ -110,8 +110,9 @@ class NativeT5:
 
     Attributes:
         name: what messages call it ("student", "teacher", …).
-        dtype: number format of the packed matrices, "fp32", "bf16" or "int8".
-        cache_dtype: number format of the keys and values that decodes keep, "fp32" or "bf16".
+        device: where the weights are and decodes run, "cpu" or "cuda:<index>".
+        dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
+        cache_dtype: number format of the keys and values that decodes keep, "fp32", "fp16" (CUDA only) or "bf16".
         vocab_size: rows of the vocabulary head, V.
         pad_token_id, decoder_start_token_id: token ids.
         eos_token_ids: list of ids that end a row.
@@ -130,11 +131,16 @@ class NativeT5:
         dtype: str = "auto",
         cache_dtype: str = "auto",
         file: PackedFile | None = None,
+        device: str = "cpu",
     ):
         self.name = name
+        self.device = check_device(device)
         self._ignored = frozenset(ignore_config_fields)
         check_dtype(dtype)
         check_dtype(cache_dtype, "cache_dtype", CACHE_DTYPES)
+        if self.device == "cpu" and "fp16" in (dtype, cache_dtype):
+            option = "dtype" if dtype == "fp16" else "cache_dtype"
+            raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
         packed = file.read() if file is not None else None
         if packed is None:
             spec = _core_config(config, tensors, name, self._ignored)
@@ -142,7 +148,7 @@ class NativeT5:
             spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
             described = file.describe_sources() if file is not None else []
             vectors: dict[str, np.ndarray] = {}
-            self.core = _core.T5(spec, "cpu", _tensor_reader(tensors, name, vectors))
+            self.core = _core.T5(spec, self.device, _tensor_reader(tensors, name, vectors))
             if file is not None:
                 fields = {field: getattr(spec, field) for field in _SPEC_FIELDS}
                 file.write(described, PackedWeights(fields, vectors, self.core.blobs))
@@ -153,7 +159,7 @@ class NativeT5:
                 setattr(spec, field, value)
             spec.name = name
             spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
-            self.core = _core.T5(spec, "cpu", packed.vectors.get, packed.blobs)
+            self.core = _core.T5(spec, self.device, packed.vectors.get, packed.blobs)
         self.dtype, self.cache_dtype = spec.dtype, spec.cache_dtype
         self.vocab_size: int = spec.vocab_size
         self.pad_token_id: int = config.get("pad_token_id") or 0
@@ -194,25 +200,29 @@ class NativeT5:
         dtype: str = "auto",
         cache_dtype: str = "auto",
         ignore_config_fields: Iterable[str] = (),
+        device: str = "cpu",
     ) -> NativeT5:
         """Packs the weights of a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) in memory.
 
         Args:
             model: the model.
             name: what messages call it.
-            dtype: number format of the matrices. "fp32"; "bf16": rounded, and multiplied in fp32; "int8": one scale per
-                output, and activations quantised per token; "auto": the smallest that holds the model exactly, that
-                is bf16 when all its matrices are bfloat16, else fp32.
-            cache_dtype: number format of keys and values, "fp32" or "bf16"; "auto": bf16 beside int8 weights, else
-                fp32.
+            dtype: number format of the matrices. "fp32"; "bf16", and on CUDA "fp16": rounded, and multiplied in fp32;
+                "int8": one scale per output, and activations quantised per token; "auto": the smallest that holds the
+                model exactly, that is bf16 when all its matrices are bfloat16, else fp32.
+            cache_dtype: number format of keys and values, "fp32", "bf16" or, on CUDA, "fp16"; "auto": bf16 beside int8
+                weights, else fp32.
             ignore_config_fields: config fields that are known not to change the maths.
+            device: where it is to decode: "cpu", "cuda" (the first), "cuda:<index>", or "auto", the first CUDA device
+                where there is one and otherwise "cpu".
 
         Raises:
             TypeError: ``model`` is not such a model.
-            ValueError: its config or tensors are not a T5 that the core knows, naming the field or tensor.
+            ValueError: its config or tensors are not a T5 that the core knows, naming the field or tensor; or the
+                device cannot be used, saying why.
         """
         config, tensors = _read_module(model, name)
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype)
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device)
 
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
@@ -238,7 +248,7 @@ class NativeT5:
                     f"{self.name}: update_weights takes models of the same config, but {field} is {now} "
                     f"here and {new} in the model given"
                 )
-        self.core.update("cpu", _tensor_reader(tensors, self.name, {}))
+        self.core.update(self.device, _tensor_reader(tensors, self.name, {}))
 
     @classmethod
     def from_pretrained(
@@ -249,17 +259,18 @@ class NativeT5:
         cache_dtype: str = "auto",
         ignore_config_fields: Iterable[str] = (),
         cache: bool | str | Path | None = None,
+        device: str = "cpu",
     ) -> NativeT5:
         """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
 
         Args:
             folder: the folder.
             name: what messages call the model; None = the folder's name.
-            dtype, cache_dtype, ignore_config_fields: as for :meth:`from_model`.
+            dtype, cache_dtype, ignore_config_fields, device: as for :meth:`from_model`.
             cache: a file that keeps the packed weights: True = ``.kdtw_fast-<dtype>.packed`` in the folder, or a path;
                 None = no file. Where it is absent, broken, or made from other files than the folder's (compared by
                 size and time, and by SHA-256 where times differ) it is written anew. Then it is mapped into
-                memory: a later load packs nothing, and processes share it.
+                memory: a later load packs nothing, and processes share it. For device "cpu" only.
 
         Raises:
             OSError: the file of ``cache`` cannot be written.
@@ -268,6 +279,11 @@ class NativeT5:
         """
         folder = Path(folder)
         name = name or folder.name
+        device = check_device(device)
+        if device != "cpu" and cache is not None and cache is not False:
+            raise ValueError(
+                f"{name}: cache={cache!r} keeps weights packed for device 'cpu'; leave it out on {device!r}"
+            )
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
         config = _read_json(folder / "config.json", name)
@@ -306,7 +322,7 @@ class NativeT5:
                 *(folder / file for file in files),
             ]
             packed = PackedFile(path, sources, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed)
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device)
 
     @property
     def tau_token_id(self) -> int | None:
@@ -354,25 +370,46 @@ class NativeT5:
         for token in (*source, *tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-        return self.core.decode_logits(source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
+        return self.core.decode_logits(self.device, source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
 
 
-def load(model: torch.nn.Module | NativeT5 | str | Path, name: str, dtype: str = "auto") -> NativeT5:
+def load(
+    model: torch.nn.Module | NativeT5 | str | Path, name: str, dtype: str = "auto", device: str | None = None
+) -> NativeT5:
     """Returns ``model`` (a NativeT5, a Hugging Face model or a folder) as a NativeT5 called ``name`` in messages.
 
-    Raises as the two constructors do, and ValueError when ``dtype`` asks a NativeT5 for a format it is not packed in.
+    ``device`` None is "cpu", or where a NativeT5 is already. Raises as the two constructors do, and ValueError when
+    ``dtype`` or ``device`` asks a NativeT5 for another format or place than its own.
     """
     check_dtype(dtype)
+    wanted = None if device is None else check_device(device)
     if isinstance(model, NativeT5):
         if dtype not in ("auto", model.dtype):
             raise ValueError(
                 f"{name} is packed in {model.dtype}, but dtype={dtype!r} was asked for; pack it with "
                 f"NativeT5.from_model(…, dtype={dtype!r}), or leave dtype out"
             )
+        if wanted not in (None, model.device):
+            raise ValueError(
+                f"{name} is packed for device {model.device!r}, but device={device!r} was asked for; pack it with "
+                f"NativeT5.from_model(…, device={device!r}), or leave device out"
+            )
         return model
     if isinstance(model, (str, Path)):
-        return NativeT5.from_pretrained(model, name, dtype)
-    return NativeT5.from_model(model, name, dtype)
+        return NativeT5.from_pretrained(model, name, dtype, device=wanted or "cpu")
+    return NativeT5.from_model(model, name, dtype, device=wanted or "cpu")
+
+
+def check_device(device: Any) -> str:
+    """Returns the device that a user's word means, "cpu" or "cuda:<index>".
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: no such device is known, or it cannot be used here, saying why and what to do.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device must be 'cpu', 'cuda', 'cuda:<index>' or 'auto', got {device!r}")
+    return _core.resolve_device(device)
 
 
 def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:

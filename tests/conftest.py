@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from toy_training import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def simulated() -> str:
+    """The name of a device on which CUDA kernels run: the one that g++ compiles them for (docs/cuda.md)."""
+    from gpu_proof.build import build_simulated
+
+    kdtw_fast._core.use_cuda_library(os.environ.get("KDTW_CUDA_LIBRARY") or str(build_simulated()))
+    return "cuda:0"
 
 
 @pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])

@@ -417,7 +417,8 @@ def test_help_names_every_method_and_option(kdtw) -> None:
 def test_info_tells_version_simd_and_threads(kdtw) -> None:
     build = cli.build_info()
     text = kdtw("info").stdout
-    assert cli.__version__ in text and build["simd"] in text and "threads" in text and "CPU only" in text
+    assert cli.__version__ in text and build["simd"] in text and "threads" in text
+    assert ("CPU only" if build["cuda"] is None else build["cuda"]["architectures"]) in text
 
 
 def test_demo_shows_every_method_and_marks_the_teachers_tokens(kdtw, pair: TinyPair, monkeypatch) -> None:

@@ -30,10 +30,11 @@ def pair(relation: str, seed: int) -> tuple[Any, Any]:
 
 
 @functools.cache
-def native(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Any:
+def native(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...], device: str) -> Any:
     student, teacher = pair(relation, seed)
     models = {"GreedyDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))
-    return getattr(kdtw_fast, "GreedyDecoder" if name == "GreedyTeacher" else name)(*models, **dict(options))
+    decoder = getattr(kdtw_fast, "GreedyDecoder" if name == "GreedyTeacher" else name)
+    return decoder(*models, device=device, **dict(options))
 
 
 def oracle(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Any:
@@ -97,7 +98,7 @@ def warp_settings(rng: np.random.Generator, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def random_case(method: str, relation: str, index: int) -> tuple[Any, Any, dict[str, Any], str]:
+def random_case(method: str, relation: str, index: int, device: str = "cpu") -> tuple[Any, Any, dict[str, Any], str]:
     """(native decoder, oracle decoder, generate arguments, description) of one case."""
     rng = np.random.default_rng([METHODS.index(method), RELATIONS.index(relation), index])
     seed = int(rng.integers(PAIRS_PER_RELATION))
@@ -127,7 +128,7 @@ def random_case(method: str, relation: str, index: int) -> tuple[Any, Any, dict[
     frozen = tuple(sorted(options.items()))
     described = {key: value for key, value in settings.items() if not isinstance(value, (torch.Tensor, dict))}
     text = f"{method}-{relation} case {index} (pair {seed}, {name} {options}, {described})"
-    return native(name, relation, seed, frozen), oracle(name, relation, seed, frozen), settings, text
+    return native(name, relation, seed, frozen, device), oracle(name, relation, seed, frozen), settings, text
 
 
 def run_cases(method: str, relation: str, cases: range, tally: Tally) -> None:

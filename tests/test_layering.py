@@ -11,10 +11,15 @@ ALLOWED = {
     "core": {"core"},
     "backend": {"core", "backend/backend.h"},
     "backend/cpu": {"core", "backend/backend.h", "backend/cpu"},
+    "backend/cuda": {"core", "backend/backend.h", "backend/cuda"},
+    "backend/cuda/kernels": {"backend/cuda/kernels.h", "backend/cuda/rt.h", "backend/cuda/kernels"},
+    "backend/cuda/sim": {"backend/cuda/sim"},
     "model": {"core", "backend/backend.h", "model"},
     "decode": {"core", "backend/backend.h", "model", "decode"},
 }
-SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp"} and p.parent != CSRC)
+# By which kernels see CUDA: nvcc's, or the simulated device.
+RT = CSRC / "backend/cuda/rt.h"
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu"} and p.parent != CSRC)
 
 
 def includes(path: Path, brackets: str) -> list[str]:
@@ -25,7 +30,7 @@ def includes(path: Path, brackets: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_folder_includes_only_what_it_may(path: Path) -> None:
-    allowed = ALLOWED[str(path.parent.relative_to(CSRC))]
+    allowed = ALLOWED[str(path.parent.relative_to(CSRC))] | ({"backend/cuda/sim"} if path == RT else set())
     for included in includes(path, '""'):
         assert (CSRC / included).is_file(), f"{included} is not given from csrc/"
         assert included in allowed or str(Path(included).parent) in allowed, f"must not include {included}"
@@ -35,6 +40,13 @@ def test_folder_includes_only_what_it_may(path: Path) -> None:
 def test_only_the_bindings_know_python_or_torch(path: Path) -> None:
     for included in includes(path, "<>"):
         assert not included.startswith(("torch", "ATen", "c10", "pybind11", "Python")), included
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p != RT], ids=lambda p: str(p.relative_to(CSRC)))
+def test_only_rt_includes_cuda(path: Path) -> None:
+    """The engine is compiled without CUDA and opens the kernels' library at run time."""
+    for included in includes(path, "<>"):
+        assert not included.startswith(("cuda", "cooperative_groups")), included
 
 
 @pytest.mark.parametrize("level", ["avx512", "avx2"])

@@ -1,14 +1,51 @@
-// Chooses a backend by the device's name. The build decides which file provides make_cuda_backend.
+// Chooses a backend by the device's name, and says what fused operations are made of.
 #include "backend/backend.h"
+
+#include <charconv>
 
 #include "core/error.h"
 
 namespace kdtw {
+namespace {
+
+// The index of "cuda" or "cuda:<index>", -1 for other words.
+int cuda_index(const std::string& device) {
+  if (device == "cuda") return 0;
+  if (device.rfind("cuda:", 0) != 0) return -1;
+  int index = -1;
+  const char* const end = device.data() + device.size();
+  const auto [stop, error] = std::from_chars(device.data() + 5, end, index);
+  return error == std::errc() && stop == end ? index : -1;
+}
+
+}  // namespace
+
+std::string resolve_device(const std::string& device) {
+  if (device == "cpu") return device;
+  if (device == "auto") return why_no_cuda(0).empty() ? "cuda:0" : "cpu";
+  const int index = cuda_index(device);
+  require(index >= 0, "unknown device '", device, "'; known are 'cpu', 'cuda', 'cuda:<index>' and 'auto'");
+  const std::string why = why_no_cuda(index);
+  require(why.empty(), "device '", device, "' was asked for, but ", why);
+  return concat("cuda:", index);
+}
 
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
-  if (device == "cpu") return make_cpu_backend(threads);
-  if (device.rfind("cuda", 0) == 0) return make_cuda_backend(0);
-  throw std::invalid_argument(concat("unknown device '", device, "'; this build has 'cpu'"));
+  const std::string resolved = resolve_device(device);
+  return resolved == "cpu" ? make_cpu_backend(threads) : make_cuda_backend(cuda_index(resolved));
+}
+
+void Backend::norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
+                          float* normed, float* out) {
+  rms_norm(x, scale, epsilon, tokens, weight.inputs, normed);
+  linear(weight, normed, tokens, out, false);
+}
+
+void Backend::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
+                                   float epsilon, int tokens, float* normed, float* hidden, float* out) {
+  norm_linear(weight, x, scale, epsilon, tokens, normed, hidden);
+  const bool gated = activation == Activation::kGatedGelu;
+  activate(activation, hidden, tokens, weight.outputs / (gated ? 2 : 1), out);
 }
 
 }  // namespace kdtw

@@ -18,7 +18,7 @@
 namespace kdtw {
 
 // Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
-enum class DType : uint8_t { kFp32, kBf16, kInt8 };
+enum class DType : uint8_t { kFp32, kBf16, kInt8, kFp16 };
 
 // Bytes that are valid as long as `owner` is held.
 struct Blob {
@@ -31,9 +31,9 @@ class Weight {
  public:
   Weight(int outputs, int inputs) : outputs(outputs), inputs(inputs) {}
   virtual ~Weight() = default;
-  // What it is made of, as Backend::adopt takes it.
+  virtual size_t bytes() const = 0;
+  // What it is made of, in host memory, as Backend::adopt takes it; std::runtime_error where it is not kept there.
   virtual std::span<const std::byte> blob() const = 0;
-  size_t bytes() const { return blob().size(); }
   const int outputs, inputs;
 };
 
@@ -123,7 +123,7 @@ class Backend {
                                        int inputs, DType dtype) = 0;
   // The weight whose blob() this was, without a copy; std::invalid_argument when it cannot be this weight's.
   virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
-  // dtype: fp32 or bf16.
+  // dtype: fp32, bf16 or, on devices that have it, fp16.
   virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
 
   // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [experts, M]). Both may be
@@ -136,6 +136,12 @@ class Backend {
   virtual void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) = 0;
   // hidden [T, 2F] -> out [T, F] for gated activations (gate first), [T, F] -> [T, F] otherwise
   virtual void activate(Activation activation, const float* hidden, int tokens, int size, float* out) = 0;
+  // out = linear(rms_norm(x)); what lies between may be left in normed [T, K].
+  virtual void norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
+                           float* normed, float* out);
+  // out [T, F] = activate(linear(rms_norm(x))); what lies between may be left in normed [T, K] and hidden [T, N].
+  virtual void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
+                                    float epsilon, int tokens, float* normed, float* hidden, float* out);
   // Copies keys [T, H*D] and values, both with the given row stride, to (row, position) of the cache.
   virtual void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
                      int stride) = 0;
@@ -149,9 +155,14 @@ class Backend {
                     std::span<PickResult> results) = 0;
 };
 
-// device: "cpu". Throws std::invalid_argument with one sentence for a device this build does not have.
+// The device that a user's word means, "cpu" or "cuda:<index>". Known are "cpu", "cuda", "cuda:<index>" and "auto", the
+// first CUDA device where there is one. std::invalid_argument with one sentence for a device that cannot be used here.
+std::string resolve_device(const std::string& device);
+// For a device that resolve_device knows; threads are the CPU's.
 std::unique_ptr<Backend> make_backend(const std::string& device, int threads);
 std::unique_ptr<Backend> make_cpu_backend(int threads);
 std::unique_ptr<Backend> make_cuda_backend(int index);
+// Why the CUDA device cannot be used and what to do, after "device … was asked for, but "; empty when it can.
+std::string why_no_cuda(int index);
 
 }  // namespace kdtw

@@ -169,9 +169,8 @@ PositionBias T5::expand_bias(Backend& backend, Buffer& to, std::span<const float
 }
 
 void T5::feed_forward(Backend& backend, Workspace& work, const FeedForward& layer, int tokens) const {
-  backend.rms_norm(work.hidden, layer.norm.data, config_.epsilon, tokens, config_.model_size, work.normed);
-  backend.linear(*layer.in, work.normed, tokens, work.projected, false);
-  backend.activate(config_.activation, work.projected, tokens, config_.feed_forward, work.mixed);
+  backend.norm_linear_activate(*layer.in, config_.activation, work.hidden, layer.norm.data, config_.epsilon, tokens,
+                               work.normed, work.projected, work.mixed);
   backend.linear(*layer.out, work.mixed, tokens, work.hidden, true);
 }
 
@@ -205,8 +204,8 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
     backend.embed(*embedding_, ids, {}, nullptr, work.hidden);
     for (const auto& layer : encoder_) {
       poll();
-      backend.rms_norm(work.hidden, layer.self.norm.data, config_.epsilon, count, M, work.normed);
-      backend.linear(*layer.self.query_key_value, work.normed, count, work.projected, false);
+      backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
+                          work.normed, work.projected);
       backend.store(*cache, local, work.projected + I, work.projected + 2 * I, 3 * I);
       backend.attend(*cache, local, work.projected, 3 * I, &encoder_bias_, work.mixed);
       backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
@@ -242,14 +241,14 @@ void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<con
   for (size_t i = 0; i < decoder_.size(); ++i) {
     const auto& layer = decoder_[i];
     poll();
-    backend.rms_norm(work.hidden, layer.self.norm.data, config_.epsilon, count, M, work.normed);
-    backend.linear(*layer.self.query_key_value, work.normed, count, work.projected, false);
+    backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
+                        work.normed, work.projected);
     backend.store(*state.self[i], self, work.projected + I, work.projected + 2 * I, 3 * I);
     backend.attend(*state.self[i], self, work.projected, 3 * I, &decoder_bias_, work.mixed);
     backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
 
-    backend.rms_norm(work.hidden, layer.cross.norm.data, config_.epsilon, count, M, work.normed);
-    backend.linear(*layer.cross.query, work.normed, count, work.projected, false);
+    backend.norm_linear(*layer.cross.query, work.hidden, layer.cross.norm.data, config_.epsilon, count, work.normed,
+                        work.projected);
     backend.attend(*state.cross[i], cross, work.projected, I, nullptr, work.mixed);
     backend.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
     poll();

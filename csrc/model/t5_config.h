@@ -26,7 +26,7 @@ struct T5Config {
   bool has_mark = false;             // the student's teacher_token_embedding (beta, Eq. 15)
   int experts = 1;                   // with it: how many teachers have a vector there
   DType dtype = DType::kFp32;        // of the weight matrices; norms, biases and beta are fp32
-  DType cache_dtype = DType::kFp32;  // of keys and values: fp32 or bf16
+  DType cache_dtype = DType::kFp32;  // of keys and values; not int8
 
   int inner() const { return heads * head_size; }
   bool gated() const { return activation == Activation::kGatedGelu; }

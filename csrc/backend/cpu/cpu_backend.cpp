@@ -43,6 +43,7 @@ class CpuBackend : public Backend {
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype) override {
+    require(dtype != DType::kFp16, "dtype 'fp16' is for device 'cuda'; on 'cpu' choose 'fp32', 'bf16' or 'int8'");
     return PackedWeight::pack(kernels_, parts, part_outputs, inputs, dtype, threads_);
   }
 
@@ -51,7 +52,8 @@ class CpuBackend : public Backend {
   }
 
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
-    require(dtype != DType::kInt8, "keys and values are cached in fp32 or bf16, not in int8");
+    require(dtype == DType::kFp32 || dtype == DType::kBf16,
+            "on device 'cpu' keys and values are cached in fp32 or bf16; choose one of these as cache_dtype");
     return std::make_unique<BlockedCache>(rows, heads, head_size, capacity, dtype);
   }
 

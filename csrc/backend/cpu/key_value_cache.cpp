@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "backend/cpu/bf16.h"
+#include "core/bf16.h"
 #include "backend/cpu/memory.h"
 
 namespace kdtw::cpu {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu/bf16.h"
+#include "core/bf16.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/thread_pool.h"
 #include "core/error.h"

@@ -33,6 +33,7 @@ class PackedWeight : public Weight {
   static std::unique_ptr<PackedWeight> pack(const Kernels& kernels, std::span<const float* const> parts,
                                             std::span<const int> part_outputs, int inputs, DType dtype, int threads);
 
+  size_t bytes() const override { return blob_.bytes.size(); }
   std::span<const std::byte> blob() const override { return blob_.bytes; }
   DType dtype() const { return dtype_; }
   int panels() const { return panels_; }

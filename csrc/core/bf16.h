@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-namespace kdtw::cpu {
+namespace kdtw {
 
 // Rounded to nearest even; a NaN stays one, whatever its low bits.
 inline uint16_t to_bf16(float value) {
@@ -15,4 +15,4 @@ inline uint16_t to_bf16(float value) {
 
 inline float from_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
-}  // namespace kdtw::cpu
+}  // namespace kdtw

@@ -1,0 +1,149 @@
+// What the engine and a library of CUDA kernels agree on: plain C data and one table of functions. The engine is
+// compiled without CUDA and opens the library at run time; nvcc's library, the simulated device's and the one made
+// of nvcc's PTX all look like this.
+//
+// Every function returns 0 or an error number that `describe` explains. Pointers are device memory unless named host.
+// Work is enqueued on `stream` and done when synchronise() has returned. Nothing is allocated but by the allocating
+// functions. T tokens, N x K a weight's outputs x inputs, H heads, D head size, V vocabulary, as in backend.h.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+
+enum { kKdtwCudaVersion = 1 };  // of this file; the engine refuses another one
+
+enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8 };
+
+// Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row
+// is a whole number of 16 bytes and begins on such a boundary. int8: times scales[n].
+struct KdtwWeight {
+  const void* data;
+  const float* scales;  // int8 only
+  KdtwFormat format;
+  int32_t outputs, inputs, stride;
+};
+
+// Keys and values [R, H, capacity, stride], a position's first D elements its own, the others zero; rows of 16 bytes.
+struct KdtwCache {
+  void *keys, *values;
+  KdtwFormat format;  // fp32, fp16 or bf16
+  int32_t rows, heads, head_size, stride, capacity;
+};
+
+struct KdtwToken {  // TokenAt
+  int32_t row, position, length;
+};
+
+struct KdtwBias {  // PositionBias
+  const float* table;
+  int32_t lowest, highest;
+};
+
+// How a product ends: what becomes of y = x W^T.
+enum KdtwEpilogue : int32_t {
+  kKdtwStore,      // out = y
+  kKdtwAdd,        // out += y
+  kKdtwRelu,       // out = max(y, 0)
+  kKdtwGatedGelu,  // out[:, f] = gelu(y[:, f]) y[:, N/2 + f], N/2 outputs
+};
+
+// Largest head size in elements, by the cache's format.
+enum { kKdtwLargestHeadFp32 = 512, kKdtwLargestHead = 1024 };
+
+enum KdtwCheck : int32_t { kKdtwNone, kKdtwScore, kKdtwLenience, kKdtwRejection, kKdtwTopK, kKdtwDivergence };
+
+struct KdtwSampling {
+  float temperature;
+  int32_t top_k;
+  float top_p;
+};
+
+struct KdtwRequest {  // PickRequest
+  const int32_t *banned, *draft_banned;
+  const float* draft_logits;
+  float* keep_logits;
+  double uniform, accept_uniform;
+  double threshold;  // kKdtwLenience: its logarithm; +infinity: the draft must be the greedy pick
+  KdtwSampling sampling, draft_sampling;
+  int32_t banned_count, draft_banned_count, draft_vocabulary;
+  KdtwCheck check;
+  int32_t draft;
+  int32_t want_log_prob, want_confidence;
+};
+
+struct KdtwResult {  // PickResult
+  int32_t id, passed, finite;
+  float log_prob, confidence;
+};
+
+// One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
+enum { kKdtwChunk = 1024 };
+struct KdtwSummary {
+  float raw_top, raw_sum;  // over all ids
+  float top, allowed_sum;  // over those that are not banned
+  int32_t id;              // of `top`, the lowest on ties; V where all are banned
+  int32_t finite, before;  // before: how many rank before the draft
+};
+
+struct KdtwDevice {
+  char name[256];
+  int32_t major, minor, multiprocessors;
+  uint64_t memory_bytes;
+};
+
+struct KdtwCudaTable {
+  int32_t version;
+  const char* kind;           // "CUDA", or what stands in its place
+  const char* architectures;  // that the kernels were compiled for, as "75 80 … 120 and PTX"
+
+  // Devices and memory. use_device is the calling thread's choice for all that follows.
+  const char* (*describe)(int32_t error);
+  int32_t (*device_count)(int32_t* count);
+  int32_t (*device_info)(int32_t device, KdtwDevice* info);
+  int32_t (*use_device)(int32_t device);
+  int32_t (*allocate)(void** memory, size_t bytes);  // on a boundary of 256 bytes
+  int32_t (*release)(void* memory);
+  int32_t (*allocate_host)(void** host, size_t bytes);  // pinned
+  int32_t (*release_host)(void* host);
+  int32_t (*create_stream)(void** stream);
+  int32_t (*destroy_stream)(void* stream);
+  int32_t (*synchronise)(void* stream);
+  int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
+  int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
+
+  // out[T, K] = row ids[t] of the table, plus mark [K] where marked[t]; `marked` may be null.
+  int32_t (*embed)(const KdtwWeight* table, const int32_t* ids, const uint8_t* marked, const float* mark,
+                   int32_t tokens, float* out, void* stream);
+  // out[i] = x[indices[i]], rows of `size` floats.
+  int32_t (*gather)(const float* x, const int32_t* indices, int32_t count, int32_t size, float* out, void* stream);
+  // out[T, size] = x / rms(x) * scale.
+  int32_t (*rms_norm)(const float* x, const float* scale, float epsilon, int32_t tokens, int32_t size, float* out,
+                      void* stream);
+  // For products with int8 weights: to [T, stride] = round(x / scales[t]), zero from `size` on, where scales[t] is
+  // largest |x| / 127. norm_scale: of x / rms(x) * norm_scale instead; or null.
+  int32_t (*quantise)(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
+                      int32_t stride, int8_t* to, float* scales, void* stream);
+  // out = epilogue(x W^T), x [T, K]. norm_scale [K]: of x / rms(x) * norm_scale instead; or null. Not for int8.
+  int32_t (*linear)(const KdtwWeight* weight, const float* x, const float* norm_scale, float epsilon, int32_t tokens,
+                    KdtwEpilogue epilogue, float* out, void* stream);
+  // The same of what quantise() made, for int8.
+  int32_t (*linear_int8)(const KdtwWeight* weight, const int8_t* x, const float* x_scales, int32_t tokens,
+                         KdtwEpilogue epilogue, float* out, void* stream);
+  // hidden [T, 2 size] (gated, gate first) or [T, size] -> out [T, size].
+  int32_t (*activate)(int32_t gated, const float* hidden, int32_t tokens, int32_t size, float* out, void* stream);
+  // Copies keys and values [T, H D], `input_stride` floats from token to token, to their places in the cache.
+  int32_t (*store)(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* keys,
+                   const float* values, int32_t input_stride, void* stream);
+  // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null.
+  int32_t (*attend)(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* queries,
+                    int32_t query_stride, const KdtwBias* bias, float* out, void* stream);
+  // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
+  int32_t (*pick)(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
+                  KdtwSummary* summaries, KdtwResult* results, void* stream);
+};
+
+// The library's only exported symbol: its table, or null when it does not know that version.
+const KdtwCudaTable* kdtw_cuda_table(int32_t version);
+}

@@ -1,0 +1,108 @@
+// What kernels share: sums and maxima in one fixed order, number formats, and a launch's grid.
+#pragma once
+
+#include <float.h>
+
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/rt.h"
+
+namespace kdtw::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+constexpr int kBlock = 256;  // threads
+constexpr int kWarps = kBlock / kWarp;
+
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarp; }
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+struct Sum {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Largest {
+  template <typename T>
+  __device__ __forceinline__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+// Every lane gets the warp's.
+template <typename Op, typename T>
+__device__ __forceinline__ T warp_reduce(T value, Op op = {}) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = op(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+// Every thread gets the block's: warps first, then the warps in ascending order. scratch: [kCount], as many as warps,
+// in use until the next barrier.
+template <typename Op, int kCount = kWarps, typename T>
+__device__ __forceinline__ T block_reduce(T value, T* scratch, Op op = {}) {
+  value = warp_reduce<Op>(value);
+  __syncthreads();
+  if (lane_id() == 0) scratch[warp_id()] = value;
+  __syncthreads();
+  T all = scratch[0];
+#pragma unroll
+  for (int w = 1; w < kCount; ++w) all = op(all, scratch[w]);
+  return all;
+}
+
+// Number formats of weights and caches: 16 bytes hold kEach elements, which expand to fp32.
+struct Fp32 {
+  using Type = float;
+  static constexpr int kEach = 4;
+  static __device__ __forceinline__ void expand(uint4 bits, float (&to)[kEach]) {
+    to[0] = __uint_as_float(bits.x), to[1] = __uint_as_float(bits.y);
+    to[2] = __uint_as_float(bits.z), to[3] = __uint_as_float(bits.w);
+  }
+  static __device__ __forceinline__ float one(Type value) { return value; }
+  static __device__ __forceinline__ Type round(float value) { return value; }
+};
+
+struct Fp16 {
+  using Type = unsigned short;
+  static constexpr int kEach = 8;
+  static __device__ __forceinline__ float one(Type value) { return __half2float(__ushort_as_half(value)); }
+  static __device__ __forceinline__ Type round(float value) { return __half_as_ushort(__float2half_rn(value)); }
+  static __device__ __forceinline__ void expand(uint4 bits, float (&to)[kEach]) {
+    const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = one(static_cast<Type>(words[i] & 0xffffu));
+      to[2 * i + 1] = one(static_cast<Type>(words[i] >> 16));
+    }
+  }
+};
+
+struct Bf16 {
+  using Type = unsigned short;
+  static constexpr int kEach = 8;
+  static __device__ __forceinline__ float one(Type value) {
+    return __uint_as_float(static_cast<unsigned>(value) << 16);
+  }
+  static __device__ __forceinline__ Type round(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
+  static __device__ __forceinline__ void expand(uint4 bits, float (&to)[kEach]) {
+    const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = __uint_as_float(words[i] << 16);
+      to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+};
+
+__device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
+
+// gelu_new, the tanh form, as x / (1 + exp(-2u)).
+__device__ __forceinline__ float gelu(float x) {
+  const float cubic = fmaf(x * x * x, 0.044715f, x);
+  return x / (1.0f + expf(fminf(cubic * -1.5957691216057308f, 88.0f)));
+}
+
+inline int ceil_divide(int value, int by) { return (value + by - 1) / by; }
+
+}  // namespace kdtw::cuda

@@ -1,0 +1,210 @@
+// Decisions about logits [n, V]: chunks are reduced to summaries by many blocks, then one block a request decides. Only
+// sampling, and among that top-k, top-p and rejection, looks at a whole row again.
+#include "backend/cuda/kernels/distribution.h"
+
+namespace kdtw::cuda {
+namespace {
+
+constexpr int kEach = kKdtwChunk / kBlock;  // ids of a chunk that a thread looks at
+constexpr float kBanned = -FLT_MAX;         // a banned logit: lower than any real one
+
+__device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, const KdtwRequest& request) {
+  return {row, vocabulary, request.banned, request.banned_count};
+}
+
+__global__ void __launch_bounds__(kBlock)
+    summarise_kernel(const float* logits, int vocabulary, const KdtwRequest* requests, KdtwSummary* summaries) {
+  KDTW_SHARED(float, scratch, kWarps);
+  KDTW_SHARED(int, counts, kWarps);
+  KDTW_SHARED(unsigned long long, ranks, kWarps);
+  const KdtwRequest request = requests[blockIdx.y];
+  const float* row = logits + static_cast<size_t>(blockIdx.y) * vocabulary;
+  const Logits all = logits_of(row, vocabulary, request);
+  const int first = static_cast<int>(blockIdx.x) * kKdtwChunk;
+  const bool ranks_draft = request.check == kKdtwTopK;
+  float draft = kBanned;
+  if (ranks_draft && request.draft < vocabulary && !all.is_banned(request.draft)) draft = row[request.draft];
+
+  float values[kEach], top = kBanned;
+  bool allowed[kEach];
+  int bad = 0, before = 0;
+  unsigned long long best = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int id = first + i * kBlock + static_cast<int>(threadIdx.x);
+    const bool there = id < vocabulary;
+    const float value = there ? row[id] : kBanned;
+    values[i] = value;
+    allowed[i] = there && !all.is_banned(id);
+    if (there) {
+      if (request.keep_logits != nullptr) request.keep_logits[id] = value;
+      bad |= !is_finite(value);
+      top = fmaxf(top, value);
+      const float ranking = allowed[i] ? value : kBanned;
+      if (ranks_draft) before += id < request.draft ? ranking >= draft : ranking > draft;
+    }
+    if (allowed[i]) {
+      const unsigned long long rank = ranked(value, id);
+      best = rank > best ? rank : best;
+    }
+  }
+  KdtwSummary summary;
+  summary.finite = !__syncthreads_or(bad);
+  summary.raw_top = block_reduce<Largest>(top, scratch);
+  best = block_reduce<Largest>(best, ranks);
+  summary.top = best != 0 ? logit_of(best) : kBanned;
+  summary.id = best != 0 ? id_of(best) : vocabulary;
+  summary.before = ranks_draft ? block_reduce<Sum>(before, counts) : 0;
+  summary.raw_sum = summary.allowed_sum = 0.0f;
+  if (request.want_log_prob) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (first + i * kBlock + static_cast<int>(threadIdx.x) < vocabulary) sum += expf(values[i] - summary.raw_top);
+    summary.raw_sum = block_reduce<Sum>(sum, scratch);
+  }
+  if (request.want_confidence) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      if (allowed[i]) sum += expf(values[i] - summary.top);
+    summary.allowed_sum = block_reduce<Sum>(sum, scratch);
+  }
+  if (threadIdx.x == 0) summaries[static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x] = summary;
+}
+
+// What all chunks say together. Every warp adds it up for itself: lane l the chunks l, l + 32, ..., then the lanes.
+struct Merged {
+  bool finite;
+  unsigned long long best;
+  float log_normaliser, allowed_sum;  // allowed_sum: of exp(x - best)
+  int before;
+};
+
+__device__ __forceinline__ Merged merge(const KdtwSummary* summaries, int chunks) {
+  int bad = 0, before = 0;
+  float raw_top = kBanned;
+  unsigned long long best = 0;
+  for (int c = lane_id(); c < chunks; c += kWarp) {
+    const KdtwSummary chunk = summaries[c];
+    bad |= !chunk.finite;
+    raw_top = fmaxf(raw_top, chunk.raw_top);
+    before += chunk.before;
+    const unsigned long long rank = chunk.top > kBanned ? ranked(chunk.top, chunk.id) : 0;
+    best = rank > best ? rank : best;
+  }
+  Merged all;
+  all.finite = __any_sync(kAllLanes, bad) == 0;
+  raw_top = warp_reduce<Largest>(raw_top);
+  all.best = warp_reduce<Largest>(best);
+  all.before = warp_reduce<Sum>(before);
+  float raw_sum = 0.0f, allowed_sum = 0.0f;
+  for (int c = lane_id(); c < chunks; c += kWarp) {
+    const KdtwSummary chunk = summaries[c];
+    raw_sum += chunk.raw_sum * expf(chunk.raw_top - raw_top);
+    if (chunk.top > kBanned) allowed_sum += chunk.allowed_sum * expf(chunk.top - logit_of(all.best));
+  }
+  all.log_normaliser = raw_top + logf(warp_reduce<Sum>(raw_sum));
+  all.allowed_sum = warp_reduce<Sum>(allowed_sum);
+  return all;
+}
+
+// What a rejected draft leaves to the teacher: max(0, p - threshold q) (Leviathan et al. 2023).
+struct Residual {
+  const Distribution &p, &q;
+  double of_p, of_q;  // what turns masses into probabilities, times the threshold for q
+
+  __device__ __forceinline__ Mass operator()(int id) const {
+    const double left = static_cast<double>(p(id)) * of_p - static_cast<double>(q(id)) * of_q;
+    return left > 0.0 ? static_cast<Mass>(left * static_cast<double>(kOne)) : 0;
+  }
+};
+
+// Rejection sampling: sets passed, and the id where it is false.
+__device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const KdtwRequest& request,
+                                                   unsigned long long best, KdtwResult& result) {
+  const Logits drafts{request.draft_logits, request.draft_vocabulary, request.draft_banned, request.draft_banned_count};
+  unsigned long long draft_best = 0;
+  for (int id = threadIdx.x; id < drafts.size; id += kPickThreads) {
+    const unsigned long long rank = drafts.is_banned(id) ? 0 : ranked(drafts.values[id], id);
+    draft_best = rank > draft_best ? rank : draft_best;
+  }
+  draft_best = block_reduce<Largest, kPickWarps>(draft_best, shared.scratch);
+  const Distribution p = make_distribution(shared, row, request.sampling, logit_of(best), id_of(best));
+  const Distribution q =
+      make_distribution(shared, drafts, request.draft_sampling, logit_of(draft_best), id_of(draft_best));
+  const Residual residual{p, q, 1.0 / static_cast<double>(p.total), request.threshold / static_cast<double>(q.total)};
+  const double p_of_draft = static_cast<double>(p(request.draft)) * residual.of_p;
+  const double q_of_draft = static_cast<double>(q(request.draft)) * residual.of_q;
+  result.passed = request.accept_uniform * q_of_draft <= p_of_draft;
+  if (!result.passed) {
+    const int size = row.size < drafts.size ? row.size : drafts.size;
+    result.id = draw(shared, residual, size, request.uniform);
+    if (result.id < 0) result.id = draw(shared, p, row.size, request.uniform);
+  }
+}
+
+__global__ void __launch_bounds__(kPickThreads)
+    decide_kernel(const float* logits, int vocabulary, const KdtwRequest* requests, const KdtwSummary* summaries,
+                  int chunks, KdtwResult* results) {
+  KDTW_SHARED(Mass, bins, kBins);
+  KDTW_SHARED(Mass, scratch, kPickWarps);
+  KDTW_SHARED(Mass, found, 2);
+  const Shared shared{bins, scratch, found};
+  const KdtwRequest request = requests[blockIdx.x];
+  const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.x) * vocabulary, vocabulary, request);
+  const Merged all = merge(summaries + static_cast<size_t>(blockIdx.x) * chunks, chunks);
+  KdtwResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f};
+  if (all.finite) {
+    const float best = logit_of(all.best);
+    const bool there = request.draft >= 0 && request.draft < vocabulary;
+    const float raw_draft = there ? row.values[request.draft] : kBanned;
+    const float draft = there && !row.is_banned(request.draft) ? raw_draft : kBanned;
+    if (request.want_confidence) result.confidence = 1.0f / all.allowed_sum;
+    switch (request.check) {
+      case kKdtwNone:
+        break;
+      case kKdtwScore:
+        result.id = request.draft;
+        break;
+      case kKdtwLenience:
+        result.passed = request.threshold > DBL_MAX
+                            ? request.draft == result.id
+                            : static_cast<double>(draft) >= static_cast<double>(best) + request.threshold;
+        break;
+      case kKdtwRejection:
+        reject_or_resample(shared, row, request, all.best, result);
+        break;
+      case kKdtwTopK:
+        result.passed = static_cast<double>(all.before) < request.threshold;
+        break;
+      case kKdtwDivergence:
+        result.passed = static_cast<double>(best + logf(all.allowed_sum) - draft) <= request.threshold;
+        break;
+    }
+    const bool keeps_draft = request.check != kKdtwNone && result.passed;
+    if (!keeps_draft && request.sampling.temperature > 0.0f && request.check != kKdtwRejection) {
+      const Distribution p = make_distribution(shared, row, request.sampling, best, id_of(all.best));
+      result.id = draw(shared, p, vocabulary, request.uniform);
+    }
+    if (request.want_log_prob) {
+      const float chosen = keeps_draft ? raw_draft : row.values[result.id];
+      result.log_prob = chosen - all.log_normaliser;
+    }
+  }
+  if (threadIdx.x == 0) results[blockIdx.x] = result;
+}
+
+}  // namespace
+
+int32_t pick(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
+             KdtwSummary* summaries, KdtwResult* results, void* stream) {
+  const auto run = static_cast<cudaStream_t>(stream);
+  const int chunks = ceil_divide(vocabulary, kKdtwChunk);
+  KDTW_LAUNCH(summarise_kernel, dim3(chunks, count), dim3(kBlock), 0, run, logits, vocabulary, requests, summaries);
+  KDTW_LAUNCH(decide_kernel, dim3(count), dim3(kPickThreads), 0, run, logits, vocabulary, requests, summaries, chunks,
+              results);
+  return cudaGetLastError();
+}
+
+}  // namespace kdtw::cuda

@@ -1,0 +1,102 @@
+// The library's table, and the few functions of the CUDA runtime that the engine needs.
+#include <cstring>
+#include <type_traits>
+
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/rt.h"
+
+#ifndef KDTW_CUDA_KIND
+#define KDTW_CUDA_KIND "CUDA"
+#endif
+#ifndef KDTW_CUDA_ARCHITECTURES
+#define KDTW_CUDA_ARCHITECTURES "unknown"
+#endif
+
+namespace kdtw::cuda {
+
+template <auto member>
+struct Type;
+template <typename F, F* KdtwCudaTable::* member>
+struct Type<member> {
+  using type = F;
+};
+// Defined in the other files; the types are the table's.
+Type<&KdtwCudaTable::embed>::type embed;
+Type<&KdtwCudaTable::gather>::type gather;
+Type<&KdtwCudaTable::rms_norm>::type rms_norm;
+Type<&KdtwCudaTable::quantise>::type quantise;
+Type<&KdtwCudaTable::linear>::type linear;
+Type<&KdtwCudaTable::linear_int8>::type linear_int8;
+Type<&KdtwCudaTable::activate>::type activate;
+Type<&KdtwCudaTable::store>::type store;
+Type<&KdtwCudaTable::attend>::type attend;
+Type<&KdtwCudaTable::pick>::type pick;
+
+namespace {
+
+// An error that a call has returned is not to be found again by the next kernel's check.
+int32_t told(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+const char* describe(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+int32_t device_count(int32_t* count) {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  *count = error == cudaSuccess ? devices : 0;
+  return told(error);
+}
+
+int32_t device_info(int32_t device, KdtwDevice* info) {
+  cudaDeviceProp properties;
+  const cudaError_t error = cudaGetDeviceProperties(&properties, device);
+  if (error == cudaSuccess) {
+    std::memcpy(info->name, properties.name, sizeof info->name);
+    info->major = properties.major, info->minor = properties.minor;
+    info->multiprocessors = properties.multiProcessorCount, info->memory_bytes = properties.totalGlobalMem;
+  }
+  return told(error);
+}
+
+int32_t use_device(int32_t device) { return told(cudaSetDevice(device)); }
+int32_t allocate(void** memory, size_t bytes) { return told(cudaMalloc(memory, bytes)); }
+int32_t release(void* memory) { return told(cudaFree(memory)); }
+int32_t allocate_host(void** host, size_t bytes) { return told(cudaMallocHost(host, bytes)); }
+int32_t release_host(void* host) { return told(cudaFreeHost(host)); }
+
+int32_t create_stream(void** stream) {
+  cudaStream_t created = nullptr;
+  const cudaError_t error = cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking);
+  *stream = created;
+  return told(error);
+}
+int32_t destroy_stream(void* stream) { return told(cudaStreamDestroy(static_cast<cudaStream_t>(stream))); }
+int32_t synchronise(void* stream) { return told(cudaStreamSynchronize(static_cast<cudaStream_t>(stream))); }
+
+int32_t copy_in(void* to, const void* host, size_t bytes, void* stream) {
+  return told(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
+}
+int32_t copy_out(void* host, const void* from, size_t bytes, void* stream) {
+  return told(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)));
+}
+
+constexpr KdtwCudaTable kTable = {
+    kKdtwCudaVersion, KDTW_CUDA_KIND, KDTW_CUDA_ARCHITECTURES,
+    describe,         device_count,   device_info,
+    use_device,       allocate,       release,
+    allocate_host,    release_host,   create_stream,
+    destroy_stream,   synchronise,    copy_in,
+    copy_out,         embed,          gather,
+    rms_norm,         quantise,       linear,
+    linear_int8,      activate,       store,
+    attend,           pick,
+};
+
+}  // namespace
+}  // namespace kdtw::cuda
+
+extern "C" __attribute__((visibility("default"))) const KdtwCudaTable* kdtw_cuda_table(int32_t version) {
+  return version == kKdtwCudaVersion ? &kdtw::cuda::kTable : nullptr;
+}

@@ -1,0 +1,82 @@
+// Device memory that is asked for once: what a pass, a row or a session gives back is used again. A block goes back
+// tagged with the stream that may still be working on it, and another stream gets it after that one has ended.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "backend/cuda/library.h"
+
+namespace kdtw::cuda {
+
+class Pool : public std::enable_shared_from_this<Pool> {
+ public:
+  // The pool of a device, shared by all that use it.
+  static std::shared_ptr<Pool> of(const Library& library, int device);
+  ~Pool();
+
+  const Library& library() const { return library_; }
+  // Makes the device the calling thread's.
+  void use() const;
+
+  void* create_stream();
+  // Waits for the stream's work and lets others have its blocks.
+  void end_stream(void* stream);
+
+  // At least `bytes`, on a boundary of 256, not cleared. Null stream: for something that outlives streams. OutOfMemory.
+  std::shared_ptr<void> allocate(size_t bytes, void* stream);
+
+ private:
+  struct Free {
+    void* memory;
+    void* stream;  // null: anybody's
+  };
+
+  Pool(const Library& library, int device) : library_(library), device_(device) {}
+  void give_back(void* memory, size_t bytes, void* stream);
+
+  const Library& library_;
+  const int device_;
+  std::mutex mutex_;
+  std::multimap<size_t, Free> free_;
+  std::set<void*> streams_;
+};
+
+// Small arrays on their way from the host to the kernels of one stream: pinned memory and its twin on the device. What
+// was put stays until the next reset.
+class Staging {
+ public:
+  Staging(std::shared_ptr<Pool> pool, void* stream) : pool_(std::move(pool)), stream_(stream) {}
+  ~Staging();
+  Staging(const Staging&) = delete;
+  Staging& operator=(const Staging&) = delete;
+
+  // To be called before the put()s of one kernel: what they put stays until the next call.
+  void make_room(size_t pieces, size_t bytes);
+  // Where on the device a copy of `data` is. The same bytes are not copied twice between resets.
+  const void* put(const void* data, size_t bytes);
+  template <typename T>
+  const T* put(std::span<const T> data) {
+    return static_cast<const T*>(put(data.data(), data.size_bytes()));
+  }
+  // To be called when the stream has done all its work.
+  void reset() { used_ = 0, pieces_.clear(); }
+
+ private:
+  struct Piece {
+    size_t offset, bytes;
+  };
+  const std::shared_ptr<Pool> pool_;
+  void* const stream_;
+  std::byte* host_ = nullptr;
+  std::shared_ptr<void> device_;
+  size_t capacity_ = 0, used_ = 0;
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace kdtw::cuda

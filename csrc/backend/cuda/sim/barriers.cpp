@@ -1,0 +1,118 @@
+// Block and grid barriers, shared memory, fences: what threads of a block do together.
+#include <cstring>
+
+#include "backend/cuda/sim/check.h"
+#include "backend/cuda/sim/device.h"
+
+namespace simt {
+namespace {
+
+// A kernel's code address, for the checker: where the function that calls the shim was called from.
+#define CALLER __builtin_return_address(0)
+
+bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
+
+void wait_at_barrier(Site site, bool predicate) {
+  Thread& thread = *thread_now;
+  Block& block = *thread.block;
+  if (block.waiting && !same(block.barrier, site)) {
+    fail("divergent barrier: this thread is at " + describe(site) + " while others of its block wait at " +
+         describe(block.barrier));
+  }
+  block.barrier = thread.site = site;
+  thread.predicate = predicate;
+  thread.state = State::kAtBarrier;
+  ++block.waiting;
+  block_may_pass(block);
+  switch_to_scheduler();
+}
+
+}  // namespace
+
+void syncthreads(Site site) { wait_at_barrier(site, false); }
+
+int syncthreads_reduce(Site site, bool predicate, Reduce kind) {
+  wait_at_barrier(site, predicate);
+  const auto arrived = static_cast<uint32_t>(thread_now->result >> 32), set = static_cast<uint32_t>(thread_now->result);
+  if (kind == Reduce::kCount) return static_cast<int>(set);
+  return kind == Reduce::kAnd ? set == arrived : set > 0;
+}
+
+void grid_sync(Site site) {
+  if (!launch_now->work->cooperative) {
+    fail("grid sync at " + describe(site) + " in a kernel that was not launched cooperatively");
+  }
+  thread_now->site = site;
+  thread_now->state = State::kAtGridBarrier;
+  ++launch_now->waiting;
+  grid_may_pass();
+  switch_to_scheduler();
+}
+
+void block_may_pass(Block& block) {
+  if (!block.waiting || block.waiting != block.live) return;
+  const int exited = static_cast<int>(block.threads.size()) - block.live;
+  if (exited) {
+    report("barrier at " + describe(block.barrier) + " completes although " + std::to_string(exited) +
+           " threads of the block have exited");
+  }
+  block.waiting = 0;
+  ++block.epoch;
+  ++counters().barriers;
+  std::vector<Thread*> waiting;
+  uint64_t set = 0;
+  for (Thread& thread : block.threads) {
+    if (thread.state != State::kAtBarrier) continue;
+    waiting.push_back(&thread);
+    set += thread.predicate;
+  }
+  for (Thread* thread : waiting) thread->result = uint64_t{waiting.size()} << 32 | set;
+  check::met(waiting.data(), waiting.size());
+  make_ready(waiting.data(), waiting.size());
+}
+
+void grid_may_pass() {
+  if (!launch_now->waiting || launch_now->waiting != launch_now->live) return;
+  launch_now->waiting = 0;
+  ++launch_now->epoch;
+  std::vector<Thread*> waiting;
+  for (auto& block : launch_now->blocks) {
+    ++block->epoch;
+    for (Thread& thread : block->threads) {
+      if (thread.state == State::kAtGridBarrier) waiting.push_back(&thread);
+    }
+  }
+  make_ready(waiting.data(), waiting.size());
+}
+
+void* shared_slot(Site site, size_t bytes, size_t alignment, const char* name) {
+  Block& block = *thread_now->block;
+  for (const SharedArray& array : block.arrays) {
+    if (!same(array.site, site) || array.name != name) continue;
+    if (array.bytes != bytes) fail("__shared__ " + array.name + " differs in size between threads");
+    return block.shared + array.offset;
+  }
+  const size_t offset = (block.shared_top + alignment - 1) / alignment * alignment;
+  const size_t top = (offset + bytes + 2 * kSharedGap - 1) / kSharedGap * kSharedGap;
+  if (top > kSharedBytes) fail("out of shared memory");
+  std::memset(block.shared + offset, 0xff, top - offset);
+  block.shared_top = top;
+  block.shared_used += bytes;
+  if (block.shared_used - launch_now->work->dynamic_shared > kDefaultSharedLimit) {
+    fail("__shared__ arrays of more than " + std::to_string(kDefaultSharedLimit) + " bytes");
+  }
+  block.arrays.push_back({site, name, offset, bytes});
+  check::shared_allocated(block, offset, bytes);
+  return block.shared + offset;
+}
+
+// Dynamic shared memory lies behind what a translated kernel declares statically.
+void* dyn_shared() { return thread_now->block->shared + launch_now->work->static_shared; }
+
+void* shared_base() { return thread_now->block->shared; }
+
+void fence() { check::fence(*thread_now); }
+void atomic_access(void* p, size_t n) { check::access(p, n, true, true, CALLER); }
+void read_only_load(const void* p, size_t n) { check::read_only_load(p, n, CALLER); }
+
+}  // namespace simt

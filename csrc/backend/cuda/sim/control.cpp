@@ -1,0 +1,180 @@
+// The device's fixed properties, and the C functions by which tests set and read the rest (kdtw_sim_*).
+#include "backend/cuda/sim/control.h"
+
+#include <cstring>
+#include <set>
+#include <sstream>
+
+#include "backend/cuda/sim/check.h"
+#include "backend/cuda/sim/streams.h"
+
+namespace simt {
+namespace {
+
+constexpr int kMultiprocessors = 40;               // a T4's
+constexpr int kSharedOptIn = 64 * 1024;            // of sm_75
+std::map<const void*, int> dynamic_shared_limits;  // kernels that asked for more than 48 KB
+
+}  // namespace
+
+Settings& settings() {
+  static Settings settings;
+  return settings;
+}
+Counters& counters() {
+  static Counters counters;
+  return counters;
+}
+std::map<std::string, uint64_t>& kernel_runs() {
+  static std::map<std::string, uint64_t> runs;
+  return runs;
+}
+size_t dynamic_shared_limit(const void* kernel) {
+  const auto found = dynamic_shared_limits.find(kernel);
+  return found == dynamic_shared_limits.end() ? kDefaultSharedLimit : static_cast<size_t>(found->second);
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : set_error(cudaErrorInvalidDevice, "there is one simulated device, number 0");
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return cudaSetDevice(device);
+  *properties = {};
+  std::strcpy(properties->name, "simulated device");
+  properties->major = settings().compute_capability / 10;
+  properties->minor = settings().compute_capability % 10;
+  properties->multiProcessorCount = kMultiprocessors;
+  properties->warpSize = 32;
+  properties->maxThreadsPerBlock = 1024;
+  properties->l2CacheSize = 4 << 20;
+  properties->memoryBusWidth = 256;
+  properties->totalGlobalMem = settings().memory_bytes;
+  properties->sharedMemPerBlock = kDefaultSharedLimit;
+  properties->sharedMemPerBlockOptin = properties->sharedMemPerMultiprocessor = kSharedOptIn;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  cudaDeviceProp properties;
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, device)) return error;
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = properties.maxThreadsPerBlock;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = static_cast<int>(properties.sharedMemPerBlock);
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = properties.multiProcessorCount;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = properties.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = properties.minor;
+      break;
+    case cudaDevAttrCooperativeLaunch:
+      *value = 1;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = kSharedOptIn;
+      break;
+    default:
+      return set_error(cudaErrorNotSupported, "an attribute the simulated device does not know");
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *total = settings().memory_bytes;
+  *free = *total - heap_live_bytes();
+  return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value > kSharedOptIn) return set_error(cudaErrorInvalidValue, "more shared memory than an sm_75 block can have");
+  dynamic_shared_limits[kernel] = value;
+  return cudaSuccess;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int block_size, size_t) {
+  *blocks = 1024 / block_size;
+  return cudaSuccess;
+}
+
+// ---------------------------------------------------------------- for tests
+#define EXPORT __attribute__((visibility("default")))
+extern "C" {
+
+// order: 0 forward, 1 reverse, 2 random by seed.
+EXPORT void kdtw_sim_schedule(int order, int depth_first, uint64_t seed, int resident_blocks, int lazy) {
+  Settings& s = settings();
+  s.order = static_cast<Order>(order);
+  s.depth_first = depth_first != 0;
+  s.seed = seed;
+  s.resident_blocks = resident_blocks;
+  s.lazy = lazy != 0;
+}
+EXPORT void kdtw_sim_device(int compute_capability, uint64_t memory_bytes) {
+  settings().compute_capability = compute_capability;
+  settings().memory_bytes = memory_bytes;
+}
+EXPORT int kdtw_sim_checks() { return check::enabled; }
+
+// Takes a pending error away, so that the device can be used again.
+EXPORT void kdtw_sim_clear_error() { cudaGetLastError(); }
+EXPORT const char* kdtw_sim_last_error() { return cudaGetErrorString(cudaErrorLaunchFailure); }
+
+// "name=value" lines; what is counted since the last reset.
+EXPORT const char* kdtw_sim_counters() {
+  static std::string text;
+  std::ostringstream out;
+#define X(name) out << #name << "=" << counters().name << "\n";
+  SIMT_COUNTERS(X)
+#undef X
+  text = out.str();
+  return text.c_str();
+}
+// "name<TAB>runs" lines.
+EXPORT const char* kdtw_sim_kernel_runs() {
+  static std::string text;
+  text.clear();
+  for (const auto& [name, runs] : kernel_runs()) text += name + "\t" + std::to_string(runs) + "\n";
+  return text.c_str();
+}
+EXPORT void kdtw_sim_reset_counters() {
+  counters() = {};
+  kernel_runs().clear();
+}
+
+// Starts or stops counting memory requests and forgets what was counted; checked libraries.
+EXPORT void kdtw_sim_count_traffic(int on) {
+  settings().traffic = on != 0;
+  check::traffic_report().clear();
+}
+EXPORT const char* kdtw_sim_traffic() { return check::traffic_report().c_str(); }
+
+// Device memory for tests of single kernels.
+EXPORT void* kdtw_sim_allocate(size_t bytes) {
+  void* p = nullptr;
+  return cudaMalloc(&p, bytes) == cudaSuccess ? p : nullptr;
+}
+EXPORT int kdtw_sim_release(void* p) { return cudaFree(p); }
+EXPORT int kdtw_sim_copy(void* to, const void* from, size_t bytes) {
+  return cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+}
+}

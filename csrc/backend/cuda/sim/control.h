@@ -1,0 +1,45 @@
+// What a test may set and read: the schedule, the device's limits, what was counted. control.cpp makes C functions
+// of it (kdtw_sim_*), which gpu_proof/simulated.py calls.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace simt {
+
+enum class Order { kForward, kReverse, kRandom };
+
+struct Settings {
+  Order order = Order::kForward;  // in which threads that may run and blocks that wait are taken
+  bool depth_first = false;       // threads released by a barrier run before those that have not yet reached it
+  uint64_t seed = 1;
+  int resident_blocks = 1;  // blocks of a launch that run at a time, their threads interleaved
+  bool lazy = false;        // work runs when the host waits for it, not when it is enqueued
+  int max_cooperative_blocks = 1024;
+  bool traffic = false;  // count memory requests (checked libraries)
+  int compute_capability = 75;
+  uint64_t memory_bytes = uint64_t{16} << 30;
+};
+Settings& settings();
+
+// Since the last reset.
+#define SIMT_COUNTERS(X)                                                                                      \
+  X(kernels)               /* kernels that ran, from graphs or not */                                         \
+  X(graph_kernels)         /* of them, those that ran in graphs */                                            \
+  X(host_launches)         /* kernels that the host launched, not captured */                                 \
+  X(graph_launches)        /* graphs that the host launched */                                                \
+  X(host_synchronisations) /* calls in which the host waits for the device */                                 \
+  X(copies_to_device)                                                                                         \
+  X(copies_to_host)                                                                                           \
+  X(copies_on_device) X(bytes_to_device) X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes) \
+      X(while_iterations) X(threads) X(switches) X(barriers) X(collectives)
+struct Counters {
+#define X(name) uint64_t name = 0;
+  SIMT_COUNTERS(X)
+#undef X
+};
+Counters& counters();
+std::map<std::string, uint64_t>& kernel_runs();  // kernels that ran, by name
+
+}  // namespace simt

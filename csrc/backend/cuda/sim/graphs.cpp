@@ -1,0 +1,161 @@
+// Graphs: instantiation takes a copy, a launch runs the nodes in the order they were captured, conditional nodes decide
+// by their handle's value, which kernels set.
+#include <map>
+
+#include "backend/cuda/sim/streams.h"
+
+struct SimtGraphExec {
+  std::shared_ptr<const SimtGraph> graph;
+};
+
+namespace simt {
+namespace {
+
+constexpr uint64_t kMostIterations = 1'000'000;
+
+struct Condition {
+  unsigned value, initial;
+  bool assign_at_launch;
+  uint32_t set_in = 0;  // the launch that set it last
+};
+std::map<cudaGraphConditionalHandle, Condition> conditions;
+
+std::unique_ptr<SimtGraph> copy_of(const SimtGraph& graph) {
+  auto copy = std::make_unique<SimtGraph>();
+  copy->handles = graph.handles;
+  for (const auto& node : graph.nodes) {
+    auto twin = std::make_shared<SimtNode>(*node);
+    for (cudaGraph_t& body : twin->bodies) {
+      copy->bodies.push_back(copy_of(*body));
+      body = copy->bodies.back().get();
+    }
+    copy->nodes.push_back(std::move(twin));
+  }
+  return copy;
+}
+
+void run_graph(const SimtGraph& graph);
+
+void run_conditional(const SimtNode& node) {
+  const unsigned& value = conditions.at(node.handle).value;
+  switch (node.type) {
+    case cudaGraphCondTypeIf:
+      if (value)
+        run_graph(*node.bodies[0]);
+      else if (node.bodies.size() > 1)
+        run_graph(*node.bodies[1]);
+      return;
+    case cudaGraphCondTypeSwitch:
+      if (value < node.bodies.size()) run_graph(*node.bodies[value]);
+      return;
+    case cudaGraphCondTypeWhile:
+      for (uint64_t i = 0; value && !failed(); ++i) {
+        if (i == kMostIterations) throw Error{"a WHILE node did not end in a million iterations"};
+        ++counters().while_iterations;
+        run_graph(*node.bodies[0]);
+      }
+  }
+}
+
+void run_graph(const SimtGraph& graph) {
+  for (const auto& node : graph.nodes) {
+    if (node->run)
+      node->run();
+    else
+      run_conditional(*node);
+  }
+}
+
+void launch_graph(const SimtGraph& graph) {
+  for (const cudaGraphConditionalHandle handle : graph.handles) {
+    Condition& condition = conditions.at(handle);
+    if (condition.assign_at_launch) condition.value = condition.initial;
+  }
+  inside_graph = true;
+  struct Leave {
+    ~Leave() { inside_graph = false; }
+  } leave;
+  run_graph(graph);
+}
+
+}  // namespace
+}  // namespace simt
+
+using namespace simt;
+
+cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned) {
+  *graph = new SimtGraph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t graph, unsigned value,
+                                             unsigned flags) {
+  return guarded([&] {
+    *handle = conditions.size() + 1;
+    conditions[*handle] = {value, value, (flags & cudaGraphCondAssignDefault) != 0};
+    graph->handles.push_back(*handle);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGraphAddNode(cudaGraphNode_t* out, cudaGraph_t graph, const cudaGraphNode_t*, const cudaGraphEdgeData*,
+                             size_t, cudaGraphNodeParams* params) {
+  return guarded([&] {
+    if (params->type != cudaGraphNodeTypeConditional) {
+      return set_error(cudaErrorNotSupported, "the simulated device adds conditional nodes; capture the others");
+    }
+    cudaConditionalNodeParams& conditional = params->conditional;
+    const unsigned most = conditional.type == cudaGraphCondTypeIf      ? 2
+                          : conditional.type == cudaGraphCondTypeWhile ? 1
+                                                                       : ~0u;
+    if (!conditional.size || conditional.size > most || !conditions.contains(conditional.handle)) {
+      return set_error(cudaErrorInvalidValue, "a conditional node of this type with " +
+                                                  std::to_string(conditional.size) + " bodies, or an unknown handle");
+    }
+    auto node = std::make_shared<SimtNode>();
+    node->type = conditional.type;
+    node->handle = conditional.handle;
+    for (unsigned i = 0; i < conditional.size; ++i) {
+      graph->bodies.push_back(std::make_unique<SimtGraph>());
+      node->bodies.push_back(graph->bodies.back().get());
+    }
+    conditional.phGraph_out = node->bodies.data();
+    if (out) *out = node.get();
+    graph->nodes.push_back(std::move(node));
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  return guarded([&] {
+    *exec = new SimtGraphExec{copy_of(*graph)};
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  return guarded([&] {
+    ++counters().graph_launches;
+    enqueue(stream, [graph = exec->graph] { launch_graph(*graph); });
+    return cudaPeekAtLastError();
+  });
+}
+
+void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) {
+  const auto found = conditions.find(handle);
+  if (found == conditions.end()) fail("cudaGraphSetConditional of an unknown handle");
+  Condition& condition = found->second;
+  if (condition.set_in == launch_now->id && condition.value != value) {
+    report("threads of one launch set a graph's condition to different values");
+  }
+  condition.set_in = launch_now->id;
+  condition.value = value;
+}

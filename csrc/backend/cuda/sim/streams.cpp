@@ -1,0 +1,397 @@
+// Streams, events, errors and copies. Work runs when it is enqueued or, with the lazy setting, not before the host
+// waits for it: then a host that reads too early sees what was there before.
+#include "backend/cuda/sim/streams.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "backend/cuda/sim/check.h"
+
+namespace simt {
+
+bool inside_graph = false;
+
+namespace {
+
+SimtStream default_stream;
+std::set<cudaStream_t> all_streams;
+std::map<const char*, size_t> pinned;
+std::set<std::shared_ptr<Capture>> captures;
+cudaError_t error_code = cudaSuccess;
+std::string error_text = "no error";
+
+void advance(SimtStream& stream);
+
+void reach(cudaEvent_t event, uint64_t generation) {
+  while (event->reached < generation && event->stream && !stream_of(event->stream).tasks.empty()) {
+    advance(stream_of(event->stream));
+  }
+}
+
+// Runs the stream's first task, after what it waits for.
+void advance(SimtStream& stream) {
+  Task task = std::move(stream.tasks.front());
+  stream.tasks.pop_front();
+  if (task.waits)
+    reach(task.event, task.generation);
+  else if (task.event)
+    task.event->reached = std::max(task.event->reached, task.generation);
+  else
+    task.run();
+}
+
+void drain_all() {
+  drain(nullptr);
+  for (cudaStream_t stream : all_streams) drain(stream);
+}
+
+void push(cudaStream_t stream, Task task) {
+  if (stream_of(stream).capture) {
+    Capture& capture = *stream_of(stream).capture;
+    if (stream != capture.origin) capture.unfinished.insert(stream);
+    auto node = std::make_shared<SimtNode>();
+    node->run = std::move(task.run);
+    capture.graph->nodes.push_back(std::move(node));
+    return;
+  }
+  stream_of(stream).tasks.push_back(std::move(task));
+  if (!settings().lazy) drain(stream);
+}
+
+bool is_pinned(const void* p) {
+  const auto after = pinned.upper_bound(static_cast<const char*>(p));
+  if (after == pinned.begin()) return false;
+  const auto [first, bytes] = *std::prev(after);
+  return static_cast<const char*>(p) < first + bytes;
+}
+
+void check_range(const void* p, size_t bytes, const char* what) {
+  if (in_heap(p) && !allocated(p, bytes)) {
+    throw Error{std::string(what) + " of " + std::to_string(bytes) +
+                " bytes runs over device memory's end, or its "
+                "memory was freed"};
+  }
+}
+
+void copy_now(void* to, const void* from, size_t bytes) {
+  check_range(to, bytes, "copy");
+  check_range(from, bytes, "copy");
+  const bool into = in_heap(to), out_of = in_heap(from);
+  Counters& c = counters();
+  ++(into ? (out_of ? c.copies_on_device : c.copies_to_device) : c.copies_to_host);
+  if (into && !out_of) c.bytes_to_device += bytes;
+  if (!into && out_of) c.bytes_to_host += bytes;
+  std::memmove(to, from, bytes);
+  if (into) check::written_by_runtime(to, bytes);
+}
+
+cudaError_t start_capture(cudaStream_t stream, std::shared_ptr<Capture> capture) {
+  if (!stream) return set_error(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
+  if (stream->capture) return set_error(cudaErrorStreamCaptureUnsupported, "the stream is being captured already");
+  captures.insert(capture);
+  stream->capture = std::move(capture);
+  return cudaSuccess;
+}
+
+}  // namespace
+
+std::recursive_mutex& device_lock() {
+  static std::recursive_mutex lock;
+  return lock;
+}
+
+SimtStream& stream_of(cudaStream_t stream) { return stream ? *stream : default_stream; }
+
+void drain(cudaStream_t stream) {
+  while (!stream_of(stream).tasks.empty()) advance(stream_of(stream));
+}
+
+bool failed() { return error_code != cudaSuccess; }
+
+cudaError_t set_error(cudaError_t code, const std::string& text) {
+  error_text = text;
+  return error_code = code;
+}
+
+bool capture_forbids() {
+  const bool strict = std::any_of(captures.begin(), captures.end(),
+                                  [](const auto& capture) { return capture->mode != cudaStreamCaptureModeRelaxed; });
+  if (strict) set_error(cudaErrorStreamCaptureUnsupported, "not permitted while a stream is captured");
+  return strict;
+}
+
+cudaError_t host_waits(cudaStream_t stream) {
+  if (stream_of(stream).capture) {
+    return set_error(cudaErrorStreamCaptureUnsupported, "the host cannot wait for a stream that is captured");
+  }
+  ++counters().host_synchronisations;
+  drain(stream);
+  return error_code;
+}
+
+void enqueue(cudaStream_t stream, std::function<void()> run) {
+  push(stream, {[run = std::move(run)] {
+         if (failed()) return;  // as on a GPU: after an error nothing more runs
+         try {
+           run();
+         } catch (const Error& error) {
+           set_error(cudaErrorLaunchFailure, error.text);
+         }
+       }});
+}
+
+void enqueue_launch(Work work, cudaStream_t stream) {
+  const std::lock_guard lock(device_lock());
+  if (!stream_of(stream).capture) ++counters().host_launches;
+  enqueue(stream, [work = std::move(work)] {
+    if (inside_graph) ++counters().graph_kernels;
+    run_launch(work);
+  });
+}
+
+void bad_argument(const char* kernel, int index) {
+  const std::lock_guard lock(device_lock());
+  set_error(cudaErrorIllegalAddress,
+            std::string(kernel) + ": argument " + std::to_string(index) + " points to host memory");
+}
+
+}  // namespace simt
+
+using namespace simt;
+
+// ---------------------------------------------------------------- errors
+cudaError_t cudaGetLastError() {
+  const std::lock_guard lock(device_lock());
+  return std::exchange(error_code, cudaSuccess);
+}
+cudaError_t cudaPeekAtLastError() { return error_code; }
+const char* cudaGetErrorString(cudaError_t code) {
+  if (code == cudaSuccess) return "no error";
+  if (code == cudaErrorNotReady) return "device not ready";
+  return error_text.c_str();
+}
+const char* cudaGetErrorName(cudaError_t code) { return code == cudaSuccess ? "cudaSuccess" : "cudaError (simulated)"; }
+
+// ---------------------------------------------------------------- memory
+cudaError_t cudaMalloc(void** p, size_t bytes) {
+  return guarded([&] {
+    if (capture_forbids()) return error_code;
+    if (heap_live_bytes() + bytes > settings().memory_bytes || !(*p = heap_allocate(bytes))) {
+      return set_error(cudaErrorMemoryAllocation, "out of memory");
+    }
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaFree(void* p) {
+  return guarded([&] {
+    if (capture_forbids()) return error_code;
+    drain_all();  // as on a GPU: nothing that runs can still use it
+    heap_free(p);
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) { return cudaMalloc(p, bytes); }
+cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+  return guarded([&] {
+    enqueue(stream, [p] { heap_free(p); });
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  return guarded([&] {
+    *p = std::malloc(bytes ? bytes : 1);
+    pinned[static_cast<char*>(*p)] = bytes;
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMallocHost(p, bytes); }
+cudaError_t cudaFreeHost(void* p) {
+  return guarded([&] {
+    drain_all();
+    if (!pinned.erase(static_cast<char*>(p))) return set_error(cudaErrorInvalidValue, "not pinned host memory");
+    std::free(p);
+    return cudaSuccess;
+  });
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return guarded([&] {
+    const bool captured = stream_of(stream).capture != nullptr;
+    if (!in_heap(from) && !is_pinned(from) && !captured) {  // pageable: staged before the call returns
+      auto staged =
+          std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
+      enqueue(stream, [=] { copy_now(to, staged->data(), bytes); });
+      return error_code;
+    }
+    enqueue(stream, [=] { copy_now(to, from, bytes); });
+    if (!in_heap(to) && !is_pinned(to) && !captured) return host_waits(stream);  // pageable: the call waits
+    return error_code;
+  });
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  return guarded([&] {
+    if (capture_forbids()) return error_code;
+    ++counters().host_synchronisations;
+    drain_all();
+    if (!failed()) copy_now(to, from, bytes);
+    return error_code;
+  });
+}
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+  for (size_t row = 0; row < height; ++row) {
+    const cudaError_t error = cudaMemcpyAsync(static_cast<char*>(to) + row * to_pitch,
+                                              static_cast<const char*>(from) + row * from_pitch, width, kind, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  return guarded([&] {
+    enqueue(stream, [=] {
+      check_range(p, bytes, "fill");
+      ++counters().fills;
+      std::memset(p, value, bytes);
+      check::written_by_runtime(p, bytes);
+    });
+    return error_code;
+  });
+}
+cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
+
+// ---------------------------------------------------------------- streams and events
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  return guarded([&] {
+    all_streams.insert(*stream = new SimtStream);
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) { return cudaStreamCreate(stream); }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  return guarded([&] {
+    drain(stream);
+    all_streams.erase(stream);
+    delete stream;
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return guarded([&] { return host_waits(stream); });
+}
+cudaError_t cudaDeviceSynchronize() {
+  return guarded([&] {
+    if (capture_forbids()) return error_code;
+    ++counters().host_synchronisations;
+    drain_all();
+    return error_code;
+  });
+}
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  return guarded([&] {
+    if (stream_of(stream).tasks.empty()) return error_code;
+    advance(stream_of(stream));  // a host that polls sees progress
+    return cudaErrorNotReady;
+  });
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new SimtEvent;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  return guarded([&] {
+    if (event) reach(event, event->recorded);
+    drain_all();  // waits for it may still be queued
+    delete event;
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  return guarded([&] {
+    event->stream = stream;
+    event->capture = stream_of(stream).capture;
+    if (!event->capture) push(stream, {{}, event, ++event->recorded, false});
+    return error_code;
+  });
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  return guarded([&] {
+    if (event->capture) {
+      Capture& capture = *event->capture;
+      capture.unfinished.erase(event->stream);
+      if (!stream_of(stream).capture) {
+        stream_of(stream).capture = event->capture;
+        capture.joined.insert(stream);
+      }
+      if (stream != capture.origin) capture.unfinished.insert(stream);
+    } else if (event->reached < event->recorded) {
+      push(stream, {{}, event, event->recorded, true});
+    }
+    return error_code;
+  });
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return guarded([&] {
+    ++counters().host_synchronisations;
+    reach(event, event->recorded);
+    return error_code;
+  });
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return guarded([&] {
+    if (event->reached >= event->recorded) return error_code;
+    advance(stream_of(event->stream));
+    return cudaErrorNotReady;
+  });
+}
+cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
+  return set_error(cudaErrorNotSupported, "the simulated device has no clock");
+}
+
+// ---------------------------------------------------------------- capture
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  return guarded([&] {
+    auto graph = std::make_unique<SimtGraph>();
+    auto capture = std::make_shared<Capture>();
+    capture->graph = graph.get();
+    capture->owned = std::move(graph);
+    capture->mode = mode;
+    capture->origin = stream;
+    return start_capture(stream, std::move(capture));
+  });
+}
+cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t*,
+                                          const cudaGraphEdgeData*, size_t, cudaStreamCaptureMode mode) {
+  return guarded([&] {
+    auto capture = std::make_shared<Capture>();
+    capture->graph = graph;
+    capture->mode = mode;
+    capture->origin = stream;
+    return start_capture(stream, std::move(capture));
+  });
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  return guarded([&] {
+    if (graph) *graph = nullptr;
+    const auto capture = stream_of(stream).capture;
+    if (!capture || capture->origin != stream) {
+      return set_error(cudaErrorStreamCaptureInvalidated, "this stream did not begin a capture");
+    }
+    stream->capture.reset();
+    for (cudaStream_t joined : capture->joined) stream_of(joined).capture.reset();
+    captures.erase(capture);
+    if (!capture->unfinished.empty()) {
+      return set_error(cudaErrorStreamCaptureInvalidated, "a stream joined the capture and nobody waited for its end");
+    }
+    if (capture->owned) capture->owned.release();
+    if (graph) *graph = capture->graph;
+    return error_code;
+  });
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = stream_of(stream).capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}

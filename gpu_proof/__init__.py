@@ -1,0 +1,1 @@
+"""What can be proved about the CUDA kernels on a machine without a GPU; see docs/gpu_proof.md."""

@@ -1,0 +1,366 @@
+"""Every kernel of the project against NumPy, at sizes that break things; for tests and for planted bugs alike.
+
+A case runs on a simulated device (any schedule, checked or not) and raises AssertionError where a result is wrong, or
+SimulatedError where the device objects.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpu_proof.simulated import DeviceArray, SimulatedDevice
+from gpu_proof.table import Kernels, constants
+
+Array = np.ndarray
+CASES: dict[str, Callable[[Kernels], None]] = {}
+
+
+def case(function: Callable[[Kernels], None]) -> Callable[[Kernels], None]:
+    """Registers a case under its name."""
+    CASES[function.__name__] = function
+    return function
+
+
+def run(name: str, device: SimulatedDevice) -> None:
+    """Runs one case, and frees what it allocated."""
+    try:
+        CASES[name](Kernels(device))
+    finally:
+        device.release()
+
+
+# ---------------------------------------------------------------- numbers
+def _random(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def _bf16_bits(values: Array) -> Array:
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def _encode(values: Array, format_: str) -> tuple[Array, Array]:
+    """The stored form of float values in a format, and the values that it stands for."""
+    if format_ == "fp32":
+        return values, values
+    if format_ == "fp16":
+        return values.astype(np.float16), values.astype(np.float16).astype(np.float32)
+    bits = _bf16_bits(values)
+    return bits, (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+FORMATS = {"fp32": "kKdtwFp32", "fp16": "kKdtwFp16", "bf16": "kKdtwBf16"}
+
+
+def _close(actual: Array, expected: Array, tolerance: float = 2e-5) -> None:
+    np.testing.assert_allclose(
+        actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(np.abs(expected).max(initial=0)))
+    )
+
+
+def _weight(k: Kernels, outputs: int, inputs: int, format_: str, seed: int = 1) -> tuple[object, Array]:
+    """A weight [outputs, inputs] on the device, rows padded to 16 bytes, and its values."""
+    stored, values = _encode(_random(outputs, inputs, seed=seed) / np.float32(np.sqrt(inputs)), format_)
+    each = 16 // stored.itemsize
+    stride = -(-inputs // each) * each
+    padded = np.zeros((outputs, stride), stored.dtype)
+    padded[:, :inputs] = stored
+    made = k.make(
+        "KdtwWeight",
+        data=k.device.array(padded),
+        scales=None,
+        format=constants()[FORMATS[format_]],
+        outputs=outputs,
+        inputs=inputs,
+        stride=stride,
+    )
+    return made, values
+
+
+def _rms(x: Array, scale: Array, epsilon: float) -> Array:
+    x64 = x.astype(np.float64)
+    return x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + epsilon) * scale
+
+
+def _gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+# ---------------------------------------------------------------- cases
+@case
+def embedding(k: Kernels) -> None:
+    """Rows of the table, with the mark's vector added where asked."""
+    for format_, size in [("fp32", 33), ("fp16", 64), ("bf16", 31)]:
+        table, values = _weight(k, 9, size, format_)
+        ids = np.array([3, 0, 8, 3, 5], np.int32)
+        marked = np.array([0, 1, 0, 1, 0], np.uint8)
+        mark = _random(size, seed=3)
+        out = k.device.empty((5, size))
+        k.embed(table, k.device.array(ids), k.device.array(marked), k.device.array(mark), 5, out, None)
+        np.testing.assert_array_equal(out.numpy(), values[ids] + marked[:, None] * mark)
+        k.embed(table, k.device.array(ids), None, None, 5, out, None)
+        np.testing.assert_array_equal(out.numpy(), values[ids])
+        rows = k.device.empty((3, size))
+        k.gather(out, k.device.array(np.array([4, 4, 1], np.int32)), 3, size, rows, None)
+        np.testing.assert_array_equal(rows.numpy(), values[ids][[4, 4, 1]])
+
+
+@case
+def norm(k: Kernels) -> None:
+    """RMS norm of sizes around warps and blocks."""
+    for size in (1, 31, 32, 33, 257, 512):
+        x, scale = _random(3, size), _random(size, seed=2)
+        out = k.device.empty((3, size))
+        k.rms_norm(k.device.array(x), k.device.array(scale), 1e-6, 3, size, out, None)
+        _close(out.numpy(), _rms(x, scale, 1e-6))
+
+
+def _linear_shapes() -> Iterator[tuple[int, int, int]]:
+    yield from [(1, 1, 1), (1, 33, 31), (2, 16, 64), (3, 31, 257), (5, 8, 48), (9, 34, 32), (17, 10, 1100)]
+
+
+@case
+def linear(k: Kernels) -> None:
+    """Products for 1 to 17 tokens in all formats, plain and after a norm, with every epilogue."""
+    epilogues = ["kKdtwStore", "kKdtwAdd", "kKdtwRelu", "kKdtwGatedGelu"]
+    for i, (tokens, outputs, inputs) in enumerate(_linear_shapes()):
+        format_ = list(FORMATS)[i % 3]
+        weight, values = _weight(k, outputs, inputs, format_)
+        x, scale = _random(tokens, inputs, seed=5), _random(inputs, seed=6)
+        for fused in (False, True):
+            y = (_rms(x, scale, 1e-6) if fused else x.astype(np.float64)) @ values.astype(np.float64).T
+            for epilogue in epilogues:
+                if epilogue == "kKdtwGatedGelu" and outputs % 2:
+                    continue
+                before = _random(tokens, outputs, seed=7)
+                expected = {
+                    "kKdtwStore": lambda y=y: y,
+                    "kKdtwAdd": lambda y=y, before=before: before + y,
+                    "kKdtwRelu": lambda y=y: np.maximum(y, 0),
+                    "kKdtwGatedGelu": lambda y=y: _gelu(y[:, : outputs // 2]) * y[:, outputs // 2 :],  # noqa: B023
+                }[epilogue]()
+                adds = epilogue == "kKdtwAdd"
+                out = k.device.array(before) if adds else k.device.empty(expected.shape)
+                norm_scale = k.device.array(scale) if fused else None
+                arguments = (weight, k.device.array(x), norm_scale, 1e-6, tokens, constants()[epilogue], out, None)
+                k.linear(*arguments)
+                _close(out.numpy(), expected, 5e-5)
+
+
+@case
+def linear_int8(k: Kernels) -> None:
+    """Quantised tokens and bytes: the integers are exact."""
+    for tokens, outputs, inputs in [(1, 7, 16), (3, 33, 31), (6, 16, 100), (17, 10, 48)]:
+        stride = -(-inputs // 16) * 16
+        x = _random(tokens, inputs, seed=8)
+        to, scales = k.device.empty((tokens, stride), np.int8), k.device.empty(tokens)
+        k.quantise(k.device.array(x), None, 0.0, tokens, inputs, stride, to, scales, None)
+        largest = np.abs(x).max(1)
+        _close(scales.numpy(), largest / 127, 1e-6)
+        expected = np.rint(x * (np.float32(127) / largest)[:, None])
+        np.testing.assert_array_equal(to.numpy()[:, :inputs], expected)
+        assert not to.numpy()[:, inputs:].any()
+        weight = np.zeros((outputs, stride), np.int8)
+        weight[:, :inputs] = np.random.default_rng(9).integers(-127, 128, (outputs, inputs))
+        of_outputs = np.abs(_random(outputs, seed=10))
+        made = k.make(
+            "KdtwWeight",
+            data=k.device.array(weight),
+            scales=k.device.array(of_outputs),
+            format=constants()["kKdtwInt8"],
+            outputs=outputs,
+            inputs=inputs,
+            stride=stride,
+        )
+        out = k.device.empty((tokens, outputs))
+        k.linear_int8(made, to, scales, tokens, constants()["kKdtwStore"], out, None)
+        sums = to.numpy().astype(np.int64) @ weight.astype(np.int64).T
+        _close(out.numpy(), sums * (scales.numpy()[:, None] * of_outputs), 1e-6)
+
+
+@case
+def activation(k: Kernels) -> None:
+    """The feed-forward's activations by themselves."""
+    for tokens, size in [(1, 1), (3, 33), (2, 256)]:
+        hidden = _random(tokens, 2 * size)
+        out = k.device.empty((tokens, size))
+        k.activate(1, k.device.array(hidden), tokens, size, out, None)
+        _close(out.numpy(), _gelu(hidden[:, :size].astype(np.float64)) * hidden[:, size:])
+        k.activate(0, k.device.array(hidden[:, :size]), tokens, size, out, None)
+        np.testing.assert_array_equal(out.numpy(), np.maximum(hidden[:, :size], 0))
+
+
+@case
+def attention(k: Kernels) -> None:
+    """A ragged batch of queries attends to what was stored, some to nothing, with and without bias."""
+    _attend(k, 3, 8, [1, 33, 0, 130], "fp32")
+    _attend(k, 1, 64, [31, 32, 5], "fp16")
+    _attend(k, 2, 12, [140, 2], "bf16")
+
+
+def _attend(k: Kernels, heads: int, size: int, lengths: list[int], format_: str) -> None:
+    rows, capacity = len(lengths), max(lengths) + 3
+    width = heads * size
+    stored_as = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[format_]
+    each = 16 // np.dtype(stored_as).itemsize
+    stride = -(-size // each) * each
+    cache = k.make(
+        "KdtwCache",
+        keys=k.device.empty((rows, heads, capacity, stride), stored_as),
+        values=k.device.empty((rows, heads, capacity, stride), stored_as),
+        format=constants()[FORMATS[format_]],
+        rows=rows,
+        heads=heads,
+        head_size=size,
+        stride=stride,
+        capacity=capacity,
+    )
+    places = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+    both = _random(len(places), 2 * width, seed=11)
+    tokens = np.array([(row, position, 0) for row, position in places], np.int32)
+    keys_from = k.device.array(both)
+    values_from = DeviceArray(k.device, keys_from.pointer + 4 * width, (1,), np.dtype(np.float32))
+    k.store(cache, k.device.array(tokens), len(places), keys_from, values_from, 2 * width, None)
+    rounded = _encode(both, format_)[1].astype(np.float64)
+    bias = _random(heads, capacity + 1, seed=12)  # distances key - query from -capacity to 0
+    queries = _random(rows, width + 5, seed=13)
+    asks = np.array([(row, max(n - 1, 0), n) for row, n in enumerate(lengths)], np.int32)
+    tables = [
+        k.make("KdtwBias", table=k.device.array(bias), lowest=capacity, highest=0),
+        k.make("KdtwBias", table=None, lowest=0, highest=0),
+    ]
+    for biased, table in zip((True, False), tables):
+        out = k.device.empty((rows, width))
+        k.attend(cache, k.device.array(asks), rows, k.device.array(queries), width + 5, table, out, None)
+        expected = np.zeros((rows, heads, size))
+        for row, n in enumerate(lengths):
+            mine = [j for j, (r, _) in enumerate(places) if r == row]
+            for h in range(heads if n else 0):
+                at = slice(h * size, (h + 1) * size)
+                scores = rounded[mine, :width][:, at] @ queries[row, at].astype(np.float64)
+                if biased:
+                    scores += bias[h, np.arange(n) - (n - 1) + capacity]
+                weights = np.exp(scores - scores.max())
+                expected[row, h] = weights / weights.sum() @ rounded[mine, width:][:, at]
+        _close(out.numpy(), expected.reshape(rows, width), 5e-5)
+
+
+def _requests(k: Kernels, vocabulary: int, **of_all: object) -> dict:
+    return {
+        **{"banned": None, "draft_banned": None, "draft_logits": None, "keep_logits": None, "uniform": 0.5},
+        **{"accept_uniform": 0.5, "threshold": 0.0, "banned_count": 0, "draft_banned_count": 0},
+        **{"draft_vocabulary": vocabulary, "check": constants()["kKdtwNone"], "draft": -1},
+        **{"want_log_prob": 0, "want_confidence": 0},
+        **of_all,
+    }
+
+
+def _decide(k: Kernels, logits: Array, requests: list[dict]) -> list:
+    count, vocabulary = logits.shape
+    chunks = -(-vocabulary // constants()["kKdtwChunk"])
+    summaries = k.device.empty(count * chunks * 64, np.uint8)
+    results = k.device.empty(count * 64, np.uint8)
+    made = [k.make("KdtwRequest", **request) for request in requests]
+    k.pick(k.device.array(logits), vocabulary, k.upload(made), count, summaries, results, None)
+    size = len(bytes(k.make("KdtwResult")))
+    raw = DeviceArray(k.device, results.pointer, (count * size,), np.dtype(np.uint8))
+    return k.download("KdtwResult", raw)
+
+
+@case
+def pick_greedy(k: Kernels) -> None:
+    """The largest logit that is not banned, the lowest id on ties, with log-probability and confidence."""
+    for vocabulary in (1, 31, 33, 1024, 1025, 2100):
+        logits = _random(3, vocabulary, seed=14)
+        logits[:, vocabulary // 2] = logits[:, vocabulary // 3] = 9.0
+        best = min(vocabulary // 2, vocabulary // 3)
+        banned = np.array([best], np.int32)
+        wants = {"want_log_prob": 1, "want_confidence": 1}
+        requests = [_requests(k, vocabulary, **wants) for _ in range(3)]
+        forbidden = vocabulary > 31
+        if forbidden:
+            requests[2] = _requests(k, vocabulary, banned=k.device.array(banned), banned_count=1, **wants)
+        results = _decide(k, logits, requests)
+        for row, result in enumerate(results):
+            allowed = logits[row].astype(np.float64)
+            if row == 2 and forbidden:
+                allowed[best] = -np.inf
+            assert result.finite and result.id == allowed.argmax(), (row, result.id, allowed.argmax())
+            raw = logits[row].astype(np.float64)
+            _close(np.array(result.log_prob), raw[result.id] - np.log(np.exp(raw - raw.max()).sum()) - raw.max(), 1e-4)
+            _close(np.array(result.confidence), 1 / np.exp(allowed - allowed.max()).sum(), 1e-4)
+
+
+@case
+def pick_not_finite(k: Kernels) -> None:
+    """A row with a NaN or an infinity says so, its neighbours do not mind."""
+    logits = _random(3, 1500, seed=15)
+    logits[0, 1499], logits[2, 7] = np.nan, np.inf
+    results = _decide(k, logits, [_requests(k, 1500) for _ in range(3)])
+    assert [bool(r.finite) for r in results] == [False, True, False]
+    assert results[1].id == logits[1].argmax()
+
+
+@case
+def pick_checks(k: Kernels) -> None:
+    """Top-k membership, lenience and divergence of a draft, and draws that follow the distribution's support."""
+    vocabulary, check = 1100, constants()
+    logits = _random(1, vocabulary, seed=16)
+    order = np.argsort(-logits[0], kind="stable")
+    log_p = logits[0].astype(np.float64) - np.log(np.exp(logits[0].astype(np.float64)).sum())
+    for rank in (0, 4, 5, 700):
+        draft = int(order[rank])
+        gap = float(logits[0, order[0]] - logits[0, draft])
+        asked = [
+            (_requests(k, vocabulary, check=check["kKdtwTopK"], draft=draft, threshold=5.0), rank < 5),
+            (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=-0.5), gap <= 0.5),
+            (_requests(k, vocabulary, check=check["kKdtwLenience"], draft=draft, threshold=np.inf), rank == 0),
+            (
+                _requests(k, vocabulary, check=check["kKdtwDivergence"], draft=draft, threshold=4.0, want_confidence=1),
+                -log_p[draft] <= 4.0,
+            ),
+        ]
+        results = _decide(k, np.repeat(logits, len(asked), 0), [request for request, _ in asked])
+        assert [bool(r.passed) for r in results] == [passes for _, passes in asked], rank
+    sampling = k.make("KdtwSampling", temperature=0.7, top_k=5, top_p=1.0)
+    uniforms = np.linspace(0.01, 0.99, 7)
+    requests = [_requests(k, vocabulary, sampling=sampling, uniform=u) for u in uniforms]
+    drawn = [r.id for r in _decide(k, np.repeat(logits, 7, 0), requests)]
+    assert set(drawn) <= set(order[:5].tolist()) and len(set(drawn)) > 1
+
+
+CASES_OF_TESTS = list(CASES)  # what follows is large: for counting traffic
+
+# FLAN-T5-small's products: outputs, inputs, epilogue, whether a norm comes before.
+SIZE = 512
+PRODUCTS = [
+    (3 * 384, SIZE, "kKdtwStore", True),
+    (SIZE, 384, "kKdtwAdd", False),
+    (2 * 1024, SIZE, "kKdtwGatedGelu", True),
+]
+TOKENS = (1, 8)
+
+
+@case
+def real_sizes(k: Kernels) -> None:
+    """One layer's kernels at FLAN-T5-small's sizes, halves, one token and eight: what the traffic is counted of."""
+    size, heads, head, length, vocabulary = SIZE, 6, 64, 96, 4096
+    for tokens in TOKENS:
+        for outputs, inputs, epilogue, fused in PRODUCTS:
+            weight, values = _weight(k, outputs, inputs, "fp16")
+            x, scale = _random(tokens, inputs, seed=5), np.ones(inputs, np.float32)
+            width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+            out = k.device.array(np.zeros((tokens, width), np.float32))
+            at = (k.device.array(x), k.device.array(scale) if fused else None)
+            k.linear(weight, *at, 1e-6, tokens, constants()[epilogue], out, None)
+            y = (_rms(x, scale, 1e-6) if fused else x.astype(np.float64)) @ values.astype(np.float64).T
+            gated = epilogue == "kKdtwGatedGelu"
+            _close(out.numpy(), _gelu(y[:, :width]) * y[:, width:] if gated else y, 5e-5)
+        x = _random(tokens, size)
+        out = k.device.empty((tokens, size))
+        k.rms_norm(k.device.array(x), k.device.array(np.ones(size, np.float32)), 1e-6, tokens, size, out, None)
+        _close(out.numpy(), _rms(x, np.ones(size), 1e-6))
+    _attend(k, heads, head, [length], "fp16")
+    logits = _random(1, vocabulary, seed=14)
+    (result,) = _decide(k, logits, [_requests(k, vocabulary, want_log_prob=1)])
+    assert result.id == logits.argmax()

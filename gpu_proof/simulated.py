@@ -1,0 +1,152 @@
+"""The simulated device from Python: schedules, counters, device memory, and kernels called by ctypes."""
+
+import contextlib
+import ctypes
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ORDERS = ("forward", "reverse", "random")
+
+
+class SimulatedError(RuntimeError):
+    """A kernel or a call of the runtime failed; the message is what the simulated device said."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In which order threads run that may.
+
+    Attributes:
+        order: "forward", "reverse" or "random": among threads released together, and among blocks.
+        depth_first: threads released by a barrier run before those that have not reached it.
+        seed: of the random order.
+        resident_blocks: blocks of a launch that run at a time, their threads interleaved.
+    """
+
+    order: str = "forward"
+    depth_first: bool = False
+    seed: int = 1
+    resident_blocks: int = 1
+
+    def __str__(self) -> str:
+        seed = f"-{self.seed}" if self.order == "random" else ""
+        return f"{self.order}{seed}{'-deep' if self.depth_first else ''}-{self.resident_blocks}"
+
+
+# A kernel whose result depends on the order of its threads differs in one of these.
+SCHEDULES = [
+    Schedule("forward"),
+    Schedule("reverse", resident_blocks=3),
+    Schedule("forward", depth_first=True, resident_blocks=2),
+    Schedule("reverse", depth_first=True),
+    *[Schedule("random", bool(seed % 2), seed, 1 + seed % 3) for seed in range(1, 5)],
+]
+
+
+class DeviceArray:
+    """Memory of the simulated device that holds an array; given to kernels as a pointer."""
+
+    def __init__(self, device: "SimulatedDevice", pointer: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.device, self.pointer, self.shape, self.dtype = device, pointer, shape, dtype
+
+    @property
+    def _as_parameter_(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.pointer)
+
+    def numpy(self) -> np.ndarray:
+        """What the memory holds now; waits for the device."""
+        host = np.empty(self.shape, self.dtype)
+        self.device.check(self.device.library.kdtw_sim_copy(ctypes.c_void_p(host.ctypes.data), self, host.nbytes))
+        if self.device.downloads is not None:
+            self.device.downloads.append(host)
+        return host
+
+
+class SimulatedDevice:
+    """A library that gpu_proof.build.build_simulated made.
+
+    Attributes:
+        library: for calling the library's functions by ctypes.
+        downloads: where every array that is read back is kept, for comparing two devices; None: nowhere.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.library = library = ctypes.CDLL(str(path))
+        self.downloads: list[np.ndarray] | None = None
+        self._arrays: list[DeviceArray] = []
+        for name in ("counters", "kernel_runs", "traffic", "last_error"):
+            getattr(library, f"kdtw_sim_{name}").restype = ctypes.c_char_p
+        library.kdtw_sim_allocate.restype = ctypes.c_void_p
+        library.kdtw_sim_allocate.argtypes = [ctypes.c_size_t]
+        library.kdtw_sim_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        library.kdtw_sim_device.argtypes = [ctypes.c_int, ctypes.c_uint64]
+        library.kdtw_sim_schedule.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
+
+    @property
+    def checks(self) -> bool:
+        """Whether the library checks every load and store."""
+        return bool(self.library.kdtw_sim_checks())
+
+    def schedule(self, schedule: Schedule = Schedule(), *, lazy: bool = False) -> None:
+        """Sets the order of threads; lazy: nothing runs before the host waits for it."""
+        order = ORDERS.index(schedule.order)
+        self.library.kdtw_sim_schedule(order, schedule.depth_first, schedule.seed, schedule.resident_blocks, lazy)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> DeviceArray:
+        """Device memory that nobody has written."""
+        shape = (shape,) if isinstance(shape, int) else shape
+        kind = np.dtype(dtype)
+        pointer = self.library.kdtw_sim_allocate(int(np.prod(shape)) * kind.itemsize)
+        if not pointer:
+            raise SimulatedError(self.library.kdtw_sim_last_error().decode())
+        self._arrays.append(DeviceArray(self, pointer, shape, kind))
+        return self._arrays[-1]
+
+    def array(self, values: np.typing.ArrayLike) -> DeviceArray:
+        """Device memory with these values."""
+        host = np.ascontiguousarray(values)
+        to = self.empty(host.shape, host.dtype)
+        self.check(self.library.kdtw_sim_copy(to, ctypes.c_void_p(host.ctypes.data), host.nbytes))
+        return to
+
+    def release(self) -> None:
+        """Frees every array that was made here."""
+        for array in self._arrays:
+            self.library.kdtw_sim_release(array)
+        self._arrays.clear()
+
+    def check(self, error: int) -> None:
+        """Raises SimulatedError with the device's words when `error` is not 0; the device can be used again."""
+        if error:
+            message = self.library.kdtw_sim_last_error().decode()
+            self.library.kdtw_sim_clear_error()
+            raise SimulatedError(message)
+
+    def reset_counters(self) -> None:
+        """Starts counting from zero."""
+        self.library.kdtw_sim_reset_counters()
+
+    def counters(self) -> dict[str, int]:
+        """What was counted since the last reset; csrc/backend/cuda/sim/control.h says what each is."""
+        lines = self.library.kdtw_sim_counters().decode().splitlines()
+        return {name: int(value) for name, value in (line.split("=") for line in lines)}
+
+    def kernel_runs(self) -> dict[str, int]:
+        """How often each kernel ran since the last reset."""
+        lines = self.library.kdtw_sim_kernel_runs().decode().splitlines()
+        return {name: int(value) for name, value in (line.split("\t") for line in lines)}
+
+    @contextlib.contextmanager
+    def traffic(self) -> Iterator[list[dict]]:
+        """Counts memory requests of the launches inside, one dictionary a launch; checked libraries only."""
+        launches: list[dict] = []
+        self.library.kdtw_sim_count_traffic(1)
+        try:
+            yield launches
+            launches += map(json.loads, self.library.kdtw_sim_traffic().decode().splitlines())
+        finally:
+            self.library.kdtw_sim_count_traffic(0)

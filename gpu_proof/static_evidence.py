@@ -1,0 +1,257 @@
+"""What the compiler says about the kernels: registers, spills, stack, occupancy, and the loads in its machine code.
+
+    python -m gpu_proof.static_evidence          compare with occupancy.json
+    python -m gpu_proof.static_evidence --renew  write occupancy.json
+
+Occupancy is computed from CUDA's published limits per multiprocessor. No kernel runs.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpu_proof.build import CSRC, JOBS, NVCC, OUT, content_key, find_nvcc, kernel_sources, run, to_ptx
+
+TABLE = Path(__file__).with_name("occupancy.json")
+ARCHS = ("sm_75", "sm_90")
+# Kernels that a token waits for: no spill and no stack frame. Others may keep a small array on the stack.
+HOT = re.compile(r"linear|attend|rms_norm|quantise|store|embed|activate|summarise")
+# Kernels that stream weights: 16 bytes a load.
+STREAMS = re.compile(r"linear_(int8_)?kernel")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Per multiprocessor (CUDA C++ Programming Guide, technical specifications per compute capability)."""
+
+    threads: int
+    shared: int
+    blocks: int
+    reserved_shared: int  # per block, by the system
+    registers: int = 65536
+
+
+LIMITS = {
+    "sm_75": Limits(1024, 65536, 16, 0),
+    "sm_80": Limits(2048, 167936, 32, 1024),
+    "sm_86": Limits(1536, 102400, 16, 1024),
+    "sm_89": Limits(1536, 102400, 24, 1024),
+    "sm_90": Limits(2048, 233472, 32, 1024),
+    "sm_100": Limits(2048, 233472, 32, 1024),
+    "sm_120": Limits(1536, 102400, 24, 1024),
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel needs, and how much of a multiprocessor it can fill."""
+
+    threads: int
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+    blocks: int
+    occupancy: int  # percent of the threads that a multiprocessor can hold
+
+
+def occupancy(arch: str, threads: int, registers: int, shared: int) -> tuple[int, int]:
+    """Blocks on a multiprocessor at a time, and the percentage of its threads that they are."""
+    limits = LIMITS[arch]
+    warps = math.ceil(threads / 32)
+    of_registers = limits.registers // (math.ceil(registers * 32 / 256) * 256 * warps)
+    of_shared = limits.shared // (shared + limits.reserved_shared) if shared + limits.reserved_shared else limits.blocks
+    blocks = min(limits.blocks, limits.threads // (warps * 32), of_registers, of_shared)
+    return blocks, 100 * blocks * warps * 32 // limits.threads
+
+
+def demangle(names: Iterable[str]) -> dict[str, str]:
+    """Kernel names as the simulated device gives them: without namespaces, return type and parameters."""
+    mangled = list(names)
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    plain = []
+    for name in done.stdout.splitlines():
+        name = re.sub(r"\(anonymous namespace\)::|kdtw::cuda::|_GLOBAL__N__\w+::", "", name)
+        name = re.sub(r"^void ", "", name)
+        plain.append(re.sub(r"\((?!\w+\)\d)[^<>]*\)$", "", name))
+    return dict(zip(mangled, plain))
+
+
+def _cubin(source: Path, arch: str) -> tuple[Path, str]:
+    """The compiled kernels and what ptxas said about them."""
+    nvcc = find_nvcc()
+    assert nvcc is not None
+    flags = [*NVCC, f"-arch={arch}", "-Xptxas", "-v,-warn-spills", "-cubin"]
+    path = OUT / "cubin" / f"{source.stem}-{arch}-{content_key(source, [CSRC], flags, nvcc)}.cubin"
+    told = path.with_suffix(".txt")
+    if not (path.exists() and told.exists()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        command = [nvcc, *flags, f"-I{CSRC}", "-o", str(partial), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        told.write_text(done.stderr, encoding="utf-8")
+        partial.rename(path)
+    return path, told.read_text(encoding="utf-8")
+
+
+_PTXAS = re.compile(
+    r"Compiling entry function '(?P<name>\S+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads\s*\n.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def usage(source: Path, arch: str) -> dict[str, Usage]:
+    """What ptxas says about each kernel of a file."""
+    _, told = _cubin(source, arch)
+    found = list(_PTXAS.finditer(told))
+    bounds = _launch_bounds(source, arch)
+    names = demangle(match["name"] for match in found)
+    table = {}
+    for match in found:
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        size, registers = int(shared[1]) if shared else 0, int(match["registers"])
+        block = bounds[match["name"]]
+        blocks, percent = occupancy(arch, block, registers, size)
+        spilled = int(match["stores"]) + int(match["loads"])
+        row = Usage(block, registers, size, int(match["stack"]), spilled, blocks, percent)
+        table[names[match["name"]]] = row
+    return table
+
+
+def _launch_bounds(source: Path, arch: str) -> dict[str, int]:
+    """Threads of each kernel's blocks, from its __launch_bounds__ in the PTX."""
+    text = to_ptx(source, arch).read_text(encoding="utf-8")
+    entries = re.findall(r"\.entry\s+([\w$]+)\s*\([^)]*\)([^{]*)\{", text)
+    bounds = {}
+    for name, head in entries:
+        most = re.search(r"\.maxntid\s+(\d+)(?:,\s*(\d+),\s*(\d+))?", head)
+        bounds[name] = math.prod(int(n or 1) for n in most.groups()) if most else 1024
+    return bounds
+
+
+def tables(archs: Iterable[str] = ARCHS) -> dict[str, dict[str, Usage]]:
+    """What ptxas says about all kernels, by architecture."""
+    jobs = [(arch, source) for arch in archs for source in kernel_sources()]
+    with ThreadPoolExecutor(JOBS) as pool:
+        parts = list(pool.map(lambda job: usage(job[1], job[0]), jobs))
+    found: dict[str, dict[str, Usage]] = {}
+    for (arch, _), part in zip(jobs, parts):
+        found.setdefault(arch, {}).update(part)
+    return {arch: dict(sorted(rows.items())) for arch, rows in found.items()}
+
+
+def faults(found: dict[str, dict[str, Usage]]) -> list[str]:
+    """Hot kernels that spill or have a stack frame."""
+    return [
+        f"{arch} {name}: {row.spilled} bytes spilled, {row.stack} bytes of stack"
+        for arch, rows in found.items()
+        for name, row in rows.items()
+        if HOT.search(name) and (row.spilled or row.stack)
+    ]
+
+
+def version() -> str:
+    """nvcc's version, as "13.0.88"."""
+    nvcc = find_nvcc()
+    assert nvcc is not None
+    match = re.search(r"V([\d.]+)", run([nvcc, "--version"]))
+    return match[1] if match else "unknown"
+
+
+def differences(found: dict[str, dict[str, Usage]]) -> list[str]:
+    """Where `found` differs from occupancy.json; of another nvcc, which gives other registers, where occupancy fell."""
+    kept = json.loads(TABLE.read_text(encoding="utf-8"))
+    same = kept["nvcc"] == version()
+    said = []
+    for arch, rows in found.items():
+        before = kept["kernels"].get(arch, {})
+        said += [f"{arch} {name}: in the table, but no kernel" for name in before.keys() - rows.keys()]
+        for name, row in rows.items():
+            if name not in before:
+                said.append(f"{arch} {name}: not in the table")
+            elif same and asdict(row) != before[name]:
+                said.append(f"{arch} {name}: {before[name]} became {asdict(row)}")
+            elif row.occupancy < before[name]["occupancy"]:
+                said.append(f"{arch} {name}: occupancy fell from {before[name]['occupancy']} to {row.occupancy} %")
+    return said
+
+
+def find_tool(name: str) -> str | None:
+    """cuobjdump or nvdisasm: on the PATH, beside nvcc, or as pip installs it."""
+    nvcc = find_nvcc()
+    beside = [str(Path(nvcc).resolve().parent)] if nvcc else []
+    pip = [str(path) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin")]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*beside, *pip]))
+
+
+def loads(source: Path, arch: str) -> dict[str, dict[str, int]]:
+    """How often each load and store instruction is in each kernel's machine code.
+
+    Raises:
+        FileNotFoundError: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
+    """
+    tool = find_tool("cuobjdump")
+    if tool is None:
+        raise FileNotFoundError("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    cubin, _ = _cubin(source, arch)
+    parts = re.split(r"Function : (\S+)", run([tool, "-sass", cubin]))[1:]
+    names = demangle(parts[::2])
+    counts: dict[str, dict[str, int]] = {}
+    for mangled, text in zip(parts[::2], parts[1::2]):
+        of_kernel = counts.setdefault(names[mangled], {})
+        for instruction in re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS)[.\w]*)", text):
+            of_kernel[instruction] = of_kernel.get(instruction, 0) + 1
+    return counts
+
+
+def weight_load_faults(archs: Iterable[str] = ARCHS) -> list[str]:
+    """Kernels that stream weights without 128-bit loads, or that touch local memory."""
+    said = []
+    for arch in archs:
+        streaming = {n: c for n, c in loads(CSRC / "backend/cuda/kernels/linear.cu", arch).items() if STREAMS.search(n)}
+        if not streaming:
+            said.append(f"{arch}: no kernel in the machine code is called {STREAMS.pattern}")
+        for name, counts in streaming.items():
+            if not any(i.startswith("LDG") and ".128" in i for i in counts):
+                said.append(f"{arch} {name}: no 128-bit load, but {sorted(counts)}")
+            if any(i.startswith(("LDL", "STL")) for i in counts):
+                said.append(f"{arch} {name}: local memory, {counts}")
+    return said
+
+
+def main() -> int:
+    """The command; 1 when something is amiss."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--renew", action="store_true", help="write occupancy.json")
+    options = parser.parse_args()
+    if find_nvcc() is None:
+        sys.exit("no nvcc: set CUDA_HOME or put it on the PATH")
+    found = tables()
+    for arch, rows in found.items():
+        for name, row in rows.items():
+            print(f"{arch} {name:52s} registers {row.registers:3d} shared {row.shared:6d} block {row.threads:4d}: "
+                  f"{row.blocks:2d} blocks a multiprocessor, {row.occupancy:3d} %")  # fmt: skip
+    if options.renew:
+        kept = {arch: {name: asdict(row) for name, row in rows.items()} for arch, rows in found.items()}
+        TABLE.write_text(json.dumps({"nvcc": version(), "kernels": kept}, indent=1) + "\n", encoding="utf-8")
+    said = faults(found) + differences(found)
+    said += weight_load_faults() if find_tool("cuobjdump") else []
+    print(*said, sep="\n")
+    return int(bool(said))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

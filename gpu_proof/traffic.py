@@ -1,0 +1,108 @@
+"""Memory requests of the kernels as nvcc compiles them (PTX for sm_75), beside what they would need at least.
+
+    python -m gpu_proof.traffic          compare with traffic_limits.json
+    python -m gpu_proof.traffic --renew  write traffic_limits.json from what is counted now
+
+Counted on the simulated device: 32-byte sectors of each warp's request to global memory over the sectors that its bytes
+would fill, and the passes over shared memory's banks that a request takes (1 where none conflict).
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gpu_proof import cases
+from gpu_proof.build import build_simulated
+from gpu_proof.simulated import SimulatedDevice
+
+LIMITS = Path(__file__).with_name("traffic_limits.json")
+SLACK = 1.02  # of a limit
+
+
+@dataclass
+class Count:
+    """One kernel's requests over all its launches in a case.
+
+    Attributes:
+        sectors: 32-byte sectors moved over the least number that the bytes asked for fill.
+        passes: over shared memory's banks, over the least number.
+        bytes: of global memory, each counted once a launch: read and written.
+    """
+
+    sectors: float
+    passes: float
+    bytes: int
+
+
+def count(device: SimulatedDevice, name: str) -> dict[str, Count]:
+    """Counts a case's requests by kernel."""
+    device.schedule()
+    with device.traffic() as launches:
+        cases.run(name, device)
+    costs: dict[str, dict[str, list[int]]] = {}
+    moved: dict[str, int] = {}
+    for launch in launches:
+        kernel = launch["kernel"].removeprefix("kdtw::cuda::").replace("kdtw::cuda::", "")
+        moved[kernel] = moved.get(kernel, 0) + launch["bytes_read"] + launch["bytes_written"]
+        spaces = costs.setdefault(kernel, {"global": [0, 0], "shared": [0, 0]})
+        for line in launch["lines"]:
+            spaces[line["space"]][0] += line["cost"]
+            spaces[line["space"]][1] += line["ideal"]
+    ratio = {k: {s: round(c / i, 3) if i else 1.0 for s, (c, i) in v.items()} for k, v in costs.items()}
+    return {kernel: Count(r["global"], r["shared"], moved[kernel]) for kernel, r in sorted(ratio.items())}
+
+
+def count_all() -> dict[str, Count]:
+    """Counts every kernel in the large case, which has sizes of real models."""
+    device = SimulatedDevice(build_simulated("ptx", checked=True))
+    return count(device, "real_sizes")
+
+
+def on_paper() -> dict[str, int]:
+    """Bytes that kernels must move in that case, by the beginning of their names: weights once, inputs, outputs."""
+    bytes_ = {}
+    for tokens in cases.TOKENS:
+        total = 0
+        for outputs, inputs, epilogue, fused in cases.PRODUCTS:
+            width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+            out = tokens * width * (2 if epilogue == "kKdtwAdd" else 1)
+            total += 2 * outputs * inputs + 4 * (tokens * inputs + (inputs if fused else 0) + out)
+        bytes_[f"linear_kernel<Fp16, {tokens},"] = total
+    bytes_["rms_norm_kernel"] = sum(4 * cases.SIZE * (2 * tokens + 1) for tokens in cases.TOKENS)
+    return bytes_
+
+
+def above(found: dict[str, Count]) -> list[str]:
+    """Kernels that move more than traffic_limits.json permits, or that it does not know."""
+    limits = json.loads(LIMITS.read_text(encoding="utf-8"))
+    said = []
+    for kernel, counted in found.items():
+        limit = limits.get(kernel)
+        if limit is None:
+            said.append(f"{kernel}: has no limits; python -m gpu_proof.traffic --renew")
+            continue
+        for what, value in asdict(counted).items():
+            if value > limit[what] * SLACK:
+                said.append(f"{kernel}: {what} {value}, the limit is {limit[what]}")
+    return said
+
+
+def main() -> int:
+    """The command; 1 when a limit is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--renew", action="store_true", help="write traffic_limits.json")
+    options = parser.parse_args()
+    found = count_all()
+    for kernel, c in found.items():
+        print(f"{kernel:44s} sectors over least {c.sectors:6.3f}  bank passes {c.passes:6.3f}  bytes {c.bytes:9d}")
+    if options.renew:
+        LIMITS.write_text(json.dumps({k: asdict(c) for k, c in found.items()}, indent=1) + "\n", encoding="utf-8")
+    said = above(found)
+    print(*said, sep="\n")
+    return int(bool(said))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Whole decodes on the simulated CUDA device: every method against the oracle, and what holds there bit for bit.
+
+The margin rule is the oracle's (comparison.compare): a row may differ from it only where it saw a near tie. Set
+KDTW_CUDA_LIBRARY to run the same tests on another library of the kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comparison import Tally, as_array, check_padding, compare
+from factories import RELATIONS, SHAPES, START, random_batch, random_pair, random_t5, with_tau
+from test_decoding_oracle import METHODS, OUTCOMES, random_case
+
+import kdtw_fast
+from gpu_proof.simulated import SCHEDULES, SimulatedDevice
+from kdtw_fast import (
+    BigLittleDecoder,
+    GreedyDecoder,
+    InterleavedDecoder,
+    NativeT5,
+    SpeculativeDecoder,
+    TrainingWheelsDecoder,
+    reference,
+)
+
+VOCAB = 43
+CASES_PER_METHOD = 5
+FIELDS = ("sequences", "owners", "lengths", "teacher_calls", "drafted", "accepted", "rolled_back")
+LOGPROBS = ("student_logprobs", "teacher_logprobs")
+
+
+def assert_same(left: Any, right: Any, rows: Any = slice(None)) -> None:
+    """Equal in everything, bit for bit; `rows` of the left are the right's, whose padding may be shorter."""
+    for name in FIELDS + LOGPROBS:
+        mine, other = as_array(getattr(left, name))[rows], as_array(getattr(right, name))
+        if mine.ndim == 2:
+            mine = mine[:, : other.shape[1]]
+        assert np.array_equal(mine, other, equal_nan=name in LOGPROBS), name
+
+
+# --- Against the oracle ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_cases(method: str, simulated: str, oracle_tally: Tally) -> None:
+    """Small cases of the CPU's own test, with log-probabilities, greedy and sampled."""
+    for index in range(1000, 1200):
+        relation = RELATIONS[index % len(RELATIONS)]
+        fast, slow, settings, text = random_case(method, relation, index, simulated)
+        rows = len(settings["input_ids"]) * settings.get("num_return_sequences", 1)
+        if settings["max_new_tokens"] > 8 or rows > 4:
+            continue
+        output = fast.generate(output_logprobs=True, **settings)
+        check_padding(output, START, START)
+        oracle_tally.add(compare(output, slow.generate(**settings), text))
+        if oracle_tally.cases == CASES_PER_METHOD:
+            break
+    assert oracle_tally.cases == CASES_PER_METHOD
+    assert oracle_tally.differing == 0
+    assert set(oracle_tally.owners) & OUTCOMES[method]
+
+
+DECODERS: list[tuple[str, dict[str, Any]]] = [
+    ("GreedyDecoder", {}),
+    ("TrainingWheelsDecoder", {}),
+    ("TrainingWheelsDecoder", {"verify_lenience": 0.4}),
+    ("SpeculativeDecoder", {"draft_length": 3}),
+    ("SpeculativeDecoder", {"draft_length": 3, "lenience": 0.3}),
+    ("BigLittleDecoder", {"fallback_threshold": 0.4, "rollback_threshold": 3.0}),
+    ("InterleavedDecoder", {"draft_length": 3, "accept_top_k": 5}),
+]
+WARPS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.8},
+    {"temperature": 1.2, "top_k": 7, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("warp", WARPS, ids=["greedy", "sampled", "cut"])
+@pytest.mark.parametrize(("name", "options"), DECODERS, ids=lambda value: str(value))
+def test_every_method_greedy_and_sampled(
+    name: str, options: dict[str, Any], warp: dict[str, Any], simulated: str, oracle_tally: Tally
+) -> None:
+    models = random_pair("noisy", seed=3)
+    chosen = models[:1] if name == "GreedyDecoder" else models
+    ids, mask = random_batch(np.random.default_rng(7), 2, VOCAB, longest=8)
+    settings = warp | {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "seed": 11}
+    output = getattr(kdtw_fast, name)(*chosen, device=simulated, **options).generate(output_logprobs=True, **settings)
+    expected = getattr(reference, name)(*chosen, **options).generate(**settings)
+    oracle_tally.add(compare(output, expected, name))
+    assert oracle_tally.differing == 0
+
+
+# --- Exact on one device ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=lambda shape: f"d{shape.d_model}")
+def test_catch_up_equals_steps(shape: Any, dtype: str, simulated: str) -> None:
+    """k tokens in one pass give the bits of k steps, and the CPU's logits to 1e-4."""
+    rng = np.random.default_rng(shape.d_model)
+    model = random_t5(shape, VOCAB, seed=1)
+    source, tokens = rng.integers(0, VOCAB, 9).tolist(), rng.integers(0, VOCAB, 9).tolist()
+    native = NativeT5.from_model(model, dtype=dtype, device=simulated)
+    whole = native.decode_logits(source, tokens)
+    for chunks in ([1] * 9, [4, 5], [2, 6, 1]):
+        assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks), whole)
+    if dtype == "fp16":  # not on the CPU: rounded weights in fp32 are the same model
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2 and parameter.shape[1] != shape.heads:
+                    parameter.copy_(parameter.half().float())
+    there = NativeT5.from_model(model, dtype="fp32" if dtype == "fp16" else dtype).decode_logits(source, tokens)
+    np.testing.assert_allclose(whole, there, atol=1e-4, rtol=0)
+
+
+def test_marked_tokens(simulated: str) -> None:
+    """beta (Eq. 15) enters where the teacher wrote."""
+    student = with_tau(random_t5(SHAPES[0], VOCAB, seed=2), VOCAB, beta_scale=1.0, seed=4)
+    source, tokens, marks = [5, 9, 1], [0, 7, 3, 8], [False, True, False, True]
+    results = [
+        NativeT5.from_model(student, device=device).decode_logits(source, tokens, from_teacher=marks)
+        for device in (simulated, "cpu")
+    ]
+    np.testing.assert_allclose(*results, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+def test_batches_equal_rows_alone(dtype: str, simulated: str) -> None:
+    """Four ragged rows together and each alone; caches in 16 bits."""
+    student, teacher = random_pair("noisy", seed=2)
+    ids, mask = random_batch(np.random.default_rng(3), 4, VOCAB, longest=9)
+    cache = "bf16" if dtype == "int8" else dtype
+    models = [NativeT5.from_model(m, dtype=dtype, cache_dtype=cache, device=simulated) for m in (student, teacher)]
+    decoder = TrainingWheelsDecoder(*models)
+    settings = {"max_new_tokens": 6, "temperature": 0.7, "output_logprobs": True, "seed": 2}
+    together = decoder.generate(ids, mask, **settings)
+    assert sum(map(int, together.teacher_calls)) > 0
+    for row in range(4):
+        length = int(mask[row].sum())
+        alone = decoder.generate(ids[row : row + 1, :length], row_ids=[row], **settings)
+        assert_same(together, alone, slice(row, row + 1))
+
+
+def test_speculative_decoding_is_the_teacher(simulated: str) -> None:
+    """Greedy with lenience 1: bit for bit the teacher alone."""
+    student, teacher = random_pair("noisy", seed=9)
+    ids, mask = random_batch(np.random.default_rng(1), 2, VOCAB, longest=8)
+    settings = {"max_new_tokens": 8}
+    alone = GreedyDecoder(teacher, device=simulated).generate(ids, mask, **settings)
+    drafted = SpeculativeDecoder(student, teacher, draft_length=4, device=simulated).generate(ids, mask, **settings)
+    assert np.array_equal(as_array(alone.sequences), as_array(drafted.sequences))
+
+
+def test_weights_are_updated(simulated: str) -> None:
+    first, second = (random_t5(SHAPES[0], VOCAB, seed=seed) for seed in (1, 2))
+    native = NativeT5.from_model(first, device=simulated)
+    native.update_weights(second)
+    fresh = NativeT5.from_model(second, device=simulated)
+    assert np.array_equal(native.decode_logits([4, 1], [0, 3]), fresh.decode_logits([4, 1], [0, 3]))
+
+
+def test_rows_that_are_not_finite_are_named(simulated: str) -> None:
+    model = random_t5(SHAPES[1], VOCAB, seed=1)  # not tied: only a source with token 7 meets it
+    with torch.no_grad():
+        model.shared.weight[7, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="logits are not finite at row 1"):
+        GreedyDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
+
+
+def the_device() -> SimulatedDevice:
+    """What the library in use lets a test set and read."""
+    path = kdtw_fast.build_info()["cuda"]["library"]
+    if not hasattr(ctypes.CDLL(path), "kdtw_sim_counters"):
+        pytest.skip(f"{path} runs on no simulated device")
+    return SimulatedDevice(Path(path))
+
+
+@pytest.mark.parametrize("order", ["lazy", SCHEDULES[1], SCHEDULES[4]], ids=str)
+def test_no_order_of_work_changes_a_bit(order: Any, simulated: str) -> None:
+    """Threads in other orders; lazy: nothing runs before the host waits for it, so it may not wait too late."""
+    device = the_device()
+    student, teacher = random_pair("noisy", seed=2)
+    decoder = SpeculativeDecoder(student, teacher, draft_length=2, device=simulated)
+    ids, mask = random_batch(np.random.default_rng(1), 2, VOCAB, longest=6)
+    settings = {"max_new_tokens": 4, "temperature": 0.9, "top_k": 9, "output_logprobs": True}
+    expected = decoder.generate(ids, mask, **settings)
+    try:
+        device.schedule(*([] if order == "lazy" else [order]), lazy=order == "lazy")
+        assert_same(decoder.generate(ids, mask, **settings), expected)
+    finally:
+        device.schedule()
+
+
+# --- What a token costs ----------------------------------------------------------------------------------
+
+
+def counted(decoder: Any, device: SimulatedDevice, tokens: int, **options: Any) -> dict[str, int]:
+    """What the device counted in a greedy decode of exactly so many tokens; its memory was asked for before."""
+    for _ in range(2):
+        device.reset_counters()
+        decoder.generate([[5, 8, 1]], max_new_tokens=tokens, min_new_tokens=tokens, **options)
+    return device.counters()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None:
+    """As docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and the host waits once."""
+    device = the_device()
+    native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
+    decoder = GreedyDecoder(native)
+    four, five = (counted(decoder, device, tokens) for tokens in (4, 5))
+    step = {name: five[name] - four[name] for name in five}
+    layers = SHAPES[1].decoder_layers
+    assert step["host_launches"] == step["kernels"] == (15 * layers + 7 if dtype == "int8" else 9 * layers + 6)
+    assert step["host_synchronisations"] == step["copies_to_host"] == 1
+    assert (
+        step["copies_to_device"] == 6
+    )  # ids, places in both caches, whom the head is asked about, banned ids, the request
+    assert step["bytes_to_host"] == 20
+    assert five["allocations"] == 0
+
+
+# --- Which device ----------------------------------------------------------------------------------------
+
+
+def test_devices_by_name(simulated: str) -> None:
+    model = random_t5(SHAPES[0], VOCAB, seed=1)
+    for word, place in (("cuda", "cuda:0"), ("cuda:0", "cuda:0"), ("auto", "cuda:0"), ("cpu", "cpu")):
+        assert NativeT5.from_model(model, device=word).device == place
+    for word, message in (
+        ("cuda:1", "device 'cuda:1' was asked for, but there are 1 CUDA devices"),
+        ("gpu", "unknown device 'gpu'; known are 'cpu', 'cuda'"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            NativeT5.from_model(model, device=word)
+    with pytest.raises(TypeError, match="device must be"):
+        NativeT5.from_model(model, device=0)  # type: ignore[arg-type]
+
+
+def test_models_of_a_pair_share_a_device(simulated: str) -> None:
+    student, teacher = random_pair("same", seed=1)
+    there = NativeT5.from_model(student, device=simulated)
+    assert TrainingWheelsDecoder(there, teacher).teacher.device == simulated
+    with pytest.raises(ValueError, match="must share device"):
+        TrainingWheelsDecoder(there, NativeT5.from_model(teacher))
+    with pytest.raises(ValueError, match="packed for device 'cuda:0', but device='cpu' was asked for"):
+        BigLittleDecoder(there, teacher, device="cpu")
+
+
+def test_what_a_device_does_not_have_is_refused(simulated: str, tmp_path: Any) -> None:
+    model = random_t5(SHAPES[0], VOCAB, seed=1)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="dtype 'fp16' is for device 'cuda'"):
+        NativeT5.from_model(model, dtype="fp16")
+    with pytest.raises(ValueError, match="cache=True keeps weights packed for device 'cpu'"):
+        NativeT5.from_pretrained(tmp_path, cache=True, device=simulated)
+    with pytest.raises(ValueError, match="AutoDecoder measures passes on device 'cpu' only"):
+        kdtw_fast.AutoDecoder(*(NativeT5.from_model(model, device=simulated) for _ in range(2)))
+    assert InterleavedDecoder(model, model, device="cpu").student.device == "cpu"
+
+
+def test_a_library_that_is_not_there(tmp_path: Any, simulated: str) -> None:
+    with pytest.raises(RuntimeError, match=r"no CUDA library .* or use device 'cpu'"):
+        kdtw_fast._core.use_cuda_library(str(tmp_path / "libkdtw_cuda.so"))
+    (tmp_path / "text.so").write_text("no library")
+    with pytest.raises(RuntimeError, match="does not load"):
+        kdtw_fast._core.use_cuda_library(str(tmp_path / "text.so"))
+    assert kdtw_fast._core.resolve_device("auto") == simulated  # the former stays in use
