@@ -1,5 +1,6 @@
 // The extension module kdtw_fast._core: models, decoders and a few probes for tests. Only this file and
-// bindings_operations.cpp include pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a time).
+// bindings_operations.cpp include pybind11; nothing here includes torch (weights arrive as NumPy arrays, one at a
+// time).
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>

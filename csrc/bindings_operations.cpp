@@ -107,7 +107,8 @@ class Operations {
 
   // Each request is a dict of PickRequest's fields, `temperature`, `top_k`, `top_p` and the draft's `draft_…` beside
   // them; returns ([(id, passed, finite, log_prob, confidence)], logits [n, V]).
-  py::tuple pick(const Floats& head, const Floats& hidden, const std::vector<py::dict>& asked, const std::string& dtype) {
+  py::tuple pick(const Floats& head, const Floats& hidden, const std::vector<py::dict>& asked,
+                 const std::string& dtype) {
     const auto weight = pack(head, dtype);
     const Buffer input = sent(hidden), kept = made(asked.size() * head.shape(0));
     std::vector<std::vector<int32_t>> lists;
@@ -180,8 +181,8 @@ void bind_operations(py::module_& m) {
       .def("linear", &Operations::linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("add_to"))
       .def("norm_linear", &Operations::norm_linear, py::arg("weight"), py::arg("x"), py::arg("scale"),
            py::arg("epsilon"), py::arg("dtype"))
-      .def("norm_linear_activate", &Operations::norm_linear_activate, py::arg("weight"), py::arg("x"),
-           py::arg("scale"), py::arg("epsilon"), py::arg("gated"), py::arg("dtype"))
+      .def("norm_linear_activate", &Operations::norm_linear_activate, py::arg("weight"), py::arg("x"), py::arg("scale"),
+           py::arg("epsilon"), py::arg("gated"), py::arg("dtype"))
       .def("activate", &Operations::activate, py::arg("hidden"), py::arg("gated"))
       .def("attend", &Operations::attend, py::arg("cache_rows"), py::arg("capacity"), py::arg("heads"),
            py::arg("dtype"), py::arg("stored"), py::arg("keys"), py::arg("values"), py::arg("asked"),

@@ -166,7 +166,7 @@ def _lists(value: Any, name: str) -> list[list[int]]:
     """A [R, S] tensor, array or list of lists as lists of ints."""
     if isinstance(value, torch.Tensor):
         if not value.is_cpu:
-            raise ValueError(f"{name} is on device '{value.device}'; this decoder runs on 'cpu'")
+            raise ValueError(f"{name} is on device '{value.device}'; token ids are read on 'cpu', pass .cpu()")
         value = value.numpy()
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iub":

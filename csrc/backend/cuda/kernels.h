@@ -139,8 +139,7 @@ struct KdtwCudaTable {
   // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null.
   int32_t (*attend)(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* queries,
                     int32_t query_stride, const KdtwBias* bias, float* out, void* stream);
-  // Decides n requests about logits [n, V]; summaries [n, chunks of V] and weights [n, max(V, draft_vocabulary)
-  // in chunks] are scratch.
+  // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
   int32_t (*pick)(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
                   KdtwSummary* summaries, KdtwResult* results, void* stream);
 };

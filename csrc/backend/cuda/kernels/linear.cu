@@ -67,7 +67,8 @@ __device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows
   }
 }
 
-// Pieces of a row whose loads a lane has under way: where few sums are made of a piece, two, to hide the memory's latency.
+// Pieces of a row whose loads a lane has under way: where few sums are made of a piece, two, to hide the memory's
+// latency.
 template <int kSums>
 constexpr int kPiecesAhead = kSums <= 8 ? 2 : 1;
 
