@@ -119,6 +119,14 @@ def _linear_shapes() -> Iterator[tuple[int, int, int]]:
     yield from [(1, 1, 1), (1, 33, 31), (2, 16, 64), (3, 31, 257), (5, 8, 48), (9, 34, 32), (17, 10, 1100)]
 
 
+def _ended(y: Array, before: Array, epilogue: str) -> Array:
+    """What an epilogue makes of y = x W^T, and of what was in its place."""
+    half = y.shape[1] // 2
+    if epilogue == "kKdtwGatedGelu":
+        return _gelu(y[:, :half]) * y[:, half:]
+    return {"kKdtwStore": y, "kKdtwAdd": before + y, "kKdtwRelu": np.maximum(y, 0)}[epilogue]
+
+
 @case
 def linear(k: Kernels) -> None:
     """Products for 1 to 17 tokens in all formats, plain and after a norm, with every epilogue."""
@@ -133,12 +141,7 @@ def linear(k: Kernels) -> None:
                 if epilogue == "kKdtwGatedGelu" and outputs % 2:
                     continue
                 before = _random(tokens, outputs, seed=7)
-                expected = {
-                    "kKdtwStore": lambda y=y: y,
-                    "kKdtwAdd": lambda y=y, before=before: before + y,
-                    "kKdtwRelu": lambda y=y: np.maximum(y, 0),
-                    "kKdtwGatedGelu": lambda y=y: _gelu(y[:, : outputs // 2]) * y[:, outputs // 2 :],  # noqa: B023
-                }[epilogue]()
+                expected = _ended(y, before, epilogue)
                 adds = epilogue == "kKdtwAdd"
                 out = k.device.array(before) if adds else k.device.empty(expected.shape)
                 norm_scale = k.device.array(scale) if fused else None

@@ -188,6 +188,7 @@ __global__ void __launch_bounds__(kBlock)
     if (start > 0) __syncthreads();
 #pragma unroll
     for (int t = 0; t < kTokens; ++t)
+#pragma unroll 1
       for (int c = threadIdx.x; c < size; c += kBlock)
         tile[t * kPieces + c] = first_token + t < tokens ? x[static_cast<size_t>(first_token + t) * pieces + start + c]
                                                          : make_int4(0, 0, 0, 0);
