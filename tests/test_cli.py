@@ -123,15 +123,15 @@ def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     texts = [x for x in LINES if x.strip()]
     decoder = TrainingWheelsDecoder(student, [pair.teacher, second], tokenizer=pair.tokenizer)
     assert decoder(texts, budget=["high", "no"], max_new_tokens=12).expert_calls.sum(0)[1] == 0
-    out = decoder(texts, budget=["high", "moderate"], max_new_tokens=12)
+    out = decoder(texts, budget=["moderate-light", "high"], max_new_tokens=12)
     assert min(out.expert_calls.sum(0)) > 0
-    result = kdtw("generate", *both, *SMALL, "--budget", "high,moderate", "--jsonl", *texts)
+    result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--jsonl", *texts)
     assert result.exit_code == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["expert_calls"] for record in records] == out.expert_calls.tolist()
     for record, row, length in zip(records, out.experts.tolist(), out.lengths.tolist(), strict=True):
         assert record["experts"] == row[1 : 1 + length]
-    result = kdtw("generate", *both, *SMALL, "--budget", "high,moderate", "--show-owners", *texts)
+    result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--show-owners", *texts)
     assert "[1:" in result.stdout and "[2:" in result.stdout
     light = kdtw("generate", *both, *SMALL, *texts)
     assert light.stdout == kdtw("generate", *both, *SMALL, "--budget", "light,light", *texts).stdout != result.stdout
