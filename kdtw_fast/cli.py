@@ -22,7 +22,7 @@ from tqdm import tqdm
 from typer.core import TyperGroup
 
 from kdtw_fast import __version__, build_info
-from kdtw_fast.budgets import BUDGETS, resolve_budget
+from kdtw_fast.budgets import BUDGETS, resolve_budgets
 from kdtw_fast.cli_bench import bench
 from kdtw_fast.cli_compare import compare
 from kdtw_fast.cli_options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
@@ -538,9 +538,9 @@ def _plain(line: _Line) -> str:
     return line.text
 
 
-def _with_owners(tokenizer: Any, method: Method, budget: str | float | None) -> Render:
-    """The marked text, behind a gauge of the teacher's share where two models write."""
-    asked = None if budget is None else resolve_budget(budget).fraction
+def _with_owners(tokenizer: Any, method: Method, budget: Any) -> Render:
+    """The marked text, behind a gauge of the teachers' share, all together, where several models write."""
+    asked = None if budget is None else sum(one.fraction for one in resolve_budgets(budget))
 
     def render(line: _Line) -> Text:
         tokens, owners, experts = line.tokens()
