@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,46 +113,49 @@ def runs_behind(student: Path, teacher: Path) -> dict[str, Path]:
     return dict(reversed(found.items()))
 
 
+def prose(text: str) -> str:
+    """A paragraph, its lines filled anew."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
 def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
     """The pair's README.md; `runs` are the names of the recipes beside it."""
     both = [("Teacher alone", numbers["teacher"]), ("Student alone", numbers["student"])]
     alone = "\n".join(f"| {title} | {row['bleu']:.2f} | {row['rouge2']:.2f} |" for title, row in both)
     budgets = "\n".join(
-        f"| {row['budget']} | {row['asked']:.0%} | {row['achieved']:.1%} | {row['bleu']:.2f} | {row['rouge2']:.2f} |"
+        f"| {row['budget']} | {row['asked']:.0%} | {row['achieved']:.1%} | {row['row_mean']:.1%} | {row['bleu']:.2f} | "
+        f"{row['rouge2']:.2f} |"
         for row in numbers["budgets"]
     )
     oracle = "\n".join(
         f"| {row['fraction']:.0%} | {row['achieved']:.1%} | {row['bleu']:.2f} |" for row in numbers.get("oracle", [])
     )
-    sizes = {role: numbers["parameters"][role] for role in ("teacher", "student")}
-    rounded = numbers["float32"]
+    sizes = {role: f"{numbers['parameters'][role] / 1e6:.2f} M" for role in ("teacher", "student")}
+    rounding = " and ".join(
+        f"{numbers[role]['bleu'] - numbers['float32'][role]['bleu']:+.2f} ({role})" for role in ("teacher", "student")
+    )
     parts = [
-        f"""# {name}
-
-A student of {sizes["student"] / 1e6:.2f} M parameters and a teacher of {sizes["teacher"] / 1e6:.2f} M, both T5 with a
-joint vocabulary, trained from scratch on a CPU {DOES.get(name, "for the task of its name")}. The student has learnt
-(arXiv 2502.17717: behaviour cloning, then path consistency learning) to say `<tau>` where it wants the teacher to write
-a token. The pair is real and small: it knows Debian's domain only, and even there its texts are rough.
-
-## Measured
-
-On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with training),
-greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
-`{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure.
-
-| | BLEU | ROUGE-2 |
-|---|---|---|
-{alone}
-
-Training Wheels; the prompt alone steers, except that "no" is kept to the token:
-
-| budget | asked | achieved | BLEU | ROUGE-2 |
-|---|---|---|---|---|
-{budgets}
-
-Rounding the weights to bf16 moved BLEU by {numbers["teacher"]["bleu"] - rounded["teacher"]["bleu"]:+.2f} (teacher,
-{rounded["teacher"]["bleu"]:.2f} in float32) and {numbers["student"]["bleu"] - rounded["student"]["bleu"]:+.2f}
-(student, {rounded["student"]["bleu"]:.2f})."""
+        f"# {name}",
+        prose(
+            f"""A student of {sizes["student"]} parameters and a teacher of {sizes["teacher"]}, both T5 with a joint
+            vocabulary, trained from scratch on a CPU {DOES.get(name, "for the task of its name")}. The student has
+            learnt (arXiv 2502.17717: behaviour cloning, then path consistency learning) to say `<tau>` where it wants
+            the teacher to write a token. The pair is real and small: it knows Debian's domain only, and even there its
+            texts are rough."""
+        ),
+        "## Measured",
+        prose(
+            f"""On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with
+            training), greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
+            `{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure."""
+        ),
+        f"| | BLEU | ROUGE-2 |\n|---|---|---|\n{alone}",
+        prose(
+            """Training Wheels; the prompt alone steers, except that "no" is kept to the token. Use is the teacher's
+            share of all tokens, mean use the mean of its shares of single outputs:"""
+        ),
+        f"| budget | asked | use | mean use | BLEU | ROUGE-2 |\n|---|---|---|---|---|---|\n{budgets}",
+        f"Rounding the weights to bf16 moved BLEU by {rounding}.",
     ]
     if oracle:
         parts.append(
@@ -164,18 +168,17 @@ references, so the use achieved differs from the budget):
 {oracle}"""
         )
     commands = "\n".join(f"kdtw train recipes/{run}.yaml" for run in runs)
-    parts.append(f"""## How it was made
-
-`recipes/` has the settings of every run, resolved; each is run by `kdtw train FILE`, in this order:
-
-```bash
-{commands}
-```
-
-{note}Data and tokenizer come from `python -m kdtw_fast.training.debian` and `python -m kdtw_fast.training.tokenizer`.
-The numbers are in `metrics.json`. Data and terms: `../../samples/LICENCE.md`.
-""")
-    return "\n\n".join(parts)
+    parts += [
+        "## How it was made",
+        "`recipes/` has the settings of every run, resolved; each is run by `kdtw train FILE`, in this order:",
+        f"```bash\n{commands}\n```",
+        prose(
+            f"""{note} Data and tokenizer come from `python -m kdtw_fast.training.debian` and
+            `python -m kdtw_fast.training.tokenizer`. The numbers are in `metrics.json`. Data and terms:
+            `../../samples/LICENCE.md`."""
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def export(
@@ -212,7 +215,7 @@ def export(
     (folder / "recipes").mkdir()
     for run, recipe in runs.items():
         shutil.copy(recipe, folder / "recipes" / f"{run}.yaml")
-    (folder / "README.md").write_text(card(name, numbers, list(runs), note and f"{note.strip()}\n"))
+    (folder / "README.md").write_text(card(name, numbers, list(runs), note))
     samples = out / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     chosen = choose_sample(test, sample)
