@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f)
-STYLED := $(filter %.h %.cpp,$(NATIVE))
+STYLED := $(filter %.h %.cpp %.cu,$(NATIVE))
 
 .DELETE_ON_ERROR:
 .PHONY: demo test gpu-proof lint format bench bench-tiny readme compare clean distclean

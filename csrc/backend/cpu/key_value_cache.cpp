@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "core/bf16.h"
 #include "backend/cpu/memory.h"
+#include "core/bf16.h"
 
 namespace kdtw::cpu {
 namespace {

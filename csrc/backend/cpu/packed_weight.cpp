@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/bf16.h"
 #include "backend/cpu/memory.h"
 #include "backend/cpu/thread_pool.h"
+#include "core/bf16.h"
 #include "core/error.h"
 
 namespace kdtw::cpu {

@@ -32,8 +32,9 @@ Settings& settings();
   X(host_synchronisations) /* calls in which the host waits for the device */                                 \
   X(copies_to_device)                                                                                         \
   X(copies_to_host)                                                                                           \
-  X(copies_on_device) X(bytes_to_device) X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes) \
-      X(while_iterations) X(threads) X(switches) X(barriers) X(collectives)
+  X(copies_on_device)                                                                                         \
+  X(bytes_to_device) X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes) X(while_iterations) \
+      X(threads) X(switches) X(barriers) X(collectives)
 struct Counters {
 #define X(name) uint64_t name = 0;
   SIMT_COUNTERS(X)
