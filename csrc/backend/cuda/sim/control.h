@@ -24,17 +24,17 @@ struct Settings {
 Settings& settings();
 
 // Since the last reset.
-#define SIMT_COUNTERS(X)                                                                                      \
-  X(kernels)               /* kernels that ran, from graphs or not */                                         \
-  X(graph_kernels)         /* of them, those that ran in graphs */                                            \
-  X(host_launches)         /* kernels that the host launched, not captured */                                 \
-  X(graph_launches)        /* graphs that the host launched */                                                \
-  X(host_synchronisations) /* calls in which the host waits for the device */                                 \
-  X(copies_to_device)                                                                                         \
-  X(copies_to_host)                                                                                           \
-  X(copies_on_device)                                                                                         \
-  X(bytes_to_device) X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes) X(while_iterations) \
-      X(threads) X(switches) X(barriers) X(collectives)
+// clang-format off
+#define SIMT_COUNTERS(X)   \
+  X(kernels)               /* kernels that ran, from graphs or not */           \
+  X(graph_kernels)         /* of them, those that ran in graphs */              \
+  X(host_launches)         /* kernels that the host launched, not captured */   \
+  X(graph_launches)        /* graphs that the host launched */                  \
+  X(host_synchronisations) /* calls in which the host waits for the device */   \
+  X(copies_to_device) X(copies_to_host) X(copies_on_device) X(bytes_to_device)  \
+  X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes)          \
+  X(while_iterations) X(threads) X(switches) X(barriers) X(collectives)
+// clang-format on
 struct Counters {
 #define X(name) uint64_t name = 0;
   SIMT_COUNTERS(X)
