@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A process of its own, started once. It prints the time of the KeyboardInterrupt by the clock that the test
 # reads before it sends the signal, so that neither start-up nor the pipe is measured.
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what it puts behind it deaf to it
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
