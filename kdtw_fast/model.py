@@ -145,7 +145,7 @@ class NativeT5:
         if packed is None:
             spec = _core_config(config, tensors, name, self._ignored)
             spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
-            spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
+            spec.cache_dtype = _auto_cache(spec.dtype, self.device) if cache_dtype == "auto" else cache_dtype
             described = file.describe_sources() if file is not None else []
             vectors: dict[str, np.ndarray] = {}
             self.core = _core.T5(spec, self.device, _tensor_reader(tensors, name, vectors))
@@ -158,7 +158,7 @@ class NativeT5:
             for field, value in packed.spec.items():
                 setattr(spec, field, value)
             spec.name = name
-            spec.cache_dtype = _auto_cache(spec.dtype) if cache_dtype == "auto" else cache_dtype
+            spec.cache_dtype = _auto_cache(spec.dtype, self.device) if cache_dtype == "auto" else cache_dtype
             self.core = _core.T5(spec, self.device, packed.vectors.get, packed.blobs)
         self.dtype, self.cache_dtype = spec.dtype, spec.cache_dtype
         self.vocab_size: int = spec.vocab_size
@@ -211,7 +211,7 @@ class NativeT5:
                 "int8": one scale per output, and activations quantised per token; "auto": the smallest that holds the
                 model exactly, that is bf16 when all its matrices are bfloat16, else fp32.
             cache_dtype: number format of keys and values, "fp32", "bf16" or, on CUDA, "fp16"; "auto": bf16 beside int8
-                weights, else fp32.
+                weights on the CPU, else fp32.
             ignore_config_fields: config fields that are known not to change the maths.
             device: where it is to decode: "cpu", "cuda" (the first), "cuda:<index>", or "auto", the first CUDA device
                 where there is one and otherwise "cpu".
@@ -426,9 +426,9 @@ def _auto_dtype(tensors: Tensors) -> str:
     return "bf16" if all(value.dtype == torch.bfloat16 for value in values if value.ndim == 2) else "fp32"
 
 
-def _auto_cache(dtype: str) -> str:
-    """int8 models read bf16 keys and values: rounding those costs less than the weights' rounding already did."""
-    return "bf16" if dtype == "int8" else "fp32"
+def _auto_cache(dtype: str, device: str) -> str:
+    """int8 models on the CPU read bf16 keys and values: rounding those costs less than the weights' already did."""
+    return "bf16" if dtype == "int8" and device == "cpu" else "fp32"
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_two_processes_are_as_one(toy, tmp_path):
         "import sys\n"
         "from kdtw_fast.training import processes, recipes\n"
         "assert processes.number() == 2\n"
-        "teacher = recipes.resolve(sys.argv[1]).build().teacher\n"
+        "teacher = recipes.resolve(sys.argv[1]).build().teachers[0]\n"
         "parts = sum(getattr(p, 'to_local', lambda: p)().numel() for p in teacher.decoder.block.parameters())\n"
         "assert parts < 0.7 * sum(p.numel() for p in teacher.decoder.block.parameters()), parts\n"
         "for path in sys.argv[1:]:\n"

@@ -232,7 +232,7 @@ def test_another_system_that_fails_is_named(kdtw, folder: Path, monkeypatch: pyt
     [
         (["--dtype", "int4"], "unknown --dtype 'int4'; did you mean 'int8'?"),
         (["--teacher-dtype", "fp31"], "unknown --teacher-dtype 'fp31'; did you mean 'fp32'?"),
-        (["--cache-dtype", "int8"], "unknown --cache-dtype 'int8'; known are 'auto', 'fp32', 'bf16'"),
+        (["--cache-dtype", "int8"], "unknown --cache-dtype 'int8'; known are 'auto', 'fp32', 'fp16', 'bf16'"),
         (["--rows", "1,x"], "--rows must be batch sizes with commas, such as 1,4,8, got '1,x'"),
         (["--rows", "0"], "--rows must be at least 1, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
