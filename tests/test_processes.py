@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from factories import Shape, random_t5
@@ -40,7 +41,8 @@ def test_a_forked_child_decodes_the_same() -> None:
 
 
 def message_when_memory_is_short(decoder: GreedyDecoder) -> str:
-    limit = 4 << 30
+    pages = int(Path("/proc/self/statm").read_text().split()[0])  # a child starts with all that its parent has mapped
+    limit = pages * resource.getpagesize() + (2 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         decoder.generate(SOURCE, max_new_tokens=2**20)
