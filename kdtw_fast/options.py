@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+NO_LIMIT = 2**20  # max_source_length of evaluations: held-out sources are never left out or cut
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the known word nearest to ``word``, else the list of known words."""

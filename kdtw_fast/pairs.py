@@ -54,7 +54,7 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
     """
     folder = pair_folder(name)
-    with _no_progress_bars():
+    with quietly():
         student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
         teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
     return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
@@ -75,14 +75,16 @@ def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sam
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """transformers draws one for each model, however small."""
-    shown = logging.is_progress_bar_enabled()
+def quietly() -> Iterator[None]:
+    """No warnings and progress bars of transformers, which draws one for each model, however small."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bar:
             logging.enable_progress_bar()
 
 

@@ -11,12 +11,11 @@ from rouge_score import rouge_scorer
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owners_view import marked, runs
 
 from .batches import Encoded, in_order
 from .debian import Example
-
-NO_LIMIT = 2**20  # max_source_length of an evaluation: held-out sources are never left out or cut
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:

@@ -11,17 +11,18 @@ from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.options import NO_LIMIT
 
 from . import processes
 from .batches import Encoded, keyed_generator
 from .episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
-from .evaluate import NO_LIMIT
 from .losses import Taus, tau_list
 from .mixes import fractions
 from .oracle import expert_gains, oracle_experts
 
 _ROLLOUT = 101  # what the random numbers are for
 _SCORED_TOGETHER = 64  # rows of one pass that scores or compares
+_AGAIN = (0,)  # the part of a process that has none left
 
 
 def rollout_seed(seed: int, step: int, which: int = 0) -> int:
@@ -96,7 +97,7 @@ def _parts(chosen: Sequence[int]) -> Iterator[Sequence[int]]:
     """
     count = processes.most(-(-len(chosen) // _SCORED_TOGETHER))
     for begin in range(0, count * _SCORED_TOGETHER, _SCORED_TOGETHER):
-        yield chosen[begin : begin + _SCORED_TOGETHER] or [0]
+        yield chosen[begin : begin + _SCORED_TOGETHER] or _AGAIN
 
 
 def _readers(experts: np.ndarray) -> np.ndarray:
@@ -215,7 +216,8 @@ def ask_where_divergent(
         gains = torch.zeros(len(some), len(teachers), own.kept.shape[1], device=student.device)
         for k, gain in enumerate(found):
             gains[:, k][own.kept] = gain
-        total, count = total + float(found[-1].sum()), count + found[-1].numel()
+        if chosen is not _AGAIN:
+            total, count = total + float(found[-1].sum()), count + found[-1].numel()
         asked_here = oracle_experts(
             gains.cpu(), own.kept.cpu(), shares[own.budgets.cpu()], costs or [1.0] * len(teachers), rounding
         )

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
+from kdtw_fast.options import NO_LIMIT
 
 from . import processes
 from .batches import Encoded, keyed_generator
-from .evaluate import NO_LIMIT
 
 Sampler = GreedyDecoder | InterleavedDecoder
 

@@ -48,7 +48,7 @@ struct T5Config {
             ": config field relative_attention_max_distance must exceed half the buckets (", bias_buckets / 2,
             "), got ", bias_max_distance);
     require(experts >= 1 && experts <= 32, name, ": a student has 1 to 32 teachers, got ", experts);
-    require(cache_dtype != DType::kInt8, name, ": keys and values are cached in fp32 or bf16, not in int8");
+    require(cache_dtype != DType::kInt8, name, ": keys and values are not cached in int8");
     require(epsilon > 0.0f, name, ": config field layer_norm_epsilon must be positive, got ", epsilon);
   }
 };

@@ -15,13 +15,13 @@ import torch
 
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.outputs import Owner
+from kdtw_fast.pairs import quietly
 from kdtw_fast.random import uniform
 
 from .plan import OperatingPoint
 from .provenance import SEED
 from .records import Outputs, Sentence
 from .subjects import Subject
-from .systems import quietly
 
 BATCH = 64  # rows decoded together; the results do not depend on it
 TOLERANCE, ROUNDS = 0.01, 6  # of the search for the threshold

@@ -19,6 +19,7 @@ from kdtw_fast import _core, peers
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
+from kdtw_fast.pairs import quietly
 
 from .controls import ROUNDS, Controls
 from .passes import PassClock
@@ -27,7 +28,7 @@ from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
 from .subjects import Subject, chosen
-from .systems import Counts, Native, OutsideSystems, System, quietly
+from .systems import Counts, Native, OutsideSystems, System
 
 WARM_UP = 10  # calls that each point makes before anything is timed
 PART = 10  # calls that a point makes before it is the next one's turn

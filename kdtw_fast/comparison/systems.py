@@ -6,8 +6,7 @@ Each writes all sentences once (for quality) and offers single calls on token id
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,13 +15,14 @@ import torch
 from kdtw_fast import peers
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.methods import make_decoder
+from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.outputs import GenerationOutput, Owner
+from kdtw_fast.pairs import quietly
 
 from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
 from .records import Sentence
 from .subjects import Example, Subject
 
-NO_LIMIT = 2**20  # max_source_length: held-out sources are never left out or cut
 QUALITY_BATCH = 32  # rows decoded together where nothing is timed; results do not depend on it
 OnDone = Callable[[int], object]  # told how many sentences are done
 
@@ -254,19 +254,3 @@ class OutsideSystems:
             with quietly():  # about beta, which Hugging Face's T5 does not know and does not need
                 self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         return self._models[role]
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No messages and bars of transformers."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
