@@ -49,6 +49,8 @@ class Batch:
 
 def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
     """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
+    if not examples:  # of which transformers' tokenizers raise IndexError
+        return []
     sources = tokenizer([e.source for e in examples], add_special_tokens=False)["input_ids"]
     targets = tokenizer([e.target for e in examples])["input_ids"]
     return [

@@ -23,7 +23,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
 from . import mixes, processes
-from .batches import Encoded, keyed_generator, student_prompts, teacher_prompts
+from .batches import Encoded, encode, keyed_generator, student_prompts, teacher_prompts
 from .behaviour_cloning import measure_budgets
 from .debian import Example
 from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, logits_at, special_tokens
@@ -40,7 +40,7 @@ from .settings import Optimiser, Pairing
 from .tasks import Task
 from .value import ValueNetwork
 
-_TASKS, _BUDGETS, _MIX = 104, 105, 106  # what the random numbers are for
+_TASKS, _BUDGETS, _MIX, _HELD_OUT = 104, 105, 106, 107  # what the random numbers are for
 _STATE = ("student", "value", "optimiser", "value_optimiser", "statistics", "lagrangian", "replay")
 
 
@@ -88,6 +88,11 @@ class Settings(Pairing):
     multiplier_fixed: float | None = None
     trailing_batches: int = 6
     pooled_use: bool = True
+    # Of a batch: validation examples decoded greedily for their use alone, which then drives lambda in place of the
+    # training rollouts'. A student asks more about sources that it was not fitted on, and budgets are kept there.
+    # From the second half of those examples; validation_rows, which select the checkpoint, are the first of them.
+    # 0 = the training rollouts' use.
+    held_out_rows: int = 0
     tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
 
     def __post_init__(self) -> None:
@@ -97,6 +102,7 @@ class Settings(Pairing):
         check_int("tasks", self.tasks, 1)
         check_int("updates_per_batch", self.updates_per_batch, 1)
         check_int("value_batches", self.value_batches, 0)
+        check_int("held_out_rows", self.held_out_rows, 0)
         check_real("tolerance", self.tolerance, 0.0, 1.0)
         rows = (self.on_policy_rows, self.oracle_rows, self.replay_rows)
         if min(rows) < 0 or self.on_policy_rows + self.oracle_rows == 0:
@@ -130,6 +136,13 @@ class PathConsistency:
             raise ValueError("phase 2 needs at least one training row, got none")
         self.settings, self.tokenizer = settings, tokenizer
         self.rows, self.examples = train_rows, validation_examples
+        later = validation_examples[len(validation_examples) // 2 :] if settings.held_out_rows else []
+        self.held_out = encode(later, tokenizer, settings.data.max_source, settings.data.max_target)
+        if len(self.held_out) < settings.held_out_rows:
+            raise ValueError(
+                f"held_out_rows={settings.held_out_rows} of a batch, but the second half of the validation examples "
+                f"has {len(self.held_out)} within data.max_source and data.max_target; lower it"
+            )
         threads = settings.threads or None
         teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
         self.experts = n = len(teachers)
@@ -194,6 +207,7 @@ class PathConsistency:
                 rollout_seed(settings.seed, index, len(rolled)),
                 places,
             )
+        watched = self._held_out_episodes(index) if settings.held_out_rows else None
         rolled_out = time.perf_counter()
         acted = [e for part in rolled for e in part]
         unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in acted) / sum(map(len, acted))
@@ -218,7 +232,7 @@ class PathConsistency:
         self.replay.add([*on_policy, *oracle])
         lowest = settings.temperatures.index(min(settings.temperatures))
         judged = on_policy[lowest * len(rows) : (lowest + 1) * len(rows)]
-        self._count_use(judged)
+        self._count_use(judged if watched is None else watched)
         updated = time.perf_counter()
 
         metrics |= {
@@ -264,11 +278,24 @@ class PathConsistency:
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, keyed_generator(seed, epoch, _TASKS).permutation(len(self.rows))
             chosen.append(self.rows[self._order[offset]])
+        return chosen, self._spread(count, index, _BUDGETS)
+
+    def _spread(self, count: int, *key: int) -> list[int]:
+        """Numbers of `count` mixes, each teacher's budgets spread evenly in an order of the key's own."""
         spread = []
         for k in range(self.experts):
-            generator = keyed_generator(seed, index, _BUDGETS, *([k] if k else []))
+            generator = keyed_generator(self.settings.seed, *key, *([k] if k else []))
             spread.append([BUDGETS[b] for b in generator.permutation(np.arange(count) % len(BUDGETS))])
-        return chosen, [self.mixes.get(mix, 0) for mix in zip(*spread)]
+        return [self.mixes.get(mix, 0) for mix in zip(*spread)]
+
+    def _held_out_episodes(self, index: int) -> list[Episode]:
+        """Greedy rollouts of some held-out sources, of all processes; nothing but their use is learnt from."""
+        settings = self.settings
+        chosen = keyed_generator(settings.seed, index, _HELD_OUT).permutation(len(self.held_out))
+        rows = [self.held_out[i] for i in chosen[: settings.held_out_rows]]
+        budgets = self._spread(len(rows), index, _HELD_OUT, len(BUDGETS))
+        places = processes.mine(range(len(rows)))
+        return processes.gathered(self._rollout(rows, budgets, places, 0.0, 0))
 
     def _rollout(
         self, rows: list[Encoded], budgets: list[int], places: Sequence[int], temperature: float, seed: int
