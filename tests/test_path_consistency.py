@@ -556,7 +556,7 @@ def test_use_of_held_out_sources_can_drive_the_multipliers(pair, tokenizer):
     assert {tuple(e.source.tolist()) for e in episodes} == {row.source for row in phase.held_out}
     uses = {name: value for name, value in metrics.items() if name.startswith("use/")}
     assert uses == {f"use/{BUDGETS[e.budget].phrase}": e.calls_of(1) / len(e) for e in episodes}
-    with pytest.raises(ValueError, match="held_out_rows=3 of a batch, but the second half .* has 2 within"):
+    with pytest.raises(ValueError, match=r"held_out_rows=3 of a batch, but the second half .* has 2 within"):
         make(pair, tokenizer, replace(QUICK, held_out_rows=3))
 
 
