@@ -1,4 +1,4 @@
-# make demo: sets everything up in .venv and translates held-out sentences with every method.
+# make demo: sets everything up in .venv and compares every method on held-out sentences, quickly.
 # make test: sets everything up and runs the tests. Both are quick when called again.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ STYLED := $(filter %.h %.cpp %.cu,$(NATIVE))
 .DELETE_ON_ERROR:
 .PHONY: demo test gpu-proof lint format bench bench-tiny readme compare clean distclean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
 
 test: $(VENV)/.extra-test
@@ -47,7 +47,6 @@ bench-tiny: $(VENV)/.extra-bench
 	$(BIN)/python -m pytest bench --tiny
 
 readme: $(VENV)/.installed
-	$(BIN)/python -m bench.table demo
 	$(BIN)/python -m bench.table quantisation
 
 # Every method on the shipped pairs: the README's figure and the table under it. Wants a quiet machine: under an hour on
@@ -58,6 +57,7 @@ compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 	$(BIN)/kdtw compare $(PAIRS) --out out/compare $(COMPARE)
 	cp out/compare/quality-latency.png docs/comparison.png
 	$(BIN)/python -m bench.table compare out/compare/results.jsonl
+	$(BIN)/python -m bench.table examples out/compare/results.jsonl
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

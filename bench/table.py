@@ -1,19 +1,17 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
-`python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table demo`
-and `python -m bench.table quantisation`; `python -m bench.table compare out/compare/results.jsonl`.
+`python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table compare
+out/compare/results.jsonl` and `examples` from the same; `python -m bench.table quantisation`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.machine import processor
 from kdtw_fast.owners_view import markdown_table
 from kdtw_fast.profiling import OURS
 
@@ -334,21 +332,6 @@ def _phase_2(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def demo_markdown() -> str:
-    """The demo's table and examples on the shipped pair."""
-    from kdtw_fast import build_info
-    from kdtw_fast.demo import run_demo, spread
-    from kdtw_fast.pairs import load_pair
-
-    pair = load_pair()
-    sample = [(s.source, s.target) for s in spread(pair.samples(), 100)]
-    threads = min(2, int(build_info()["threads"]))
-    # the folders hold bf16, which the native core reads as it is
-    result = run_demo(pair.folder / "student", pair.folder / "teacher", pair.tokenizer, sample, num_threads=threads)
-    machine = f"{processor()}, {os.cpu_count()} cores, {build_info()['simd']}"
-    return f"`make readme` on {date.today().isoformat()}: {machine}.\n\n{result.markdown()}"
-
-
 def quantisation_markdown() -> str:
     """What bf16 and int8 cost in quality on the shipped pair."""
     from bench.quantisation import markdown, measure
@@ -380,12 +363,26 @@ def compare_markdown(path: Path) -> str:
     )
 
 
+def examples_markdown(path: Path) -> str:
+    """A few sentences of each pair, from the same records."""
+    from kdtw_fast.comparison.examples import examples, markdown
+    from kdtw_fast.comparison.records import read
+    from kdtw_fast.owners_view import LEGEND
+
+    records = read(path)
+    blocks = [f"{pair}:\n\n{markdown(examples(records, pair))}" for pair in records.pairs]
+    return "\n\n".join([f"Who wrote what ({LEGEND}), from the same records:", *blocks])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "demo", "quantisation", "compare"))
+    parser.add_argument("region", choices=("bench", "compare", "examples", "quantisation"))
     parser.add_argument(
-        "results", type=Path, nargs="?", help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare'"
+        "results",
+        type=Path,
+        nargs="?",
+        help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare' and 'examples'",
     )
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
@@ -393,14 +390,13 @@ def main() -> None:
         if arguments.results is None:
             parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
         content = bench_markdown(json.loads(arguments.results.read_text(encoding="utf-8")))
-    elif arguments.region == "compare":
+    elif arguments.region in ("compare", "examples"):
         if arguments.results is None:
-            parser.error("'compare' needs the results.jsonl that kdtw compare wrote")
-        content = compare_markdown(arguments.results)
-    elif arguments.region == "quantisation":
-        content = quantisation_markdown()
+            parser.error(f"'{arguments.region}' needs the results.jsonl that kdtw compare wrote")
+        make = compare_markdown if arguments.region == "compare" else examples_markdown
+        content = make(arguments.results)
     else:
-        content = demo_markdown()
+        content = quantisation_markdown()
     readme = fill(arguments.readme.read_text(encoding="utf-8"), arguments.region, content)
     arguments.readme.write_text(readme, encoding="utf-8")
 

@@ -30,7 +30,7 @@ def test_tiny_results_never_reach_the_readme() -> None:
 
 def test_the_readme_has_its_regions() -> None:
     readme = README.read_text(encoding="utf-8")
-    assert fill(fill(fill(readme, "bench", "x"), "demo", "y"), "compare", "z") != readme
+    assert fill(fill(fill(readme, "bench", "x"), "examples", "y"), "compare", "z") != readme
 
 
 def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:

@@ -24,18 +24,17 @@ from typer.core import TyperGroup
 from kdtw_fast import __version__, build_info
 from kdtw_fast.budgets import BUDGETS, resolve_budgets
 from kdtw_fast.cli_bench import bench
-from kdtw_fast.cli_compare import compare
+from kdtw_fast.cli_compare import compare, demo
 from kdtw_fast.cli_options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli_project import project
 from kdtw_fast.cli_report import report
 from kdtw_fast.cli_train import curves, train
-from kdtw_fast.demo import CONTESTANTS, run_demo, spread
 from kdtw_fast.methods import METHODS, Decoder, Method, find_method, make_decoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.owners_view import LEGEND, gauge, make_console, marked, runs, visible
-from kdtw_fast.pairs import DEFAULT_PAIR, load_samples, pair_folder, pair_names
+from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder, pair_names
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -371,44 +370,7 @@ def generate(
             bar.update()
 
 
-@app.command()
-def demo(
-    sentences: Annotated[int, typer.Option(help="Sentences of the held-out sample.")] = 100,
-    pair: PairName = None,
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    teacher_dtype: TeacherDtype = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as in the README.")] = False,
-) -> None:
-    """Translate held-out sentences with every method; print quality beside cost, and who wrote what.
-
-    The sample was never trained on. Each method decodes each sentence alone (batch 1), the methods in turns.
-    Takes about a minute; [bold]--sentences 20[/bold] is quicker and rougher.
-    """
-    check_int("sentences", sentences, 1)
-    if threads is not None:
-        check_int("num_threads", threads, 1)
-    dtypes = {"student": dtype, "teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models, words = _models(("student", "teacher"), pair, None, None, None, dtypes)
-    sample = [(s.source, s.target) for s in spread(load_samples(pair or DEFAULT_PAIR), sentences)]
-    threads = threads or int(build_info()["threads"])
-    with tqdm(
-        total=len(sample) * len(CONTESTANTS), unit="decode", file=sys.stderr, disable=not sys.stderr.isatty()
-    ) as bar:
-        result = run_demo(models["student"], models["teacher"], words, sample, num_threads=threads, on_step=bar.update)
-    if markdown:
-        print(result.markdown())
-        return
-    console = make_console()
-    console.print(result.table(), crop=False)
-    console.print(result.footnote, soft_wrap=True, highlight=False)
-    console.print(Text(f"\nWho wrote what ({LEGEND}):"), soft_wrap=True)
-    for example in result.examples:
-        console.print()
-        for name, line in example.lines():
-            console.print(Text.assemble((f"{name:<14} ", "dim"), line), soft_wrap=True)
-
-
+app.command()(demo)
 app.command()(bench)
 app.command()(compare)
 app.command()(report)

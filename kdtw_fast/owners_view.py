@@ -6,9 +6,10 @@ Markdown tables.
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ MARKS: dict[Owner, tuple[str, str, str]] = {
     Owner.CORRECTED: ("{", "}", "bold magenta"),
     Owner.FORCED: ("<", ">", "yellow"),
 }
+_BLANK = "\u2581"  # sentencepiece's
 LEGEND = "plain: student, [teacher], (student, checked by the teacher), {teacher's correction}, <forced>"
 
 
@@ -77,6 +79,24 @@ def runs(
         shown = whole if whole.startswith(shown) else shown
         done = end
     return result
+
+
+def shown_pieces(tokens: Iterable[str]) -> Iterator[str]:
+    """What each piece of a vocabulary shows: blanks for its sign; a character of several bytes where it is complete."""
+    pieces = list(tokens)
+    waiting = b""
+    for i, piece in enumerate(pieces):
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
+        if byte is None:
+            yield piece.replace(_BLANK, " ")
+            continue
+        waiting += bytes([int(byte[1], 16)])
+        follows = i + 1 < len(pieces) and re.fullmatch(r"<0x[89AB][0-9A-F]>", pieces[i + 1])
+        if follows and len(waiting) < 4:
+            yield ""
+        else:
+            yield waiting.decode("utf-8", "replace")
+            waiting = b""
 
 
 def marked(row: Sequence[Run]) -> Text:

@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
-from kdtw_fast import GreedyDecoder, Owner, TrainingWheelsDecoder
-from kdtw_fast.demo import CONTESTANTS, Score, run_demo, spread
-from kdtw_fast.methods import METHODS, make_decoder
+from kdtw_fast import Owner, TrainingWheelsDecoder
+from kdtw_fast.methods import METHODS
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
 from kdtw_fast.pairs import Sample
@@ -350,7 +349,6 @@ BAD = {
     "pair and folders": (["generate", *MODELS, "--pair", "debian-de-en", "x"], "not both"),
     "no tokenizer": (["generate", *MODELS, "--tokenizer", "{pair}/student", "x"], "no tokenizer in"),
     "jsonl and owners": (["generate", *MODELS, "--jsonl", "--show-owners", "x"], "leave out --show-owners"),
-    "demo of nothing": (["demo", "--sentences", "0"], "sentences must be at least 1, got 0"),
     "demo of an unknown pair": (["demo", "--pair", "nowhere"], "nowhere"),
 }
 
@@ -419,58 +417,6 @@ def test_info_tells_version_simd_and_threads(kdtw) -> None:
     text = kdtw("info").stdout
     assert cli.__version__ in text and build["simd"] in text and "threads" in text
     assert ("CPU only" if build["cuda"] is None else build["cuda"]["architectures"]) in text
-
-
-def test_demo_shows_every_method_and_marks_the_teachers_tokens(kdtw, pair: TinyPair, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "pair_folder", lambda name: pair.folder)
-    monkeypatch.setattr(cli, "load_samples", lambda name: pair.samples())
-    result = kdtw("demo", "--sentences", "3", "--threads", "1")
-    assert result.exit_code == 0, result.stderr
-    assert all(label in result.stdout for label in CONTESTANTS)
-    assert "teacher's text in 3 of 3" in result.stdout
-    assert result.stdout.count("reference") == 3
-    markdown = kdtw("demo", "--sentences", "2", "--threads", "1", "--markdown").stdout
-    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(CONTESTANTS) and len({row.count("|") for row in rows}) == 1
-
-
-def test_demo_counts_what_the_decoders_report(pair: TinyPair) -> None:
-    sample = [(s.source, s.target) for s in pair.samples()]
-    steps: list[None] = []
-    result = run_demo(
-        pair.student,
-        pair.teacher,
-        pair.tokenizer,
-        sample,
-        num_threads=1,
-        max_new_tokens=10,
-        on_step=lambda: steps.append(None),
-    )
-    assert len(steps) == len(sample) * len(CONTESTANTS)
-    scores = {score.label: score for score in result.scores}
-    decoder = GreedyDecoder(pair.teacher, tokenizer=pair.tokenizer)
-    out = [decoder(source, max_new_tokens=10) for source, _ in sample]
-    teacher, student = scores["teacher alone"], scores["student alone"]
-    assert teacher.texts == [o.texts[0] for o in out]
-    assert teacher.tokens == teacher.teacher_tokens == teacher.teacher_passes == sum(int(o.lengths[0]) for o in out)
-    assert (student.teacher_tokens, student.teacher_passes) == (0, 0)
-    wheels = make_decoder("training-wheels", {"student": pair.student, "teacher": pair.teacher}, pair.tokenizer)
-    calls = sum(int(wheels(source, budget="high", max_new_tokens=10).teacher_calls[0]) for source, _ in sample)
-    assert scores["KDTW, high"].teacher_tokens == scores["KDTW, high"].teacher_passes == calls > 0
-
-
-def test_scores_are_sacrebleu_and_rouge_2() -> None:
-    score = Score("x", None, texts=["this package holds the docs", "the docs"])
-    score.judge(["this package holds the docs", "the docs"])
-    assert score.bleu == pytest.approx(100) and score.rouge2 == pytest.approx(100)
-    score.texts = ["this package holds the docs", "docs the"]
-    score.judge(["this package holds the docs", "the docs"])
-    assert score.bleu < 100 and score.rouge2 == pytest.approx(50)
-
-
-def test_spread_takes_rows_from_the_whole_sample_in_order() -> None:
-    assert spread(range(10), 3) == [0, 3, 6]
-    assert spread(range(3), 5) == [0, 1, 2]
 
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

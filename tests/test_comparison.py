@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder
 from kdtw_fast.comparison import figures, table
 from kdtw_fast.comparison.claims import compare_latency, compare_quality
+from kdtw_fast.comparison.examples import examples, markdown
 from kdtw_fast.comparison.measure import Run, Settings
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
 from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
-from kdtw_fast.comparison.subjects import load_subject
+from kdtw_fast.comparison.subjects import chosen, load_subject
 from kdtw_fast.comparison.summary import Latency, Point, Spread, pareto, sample, summarise
+from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
 SOURCES = ["dieses paket", "die doku", "enthält die", "paket paket paket", "doku mentation", "die die"]
@@ -80,6 +83,16 @@ def done(compare, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert result.exit_code == 0, result.stderr
     assert "KDTW, high" in result.stdout and "results.jsonl" in result.stdout
     return out
+
+
+@pytest.fixture
+def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny pair in the place of a shipped one."""
+    monkeypatch.setattr("kdtw_fast.comparison.subjects.pair_names", lambda: ["tiny"])
+    monkeypatch.setattr("kdtw_fast.comparison.subjects.pair_folder", lambda name: folder)
+    samples = [Sample(**row, package="") for row in SENTENCES]
+    monkeypatch.setattr("kdtw_fast.comparison.subjects.load_samples", lambda name: samples)
+    return "tiny"
 
 
 def of(records: Records, method: str, **settings: Any) -> Outputs:
@@ -235,6 +248,62 @@ def test_systems_that_are_not_there_are_left_out_with_a_line(
     assert "without ctranslate2: CTranslate2 is not installed" in result.stderr
     assert "without assisted" in result.stderr
     assert len(read(tmp_path / "results.jsonl").outputs) == 1
+
+
+def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_path: Path, monkeypatch) -> None:
+    quick = Choices(groups=("student", "teacher", "training-wheels"), control_budgets=())
+    monkeypatch.setattr("kdtw_fast.cli_compare.QUICK", quick)
+    arguments = ["demo", "--pair", shipped, "--out", str(tmp_path), "--threads", "1"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.stderr
+    records = read(tmp_path / "results.jsonl")
+    assert len(records.outputs) == 8 and "quality-latency.png" in result.stdout
+    shown = result.stdout[result.stdout.index("Who wrote what") :]
+    assert shown.count("\nsource ") == shown.count("\nreference ") == min(3, len(SENTENCES))
+    again = CliRunner().invoke(cli.app, arguments)
+    assert again.stdout == result.stdout  # measured once
+
+
+def test_examples_mark_the_teachers_tokens_and_need_all_three() -> None:
+    def written(group: str, budget: float | None, owners: str) -> Outputs:
+        names = {"s": "student", "t": "teacher"}
+        pieces = ["\u2581a", "b", "\u2581c", "</s>"][: len(owners)]
+        one = replace(sentence(0, "ab c"), tokens=pieces, owners=[names[code] for code in owners])
+        return outputs(group, [one], group, budget=budget)
+
+    made = [written("student", None, "ssss"), written("training-wheels", 0.1, "stst"), written("teacher", None, "tttt")]
+    [example] = examples(Records({one.id: one for one in made}), "pair")
+    assert [(name, text.plain) for name, text in example] == [
+        ("source", "source 0"),
+        ("student", "ab c"),
+        ("training-wheels", "a[b] c[</s>]"),
+        ("teacher", "ab c"),
+        ("reference", "a b c d"),
+    ]
+    assert "training-wheels  a[b] c[</s>]" in markdown([example])
+    with pytest.raises(ValueError, match="the records of pair lack one"):
+        examples(Records({one.id: one for one in made[:2]}), "pair")
+
+
+def test_a_recipe_is_compared_by_what_it_trained(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    recipe = tmp_path / "mine.yaml"
+    run = tmp_path / "run"
+    recipe.write_text(
+        f"base: debian-de-en/phase2\nout: {run}\ndata: {{folder: {tmp_path}}}\nteacher: {{path: {folder}/teacher}}\n"
+    )
+    with pytest.raises(FileNotFoundError, match=r"has no student in .*train it first"):
+        load_subject(str(recipe))
+    shutil.copytree(folder / "student", run / "best")
+    shutil.copytree(folder / "tokenizer", run / "best", dirs_exist_ok=True)
+    (tmp_path / "test.jsonl").write_text((folder / "data.jsonl").read_text())
+    subject = load_subject(str(recipe))
+    assert [example.source for example in subject.examples] == SOURCES and subject.folders["student"] == run / "best"
+    assert "mine" in subject.name
+
+
+def test_chosen_takes_items_from_the_whole_in_order() -> None:
+    assert chosen(range(10), 3) == [0, 3, 6]
+    assert chosen(range(3), 5) == chosen(range(3), 0) == [0, 1, 2]
 
 
 # --- Plan and records ------------------------------------------------------------------------------------

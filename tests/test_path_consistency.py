@@ -605,6 +605,22 @@ def test_mixes_run_and_report(pair, tokenizer, changes):
         assert 0 <= metrics[f"use/{budget.phrase}"] <= 1 and 0 <= metrics[f"lambda/{budget.phrase}"] <= 2
 
 
+def test_rewards_without_normalisation_are_log_likelihoods(pair, tokenizer):
+    settings = replace(QUICK, replay_rows=0, oracle_rows=0, temperatures=(0.0,), updates_per_batch=1, reward_clip=99.0)
+    plain = make(pair, tokenizer, replace(settings, normalise=False, on_policy_rows=settings.tasks)).train_batch(0)
+    same = make(pair, tokenizer, replace(settings, on_policy_rows=settings.tasks))
+    normalised = same.train_batch(0)
+    mean, deviation = same.statistics.mean, same.statistics.deviation
+    asked = normalised["reward_likelihood"] * deviation - plain["reward_likelihood"]  # 0 where the teacher wrote
+    assert plain["reward_likelihood"] < -1
+    assert asked == pytest.approx(-mean * (1 - sum_of_use(same)), rel=1e-4)
+
+
+def sum_of_use(phase):
+    calls, tokens = (sum(batch[i] for seen in phase.lagrangian.seen for batch in seen) for i in (2, 3))
+    return calls / tokens
+
+
 def test_rates_warm_up_and_decay(pair, tokenizer):
     schedule = {"optimiser": Optimiser(rate=1e-2, warmup=2, scaled=False), "value_optimiser": Optimiser(rate=1e-3)}
     phase = make(pair, tokenizer, replace(QUICK, steps=5, value_batches=1, **schedule))

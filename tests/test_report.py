@@ -21,6 +21,7 @@ import kdtw_fast.cli as cli
 from kdtw_fast.comparison import html, summary
 from kdtw_fast.comparison.quality import resample
 from kdtw_fast.comparison.records import Records, to_line
+from kdtw_fast.owners_view import shown_pieces
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -123,7 +124,7 @@ def test_systems_that_do_not_tell_owners_show_their_text() -> None:
 
 def test_a_character_of_several_bytes_shows_where_it_is_complete() -> None:
     tokens = ["▁d", "<0xC3>", "<0xA4>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "<0xC3>", "▁x", "</s>"]
-    assert list(html._shown_tokens(tokens)) == [" d", "", "ä", "", "", "", "😀", "\ufffd", " x", "</s>"]
+    assert list(shown_pieces(tokens)) == [" d", "", "ä", "", "", "", "😀", "\ufffd", " x", "</s>"]
 
 
 def test_the_data_can_not_end_its_element() -> None:

@@ -74,6 +74,7 @@ class Settings(Pairing):
     entropy_weight: float = 0.15  # the paper's tau in Eq. 2; larger makes outputs longer, smaller shorter
     window: int | None = 5  # d, steps of a path; None = all that remains
     discount: float = 1.0  # gamma
+    normalise: bool = True  # rewards by running mean and deviation (Eq. 17); False = the log-likelihoods as they are
     reward_clip: float = 2.0
     statistics_decay: float = 0.99  # of mu_r and sigma_r, per batch
     value_batches: int = 25  # first batches in which only the value network learns
@@ -387,8 +388,8 @@ class PathConsistency:
             .T.gather(0, self.numbers[batch.budgets.cpu()])
             .to(settings.device),
             self.fractions[batch.budgets.cpu()].to(settings.device),
-            self.statistics.mean,
-            self.statistics.deviation,
+            self.statistics.mean if settings.normalise else 0.0,
+            self.statistics.deviation if settings.normalise else 1.0,
             settings.reward_clip,
             self.costs,
         )

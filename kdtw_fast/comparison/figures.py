@@ -36,6 +36,7 @@ STYLES = {
     "distillspec": Style("DistillSpec", "#0072B2", "s", joined=True),
     "speculative": Style("speculative, lossless", "#56B4E9", "P"),
     "bild": Style("BiLD", "#009E73", "^", joined=True),
+    "interleaved": Style("interleaved (SKD)", "#F0E442", "*"),
     "random": Style("random calls", "#777777", "x", joined=True),
     "entropy": Style("calls by entropy", "#CC79A7", "v", joined=True),
     "student": Style("student alone", "#000000", "<"),

@@ -19,19 +19,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kdtw_fast.demo import spread
 from kdtw_fast.outputs import Owner
-from kdtw_fast.owners_view import MARKS, visible
+from kdtw_fast.owners_view import MARKS, shown_pieces, visible
 
 from .figures import draw
 from .quality import METRICS, Interval
 from .records import Outputs, Records, Sentence, Timing
+from .subjects import chosen
 from .summary import Point, Samples, Spread, sample, summarise
 from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
 
 TEMPLATE = "report.html.jinja"
 END = "</s>"  # T5's end token as a piece
-SPACE = "\u2581"  # sentencepiece's
 WORDS: dict[Owner, str] = {
     Owner.STUDENT: "student",
     Owner.TEACHER: "teacher",
@@ -223,7 +222,7 @@ def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentenc
                 "name": visible(pair),
                 "task": visible(points[0].task),
                 "points": [_point(outputs) for outputs in points],
-                "sentences": [row(i) for i in spread(range(count), sentences or count)],
+                "sentences": [row(i) for i in chosen(range(count), sentences)],
             }
         )
     marks = {int(owner): [opening, closing, WORDS[owner]] for owner, (opening, closing, _) in MARKS.items()}
@@ -246,25 +245,8 @@ def _output(sentence: Sentence, pieces: _Pieces) -> list[Any]:
     if not sentence.owners:
         return [visible(sentence.text)]
     owners = "".join(str(int(Owner[name.upper()])) for name in sentence.owners)
-    numbers = [pieces.number(text) for text in _shown_tokens(sentence.tokens)]
+    numbers = [pieces.number(text) for text in shown_pieces(sentence.tokens)]
     return [0, numbers, owners, _surprises(sentence.student_logprobs), _surprises(sentence.teacher_logprobs)]
-
-
-def _shown_tokens(tokens: Sequence[str]) -> Iterator[str]:
-    """What tokens show: blanks for the vocabulary's sign; a character of several bytes shows where it is complete."""
-    waiting = b""
-    for i, token in enumerate(tokens):
-        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-        if byte is None:
-            yield token.replace(SPACE, " ")
-            continue
-        waiting += bytes([int(byte[1], 16)])
-        follows = i + 1 < len(tokens) and re.fullmatch(r"<0x[89AB][0-9A-F]>", tokens[i + 1])
-        if follows and len(waiting) < 4:
-            yield ""
-        else:
-            yield waiting.decode("utf-8", "replace")
-            waiting = b""
 
 
 def _surprises(logprobs: Sequence[float | None] | None) -> list[int] | int:

@@ -21,6 +21,7 @@ GROUPS: dict[str, str] = {
     "speculative": "lossless speculative decoding",
     "distillspec": "lossy speculative decoding with a GKD student as drafter",
     "bild": "BiLD over its thresholds",
+    "interleaved": "interleaved sampling (SKD): drafts among the teacher's best 25 stay",
     "random": "calls drawn at random, as many as KDTW makes",
     "entropy": "calls where the student's entropy is high, as many as KDTW makes",
     "hugging-face": "Hugging Face generate, student and teacher",
@@ -162,6 +163,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         "speculative": _lossless,
         "distillspec": lambda c: _distillspec(c, has_draft_student),
         "bild": _bild,
+        "interleaved": lambda _: [_interleaved()],
         "random": lambda c: _control("random", "random calls", c),
         "entropy": lambda c: _control("entropy", "calls by entropy", c),
         "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
@@ -221,6 +223,11 @@ def _bild(choices: Choices) -> list[OperatingPoint]:
         for a in choices.fallbacks
         for r in choices.rollbacks
     ]
+
+
+def _interleaved() -> OperatingPoint:
+    settings = {"draft_length": 5, "accept_top_k": 25}  # the paper's
+    return OperatingPoint("interleaved", "interleaved", "interleaved (SKD), K 5, top 25", settings)
 
 
 def _control(name: str, label: str, choices: Choices) -> list[OperatingPoint]:

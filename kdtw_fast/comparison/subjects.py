@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.demo import spread
 from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import load_samples, pair_folder, pair_names
 
@@ -76,8 +75,9 @@ def load_subject(
     """Loads a pair and its data.
 
     Args:
-        pair: the name of a pair that ships, or a folder with ``student``, ``teacher`` and ``tokenizer`` in it.
-        data: JSONL with "source" and "target"; None = the sample that ships with the pair.
+        pair: the name of a pair that ships, a folder with ``student``, ``teacher`` and ``tokenizer`` in it, or a recipe
+            (its name or YAML file): the best student that it trained, beside its teacher.
+        data: JSONL with "source" and "target"; None = the sample that ships with the pair, or the recipe's test split.
         draft_student: folder of DistillSpec's student; None = the pair's own drafts.
         sentences: how many, evenly spread; 0 = all.
         dtype, teacher_dtype: number formats, as decoders take them.
@@ -88,32 +88,73 @@ def load_subject(
     """
     from transformers import AutoTokenizer
 
-    home = Path(pair) if pair not in pair_names() and Path(pair).is_dir() else pair_folder(pair)
-    for part in ("student", "teacher", "tokenizer"):
-        if not (home / part).is_dir():
-            raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
-    name = home.resolve().name
-    if data is not None:
-        examples = read_examples(data)
-    elif name in pair_names() and home == pair_folder(name):
-        examples = [Example(sample.source, sample.target) for sample in load_samples(name)]
-    else:
-        raise ValueError(f"{home} ships with no sentences; name a JSONL file with --data")
-    folders = {"student": home / "student", "teacher": home / "teacher"}
+    place = _place(pair)
+    examples = place.examples() if data is None else read_examples(data)
+    folders = {"student": place.student, "teacher": place.teacher}
     if draft_student is not None:
         if not draft_student.is_dir():
             raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
         folders[DRAFT_STUDENT] = draft_student
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
-    return Subject(
-        name, folders, models, AutoTokenizer.from_pretrained(home / "tokenizer"), chosen(examples, sentences)
-    )
+    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
+    return Subject(place.name, folders, models, tokenizer, chosen(examples, sentences))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a pair lies: its folders, and how to read the sentences that come with it."""
+
+    name: str
+    student: Path
+    teacher: Path
+    tokenizer: Path
+    examples: Callable[[], list[Example]]
+
+
+def _place(pair: str) -> _Place:
+    if pair in pair_names():
+        return _folder(pair_folder(pair), pair, lambda: [Example(s.source, s.target) for s in load_samples(pair)])
+    if Path(pair).is_dir():
+        return _folder(Path(pair), Path(pair).resolve().name, lambda: _no_sentences(pair))
+    from kdtw_fast.training import recipes
+
+    if pair in recipes.recipe_names() or Path(pair).suffix in (".yaml", ".yml"):
+        return _trained(recipes.resolve(pair).settings, pair)
+    return _folder(pair_folder(pair), pair, list)  # says which pairs there are
+
+
+def _folder(home: Path, name: str, examples: Callable[[], list[Example]]) -> _Place:
+    for part in ("student", "teacher", "tokenizer"):
+        if not (home / part).is_dir():
+            raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
+    return _Place(name, home / "student", home / "teacher", home / "tokenizer", examples)
+
+
+def _no_sentences(pair: str) -> list[Example]:
+    raise ValueError(f"{pair} ships with no sentences; name a JSONL file with --data")
+
+
+def _trained(settings: Any, recipe: str) -> _Place:
+    """What a recipe trained: its best student, beside its teacher, on the test split of its data."""
+    from kdtw_fast.training import tasks
+
+    student, teacher = Path(settings.out) / "best", Path(settings.teacher.path)
+    for folder, what in ((student, "student"), (teacher, "teacher")):
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"recipe {recipe} has no {what} in {folder} yet; train it first (kdtw train)")
+
+    def examples() -> list[Example]:
+        return [Example(row.source, row.target) for row in tasks.read_examples(settings.data, "test")]
+
+    return _Place("-".join(Path(recipe).with_suffix("").parts[-2:]), student, teacher, student, examples)
 
 
 def chosen(items: Sequence[Any], count: int) -> list[Any]:
-    """``count`` of the items, evenly spread, in order; 0 = all."""
-    return spread(items, count or len(items))
+    """``count`` of the items, evenly spread, in order; all of them where there are fewer, or with 0."""
+    if not 0 < count < len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def read_examples(path: Path) -> list[Example]:
