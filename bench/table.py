@@ -1,7 +1,8 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
 `python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table compare
-out/compare/results.jsonl` and `examples` from the same; `python -m bench.table quantisation`.
+out/compare/results.jsonl` and, from the same, `examples` and `claims` (for docs/results.md, by `--readme`); `python -m
+bench.table quantisation`.
 """
 
 from __future__ import annotations
@@ -363,6 +364,19 @@ def compare_markdown(path: Path) -> str:
     )
 
 
+def claims_markdown(path: Path) -> str:
+    """The paper's claims on these records, for docs/results.md."""
+    from kdtw_fast.comparison.claims import claims
+    from kdtw_fast.comparison.records import read
+    from kdtw_fast.comparison.summary import sample, summarise
+    from kdtw_fast.comparison.verdicts import markdown
+
+    records = read(path)
+    samples = {pair: sample(records, pair) for pair in records.pairs}
+    points = summarise(records, samples)
+    return markdown(records, points, claims(records, samples, points, "rouge2"), "rouge2")
+
+
 def examples_markdown(path: Path) -> str:
     """A few sentences of each pair, from the same records."""
     from kdtw_fast.comparison.examples import examples, markdown
@@ -374,10 +388,13 @@ def examples_markdown(path: Path) -> str:
     return "\n\n".join([f"Who wrote what ({LEGEND}), from the same records:", *blocks])
 
 
+FROM_RECORDS = {"compare": compare_markdown, "examples": examples_markdown, "claims": claims_markdown}
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "compare", "examples", "quantisation"))
+    parser.add_argument("region", choices=("bench", "compare", "examples", "claims", "quantisation"))
     parser.add_argument(
         "results",
         type=Path,
@@ -390,11 +407,10 @@ def main() -> None:
         if arguments.results is None:
             parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
         content = bench_markdown(json.loads(arguments.results.read_text(encoding="utf-8")))
-    elif arguments.region in ("compare", "examples"):
+    elif arguments.region in FROM_RECORDS:
         if arguments.results is None:
             parser.error(f"'{arguments.region}' needs the results.jsonl that kdtw compare wrote")
-        make = compare_markdown if arguments.region == "compare" else examples_markdown
-        content = make(arguments.results)
+        content = FROM_RECORDS[arguments.region](arguments.results)
     else:
         content = quantisation_markdown()
     readme = fill(arguments.readme.read_text(encoding="utf-8"), arguments.region, content)

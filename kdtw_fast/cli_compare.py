@@ -134,8 +134,9 @@ def compare(
 ) -> None:
     """Compare all methods on a pair: quality, latency and teacher use at every operating point.
 
-    Everything runs in one process; the timed points take turns. Writes results.jsonl (raw), summary.json, table.md and
-    three figures (PNG, SVG) to --out. Stopped or killed, the same command goes on; docs/comparison.md has the details.
+    Everything runs in one process; the timed points take turns. Writes results.jsonl (raw), summary.json, table.md,
+    claims.md and three figures (PNG, SVG) to --out. Stopped or killed, the same command goes on; docs/comparison.md has
+    the details.
 
         kdtw compare --quick
 
@@ -250,6 +251,7 @@ def _present(folder: Path, metric: str) -> None:
     from kdtw_fast.comparison.records import read
     from kdtw_fast.comparison.summary import sample, summarise
     from kdtw_fast.comparison.table import FOOTNOTE, markdown, tables
+    from kdtw_fast.comparison.verdicts import markdown as verdicts
 
     records = read(folder / "results.jsonl")
     samples = {pair: sample(records, pair) for pair in records.pairs}
@@ -258,12 +260,13 @@ def _present(folder: Path, metric: str) -> None:
     summary = {"points": [asdict(point) for point in points], "comparisons": [asdict(claim) for claim in found]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown(points) + "\n", encoding="utf-8")
+    (folder / "claims.md").write_text(verdicts(records, points, found, metric) + "\n", encoding="utf-8")
     paths = draw(points, folder, metric)
     console = make_console()
     for table in tables(points):
         console.print(table, crop=False)
     console.print(FOOTNOTE, soft_wrap=True)
-    written = [folder / name for name in ("results.jsonl", "summary.json", "table.md")] + paths
+    written = [folder / name for name in ("results.jsonl", "summary.json", "table.md", "claims.md")] + paths
     console.print("\nwritten: " + ", ".join(map(str, written)), soft_wrap=True)
 
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder
-from kdtw_fast.comparison import figures, table
-from kdtw_fast.comparison.claims import compare_latency, compare_quality
+from kdtw_fast.comparison import figures, table, verdicts
+from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
 from kdtw_fast.comparison.examples import examples, markdown
 from kdtw_fast.comparison.measure import Run, Settings
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
@@ -264,6 +264,40 @@ def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_pa
     assert again.stdout == result.stdout  # measured once
 
 
+def test_verdicts_follow_the_intervals() -> None:
+    def point(budget: float, use: float) -> Point:
+        interval = Interval(use, use - 0.01, use + 0.01)
+        settings = {"budget": f"b{budget:g}"}
+        name = f"pair/kdtw/{budget:g}"
+        return Point(
+            name, "pair", "task", "training-wheels", "m", settings, name, budget, 4, 9.0, {}, None, interval, interval,
+            0.1, None,
+        )  # fmt: skip
+
+    def comparison(question: str, budget: float, metric: str, low: float, high: float) -> Comparison:
+        return Comparison(question, metric, f"pair/kdtw/{budget:g}", "x", Interval((low + high) / 2, low, high), 0.1)
+
+    points = [point(0.1, 0.15), point(0.0, 0.0)]
+    found = [
+        comparison("better", 0.0, "rouge2", 0.5, 1.5),
+        comparison("better", 0.1, "rouge2", -0.5, 1.5),
+        comparison("faster", 0.0, "ms_per_token", -0.3, -0.1),
+        comparison("slower", 0.0, "ms_per_token", 0.1, 0.3),
+        comparison("mixed", 0.0, "rouge2", 0.1, 0.3),
+        comparison("mixed", 0.1, "rouge2", -0.3, -0.1),
+    ]
+    records = Records({"a": outputs("a", [sentence(0, "a b")])})
+    rows = [line.split(" | ") for line in verdicts.markdown(records, points, found, "rouge2").splitlines()]
+    table = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 4}
+    assert table["claim"] == ["holds", "b0 (0)", "b0.1 (0.1) |"]
+    kept = next(row for name, row in table.items() if "share of all tokens" in name)
+    assert kept == ["at 1 of 2, against it 1", "+0.0 (-1.0 to +1.0)", "+5.0 (+4.0 to +6.0) |"]
+    assert table["better, ROUGE-2"] == ["at 1 of 2, open 1", "+1.0 (+0.5 to +1.5)", "+0.5 (-0.5 to +1.5) |"]
+    assert table["faster, ms/token"] == ["yes", "-20 % (-30 % to -10 %)", "– |"]
+    assert table["slower, ms/token"][0] == "no"
+    assert table["mixed, ROUGE-2"][0] == "at 1 of 2, against it 1"
+
+
 def test_examples_mark_the_teachers_tokens_and_need_all_three() -> None:
     def written(group: str, budget: float | None, owners: str) -> Outputs:
         names = {"s": "student", "t": "teacher"}
@@ -450,7 +484,7 @@ def point(name: str, quality: float, ms: float | None, group: str = "distillspec
     spread = None if ms is None else Spread(ms, ms, ms)
     latency = None if spread is None else Latency(spread, spread, spread, 3, 1, 1)
     use = Interval(0.2, 0.1, 0.3)
-    return Point(name, "pair", "task", group, "m", {}, name, 0.1, 4, 9.0, metrics, latency, use, 0.1, None)
+    return Point(name, "pair", "task", group, "m", {}, name, 0.1, 4, 9.0, metrics, latency, use, use, 0.1, None)
 
 
 def test_the_front_is_what_nothing_beats() -> None:

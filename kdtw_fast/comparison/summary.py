@@ -84,6 +84,7 @@ class Point:
         quality: by metric of :data:`kdtw_fast.comparison.quality.METRICS`, 0 to 100.
         latency: None where nothing was timed.
         teacher_use: share of the output tokens that the teacher wrote; None where the system does not tell.
+        mean_use: the same share of each sentence, averaged over the sentences (the paper's).
         teacher_passes_per_token: passes of the teacher that served a sentence, over its output tokens.
         gap_closed: by metric, the share of the way from the student's quality to the teacher's; None where either
             is not there or the teacher is not better.
@@ -102,6 +103,7 @@ class Point:
     quality: dict[str, Interval]
     latency: Latency | None
     teacher_use: Interval | None
+    mean_use: Interval | None
     teacher_passes_per_token: float | None
     gap_closed: dict[str, Interval] | None
 
@@ -165,6 +167,7 @@ def summarise(records: Records, samples: dict[str, Samples] | None = None) -> li
 def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
     tokens = np.array([len(sentence.tokens) for sentence in outputs.sentences])
     told = all(len(sentence.owners) == len(sentence.tokens) for sentence in outputs.sentences)
+    written = _by_teacher(outputs) if told else None
     passes = sum(sentence.teacher_calls for sentence in outputs.sentences)
     return Point(
         id=outputs.id,
@@ -179,15 +182,23 @@ def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
         tokens_per_sentence=float(tokens.mean()),
         quality={metric: Interval.of(*samples.score(outputs.id, metric)) for metric in METRICS},
         latency=Latency.of(records.timings_of(outputs.id)),
-        teacher_use=_use(outputs, tokens, samples.counts) if told else None,
+        teacher_use=None if written is None else _ratio(written, tokens, samples.counts),
+        mean_use=(
+            None if written is None else _ratio(written / np.maximum(1, tokens), np.ones(len(tokens)), samples.counts)
+        ),
         teacher_passes_per_token=passes / max(1, int(tokens.sum())) if told else None,
         gap_closed=_gap_closed(outputs.id, f"{outputs.pair}/greedy-", samples),
     )
 
 
-def _use(outputs: Outputs, tokens: np.ndarray, counts: np.ndarray) -> Interval:
-    written = np.array([sum(owner in BY_TEACHER for owner in s.owners) for s in outputs.sentences])
-    return Interval.of(written.sum() / max(1, tokens.sum()), (counts @ written) / np.maximum(1, counts @ tokens))
+def _by_teacher(outputs: Outputs) -> np.ndarray:
+    """How many tokens of each sentence the teacher wrote."""
+    return np.array([sum(owner in BY_TEACHER for owner in s.owners) for s in outputs.sentences])
+
+
+def _ratio(over: np.ndarray, under: np.ndarray, counts: np.ndarray) -> Interval:
+    """One sum over another, over sentences."""
+    return Interval.of(over.sum() / max(1, under.sum()), (counts @ over) / np.maximum(1, counts @ under))
 
 
 def _gap_closed(point: str, prefix: str, samples: Samples) -> dict[str, Interval] | None:
