@@ -1,8 +1,8 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
 `python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table compare
-out/compare/results.jsonl` and, from the same, `examples` and `claims` (for docs/results.md, by `--readme`); `python -m
-bench.table quantisation`.
+out/compare/results.jsonl` and, from the same, `examples` and `claims` (for docs/results.md, by `--readme`); `ablation`
+and `seeds` as bench/ablation.py says; `python -m bench.table quantisation`.
 """
 
 from __future__ import annotations
@@ -388,13 +388,27 @@ def examples_markdown(path: Path) -> str:
     return "\n\n".join([f"Who wrote what ({LEGEND}), from the same records:", *blocks])
 
 
-FROM_RECORDS = {"compare": compare_markdown, "examples": examples_markdown, "claims": claims_markdown}
+def ablation_markdown(path: Path) -> str:
+    """Several trained students of one pair, for docs/results.md."""
+    from bench.ablation import markdown
+    from kdtw_fast.comparison.records import read
+
+    return markdown(read(path))
+
+
+FROM_RECORDS = {
+    "compare": compare_markdown,
+    "examples": examples_markdown,
+    "claims": claims_markdown,
+    "ablation": ablation_markdown,
+    "seeds": ablation_markdown,
+}
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "compare", "examples", "claims", "quantisation"))
+    parser.add_argument("region", choices=("bench", "quantisation", *FROM_RECORDS))
     parser.add_argument(
         "results",
         type=Path,

@@ -349,6 +349,7 @@ def test_the_plan_has_the_papers_grid_and_every_point_once() -> None:
         assert len({point.name for point in plan}) == len(plan)
         by_group = {group: [p for p in plan if p.group == group] for group in GROUPS}
         assert len(by_group["training-wheels"]) == 6 and len(by_group["speculative"]) == 3
+        assert len(by_group["student"]) == 1 + has_draft_student
         lossy = by_group["distillspec"]
         assert len(lossy) == (33 if has_draft_student else 30)  # l = 1 of the own student is lossless decoding
         assert all(("DistillSpec" in p.label) == has_draft_student for p in lossy)

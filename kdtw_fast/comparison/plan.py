@@ -14,7 +14,7 @@ from kdtw_fast.options import check_int, check_real, nearest
 
 # What --methods chooses from, in the order of measuring: a control comes after the points whose use it matches.
 GROUPS: dict[str, str] = {
-    "student": "the student alone",
+    "student": "the student alone, and the GKD student where there is one",
     "teacher": "the teacher alone",
     "training-wheels": "KDTW at each budget",
     "verify": "KDTW whose calls also check the drafts (verify_lenience)",
@@ -44,7 +44,7 @@ class OperatingPoint:
         settings: by the names that :func:`kdtw_fast.methods.make_decoder` takes.
         options: of a call: the budget's phrase.
         budget: share of the tokens that the prompt allows the teacher, or that a control matches.
-        drafter: :data:`OWN_STUDENT`, or :data:`DRAFT_STUDENT` for the separate one.
+        drafter: which student: :data:`OWN_STUDENT`, or :data:`DRAFT_STUDENT` for the separate one.
         model: of a system that decodes with one model: "student" or "teacher".
     """
 
@@ -156,7 +156,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         has_draft_student: whether DistillSpec's student is there; else the pair's own drafts, and labels say so.
     """
     makers: dict[str, Callable[[Choices], list[OperatingPoint]]] = {
-        "student": lambda _: [OperatingPoint("student", "greedy-student", "student alone")],
+        "student": lambda _: _students(has_draft_student),
         "teacher": lambda _: [OperatingPoint("teacher", "greedy-teacher", "teacher alone")],
         "training-wheels": _training_wheels,
         "verify": _verify,
@@ -175,6 +175,12 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
     for point in points:  # without a draft student, l = 1 is lossless decoding, which is there already
         once.setdefault(point.name, point)
     return list(once.values())
+
+
+def _students(has_draft_student: bool) -> list[OperatingPoint]:
+    own = OperatingPoint("student", "greedy-student", "student alone")
+    draft = OperatingPoint("student", "greedy-student", "GKD student alone", drafter=DRAFT_STUDENT)
+    return [own, draft] if has_draft_student else [own]
 
 
 def _training_wheels(choices: Choices) -> list[OperatingPoint]:

@@ -147,7 +147,10 @@ def _trained(settings: Any, recipe: str) -> _Place:
     def examples() -> list[Example]:
         return [Example(row.source, row.target) for row in tasks.read_examples(settings.data, "test")]
 
-    return _Place("-".join(Path(recipe).with_suffix("").parts[-2:]), student, teacher, student, examples)
+    path = Path(recipe)
+    saved = path.name == "recipe.yaml"  # by a run, in its folder
+    name = path.resolve().parent.name if saved else "-".join(path.with_suffix("").parts[-2:])
+    return _Place(name, student, teacher, student, examples)
 
 
 def chosen(items: Sequence[Any], count: int) -> list[Any]:

@@ -1,0 +1,96 @@
+"""Trained students of one pair set against each other: use, quality, and quality at equal use.
+
+    kdtw compare runs/A/recipe.yaml runs/B/recipe.yaml … --methods student,teacher,training-wheels --out out/ablation
+    python -m bench.table ablation out/ablation/results.jsonl --readme docs/results.md
+
+The first run is the one that the others are set against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdtw_fast.comparison.quality import Interval
+from kdtw_fast.comparison.records import Outputs, Records
+from kdtw_fast.comparison.summary import BY_TEACHER, sample
+from kdtw_fast.owners_view import markdown_table
+
+METRIC = "rouge2"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Use and quality of a run at its P budgets from the lowest on: [P], and on B resamples [B, P].
+
+    The last point is the teacher alone, at a use of 1.
+    """
+
+    budgets: list[float]
+    use: np.ndarray
+    uses: np.ndarray
+    quality: np.ndarray
+    qualities: np.ndarray
+
+
+def curve(records: Records, run: str) -> Curve:
+    """A run's curve; ValueError where the records lack KDTW or the teacher."""
+    samples = sample(records, run)
+    here = [one for one in records.outputs.values() if one.pair == run]
+    wheels = sorted((one for one in here if one.group == "training-wheels"), key=lambda one: one.budget or 0.0)
+    teacher = [one for one in here if one.group == "teacher"]
+    if not wheels or not teacher:
+        raise ValueError(f"the records of {run} lack training-wheels or the teacher alone")
+    points = [*wheels, teacher[0]]
+    shares = [_use(one, samples.counts) for one in points]
+    scores = [samples.score(one.id, METRIC) for one in points]
+    return Curve(
+        [one.budget or 0.0 for one in wheels],
+        np.array([use for use, _ in shares]),
+        np.stack([uses for _, uses in shares], 1),
+        np.array([score for score, _ in scores]),
+        np.stack([drawn for _, drawn in scores], 1),
+    )
+
+
+def _use(outputs: Outputs, counts: np.ndarray) -> tuple[float, np.ndarray]:
+    written = np.array([sum(owner in BY_TEACHER for owner in one.owners) for one in outputs.sentences])
+    tokens = np.array([len(one.tokens) for one in outputs.sentences])
+    return float(written.sum() / tokens.sum()), (counts @ written) / (counts @ tokens)
+
+
+def at_equal_use(mine: Curve, base: Curve) -> Interval:
+    """Mean over the budgets above 0 of the quality minus the base's at the same use, its points joined by lines."""
+
+    def difference(use: np.ndarray, quality: np.ndarray, base_use: np.ndarray, base_quality: np.ndarray) -> float:
+        order = np.argsort(base_use, kind="stable")
+        there = np.interp(use, base_use[order], base_quality[order])
+        asked = np.array(mine.budgets) > 0
+        return float(np.mean((quality - there)[: len(asked)][asked]))
+
+    drawn = [difference(*rows) for rows in zip(mine.uses, mine.qualities, base.uses, base.qualities, strict=True)]
+    return Interval.of(difference(mine.use, mine.quality, base.use, base.quality), np.array(drawn))
+
+
+def markdown(records: Records) -> str:
+    """The table."""
+    first, *others = records.pairs
+    base = curve(records, first)
+    columns = [f"{budget:g}: use, ROUGE-2" for budget in base.budgets]
+    rows = []
+    for run in (first, *others):
+        mine = curve(records, run)
+        cells = [f"{100 * use:.1f} %, {quality:.1f}" for use, quality in zip(mine.use, mine.quality)][:-1]
+        far = max(abs(use - budget) for use, budget in zip(mine.use, mine.budgets))
+        equal = at_equal_use(mine, base)
+        better = "–" if run == first else f"{equal.value:+.2f} ({equal.low:+.2f} to {equal.high:+.2f})"
+        rows.append([run, *cells, f"{100 * far:.1f}", better])
+    header = ("run", *columns, "farthest from a budget, points", f"ROUGE-2 over {first} at equal use")
+    sentences = len(next(iter(records.outputs.values())).sentences)
+    note = (
+        f"{sentences} sentences, greedy; use is the share of all tokens. Over {first} at equal use: the mean over the "
+        f"budgets above 0 of the difference to {first}'s points joined by lines (beyond its last one, to the teacher "
+        "alone), in brackets the 95 % bootstrap interval over sentences."
+    )
+    return "\n".join([*markdown_table(header, rows), "", note])
