@@ -82,7 +82,7 @@ def claims(records: Records, samples: dict[str, Samples], points: Sequence[Point
         lossy = _of(here, "distillspec")
         rival_name = "DistillSpec" if any("drafter" in p.settings for p in lossy) else OWN_DRAFTS
         for i, point in enumerate(wheels):
-            others = {"better than the student alone": _of(here, "student")}
+            others = {"better than the student alone": _of(here, "student") if point.budget else []}
             others["better than the budget below"] = wheels[i - 1 : i] if i else []
             for control in ("random", "entropy"):
                 matched = [p for p in _of(here, control) if p.budget == point.budget]
