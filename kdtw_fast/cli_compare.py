@@ -59,8 +59,8 @@ def compare(
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="JSONL with source and target, one file for each PAIR. Default: the sample that ships with the pair, "
-            "or the test split of the recipe's data.",
+            help="JSONL with source and target, one file for each PAIR. Default: the sentences that ship with the "
+            "pair, or the test split of the recipe's data.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -68,8 +68,8 @@ def compare(
     draft_student: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of the GKD student that drafts for DistillSpec, one for each PAIR. Default: the pair's own "
-            "student drafts, and the labels say so.",
+            help="Folder of the GKD student that drafts for DistillSpec, one for each PAIR. Default: the pair's folder "
+            "gkd; without one its own student drafts, and the labels say so.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -140,7 +140,9 @@ def compare(
 
         kdtw compare --quick
 
-        kdtw compare debian-de-en --draft-student runs/debian-de-en/gkd/best --data runs/debian/translation/test.jsonl
+        kdtw compare debian-de-en debian-synopsis
+
+        kdtw compare my-pair --data test.jsonl --draft-student runs/my-task/gkd/best
 
         kdtw compare debian-de-en/phase2    # what that recipe trained
     """

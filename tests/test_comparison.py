@@ -125,7 +125,7 @@ def test_every_point_is_recorded_once_and_timed_every_turn(done: Path) -> None:
 def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
     records = read(done / "results.jsonl")
     for role in ("student", "teacher"):
-        alone = of(records, f"greedy-{role}")
+        alone = records.outputs[f"tiny/greedy-{role}/alone"]
         decoder = GreedyDecoder(folder / role, tokenizer=make_tokenizer())
         assert [s.text for s in alone.sentences] == decoder(SOURCES, max_new_tokens=10).texts
         assert {owner for s in alone.sentences for owner in s.owners} == {role}
@@ -247,7 +247,7 @@ def test_systems_that_are_not_there_are_left_out_with_a_line(
     assert result.exit_code == 0, result.stderr
     assert "without ctranslate2: CTranslate2 is not installed" in result.stderr
     assert "without assisted" in result.stderr
-    assert len(read(tmp_path / "results.jsonl").outputs) == 1
+    assert len(read(tmp_path / "results.jsonl").outputs) == 2  # the student, and the pair's GKD student
 
 
 def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_path: Path, monkeypatch) -> None:
@@ -257,7 +257,7 @@ def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_pa
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr
     records = read(tmp_path / "results.jsonl")
-    assert len(records.outputs) == 8 and "quality-latency.png" in result.stdout
+    assert len(records.outputs) == 9 and "quality-latency.png" in result.stdout
     shown = result.stdout[result.stdout.index("Who wrote what") :]
     assert shown.count("\nsource ") == shown.count("\nreference ") == min(3, len(SENTENCES))
     again = CliRunner().invoke(cli.app, arguments)

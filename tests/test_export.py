@@ -22,14 +22,14 @@ def exported(toy, tmp_path):
     shutil.copytree(toy / "data", data)
     write_jsonl(data / "test.jsonl", toy_examples(12, 80))
     student, teacher = tmp_path / "runs/phase1/model", toy / "teacher/model"
-    numbers = export(student, teacher, data, tmp_path / "out", "toy", sample=5, note="Toys.")
+    numbers = export(student, teacher, data, tmp_path / "out", "toy", sample=5, draft_student=student, note="Toys.")
     return student, teacher, tmp_path / "out", numbers
 
 
 def test_export(exported):
     student, teacher, out, numbers = exported
     folder = out / "pairs/toy"
-    for role in ("student", "teacher"):
+    for role in ("student", "teacher", "gkd"):
         assert {tensor.dtype for tensor in load_file(folder / role / "model.safetensors").values()} == {torch.bfloat16}
         assert NativeT5.from_pretrained(folder / role).dtype == "bf16"
     assert [row["asked"] for row in numbers["budgets"]] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
@@ -40,5 +40,6 @@ def test_export(exported):
     assert list(runs_behind(student, teacher)) == ["teacher", "student", "phase1"]
     card = (folder / "README.md").read_text()
     assert "kdtw train recipes/teacher.yaml\nkdtw train recipes/student.yaml\nkdtw train recipes/phase1.yaml" in card
-    assert "Toys." in card
+    assert "Toys." in card and "GKD's student alone" in card
+    assert numbers["gkd"] == numbers["student"]
     assert recipes.resolve(folder / "recipes/phase1.yaml").settings.steps == 4

@@ -46,6 +46,7 @@ sentences only. The Apache-2.0 licence of kdtw_fast covers its code, not these s
 The models in `../pairs` were trained on other sentences of the same lists.
 """
 
+DRAFTER = "`gkd` is a student of the same size, distilled on its own outputs, which drafts for DistillSpec."
 DOES = {
     "debian-de-en": "to translate German package descriptions of Debian into English",
     "debian-synopsis": "to write the one-line synopsis of a Debian package from its description",
@@ -69,7 +70,7 @@ def save_bf16(model: PreTrainedModel, folder: Path) -> None:
 
 
 def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") -> list[Example]:
-    """`count` examples with different sources, chosen and ordered by a keyed hash of the text."""
+    """`count` examples with different sources (0 = all), chosen and ordered by a keyed hash of the text."""
 
     def rank(example: Example) -> bytes:
         return hashlib.blake2b(example.source.encode(), key=key.encode(), digest_size=8).digest()
@@ -77,23 +78,20 @@ def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") ->
     unique = {example.source: example for example in examples}
     if len(unique) < count:
         raise ValueError(f"asked for {count} sample sentences, but there are only {len(unique)} different ones")
-    return sorted(unique.values(), key=rank)[:count]
+    return sorted(unique.values(), key=rank)[: count or None]
 
 
-def measure(student, teacher, tokenizer, examples: Sequence[Example]) -> dict[str, dict[str, float | str]]:
-    """BLEU and ROUGE-2 of the teacher alone and of the student alone (told "no"), greedy."""
+def measure(
+    models: dict[str, T5ForConditionalGeneration], tokenizer, examples: Sequence[Example]
+) -> dict[str, dict[str, float | str]]:
+    """BLEU and ROUGE-2 of each model alone, greedy; students are told "no"."""
     rows = encode(examples, tokenizer, 10**6, 10**6)
     references = [example.target for example in examples]
-    prompts = {
-        "teacher": teacher_prompts(tokenizer, teacher.config.teacher_prompt)[0],
-        "student": tokenizer(student_prompt("no", student.config.student_prompt), add_special_tokens=False)[
-            "input_ids"
-        ],
-    }
-    models = {"teacher": teacher, "student": student}
+    own = tokenizer(student_prompt("no", models["student"].config.student_prompt), add_special_tokens=False)
+    told = teacher_prompts(tokenizer, models["teacher"].config.teacher_prompt)[0]
     return {
-        name: scores(texts(tokenizer, greedy(models[name], rows, prompt)), references)
-        for name, prompt in prompts.items()
+        role: scores(texts(tokenizer, greedy(model, rows, told if role == "teacher" else own["input_ids"])), references)
+        for role, model in models.items()
     }
 
 
@@ -120,8 +118,11 @@ def prose(text: str) -> str:
 
 def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
     """The pair's README.md; `runs` are the names of the recipes beside it."""
-    both = [("Teacher alone", numbers["teacher"]), ("Student alone", numbers["student"])]
-    alone = "\n".join(f"| {title} | {row['bleu']:.2f} | {row['rouge2']:.2f} |" for title, row in both)
+    titles = {"teacher": "Teacher alone", "student": "Student alone", "gkd": "GKD's student alone"}
+    measured = {role: title for role, title in titles.items() if role in numbers}
+    alone = "\n".join(
+        f"| {title} | {numbers[role]['bleu']:.2f} | {numbers[role]['rouge2']:.2f} |" for role, title in measured.items()
+    )
     budgets = "\n".join(
         f"| {row['budget']} | {row['asked']:.0%} | {row['achieved']:.1%} | {row['row_mean']:.1%} | {row['bleu']:.2f} | "
         f"{row['rouge2']:.2f} |"
@@ -132,7 +133,7 @@ def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
     )
     sizes = {role: f"{numbers['parameters'][role] / 1e6:.2f} M" for role in ("teacher", "student")}
     rounding = " and ".join(
-        f"{numbers[role]['bleu'] - numbers['float32'][role]['bleu']:+.2f} ({role})" for role in ("teacher", "student")
+        f"{numbers[role]['bleu'] - numbers['float32'][role]['bleu']:+.2f} ({role})" for role in measured
     )
     parts = [
         f"# {name}",
@@ -140,8 +141,8 @@ def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
             f"""A student of {sizes["student"]} parameters and a teacher of {sizes["teacher"]}, both T5 with a joint
             vocabulary, trained from scratch on a CPU {DOES.get(name, "for the task of its name")}. The student has
             learnt (arXiv 2502.17717: behaviour cloning, then path consistency learning) to say `<tau>` where it wants
-            the teacher to write a token. The pair is real and small: it knows Debian's domain only, and even there its
-            texts are rough."""
+            the teacher to write a token. {DRAFTER if "gkd" in numbers else ""} The pair is real and small: it knows
+            Debian's domain only, and even there its texts are rough."""
         ),
         "## Measured",
         prose(
@@ -187,31 +188,40 @@ def export(
     data: Path,
     out: Path,
     name: str = "debian-de-en",
-    sample: int = 300,
+    sample: int = 0,
     oracle: Path | None = None,
     oracle_rows: int = 0,
+    draft_student: Path | None = None,
     note: str = "",
 ) -> dict:
-    """Write OUT/pairs/NAME and OUT/samples; returns the numbers of the card."""
+    """Write OUT/pairs/NAME and OUT/samples; returns the numbers of the card.
+
+    `sample`: test sentences that ship, 0 = all; `draft_student`: GKD's student, to ship as "gkd".
+    """
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
     student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
+    models = {"teacher": teacher, "student": student}
+    if draft_student is not None:
+        models["gkd"] = TrainingWheelsT5.from_pretrained(draft_student, dtype=torch.float32).eval()
     test = read_jsonl(data / "test.jsonl")
-    numbers: dict = {"sentences": len(test), "float32": measure(student, teacher, tokenizer, test)}
-    round_to_bf16(student)
-    round_to_bf16(teacher)
-    numbers |= measure(student, teacher, tokenizer, test)
+    numbers: dict = {"sentences": len(test), "float32": measure(models, tokenizer, test)}
+    for model in models.values():
+        round_to_bf16(model)
+    numbers |= measure(models, tokenizer, test)
     numbers["budgets"] = measure_budgets(student, teacher, tokenizer, test)
-    numbers["parameters"] = {"teacher": teacher.num_parameters(), "student": student.num_parameters()}
+    numbers["parameters"] = {role: model.num_parameters() for role, model in models.items()}
     if oracle is not None:
         numbers["oracle"], numbers["oracle_rows"] = json.loads(oracle.read_text()), oracle_rows
     folder = out / "pairs" / name
     shutil.rmtree(folder, ignore_errors=True)
-    save_bf16(student, folder / "student")
-    save_bf16(teacher, folder / "teacher")
+    for role, model in models.items():
+        save_bf16(model, folder / role)
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     runs = runs_behind(student_folder, teacher_folder)
+    if draft_student is not None:
+        runs |= runs_behind(draft_student, teacher_folder)
     (folder / "recipes").mkdir()
     for run, recipe in runs.items():
         shutil.copy(recipe, folder / "recipes" / f"{run}.yaml")
@@ -233,7 +243,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/debian/translation"))
     parser.add_argument("--out", type=Path, default=Path("kdtw_fast/data"))
     parser.add_argument("--name", default="debian-de-en")
-    parser.add_argument("--sample", type=int, default=300, help="test sentences that ship")
+    parser.add_argument("--draft-student", type=Path, default=None, help="GKD's student, to ship beside the other")
+    parser.add_argument("--sample", type=int, default=0, help="test sentences that ship, 0 = all")
     parser.add_argument("--oracle", type=Path, default=None, help="JSON written by kdtw_fast.training.oracle --out")
     parser.add_argument("--oracle-rows", type=int, default=200, help="validation sentences behind --oracle")
     parser.add_argument("--note", default="", help="what the card must say about the runs beside their recipes")

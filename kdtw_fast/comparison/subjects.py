@@ -78,7 +78,8 @@ def load_subject(
         pair: the name of a pair that ships, a folder with ``student``, ``teacher`` and ``tokenizer`` in it, or a recipe
             (its name or YAML file): the best student that it trained, beside its teacher.
         data: JSONL with "source" and "target"; None = the sample that ships with the pair, or the recipe's test split.
-        draft_student: folder of DistillSpec's student; None = the pair's own drafts.
+        draft_student: folder of DistillSpec's student; None = the pair's folder "gkd"; where there is none, its own
+            student drafts.
         sentences: how many, evenly spread; 0 = all.
         dtype, teacher_dtype: number formats, as decoders take them.
 
@@ -91,10 +92,10 @@ def load_subject(
     place = _place(pair)
     examples = place.examples() if data is None else read_examples(data)
     folders = {"student": place.student, "teacher": place.teacher}
-    if draft_student is not None:
-        if not draft_student.is_dir():
-            raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
-        folders[DRAFT_STUDENT] = draft_student
+    if draft_student is not None and not draft_student.is_dir():
+        raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
+    if (drafter := draft_student or place.drafter) is not None:
+        folders[DRAFT_STUDENT] = drafter
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
     tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
@@ -110,6 +111,7 @@ class _Place:
     teacher: Path
     tokenizer: Path
     examples: Callable[[], list[Example]]
+    drafter: Path | None = None
 
 
 def _place(pair: str) -> _Place:
@@ -128,7 +130,9 @@ def _folder(home: Path, name: str, examples: Callable[[], list[Example]]) -> _Pl
     for part in ("student", "teacher", "tokenizer"):
         if not (home / part).is_dir():
             raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
-    return _Place(name, home / "student", home / "teacher", home / "tokenizer", examples)
+    drafter = home / DRAFT_STUDENT
+    parts = [home / part for part in ("student", "teacher", "tokenizer")]
+    return _Place(name, *parts, examples, drafter if drafter.is_dir() else None)
 
 
 def _no_sentences(pair: str) -> list[Example]:
