@@ -143,7 +143,12 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
     for method in ("hugging-face", *(["ctranslate2"] if has_ctranslate2() else [])):
         for role in ("student", "teacher"):
             other = of(records, method, model=role)
-            assert [s.text for s in other.sentences] == [s.text for s in of(records, f"greedy-{role}").sentences]
+            alone = records.outputs[f"tiny/greedy-{role}/alone"]
+            assert [s.text for s in other.sentences] == [s.text for s in alone.sentences]
+    drafter = GreedyDecoder(folder / "gkd", tokenizer=make_tokenizer())
+    assert [s.text for s in of(records, "greedy-student", drafter="gkd").sentences] == drafter(
+        SOURCES, max_new_tokens=10
+    ).texts
     assert of(records, "speculative", drafter="gkd", lenience=0.5).label.startswith("DistillSpec")
 
 
