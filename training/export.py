@@ -203,7 +203,7 @@ def export(
     student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
     models = {"teacher": teacher, "student": student}
     if draft_student is not None:
-        models["gkd"] = TrainingWheelsT5.from_pretrained(draft_student, dtype=torch.float32).eval()
+        models["gkd"] = T5ForConditionalGeneration.from_pretrained(draft_student, dtype=torch.float32).eval()
     test = read_jsonl(data / "test.jsonl")
     numbers: dict = {"sentences": len(test), "float32": measure(models, tokenizer, test)}
     for model in models.values():
