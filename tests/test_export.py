@@ -22,7 +22,9 @@ def exported(toy, tmp_path):
     shutil.copytree(toy / "data", data)
     write_jsonl(data / "test.jsonl", toy_examples(12, 80))
     student, teacher = tmp_path / "runs/phase1/model", toy / "teacher/model"
-    numbers = export(student, teacher, data, tmp_path / "out", "toy", sample=5, draft_student=toy / "student/model", note="Toys.")
+    numbers = export(
+        student, teacher, data, tmp_path / "out", "toy", sample=5, draft_student=toy / "student/model", note="Toys."
+    )
     return student, teacher, tmp_path / "out", numbers
 
 

@@ -131,8 +131,8 @@ def _folder(home: Path, name: str, examples: Callable[[], list[Example]]) -> _Pl
         if not (home / part).is_dir():
             raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
     drafter = home / DRAFT_STUDENT
-    parts = [home / part for part in ("student", "teacher", "tokenizer")]
-    return _Place(name, *parts, examples, drafter if drafter.is_dir() else None)
+    folders = home / "student", home / "teacher", home / "tokenizer"
+    return _Place(name, *folders, examples, drafter if drafter.is_dir() else None)
 
 
 def _no_sentences(pair: str) -> list[Example]:
