@@ -86,3 +86,24 @@ def student_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str = STUD
     if template.count("{budget}") != 1:
         raise ValueError(f'a student prompt holds "{{budget}}" exactly once, got {template!r}')
     return template.replace("{budget}", join_phrases(resolve_budgets(budget)))
+
+
+def wording_place(template: str) -> str:
+    """The place of a wording of the student's instruction: "{budget}" (the phrase) or "{percent}" (a whole number).
+
+    Raises ValueError if the template does not hold exactly one of the two, once.
+    """
+    found = [place for place in ("{budget}", "{percent}") if place in template]
+    if len(found) != 1 or template.count(found[0]) != 1:
+        raise ValueError(
+            f'a wording of the student prompt holds either "{{budget}}" or "{{percent}}" exactly once, got {template!r}'
+        )
+    return found[0]
+
+
+def worded_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str) -> str:
+    """`student_prompt` in any wording: "{percent}" becomes 0, 10, … 50, of several teachers "10 and 0"."""
+    place = wording_place(template)
+    if place == "{budget}":
+        return student_prompt(budget, template)
+    return template.replace(place, " and ".join(f"{100 * one.fraction:.0f}" for one in resolve_budgets(budget)))

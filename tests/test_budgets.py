@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget, student_prompt
+from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget, student_prompt, worded_prompt, wording_place
 
 
 def test_table_is_the_papers():
@@ -52,3 +52,13 @@ def test_prompt():
     assert student_prompt(0.5, "{budget}: ") == "very high: "
     with pytest.raises(ValueError, match="exactly once, got 'translate: '"):
         student_prompt("no", "translate: ")
+
+
+def test_prompts_in_other_words():
+    assert worded_prompt("light", "{budget}: ") == "light: "
+    assert [worded_prompt(budget, "{percent} %: ") for budget in BUDGETS] == [f"{n} %: " for n in range(0, 51, 10)]
+    assert worded_prompt(["light", "no"], "{percent}: ") == "10 and 0: "
+    assert wording_place("{percent} and {words}") == "{percent}"
+    for wrong in ("translate: ", "{budget} {budget}", "{budget} {percent}"):
+        with pytest.raises(ValueError, match="exactly once, got"):
+            wording_place(wrong)

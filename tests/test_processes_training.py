@@ -20,6 +20,13 @@ VARIED = {
         "debian-de-en/phase2",
         {"tasks": 6, "on_policy_rows": 6, "oracle_rows": 3, "replay_rows": 4, "value_batches": 1, "validate_every": 0},
     ),
+    "wordings": (
+        "debian-de-en/phase2-paraphrases",
+        {
+            **{"budgets": "[light,'very high']", "tasks": 6, "on_policy_rows": 6, "oracle_rows": 3, "replay_rows": 4},
+            **{"value_batches": 1, "validate_every": 0, "validation_rows": 1},
+        },
+    ),
     "minillm": ("debian-de-en/minillm", {"updates_per_batch": 2}),
 }
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdtw_fast.budgets import student_prompt
-
 from . import processes
 from .debian import Example
-from .mixes import mixes, told
+from .mixes import Instructions
 
 IGNORED = -100
 
@@ -62,9 +60,12 @@ def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_tar
 
 def student_prompts(tokenizer, template: str, experts: int = 1) -> list[list[int]]:
     """Token ids of the student's prompt for each of the six budgets (of several teachers: each mix), in their order."""
-    return [
-        tokenizer(student_prompt(told(mix), template), add_special_tokens=False)["input_ids"] for mix in mixes(experts)
-    ]
+    return instruction_prompts(tokenizer, Instructions(template, experts))
+
+
+def instruction_prompts(tokenizer, instructions: Instructions) -> list[list[int]]:
+    """Token ids of each instruction, in their order."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in instructions.texts]
 
 
 def teacher_prompts(tokenizer, prompt: str) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Phase 1: behaviour cloning of the oracle (Eq. 16, as corrected), the six budgets mixed in every batch.
+"""Phase 1: behaviour cloning of the oracle (Eq. 16, as corrected), the budgets mixed in every batch.
 
 Along the teacher's greedy trajectories the student learns to say <tau> where it diverges most from the teacher,
 and to follow the teacher elsewhere.
@@ -6,7 +6,7 @@ and to follow the teacher elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.budgets import join_phrases
+from kdtw_fast.budgets import BUDGETS, Budget, join_phrases
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
 from . import mixes, processes
-from .batches import IGNORED, student_prompts
+from .batches import IGNORED, instruction_prompts
 from .debian import Example
-from .evaluate import longest_source, scores, shown
+from .evaluate import longest_source, scores, shown, texts
 from .losses import behaviour_cloning
 from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
@@ -61,6 +61,30 @@ class Settings(Pairing):
 Teacher = T5ForConditionalGeneration | NativeT5
 
 
+def measure_use(
+    decoder: TrainingWheelsDecoder, examples: Sequence[Example], inputs: Iterable[Any], **options: Any
+) -> dict[str, Any]:
+    """Use, BLEU and ROUGE-2 of what is decoded of `inputs`, a stream's items, one for each example, in order.
+
+    `achieved` is calls over all tokens, `row_mean` the mean of the rows' own, `achieved_of` each of several teachers'.
+    `options` are the stream's.
+    """
+    options = {"max_new_tokens": 96, "batch_size": 64, "in_order": True} | options
+    outs = list(decoder.stream(inputs, **options))
+    calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
+    of_each: dict[str, list[float]] = {}
+    if len(decoder.teachers) > 1:
+        own = np.concatenate([out["expert_calls"].numpy() for out in outs]).sum(0) / lengths.sum()
+        of_each = {"achieved_of": own.round(4).tolist()}
+    written = texts(decoder.tokenizer, [out.sequences[0].tolist() for out in outs])
+    return {
+        "achieved": round(float(calls.sum() / lengths.sum()), 4),
+        "row_mean": round(float((calls / lengths).mean()), 4),
+        **of_each,
+        **scores(written, [example.target for example in examples]),
+    }
+
+
 def measure_budgets(
     student: TrainingWheelsT5,
     teacher: Teacher | Sequence[Teacher],
@@ -68,34 +92,24 @@ def measure_budgets(
     examples: Sequence[Example],
     max_new_tokens: int = 96,
     batch_size: int = 64,
+    budgets: Sequence[Budget] = BUDGETS,
     **options: Any,
 ) -> Table:
-    """Use asked and achieved, BLEU and ROUGE-2 for the six budgets, decoded natively; `options` go to the decoder.
+    """Use asked and achieved, BLEU and ROUGE-2 for each of the budgets, decoded natively; `options` go to the decoder.
 
     Of several teachers for the mixes of mixes.measured, with the uses of all together, and of each in lists.
     """
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "in_order": True} | options
+    options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     table: Table = []
-    for mix in mixes.measured(len(decoder.teachers)):
+    for mix in mixes.measured(len(decoder.teachers), budgets):
         sources = (example.source for example in examples)
         limit = longest_source(decoder, examples, mixes.told(mix))
-        outs = list(decoder.stream(sources, budget=mixes.told(mix), max_source_length=limit, **options))
-        calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
-        of_each: dict[str, list[float]] = {}
+        found = measure_use(decoder, examples, sources, budget=mixes.told(mix), max_source_length=limit, **options)
+        asked = {"budget": join_phrases(mix), "asked": sum(budget.fraction for budget in mix)}
         if len(mix) > 1:
-            own = np.concatenate([out["expert_calls"].numpy() for out in outs]).sum(0) / lengths.sum()
-            of_each = {"asked_of": [budget.fraction for budget in mix], "achieved_of": own.round(4).tolist()}
-        table.append(
-            {
-                "budget": join_phrases(mix),
-                "asked": sum(budget.fraction for budget in mix),
-                "achieved": round(float(calls.sum() / lengths.sum()), 4),
-                "row_mean": round(float((calls / lengths).mean()), 4),
-                **of_each,
-                **scores([out.texts[0] for out in outs], [example.target for example in examples]),
-            }
-        )
+            asked["asked_of"] = [budget.fraction for budget in mix]
+        table.append({**asked, **found})
     return table
 
 
@@ -117,9 +131,8 @@ class BehaviourCloning:
             NativeT5.from_model(teacher, name) for teacher, name in zip(self.teachers, names, strict=True)
         ]
         rows = teacher_trajectories(self.judge, self.task, sources, cache)
-        own = student_prompts(self.tokenizer, settings.student_prompt, n)
-        self.batches = self.task.batches(rows, own)
-        self.fractions = mixes.fractions(n)
+        self.instructions = mixes.Instructions(settings.student_prompt, n, settings.paraphrases, settings.budgets)
+        self.batches = self.task.batches(rows, instruction_prompts(self.tokenizer, self.instructions))
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
         self.student.to(settings.device).train()
@@ -127,7 +140,7 @@ class BehaviourCloning:
             settle_teacher(teacher, settings)
 
     def train_batch(self, index: int) -> dict[str, float]:
-        """One update along R teacher trajectories, each with a budget of its own."""
+        """One update along R teacher trajectories, each behind an instruction of its own."""
         settings, student = self.settings, self.student
         seed_batch(settings.seed, index)
         set_rate(self.optimiser, rate_at(index, settings.steps, settings.optimiser))
@@ -135,7 +148,7 @@ class BehaviourCloning:
         told = self.batches.at(index, self.task.told).mine().to(settings.device)
         budgets = torch.zeros(len(own.labels), len(self.teachers))
         drawn = torch.from_numpy(processes.mine(self.batches.draws(index)))
-        budgets[: len(drawn)] = self.fractions[drawn]
+        budgets[: len(drawn)] = self.instructions.fractions[drawn]
         kept = own.labels != IGNORED
         common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
         with torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16):
@@ -155,14 +168,14 @@ class BehaviourCloning:
         return {**{name: float(value.detach()) for name, value in parts.items()}, "grad_norm": norm}
 
     def validate(self, index: int, rows: int | None) -> Table:
-        """Use and quality at the six budgets."""
-        examples, limit = self.task.held_out(rows), self.settings.max_new_tokens
-        return measure_budgets(self.student, self.answering, self.tokenizer, examples, limit)
+        """Use and quality at the budgets."""
+        examples, limit, budgets = self.task.held_out(rows), self.settings.max_new_tokens, self.instructions.budgets
+        return measure_budgets(self.student, self.answering, self.tokenizer, examples, limit, budgets=budgets)
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
         decoder = TrainingWheelsDecoder(self.student, self.answering, tokenizer=self.tokenizer)
-        budget = mixes.told(mixes.moderate(len(self.teachers)))
+        budget = mixes.told(mixes.moderate(len(self.teachers), self.instructions.budgets))
         return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, budget=budget)
 
     def rank(self, table: Table) -> tuple[float, ...]:

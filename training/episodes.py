@@ -22,7 +22,8 @@ class Episode:
 
     Args:
         source: int32 [S], the source's tokens without prompt and without EOS.
-        budget: number of the budget in BUDGETS that the student was told; of several teachers, of the mix in mixes.py.
+        budget: number of the instruction that the student was given (mixes.Instructions): with one teacher, wording and
+            all budgets, the budget's in BUDGETS.
         tokens: int32 [T], the output (with EOS if it was reached).
         from_teacher: bool [T], true where the student's action was <tau> and the teacher wrote the token. Of several
             teachers uint8 [T], the number of the one that did, 1 to n, or 0.
@@ -78,7 +79,7 @@ class EpisodeBatch:
         kept: bool [R, T], false in padding.
         teacher_logprobs: float32 [R, T], 0 in padding.
         ended: bool [R].
-        budgets: [R], numbers of the budgets or mixes.
+        budgets: [R], numbers of the instructions.
     """
 
     source_ids: torch.Tensor

@@ -17,12 +17,13 @@ from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.options import check_real
 
 from . import processes
-from .batches import IGNORED, Batches, encode
+from .batches import IGNORED, Batches, encode, instruction_prompts
 from .evaluate import greedy, scores, shown, texts
 from .losses import cross_entropy, distillation
+from .mixes import Instructions
 from .models import forced_logits, load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member, settle_teacher
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
-from .settings import Optimiser, Run, one_of
+from .settings import Optimiser, Run, check_wordings, one_of
 from .tasks import Task, teacher_trajectories
 
 
@@ -35,6 +36,9 @@ class Settings(Run):
     trajectories_file: str = ""  # where those outputs are kept; empty = OUT/trajectories.jsonl
     distill: float = 0.0  # weight of KL(teacher || student) against cross-entropy
     dropout: float = 0.1
+    # Further wordings of a student's prompt, each with "{budget}" or "{percent}" (0, 10, … 50) in it: every row of a
+    # batch draws one of all. Empty = student_prompt alone.
+    paraphrases: list[str] = field(default_factory=list)
     optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-2, warmup=250))
 
     def __post_init__(self) -> None:
@@ -43,6 +47,9 @@ class Settings(Run):
         one_of("targets", self.targets, ("data", "teacher"))
         check_real("distill", self.distill, 0.0, 1.0)
         check_real("dropout", self.dropout, 0.0, 0.99)
+        check_wordings(self.student_prompt, self.paraphrases)
+        if self.paraphrases and self.role == "teacher":
+            raise ValueError("paraphrases are wordings of the student's prompt; set role=student or leave them out")
         if self.needs_teacher and (self.role == "teacher" or not self.teacher.path):
             raise ValueError(
                 f"distill={self.distill:g} with targets={self.targets} learns from a teacher; set role=student and "
@@ -62,7 +69,9 @@ class Fitting:
         self.settings = settings
         self.tokenizer = load_tokenizer(settings)
         self.task = Task(settings, self.tokenizer)
-        self.prompts = [self.task.told] if settings.role == "teacher" else self.task.own
+        told = Instructions(settings.student_prompt, paraphrases=settings.paraphrases)
+        own = instruction_prompts(self.tokenizer, told)
+        self.prompts = [self.task.told] if settings.role == "teacher" else own
         shape = getattr(settings, settings.role)
         if shape.path:
             self.model = load_t5(shape.path, f"{settings.role}.path")

@@ -23,7 +23,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
 from . import mixes, processes
-from .batches import Encoded, encode, keyed_generator, student_prompts, teacher_prompts
+from .batches import Encoded, encode, instruction_prompts, keyed_generator, teacher_prompts
 from .behaviour_cloning import measure_budgets
 from .debian import Example
 from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, logits_at, special_tokens
@@ -40,7 +40,7 @@ from .settings import Optimiser, Pairing
 from .tasks import Task
 from .value import ValueNetwork
 
-_TASKS, _BUDGETS, _MIX, _HELD_OUT = 104, 105, 106, 107  # what the random numbers are for
+_TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
 _STATE = ("student", "value", "optimiser", "value_optimiser", "statistics", "lagrangian", "replay")
 
 
@@ -57,7 +57,7 @@ class Settings(Pairing):
     value_optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-2))
     bf16: bool = False
     # Episodes
-    tasks: int = 24  # sources of a batch; the six budgets are spread evenly over them
+    tasks: int = 24  # sources of a batch; the budgets are spread evenly over them
     # One on-policy trajectory of each task per temperature of the student, 0 = greedy. Greedy ones alone flatten the
     # student's distribution. Use, which drives lambda, is measured on those of the lowest temperature: greedy decoding
     # asks where <tau> beats the best single token, and that is elsewhere than where it is likely.
@@ -81,8 +81,8 @@ class Settings(Pairing):
     # Lagrangian, see lagrangian.py
     multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
-    # One number for all budgets, or one for each (of each teacher, or the same for all of them). At 0 asking is free,
-    # and use rises first.
+    # One number for all budgets, or one for each of the six, those that are not trained too (of each teacher, or the
+    # same for all of them). At 0 asking is free, and use rises first.
     multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
     multiplier_proportional: float = 0.5
     multiplier_derivative: float = 0.0
@@ -152,10 +152,9 @@ class PathConsistency:
         self.answering = [NativeT5.from_model(one, name) for one, name in zip(teachers, names, strict=True)]
         self.teacher_decoder = GreedyDecoder(self.answering[-1], num_threads=threads)
         self.decoder = TrainingWheelsDecoder(student, self.answering, num_threads=threads)
-        self.prompts = student_prompts(tokenizer, student.config.student_prompt, n)
+        self.instructions = mixes.Instructions(student.config.student_prompt, n, settings.paraphrases, settings.budgets)
+        self.prompts = instruction_prompts(tokenizer, self.instructions)
         self.told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
-        self.fractions, self.numbers = mixes.fractions(n), mixes.budget_numbers(n)
-        self.mixes = {mix: number for number, mix in enumerate(mixes.mixes(n))}
         self.special, self.tau = special_tokens(student), student.tau_token_ids
         quicken(student, 0.0)
         student.to(settings.device).eval()
@@ -222,6 +221,7 @@ class PathConsistency:
                 self.told_prompt,
                 settings.rounding,
                 self.costs,
+                self.instructions.fractions,
             )
         # Every process goes on with all episodes: replay, statistics and lambda are the same in each.
         size = len(places)
@@ -251,6 +251,8 @@ class PathConsistency:
             metrics["divergence"] = divergence
         for number, value in enumerate(self.lagrangian.values):
             teacher, budget = divmod(number, len(BUDGETS))
+            if BUDGETS[budget] not in self.instructions.budgets:
+                continue
             name = BUDGETS[budget].phrase if self.experts == 1 else f"teacher {teacher + 1}, {BUDGETS[budget].phrase}"
             use = self.lagrangian.use(number)
             if use is not None:
@@ -262,15 +264,16 @@ class PathConsistency:
         """Let each teacher's multipliers follow what the episodes asked of it."""
         pairs = [(e, k) for k in range(self.experts) for e in judged]
         self.lagrangian.update(
-            [k * len(BUDGETS) + int(self.numbers[e.budget, k]) for e, k in pairs],
+            [k * len(BUDGETS) + int(self.instructions.budget_numbers[e.budget, k]) for e, k in pairs],
             [e.calls_of(k + 1) for e, k in pairs],
             [len(e) for e, _ in pairs],
         )
 
     def _tasks(self, index: int) -> tuple[list[Encoded], list[int]]:
-        """The batch's rows (every row once an epoch, in an order of the epoch's own) and their budgets.
+        """The batch's rows (every row once an epoch, in an order of the epoch's own) and their instructions.
 
-        Each teacher's budgets are spread evenly over the rows by themselves; a mix of more than 1 becomes "no" of all.
+        Each teacher's budgets are spread evenly over the rows by themselves; a mix of more than 1 becomes the smallest
+        there is, of all budgets "no" of all teachers.
         """
         seed, count = self.settings.seed, self.settings.tasks
         chosen = []
@@ -282,12 +285,13 @@ class PathConsistency:
         return chosen, self._spread(count, index, _BUDGETS)
 
     def _spread(self, count: int, *key: int) -> list[int]:
-        """Numbers of `count` mixes, each teacher's budgets spread evenly in an order of the key's own."""
-        spread = []
+        """Numbers of `count` instructions: each teacher's budgets evenly in an order by the key, and drawn wordings."""
+        seed, given, spread = self.settings.seed, self.instructions, []
         for k in range(self.experts):
-            generator = keyed_generator(self.settings.seed, *key, *([k] if k else []))
-            spread.append([BUDGETS[b] for b in generator.permutation(np.arange(count) % len(BUDGETS))])
-        return [self.mixes.get(mix, 0) for mix in zip(*spread)]
+            generator = keyed_generator(seed, *key, *([k] if k else []))
+            spread.append([given.budgets[b] for b in generator.permutation(np.arange(count) % len(given.budgets))])
+        wordings = keyed_generator(seed, *key, _WORDINGS).integers(len(given.wordings), size=count).tolist()
+        return [given.number(mix, wording) for mix, wording in zip(zip(*spread), wordings, strict=True)]
 
     def _held_out_episodes(self, index: int) -> list[Episode]:
         """Greedy rollouts of some held-out sources, of all processes; nothing but their use is learnt from."""
@@ -385,9 +389,9 @@ class PathConsistency:
             batch.kept,
             torch.tensor(self.lagrangian.values)
             .view(self.experts, -1)
-            .T.gather(0, self.numbers[batch.budgets.cpu()])
+            .T.gather(0, self.instructions.budget_numbers[batch.budgets.cpu()])
             .to(settings.device),
-            self.fractions[batch.budgets.cpu()].to(settings.device),
+            self.instructions.fractions[batch.budgets.cpu()].to(settings.device),
             self.statistics.mean if settings.normalise else 0.0,
             self.statistics.deviation if settings.normalise else 1.0,
             settings.reward_clip,
@@ -428,7 +432,7 @@ class PathConsistency:
     # ------------------------------------------------------------ measuring and saving
 
     def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
-        """Use and quality at the six budgets on the first `rows` validation examples (None = all), greedy.
+        """Use and quality at the budgets on the first `rows` validation examples (None = all), greedy.
 
         `index` is the number of batches trained; the result does not depend on it.
         """
@@ -439,13 +443,14 @@ class PathConsistency:
             self.tokenizer,
             examples,
             limit,
+            budgets=self.instructions.budgets,
             num_threads=self.settings.threads or None,
         )
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples at a moderate budget, the teacher's tokens in brackets."""
         decoder = TrainingWheelsDecoder(self.student, self.answering, tokenizer=self.tokenizer)
-        budget = mixes.told(mixes.moderate(self.experts))
+        budget = mixes.told(mixes.moderate(self.experts, self.instructions.budgets))
         return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget=budget)
 
     def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:

@@ -47,7 +47,7 @@ def rollout(
     Args:
         decoder: the student of now and its teacher.
         rows: what to decode.
-        budgets: the budget's (or mix's) number for each row; prompts[b] stands before the student's source.
+        budgets: the instruction's number for each row; prompts[b] stands before the student's source.
         prompts, told_prompt: token ids of the student's prompts and of the one prompt of all teachers.
         max_new_tokens: the length limit; what it cuts off is marked as not ended.
         temperature: of the student, 0 = greedy.
@@ -189,17 +189,19 @@ def ask_where_divergent(
     told_prompt: Sequence[int],
     rounding: str = "nearest",
     costs: Sequence[float] | None = None,
+    shares: torch.Tensor | None = None,
 ) -> tuple[list[Episode], float]:
     """The oracle's rollouts: the teacher's trajectories, with <tau> as the action at the top l x b positions by KL.
 
     Of several teachers (a list) the trajectories are the judge's, and `oracle_experts` says whom to ask, by `costs`
     (None = 1 each); the token there stays the judge's. Returns the episodes with their marks, and the mean KL(p || pi)
-    over all positions, p the judge's. `rounding` is of l x b.
+    over all positions, p the judge's. `rounding` is of l x b. `shares`: what the numbers that episodes carry mean,
+    float32 [instructions, n]; None = the mixes of all six budgets.
     """
     teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
     asked = list(episodes)
     order = sorted(range(len(episodes)), key=lambda i: len(episodes[i]))
-    shares = fractions(len(teachers))
+    shares = fractions(len(teachers)) if shares is None else shares
     tau = student.tau_token_ids
     special = special_tokens(student)
     total, count = 0.0, 0

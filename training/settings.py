@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
+from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, resolve_budget, student_prompt, wording_place
 from kdtw_fast.options import check_int, check_real
 
 
@@ -16,6 +16,14 @@ def one_of(name: str, value: str, known: Sequence[str]) -> None:
     """ValueError if `value` is none of `known`."""
     if value not in known:
         raise ValueError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+def check_wordings(template: str, paraphrases: Sequence[str]) -> None:
+    """ValueError for a paraphrase that holds neither "{budget}" nor "{percent}" once, or that repeats a wording."""
+    for number, paraphrase in enumerate(paraphrases):
+        wording_place(paraphrase)
+        if paraphrase in (template, *paraphrases[:number]):
+            raise ValueError(f"paraphrases: {paraphrase!r} is there already (student_prompt is the first wording)")
 
 
 @dataclass(frozen=True)
@@ -130,9 +138,19 @@ class Pairing(Run):
 
     experts: list[Model] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)  # what a token of each of the n teachers costs; empty = 1 each
+    # Phrases of the budgets that are trained, measured and chosen by; empty = all six.
+    budgets: list[str] = field(default_factory=list)
+    # Further wordings of student_prompt, each with "{budget}" (the phrase) or "{percent}" (0, 10, … 50) in it: every
+    # row of a batch draws one of all. What is measured and shipped is student_prompt; empty = that alone.
+    paraphrases: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_wordings(self.student_prompt, self.paraphrases)
+        for phrase in self.budgets:
+            if phrase == "False":
+                raise ValueError("budgets has false, as YAML reads a bare no; put quotes around it: budgets=['no']")
+            resolve_budget(phrase)
         if self.costs and len(self.costs) != len(self.experts) + 1:
             raise ValueError(f"costs has {len(self.costs)} values for {len(self.experts) + 1} teachers")
         for cost in self.costs:
