@@ -82,6 +82,12 @@ def _rouge_of(reference: str, text: str) -> tuple[float, ...]:
     return tuple(100.0 * scores[name].fmeasure for name in ROUGE)
 
 
+@lru_cache(maxsize=1 << 18)
+def _counts_of(name: str, reference: str, text: str) -> tuple[int, ...]:
+    """What sacrebleu's own significance tests resample."""
+    return tuple(_corpus_metric(name)._extract_corpus_statistics([text], [[reference]])[0])
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Per sentence what the metrics are sums of: metric -> [N, number of sums]."""
@@ -98,9 +104,8 @@ class Statistics:
         rouge = np.array([_rouge_of(reference, text) for text, reference in zip(texts, references)])
         sums = {name: rouge[:, [i]] for i, name in enumerate(ROUGE)}
         for name in ("bleu", "chrf"):
-            # what sacrebleu's own significance tests resample
-            metric = _corpus_metric(name)
-            sums[name] = np.array(metric._extract_corpus_statistics(list(texts), [list(references)]), dtype=np.int64)
+            counts = [_counts_of(name, reference, text) for text, reference in zip(texts, references)]
+            sums[name] = np.array(counts, dtype=np.int64)
         return cls(sums)
 
     @property
