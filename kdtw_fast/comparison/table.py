@@ -94,7 +94,7 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def tables(points: Sequence[Point]) -> list[Table]:
-    """The same for a terminal, with fewer columns."""
+    """The same for a terminal, with fewer columns and without quartiles."""
     result = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
@@ -102,6 +102,6 @@ def tables(points: Sequence[Point]) -> list[Table]:
         for column in NARROW:
             table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=column == COLUMNS[0])
         for point in shown(here):
-            table.add_row(*(cell for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
+            table.add_row(*(cell.split(" (")[0] for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
         result.append(table)
     return result
