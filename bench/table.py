@@ -347,17 +347,17 @@ def compare_markdown(path: Path) -> str:
     from kdtw_fast.comparison.table import markdown
 
     records = read(path)
-    timings = list(records.timings.values())
-    if not timings:
+    if not records.timings:
         raise ValueError(f"{path} holds no timings yet; let kdtw compare end")
-    last = timings[-1].provenance
-    machine = last["machine"]
+    last = {records.outputs[timing.id].pair: timing.provenance for timing in records.timings.values()}
+    machine = next(iter(last.values()))["machine"]
+    commands = dict.fromkeys(f"`{one['command']}` on {one['time'][:10]}" for one in last.values())
     return "\n".join(
         [
             "![Quality against latency of every method](docs/comparison.png)",
             "",
-            f"`make compare` on {last['time'][:10]}: {machine['processor']}, {machine['cores']} cores, "
-            f"{machine['build']['simd']}. [How it is measured](docs/comparison.md).",
+            f"{machine['processor']}, {machine['cores']} cores, {machine['build']['simd']}; {'; '.join(commands)}. "
+            "[How it is measured](docs/comparison.md), [which of the paper's claims hold](docs/results.md).",
             "",
             markdown(summarise(records)),
         ]

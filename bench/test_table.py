@@ -35,7 +35,7 @@ def test_the_readme_has_its_regions() -> None:
 
 def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:
     machine = {"processor": "Some CPU", "cores": 2, "build": {"simd": "avx2"}}
-    provenance = {"machine": machine, "time": "2026-01-02T03:04:05+00:00"}
+    provenance = {"machine": machine, "command": "kdtw compare p", "time": "2026-01-02T03:04:05+00:00"}
     sentence = Sentence(0, "ein Haus", "a house", "a house", ["a", "house"], ["student"] * 2, 0, 2, 0, 0)
     alone = Outputs("p/x", "p", "t", "student", "x", {}, "student alone", None, {}, [sentence], provenance)
     path = tmp_path / "results.jsonl"
