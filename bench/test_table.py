@@ -45,7 +45,7 @@ def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:
     timing = Timing("p/x", 0, 1, 1, 1, [0], [0.5], [2], [2], [], {}, provenance)
     path.write_text(to_line(alone) + to_line(timing), encoding="utf-8")
     text = compare_markdown(path)
-    assert "](docs/comparison.png)" in text and "on 2026-01-02: Some CPU, 2 cores, avx2." in text
+    assert "](docs/comparison.png)" in text and "Some CPU, 2 cores, avx2; `kdtw compare p` on 2026-01-02." in text
     assert "| student alone |" in text and "250.00 (250.00–250.00) | 4 |" in text
 
 
