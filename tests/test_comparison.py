@@ -26,6 +26,7 @@ from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.subjects import chosen, load_subject
 from kdtw_fast.comparison.summary import Latency, Point, Spread, pareto, sample, summarise
+from kdtw_fast.comparison.systems import pieces
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
@@ -150,6 +151,12 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
         SOURCES, max_new_tokens=10
     ).texts
     assert of(records, "speculative", drafter="gkd", lenience=0.5).label.startswith("DistillSpec")
+
+
+def test_ids_without_a_piece_are_named_by_their_number() -> None:
+    tokenizer = make_tokenizer()
+    known = tokenizer.convert_ids_to_tokens([1])[0]
+    assert pieces(tokenizer, [1, len(tokenizer) + 3]) == [known, f"<{len(tokenizer) + 3}>"]
 
 
 def test_controls_ask_as_often_as_kdtw(done: Path) -> None:

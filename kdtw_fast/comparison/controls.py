@@ -22,6 +22,7 @@ from .plan import OperatingPoint
 from .provenance import SEED
 from .records import Outputs, Sentence
 from .subjects import Subject
+from .systems import pieces
 
 BATCH = 64  # rows decoded together; the results do not depend on it
 TOLERANCE, ROUNDS = 0.01, 6  # of the search for the threshold
@@ -149,7 +150,7 @@ class Controls:
             source=example.source,
             reference=example.reference,
             text=tokenizer.decode(ids, skip_special_tokens=True),
-            tokens=tokenizer.convert_ids_to_tokens(ids),
+            tokens=pieces(tokenizer, ids),
             owners=[teacher if mark else student for mark in marks],
             teacher_calls=sum(marks),
             drafted=len(ids) - sum(marks),

@@ -103,7 +103,7 @@ class Native:
             source=example.source,
             reference=example.reference,
             text=out.texts[r],
-            tokens=self._subject.tokenizer.convert_ids_to_tokens(ids),
+            tokens=pieces(self._subject.tokenizer, ids),
             owners=owners,
             **counts,
             student_logprobs=student,
@@ -132,6 +132,11 @@ class Native:
             student, teacher = teacher, student
             phases["student"], phases["teacher"] = phases["teacher"], phases["student"]
         return Counts(int(result.lengths.sum()), student, teacher, phases)
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What the vocabulary calls these ids: "<4063>" for a row of the model that it has no piece for."""
+    return [piece or f"<{id}>" for piece, id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)]
 
 
 def _known(values: list[float]) -> list[float | None]:
@@ -177,7 +182,7 @@ class Outside:
                 source=example.source,
                 reference=example.reference,
                 text=tokenizer.decode(written[i], skip_special_tokens=True),
-                tokens=tokenizer.convert_ids_to_tokens(written[i]),
+                tokens=pieces(tokenizer, written[i]),
                 owners=[] if self._owner is None else [self._owner.name.lower()] * len(written[i]),
                 teacher_calls=len(written[i]) if by_teacher else 0,
                 drafted=0 if by_teacher else len(written[i]),
