@@ -82,8 +82,8 @@ def trained(
     pair: Pair, tiny: bool, rounds: int | None, threads: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Recorded]]:
     folder: Path = tmp_path_factory.mktemp("phase2")
-    write_jsonl(folder / "train.jsonl", examples(pair)[20:])
-    write_jsonl(folder / "validation.jsonl", examples(pair)[:20])
+    write_jsonl(folder / "train.jsonl", examples(pair)[120:])
+    write_jsonl(folder / "validation.jsonl", examples(pair)[:120])  # half of them for held_out_rows
     places = {
         "data.folder": folder,
         "out": folder / "out",
