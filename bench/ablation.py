@@ -1,7 +1,7 @@
 """Trained students of one pair set against each other: use, quality, and quality at equal use.
 
     kdtw compare runs/A/recipe.yaml runs/B/recipe.yaml … --methods student,teacher,training-wheels --out out/ablation
-    python -m bench.table ablation out/ablation/results.jsonl --readme docs/results.md
+    python -m bench.table ablation out/ablation/results.jsonl --readme FILE     # with the region's two markers
 
 The first run is the one that the others are set against.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdtw_fast.comparison.quality import Interval
-from kdtw_fast.comparison.records import Outputs, Records
-from kdtw_fast.comparison.summary import BY_TEACHER, sample
+from kdtw_fast.comparison.records import Records
+from kdtw_fast.comparison.summary import sample, use
 from kdtw_fast.owners_view import markdown_table
 
 METRIC = "rouge2"
@@ -43,29 +43,23 @@ def curve(records: Records, run: str) -> Curve:
     if not wheels or not teacher:
         raise ValueError(f"the records of {run} lack training-wheels or the teacher alone")
     points = [*wheels, teacher[0]]
-    shares = [_use(one, samples.counts) for one in points]
+    shares = [use(one, samples.counts) for one in points]
     scores = [samples.score(one.id, METRIC) for one in points]
     return Curve(
         [one.budget or 0.0 for one in wheels],
-        np.array([use for use, _ in shares]),
-        np.stack([uses for _, uses in shares], 1),
+        np.array([share for share, _ in shares]),
+        np.stack([drawn for _, drawn in shares], 1),
         np.array([score for score, _ in scores]),
         np.stack([drawn for _, drawn in scores], 1),
     )
 
 
-def _use(outputs: Outputs, counts: np.ndarray) -> tuple[float, np.ndarray]:
-    written = np.array([sum(owner in BY_TEACHER for owner in one.owners) for one in outputs.sentences])
-    tokens = np.array([len(one.tokens) for one in outputs.sentences])
-    return float(written.sum() / tokens.sum()), (counts @ written) / (counts @ tokens)
-
-
 def at_equal_use(mine: Curve, base: Curve) -> Interval:
     """Mean over the budgets above 0 of the quality minus the base's at the same use, its points joined by lines."""
 
-    def difference(use: np.ndarray, quality: np.ndarray, base_use: np.ndarray, base_quality: np.ndarray) -> float:
+    def difference(shares: np.ndarray, quality: np.ndarray, base_use: np.ndarray, base_quality: np.ndarray) -> float:
         order = np.argsort(base_use, kind="stable")
-        there = np.interp(use, base_use[order], base_quality[order])
+        there = np.interp(shares, base_use[order], base_quality[order])
         asked = np.array(mine.budgets) > 0
         return float(np.mean((quality - there)[: len(asked)][asked]))
 
@@ -81,8 +75,8 @@ def markdown(records: Records) -> str:
     rows = []
     for run in (first, *others):
         mine = curve(records, run)
-        cells = [f"{100 * use:.1f} %, {quality:.1f}" for use, quality in zip(mine.use, mine.quality)][:-1]
-        far = max(abs(use - budget) for use, budget in zip(mine.use, mine.budgets))
+        cells = [f"{100 * share:.1f} %, {quality:.1f}" for share, quality in zip(mine.use, mine.quality)][:-1]
+        far = max(abs(share - budget) for share, budget in zip(mine.use, mine.budgets))
         equal = at_equal_use(mine, base)
         better = "–" if run == first else f"{equal.value:+.2f} ({equal.low:+.2f} to {equal.high:+.2f})"
         rows.append([run, *cells, f"{100 * far:.1f}", better])

@@ -199,7 +199,7 @@ def demo(
     """A quick comparison of every method on a shipped pair, then a few sentences: who wrote what.
 
     The same as [bold]kdtw compare --quick[/bold] with a few of its sentences in full. The sentences were never trained
-    on. Takes two to three minutes on two cores; when called again it shows what it measured before.
+    on. Takes minutes; when called again it shows what it measured before.
     """
     from kdtw_fast.comparison.examples import examples
     from kdtw_fast.comparison.records import read

@@ -167,7 +167,6 @@ def summarise(records: Records, samples: dict[str, Samples] | None = None) -> li
 def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
     tokens = np.array([len(sentence.tokens) for sentence in outputs.sentences])
     told = all(len(sentence.owners) == len(sentence.tokens) for sentence in outputs.sentences)
-    written = _by_teacher(outputs) if told else None
     passes = sum(sentence.teacher_calls for sentence in outputs.sentences)
     return Point(
         id=outputs.id,
@@ -182,10 +181,8 @@ def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
         tokens_per_sentence=float(tokens.mean()),
         quality={metric: Interval.of(*samples.score(outputs.id, metric)) for metric in METRICS},
         latency=Latency.of(records.timings_of(outputs.id)),
-        teacher_use=None if written is None else _ratio(written, tokens, samples.counts),
-        mean_use=(
-            None if written is None else _ratio(written / np.maximum(1, tokens), np.ones(len(tokens)), samples.counts)
-        ),
+        teacher_use=Interval.of(*use(outputs, samples.counts)) if told else None,
+        mean_use=_mean_use(outputs, tokens, samples.counts) if told else None,
         teacher_passes_per_token=passes / max(1, int(tokens.sum())) if told else None,
         gap_closed=_gap_closed(outputs.id, f"{outputs.pair}/greedy-", samples),
     )
@@ -196,9 +193,15 @@ def _by_teacher(outputs: Outputs) -> np.ndarray:
     return np.array([sum(owner in BY_TEACHER for owner in s.owners) for s in outputs.sentences])
 
 
-def _ratio(over: np.ndarray, under: np.ndarray, counts: np.ndarray) -> Interval:
-    """One sum over another, over sentences."""
-    return Interval.of(over.sum() / max(1, under.sum()), (counts @ over) / np.maximum(1, counts @ under))
+def _mean_use(outputs: Outputs, tokens: np.ndarray, counts: np.ndarray) -> Interval:
+    shares = _by_teacher(outputs) / np.maximum(1, tokens)
+    return Interval.of(shares.mean(), counts @ shares / len(shares))
+
+
+def use(outputs: Outputs, counts: np.ndarray) -> tuple[float, np.ndarray]:
+    """Share of all tokens that the teacher wrote: on all sentences, and on resamples `counts` [B, N] of them, [B]."""
+    written, tokens = _by_teacher(outputs), np.array([len(sentence.tokens) for sentence in outputs.sentences])
+    return written.sum() / max(1, tokens.sum()), (counts @ written) / np.maximum(1, counts @ tokens)
 
 
 def _gap_closed(point: str, prefix: str, samples: Samples) -> dict[str, Interval] | None:

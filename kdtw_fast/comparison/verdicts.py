@@ -12,9 +12,9 @@ from .claims import Comparison
 from .quality import METRICS, Interval
 from .records import Records
 from .summary import Point
+from .table import NONE
 
 KEPT = 0.03  # how far use may be from a budget that is kept
-NONE = "–"
 
 
 def markdown(records: Records, points: Sequence[Point], comparisons: Sequence[Comparison], metric: str) -> str:
