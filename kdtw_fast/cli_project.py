@@ -71,9 +71,8 @@ def project(
         console.print(_checked(pair, checks, str(machine)), crop=False)
         errors = [abs(check.error) for check in checks]
         console.print(
-            "measured: the median over the turns; least: of the least that each sentence took in any turn, which the "
-            f"least times of passes predict. Error of the prediction: median {100 * median(errors):.1f} %, "
-            f"at most {100 * max(errors):.1f} %.\n",
+            "measured: the median over the turns; predicted: from the times of passes in the same turns. Error of the "
+            f"prediction: median {100 * median(errors):.1f} %, at most {100 * max(errors):.1f} %.\n",
             soft_wrap=True,
         )
         console.print(_projected(pair, projected, where.name, shapes), crop=False)
@@ -120,12 +119,11 @@ def _table(title: str, *columns: str) -> Table:
 
 def _checked(pair: str, checks: list[Any], machine: str) -> Table:
     title = f"{pair}, checked on {machine}: ms/token from pass times, beside what was measured"
-    table = _table(title, "method", "measured", "least", "predicted", "error")
+    table = _table(title, "method", "measured", "predicted", "error")
     for check in checks:
         table.add_row(
             check.label,
             f"{check.measured:.3g}",
-            f"{check.least:.3g}",
             f"{check.predicted:.3g}",
             f"{100 * check.error:+.1f} %",
         )

@@ -46,15 +46,18 @@ class ModelCosts:
 
     def catching_up(self, tokens: float) -> float:
         """Seconds of reading ``tokens`` per row, a mean and so not always whole, and answering about the last."""
-        return _interpolate(self.catch_up, tokens)
+        return interpolate(self.catch_up, tokens)
 
     def verifying(self, tokens: float) -> float:
         """Seconds of reading ``tokens`` per row and answering about each of them."""
-        return _interpolate(self.verify or self.catch_up, tokens)
+        return interpolate(self.verify or self.catch_up, tokens)
 
 
-def _interpolate(points: Mapping[int, float], x: float) -> float:
-    """The line through the two measured points around x; outside of them, through the two nearest, never falling."""
+def interpolate(points: Mapping[Any, float], x: float) -> float:
+    """Seconds at x tokens from those at some numbers of tokens, which need not be whole.
+
+    The line through the two measured points around x; outside of them, through the two nearest, never falling.
+    """
     xs = sorted(points)
     if len(xs) == 1:
         return points[xs[0]]

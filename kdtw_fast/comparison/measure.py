@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from kdtw_fast import _core, peers
-from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
 from kdtw_fast.pairs import quietly
@@ -37,7 +36,7 @@ SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sen
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
 BATCHED = 0.5  # of them where sentences are decoded together
 
-PASS_SECONDS = 1.0  # of a turn, in which single passes are timed
+PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 
@@ -173,30 +172,18 @@ class Run:
         for name, repetition in turns:
             by_repetition[repetition].append(name)
         calls = self._prepared(list(dict(turns)))
+        settings = self._settings
+        clock = PassClock(
+            self._subject, self._timed, settings.batch_size, settings.num_threads, settings.max_new_tokens
+        )
         gc.collect()
         gc.freeze()  # what is there already is not looked at again between turns
         try:
             for repetition, names in by_repetition.items():
                 start = repetition * len(names) // self._settings.repetitions  # no point always follows the same one
-                self._repetition(repetition, names[start:] + names[:start], calls)
+                self._repetition(repetition, names[start:] + names[:start], calls, clock)
         finally:
             gc.unfreeze()
-
-    def _pass_clock(self) -> PassClock:
-        """For a source and an output of usual length."""
-        own = [o for o in self._file.records.outputs.values() if o.pair == self._subject.name]
-        lengths = [len(sentence.tokens) for outputs in own for sentence in outputs.sentences]
-        decoder = GreedyDecoder(self._subject.models["student"], tokenizer=self._subject.tokenizer)
-        texts = [self._subject.examples[i].source for i in self._timed]
-        sources = sorted((ids for ids, _ in decoder.tokenize(texts, [None] * len(texts))), key=len)
-        mean = sum(map(len, sources)) / len(sources)
-        return PassClock(
-            self._subject,
-            min(sources, key=lambda ids: abs(len(ids) - mean)),
-            max(1, round(sum(lengths) / len(lengths))),
-            self._settings.batch_size,
-            self._settings.num_threads,
-        )
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
@@ -257,9 +244,10 @@ class Run:
             self._progress(self._turn_work(name), "")
         return calls
 
-    def _repetition(self, repetition: int, names: Sequence[str], calls: dict[str, list[Callable[[], Any]]]) -> None:
+    def _repetition(
+        self, repetition: int, names: Sequence[str], calls: dict[str, list[Callable[[], Any]]], clock: PassClock
+    ) -> None:
         """One turn of each point, cut into parts that take turns themselves, so that a slow moment hits all alike."""
-        clock = self._pass_clock()
         done: dict[str, list[tuple[float, Counts]]] = {name: [] for name in names}
         parts = max(-(-len(calls[name]) // PART) for name in names)
         for part in range(parts):

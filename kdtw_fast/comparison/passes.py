@@ -1,18 +1,48 @@
-"""Times the passes of a pair between the timed calls of a comparison, so that the two can be held together."""
+"""Times the passes of a pair between the timed calls of a comparison, so that the two can be held together.
+
+Passes are timed inside of whole calls, not in a loop of their own: after a pass of the other model a model finds its
+weights in farther caches, and lengths, encoders and waits are those of real sentences. The calls are of methods whose
+passes are nearly alike, so that the seconds of a call over its passes are those of a pass.
+"""
 
 from __future__ import annotations
 
 import time
-from statistics import median
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
-from kdtw_fast.costs import Costs, ModelCosts, measure_costs
-from kdtw_fast.decoders import GreedyDecoder, SpeculativeDecoder
+from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.outputs import GenerationOutput
 
+from .plan import OperatingPoint
 from .records import Passes
 from .subjects import Subject
+from .systems import Native
 
-CALLS = 5  # repeats of a call that is timed for what it takes beside its passes
+DRAFTS = (1, 4, 16)  # tokens between verifications; every draft stands
+ASKING = ("light", "very high")  # budgets of the calls whose catch-ups are timed: longer ones, and shorter ones
+CALLS = 4  # of a method in a row; the first brings its weights into the caches and is not counted
+
+
+@dataclass
+class _Method:
+    """Calls of a method, and for each model that decodes in it the kind of pass that they time."""
+
+    calls: Sequence[Callable[[], GenerationOutput]]
+    kinds: dict[str, str]
+    called: int = 0
+
+
+@dataclass
+class _Sum:
+    """Passes of one kind in the calls of one method: how many, tokens that they read of a row, seconds."""
+
+    passes: int = 0
+    tokens: float = 0.0
+    seconds: float = 0.0
 
 
 class PassClock:
@@ -20,64 +50,116 @@ class PassClock:
 
     Args:
         subject: the pair.
-        source: token ids of a source of usual length, as the student reads it.
-        new_tokens: usual length of the outputs, at least 1.
-        batch: rows of a pass.
+        indices: of the examples that are decoded, at least one.
+        batch: rows of a call.
         threads: of every pass.
+        max_new_tokens: of every output.
     """
 
-    def __init__(self, subject: Subject, source: list[int], new_tokens: int, batch: int, threads: int):
-        self._subject, self._source = subject, source
-        self._sizes = {"rows": batch, "source_tokens": len(source), "new_tokens": new_tokens, "num_threads": threads}
-        student, teacher = subject.models["student"], subject.models["teacher"]
-        self._decoders: list[Any] = [
-            GreedyDecoder(student, num_threads=threads),
-            SpeculativeDecoder(student, teacher, draft_length=1, num_threads=threads),
+    def __init__(self, subject: Subject, indices: Sequence[int], batch: int, threads: int, max_new_tokens: int):
+        self._subject, self._batch, self._threads = subject, batch, threads
+
+        def method(kinds: dict[str, str], name: str, settings: Any = None, budget: str | None = None) -> _Method:
+            point = OperatingPoint("", name, "", settings or {}, {} if budget is None else {"budget": budget})
+            native = Native(point, subject, threads, max_new_tokens, output_reads=True)
+            return _Method(native.calls(indices, batch), kinds)
+
+        texts = [subject.examples[i].source for i in indices]
+        alone = GreedyDecoder(subject.models["student"], tokenizer=subject.tokenizer)
+        self._lengths = [len(ids) for ids, _ in alone.tokenize(texts, [None] * len(texts))]
+
+        self._methods = [
+            method({"student": "alone"}, "greedy-student"),
+            method({"teacher": "alone"}, "greedy-teacher"),
+            # With one draft to a verification every pass of either model follows one of the other.
+            *(
+                method(
+                    {"teacher": "verify"} | ({"student": "switched"} if length == 1 else {}),
+                    "speculative",
+                    {"draft_length": length, "lenience": 0.0},
+                )
+                for length in DRAFTS
+            ),
         ]
-        self._samples: list[Costs] = []
-        self._calls: list[list[float]] = []
+        if subject.models["student"].tau_token_id is not None:
+            self._methods += [method({"teacher": "catch_up"}, "training-wheels", None, budget) for budget in ASKING]
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[tuple[str, str], dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
+        self._encode: dict[str, list[float]] = defaultdict(list)  # seconds for each token of the sources
+        self._call: dict[int, list[float]] = defaultdict(list)
 
     def sample(self, seconds: float) -> None:
-        """Times the passes for about so many seconds."""
-        models = self._subject.models
-        self._samples.append(measure_costs(models["student"], models["teacher"], seconds=seconds, **self._sizes))
-        self._calls.append([median(self._beside(decoder) for _ in range(CALLS)) for decoder in self._decoders])
+        """Times calls of all methods in turns, once at least, until so many seconds are over."""
+        end = time.perf_counter() + seconds
+        while True:
+            for number, method in enumerate(self._methods):
+                for repeat in range(CALLS):
+                    which = (method.called + repeat) % len(method.calls)
+                    before = time.perf_counter()
+                    out = method.calls[which]()
+                    taken = time.perf_counter() - before
+                    if repeat > 0:
+                        self._count(number, method, which, out, taken)
+                method.called += CALLS - 1
+            if time.perf_counter() >= end:
+                return
 
-    def _beside(self, decoder: Any) -> float:
-        """Seconds of a call of one token, less those of its encoders and passes."""
-        before = time.perf_counter()
-        out = decoder.generate([self._source], max_new_tokens=1, max_source_length=len(self._source))
-        taken = time.perf_counter() - before
-        return taken - out.timings.encode - out.timings.student - out.timings.teacher
+    def _count(self, number: int, method: _Method, which: int, out: GenerationOutput, taken: float) -> None:
+        timings = out.timings
+        assert timings is not None and out.student_reads is not None and out.teacher_reads is not None
+        alone = "alone" in method.kinds.values()
+        self._call[1 if alone else 2].append(taken - timings.encode - timings.student - timings.teacher)
+        for role, kind in method.kinds.items():
+            # A greedy decoder takes its one model for the student.
+            of_student = role == "student" or alone
+            reads = [n for row in (out.student_reads if of_student else out.teacher_reads) for n in row]
+            passes = out.student_passes if of_student else out.teacher_passes
+            if not passes:
+                continue
+            total = self._sums[role, kind][number]
+            total.passes += passes
+            total.tokens += passes * mean(reads)
+            total.seconds += timings.student if of_student else timings.teacher
+            if alone:
+                encoded = sum(self._lengths[which * self._batch : (which + 1) * self._batch])
+                self._encode[role].append(timings.encode / encoded)
 
     def take(self, repetition: int, provenance: dict[str, Any]) -> Passes:
-        """The least of each of the samples since the last call, of which there must be one."""
-        samples, self._samples = self._samples, []
-        calls, self._calls = self._calls, []
-        return Passes(
+        """The means of the samples since the last call, of which there must be one.
+
+        Means, because a point's latency is a sum over calls, too, and holds what slows single ones.
+        """
+
+        def points(role: str, kind: str) -> list[list[float]]:
+            found = self._sums[role, kind].values()
+            return sorted([total.tokens / total.passes, total.seconds / total.passes] for total in found)
+
+        source_tokens = mean(self._lengths)
+
+        def encode(role: str) -> float:
+            return mean(self._encode[role]) * source_tokens * self._batch
+
+        record = Passes(
             pair=self._subject.name,
             repetition=repetition,
-            batch=self._sizes["rows"],
-            threads=self._sizes["num_threads"],
-            source_tokens=self._sizes["source_tokens"],
-            new_tokens=self._sizes["new_tokens"],
-            student=_least([costs.student for costs in samples]),
-            teacher=_least([costs.teacher for costs in samples]),
-            call=[min(times) for times in zip(*calls)],
+            batch=self._batch,
+            threads=self._threads,
+            source_tokens=source_tokens,
+            student={
+                "encode": encode("student"),
+                "alone": points("student", "alone"),
+                "switched": points("student", "switched"),
+            },
+            teacher={
+                "encode": encode("teacher"),
+                "alone": points("teacher", "alone"),
+                "catch_up": points("teacher", "catch_up"),
+                "verify": points("teacher", "verify"),
+            },
+            call=[mean(self._call[models]) for models in (1, 2)],
             provenance=provenance,
         )
-
-
-def _least(samples: list[ModelCosts]) -> dict[str, Any]:
-    def points(kind: str) -> list[list[float]]:
-        found: dict[int, list[float]] = {}
-        for sample in samples:
-            for tokens, seconds in getattr(sample, kind).items():
-                found.setdefault(tokens, []).append(seconds)
-        return [[tokens, min(seconds)] for tokens, seconds in sorted(found.items())]
-
-    return {
-        "encode": min(sample.encode for sample in samples),
-        "catch_up": points("catch_up"),
-        "verify": points("verify"),
-    }
+        self._reset()
+        return record

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import median
 from typing import Protocol
 
-from kdtw_fast.costs import ModelCosts
+from kdtw_fast.costs import interpolate
 from kdtw_fast.shapes import Shape
 
 from .records import Outputs, Passes, Records, Sentence
@@ -26,52 +27,42 @@ class Machine(Protocol):
     def encode(self, role: str) -> float:
         """Seconds of the encoder of "student" or "teacher"."""
 
-    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
-        """Seconds of a decoder pass over ``tokens``, asking the head about ``asked``, half way at ``position``."""
+    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
+        """Seconds of a decoder pass over ``tokens`` of an output, half way at ``position``.
+
+        ``kind`` is one of a role's in :class:`Passes`; only "verify" asks the head about every token.
+        """
 
     def call(self, models: int) -> float:
         """Seconds of a call of one model or two, beside encoders and passes."""
 
 
-@dataclass(frozen=True)
 class Measured:
-    """A machine on which the pair's own passes were timed."""
+    """A machine on which the pair's own passes were timed.
 
-    costs: dict[str, ModelCosts]
-    calls: tuple[float, float]
+    Args:
+        passes: of its turns, at least one; the median over them counts.
+    """
 
-    @classmethod
-    def of(cls, passes: Sequence[Passes]) -> Measured:
-        """The least over all turns, of which there must be one."""
-
-        def points(role: str, kind: str) -> dict[int, float]:
-            seconds: dict[int, list[float]] = {}
-            for turn in passes:
-                for tokens, taken in getattr(turn, role)[kind]:
-                    seconds.setdefault(int(tokens), []).append(taken)
-            return {tokens: min(taken) for tokens, taken in seconds.items()}
-
-        costs = {
-            role: ModelCosts(
-                min(getattr(turn, role)["encode"] for turn in passes), points(role, "catch_up"), points(role, "verify")
-            )
-            for role in ("student", "teacher")
-        }
-        one, two = (min(turn.call[i] for turn in passes) for i in range(2))
-        return cls(costs, (one, two))
+    def __init__(self, passes: Sequence[Passes]):
+        self._passes = passes
+        self._at = cache(self._median_at)
 
     def encode(self, role: str) -> float:
         """See :class:`Machine`; of a source of mean length."""
-        return self.costs[role].encode
+        return median(getattr(turn, role)["encode"] for turn in self._passes)
 
-    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
-        """See :class:`Machine`; timed in the middle of an output, wherever the pass is."""
-        costs = self.costs[role]
-        return costs.verifying(tokens) if asked > 1 else costs.catching_up(tokens)
+    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
+        """See :class:`Machine`; as in the calls that were timed, wherever the pass is."""
+        return self._at(role, kind, tokens)
+
+    def _median_at(self, role: str, kind: str, tokens: int) -> float:
+        turns = [dict(getattr(turn, role)[kind]) for turn in self._passes]
+        return median(interpolate(points, tokens) for points in turns if points)
 
     def call(self, models: int) -> float:
         """See :class:`Machine`."""
-        return self.calls[models - 1]
+        return median(turn.call[models - 1] for turn in self._passes)
 
 
 @dataclass(frozen=True)
@@ -154,9 +145,10 @@ class Roofline:
         kernels = shape.layers * (ENCODER_LAYER_KERNELS + CROSS_KERNELS) + ENCODER_KERNELS
         return self._seconds(shape.layers * (layer + cross), 0, tokens, attention, kernels)
 
-    def read(self, role: str, tokens: int, asked: int, position: float) -> float:
+    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
         """See :class:`Machine`."""
         shape = self.shapes[role]
+        asked = tokens if kind == "verify" else 1
         inner = shape.d_kv * shape.heads
         seen = position + self.source_tokens
         head = shape.vocab_size * shape.d_model
@@ -184,17 +176,23 @@ def has_reads(outputs: Outputs) -> bool:
 def seconds(outputs: Outputs, sentences: Iterable[Sentence], machine: Machine) -> float:
     """What the sentences of a point would take on a machine, one at a time."""
     checks = outputs.method in CHECKING or bool(outputs.settings.get("verify_lenience"))
+    alone = outputs.method in ("greedy-student", "greedy-teacher")
     total = 0.0
     for sentence in sentences:
         middle = len(sentence.tokens) / 2
         reads = {"student": sentence.student_reads or [], "teacher": sentence.teacher_reads or []}
-        alone = outputs.method in ("greedy-student", "greedy-teacher")
         total += machine.call(1 if alone else 2)
         for role, passes in reads.items():
             if passes:
                 total += machine.encode(role)
-            for tokens in passes:
-                total += machine.read(role, tokens, tokens if checks and role == "teacher" else 1, middle)
+            for i, tokens in enumerate(passes):
+                if alone or (role == "student" and i >= len(reads["teacher"])):
+                    kind = "alone"
+                elif role == "student":  # as many of its passes follow one of the teacher's
+                    kind = "switched"
+                else:
+                    kind = "verify" if checks else "catch_up"
+                total += machine.read(role, kind, tokens, middle)
     return total
 
 
@@ -205,19 +203,17 @@ class Check:
     Args:
         label: the point's.
         measured: milliseconds per token, the median over the turns.
-        least: the same of the least that each sentence took in any turn, which is what pass times can predict.
-        predicted: the same from the least that passes took.
+        predicted: the same from what passes took in the same turns.
     """
 
     label: str
     measured: float
-    least: float
     predicted: float
 
     @property
     def error(self) -> float:
-        """Predicted over least, less one."""
-        return self.predicted / self.least - 1.0
+        """Predicted over measured, less one."""
+        return self.predicted / self.measured - 1.0
 
 
 def check(records: Records, pair: str) -> list[Check]:
@@ -226,7 +222,7 @@ def check(records: Records, pair: str) -> list[Check]:
     Raises:
         ValueError: the file holds no pass times of the pair, no timed point with recorded passes, or batches.
     """
-    machine, found = Measured.of(_passes(records, pair)), []
+    machine, found = Measured(_passes(records, pair)), []
     for outputs in _recorded(records, pair):
         timings = records.timings_of(outputs.id)
         latency = Latency.of(timings)
@@ -235,10 +231,8 @@ def check(records: Records, pair: str) -> list[Check]:
         if latency.batch != 1:
             raise ValueError(f"{outputs.id} was timed in batches of {latency.batch}; passes are known row by row only")
         timed = [outputs.sentences[i] for i in timings[0].indices]
-        per_token = 1000 / max(1, sum(len(s.tokens) for s in timed))
-        least = sum(min(taken) for taken in zip(*(timing.seconds for timing in timings), strict=True))
-        predicted = seconds(outputs, timed, machine)
-        found.append(Check(outputs.label, latency.ms_per_token.median, per_token * least, per_token * predicted))
+        predicted = 1000 * seconds(outputs, timed, machine) / max(1, sum(len(s.tokens) for s in timed))
+        found.append(Check(outputs.label, latency.ms_per_token.median, predicted))
     if not found:
         raise ValueError(f"the results hold no timed point of {pair}; let kdtw compare finish")
     return found
@@ -289,7 +283,7 @@ def project(records: Records, pair: str, device: Device, shapes: dict[str, Shape
 
 
 def _passes(records: Records, pair: str) -> list[Passes]:
-    found = [turn for turn in records.passes.values() if turn.pair == pair]
+    found = [turn for turn in records.passes.values() if turn.pair == pair and "switched" in turn.student]
     if not found:
         raise ValueError(f"the results hold no pass times of {pair}; a newer kdtw compare records them")
     return found

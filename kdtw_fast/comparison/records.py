@@ -117,18 +117,19 @@ class Timing:
 
 @dataclass(frozen=True)
 class Passes:
-    """What passes of a pair's models took in one turn, measured between the points (:mod:`kdtw_fast.costs`).
+    """What passes of a pair's models took in one turn, timed within calls between the points.
 
-    Each is the least of several medians: what the pass takes while nothing else wants the processor.
+    "encode" is the seconds of the encoder for a source of mean length; the others are points [tokens that a pass reads,
+    seconds of the pass], means over calls.
 
     Args:
         pair: its name.
         repetition: which turn, from 0.
-        batch, threads: of the passes.
-        source_tokens: length of the sources.
-        new_tokens: of the outputs; passes come after half of them.
-        student, teacher: "encode": seconds of the encoder; "catch_up" and "verify": [tokens read, seconds of a
-            pass that asks the head about the last of them, or about all].
+        batch, threads: of the calls.
+        source_tokens: mean length of the sources.
+        student: "encode"; "alone": decoding by itself; "switched": each pass after one of the teacher's.
+        teacher: "encode"; "alone"; "catch_up" and "verify": passes after the student's that ask the head about the last
+            token they read, or about all ("catch_up" is empty for a student that cannot ask).
         call: seconds of a call of one model and of two, beside encoders and passes.
         provenance: as of :class:`Outputs`.
     """
@@ -138,8 +139,7 @@ class Passes:
     repetition: int
     batch: int
     threads: int
-    source_tokens: int
-    new_tokens: int
+    source_tokens: float
     student: dict[str, Any]
     teacher: dict[str, Any]
     call: list[float]

@@ -51,14 +51,14 @@ class System(Protocol):
 
 
 class Native:
-    """A decoder of kdtw_fast, greedy."""
+    """A decoder of kdtw_fast, greedy; more options of its calls may be given."""
 
-    def __init__(self, point: OperatingPoint, subject: Subject, threads: int, max_new_tokens: int):
+    def __init__(self, point: OperatingPoint, subject: Subject, threads: int, max_new_tokens: int, **options: Any):
         student = subject.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
         models = {"student": student, "teacher": subject.models["teacher"]}
         self._decoder: Any = make_decoder(point.method, models, subject.tokenizer, threads, **point.settings)
         self._subject, self._point = subject, point
-        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT}
+        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT, **options}
         if point.method == "training-wheels" and point.budget == 0:
             self._options["max_teacher_calls"] = 0  # what "no" sets where strings go in, for the timed calls too
 

@@ -94,7 +94,7 @@ def _costs(records: Records, pair: str) -> str:
     if not passes:
         return "no passes were timed"
     step = {
-        role: 1e6 * float(np.median([dict(map(tuple, getattr(one, role)["catch_up"]))[1] for one in passes]))
+        role: 1e6 * float(np.median([dict(map(tuple, getattr(one, role)["alone"]))[1] for one in passes]))
         for role in ("student", "teacher")
     }
     return (
