@@ -42,15 +42,26 @@ def fill(text: str, region: str, content: str) -> str:
     return f"{head}{begin}\n\n{content.strip()}\n\n{end}{tail}"
 
 
-def bench_markdown(results: dict[str, Any]) -> str:
-    """The benchmark tables of pytest-benchmark's JSON; groups that did not run are left out."""
-    machine, kdtw = results["machine_info"], results["machine_info"]["kdtw"]
-    if kdtw["tiny"]:
+def bench_markdown(*runs: dict[str, Any]) -> str:
+    """The benchmark tables of pytest-benchmark's JSON; what did not run is left out.
+
+    Of several runs on one machine, a later one's benchmarks of a kind take the place of an earlier one's.
+
+    Raises:
+        ValueError: a run with --tiny, runs of several machines or builds, or an unknown kind of benchmark.
+    """
+    machine, kdtw = runs[0]["machine_info"], runs[0]["machine_info"]["kdtw"]
+    if any(run["machine_info"]["kdtw"]["tiny"] for run in runs):
         raise ValueError("these results were taken with --tiny, which measures nothing; run pytest bench without it")
+    if any(run["machine_info"]["kdtw"] != kdtw for run in runs):
+        raise ValueError("these results were taken on different machines or builds; they do not make one table")
     versions = ", ".join(f"{name} {number}" for name, number in kdtw["versions"].items())
     entries: dict[str, list[Entry]] = {}
-    for result in results["benchmarks"]:
-        entries.setdefault(result["extra_info"]["kind"], []).append((result["extra_info"], result["stats"]["median"]))
+    for run in runs:
+        found: dict[str, list[Entry]] = {}
+        for result in run["benchmarks"]:
+            found.setdefault(result["extra_info"]["kind"], []).append((result["extra_info"], result["stats"]["median"]))
+        entries |= found
     sections = {
         "one model": _one_model,
         "catch-up": _catch_up,
@@ -67,7 +78,8 @@ def bench_markdown(results: dict[str, Any]) -> str:
     if unknown:
         raise ValueError(f"the results hold benchmarks of kind {unknown[0]!r}, for which there is no table")
     lines = [
-        f"`make bench` on {results['datetime'][:10]}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
+        f"`make bench` on {' and '.join(dict.fromkeys(run['datetime'][:10] for run in runs))}"
+        f"{f', in {len(runs)} runs' if len(runs) > 1 else ''}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
         f"{kdtw['cores']} cores, {kdtw['simd']}, {machine['system']}; {versions}. Medians; what is compared takes "
         "turns in one process. Random weights, greedy, and unless said otherwise one row, 64 source and 64 new tokens; "
         "times of whole calls, the encoder included. In brackets: the mark this project sets itself.",
@@ -404,19 +416,20 @@ def main() -> None:
     parser.add_argument(
         "results",
         type=Path,
-        nargs="?",
-        help="pytest-benchmark's JSON, for 'bench'; results.jsonl, for 'compare' and 'examples'",
+        nargs="*",
+        help="pytest-benchmark's JSON, for 'bench' (of several, a later one's parts take the place of an earlier "
+        "one's); results.jsonl, for the rest",
     )
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
     if arguments.region == "bench":
-        if arguments.results is None:
+        if not arguments.results:
             parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
-        content = bench_markdown(json.loads(arguments.results.read_text(encoding="utf-8")))
+        content = bench_markdown(*(json.loads(run.read_text(encoding="utf-8")) for run in arguments.results))
     elif arguments.region in FROM_RECORDS:
-        if arguments.results is None:
-            parser.error(f"'{arguments.region}' needs the results.jsonl that kdtw compare wrote")
-        content = FROM_RECORDS[arguments.region](arguments.results)
+        if len(arguments.results) != 1:
+            parser.error(f"'{arguments.region}' needs the results.jsonl that kdtw compare wrote, one file")
+        content = FROM_RECORDS[arguments.region](arguments.results[0])
     else:
         content = quantisation_markdown()
     readme = fill(arguments.readme.read_text(encoding="utf-8"), arguments.region, content)

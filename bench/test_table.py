@@ -144,3 +144,18 @@ def test_training_stands_beside_its_marks() -> None:
 def test_results_without_a_table_are_refused() -> None:
     with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
         bench_markdown(results(({"kind": "new"}, 1.0)))
+
+
+def test_of_several_runs_the_later_part_counts() -> None:
+    def method(median: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "large teacher", "method": "teacher alone", "student": None, "new_tokens": 10, "dtype": "int8"}
+        return info | {"teacher": "t", "threads": 1}, median
+
+    first, second = results(method(1.0)), results(method(2.0)) | {"datetime": "2027-02-03T00:00"}
+    text = bench_markdown(first, second)
+    assert "`make bench` on 2026-01-02 and 2027-02-03, in 2 runs" in text
+    assert "| 200.00 |" in text and "| 100.00 |" not in text
+    assert "| 100.00 |" in bench_markdown(first, results())
+    second["machine_info"] = {"kdtw": {"tiny": False, "cores": 3}}
+    with pytest.raises(ValueError, match="different machines or builds"):
+        bench_markdown(first, second)
