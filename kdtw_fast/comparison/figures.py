@@ -136,12 +136,13 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
         else:
             _scatter(axes, found, metric, style, label=style.label)
         if group == "training-wheels":
-            for point in front:
-                phrase = str(point.settings.get("budget", ""))
+            for number, point in enumerate(front):  # neighbours on either side of the line
+                right = number % 2 == 0
                 axes.annotate(
-                    phrase,
+                    str(point.settings.get("budget", "")),
                     (_x(point, metric), _ms(point).median),
-                    xytext=(7, -11),
+                    xytext=(7, -11) if right else (-7, 5),
+                    ha="left" if right else "right",
                     textcoords="offset points",
                     fontsize=9,
                 )
@@ -154,6 +155,7 @@ def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
     axes.set_ylabel("ms per token (less is better)")
     outside = [f"{p.label}: {_ms(p).median:.3g}" for p in points if p.latency is not None and p.group in OUTSIDE]
     if outside:
+        axes.set_ylim(top=axes.get_ylim()[1] * (1 + 0.06 * len(outside)))  # room above the points
         text = "ms per token of other systems\n" + "\n".join(outside)
         axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#444444")
 

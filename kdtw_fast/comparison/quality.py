@@ -119,8 +119,8 @@ class Statistics:
 
     def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray:
         """The metric [B] on resamples of the sentences, given by :func:`resample`."""
-        sums = counts @ self.sums[metric]
+        sums = counts.astype(np.float64) @ self.sums[metric].astype(np.float64)  # exact: whole numbers
         if metric in ROUGE:
             return sums[:, 0] / self.sentences
         compute = _corpus_metric(metric)._compute_score_from_stats
-        return np.array([compute(row.tolist()).score for row in sums])
+        return np.array([compute(row.tolist()).score for row in sums.astype(np.int64)])

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from kdtw_fast.owners_view import markdown_table
 
+from .plan import GROUPS
 from .quality import METRICS, Interval
 from .summary import Point, Spread, pareto
 
@@ -84,12 +85,18 @@ FOOTNOTE = (
 )
 
 
-def markdown(points: Sequence[Point]) -> str:
-    """A table for each pair, for a README."""
+def markdown(points: Sequence[Point], folded: Sequence[str] = ()) -> str:
+    """A table for each pair, for a README; groups in ``folded`` have a second one, which a reader unfolds."""
     lines: list[str] = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
-        lines += [f"**{caption(here)}**", "", *markdown_table(COLUMNS, map(cells, shown(here))), ""]
+        first = [point for point in shown(here) if point.group not in folded]
+        rest = [point for point in shown(here) if point.group in folded]
+        lines += [f"**{caption(here)}**", "", *markdown_table(COLUMNS, map(cells, first)), ""]
+        if rest:
+            groups = ", ".join(GROUPS[group] for group in dict.fromkeys(point.group for point in rest))
+            lines += ["<details>", f"<summary>{len(rest)} more: {groups}</summary>", ""]
+            lines += [*markdown_table(COLUMNS, map(cells, rest)), "", "</details>", ""]
     return "\n".join([*lines, FOOTNOTE])
 
 
