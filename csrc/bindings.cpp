@@ -371,15 +371,18 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Method>(m, "Method")
       .def(py::init([](bool two_models, bool marks_teacher, bool on_tau, int draft_length, double min_confidence,
-                       Check check, double threshold, bool teacher_continues, bool checks_all) {
+                       double max_uniform, double max_entropy, Check check, double threshold, bool teacher_continues,
+                       bool checks_all) {
              return Method{two_models,
                            marks_teacher,
-                           {on_tau, draft_length, min_confidence},
+                           {on_tau, draft_length, min_confidence, max_uniform, max_entropy},
                            {check, threshold, teacher_continues, checks_all}};
            }),
            py::kw_only(), py::arg("two_models") = false, py::arg("marks_teacher") = false, py::arg("on_tau") = false,
-           py::arg("draft_length") = 0, py::arg("min_confidence") = 0.0, py::arg("check") = Check::kNone,
-           py::arg("threshold") = 0.0, py::arg("teacher_continues") = true, py::arg("checks_all") = false);
+           py::arg("draft_length") = 0, py::arg("min_confidence") = 0.0,
+           py::arg("max_uniform") = CallRule().max_uniform, py::arg("max_entropy") = CallRule().max_entropy,
+           py::arg("check") = Check::kNone, py::arg("threshold") = 0.0, py::arg("teacher_continues") = true,
+           py::arg("checks_all") = false);
 
   py::class_<Ledger>(m, "Ledger")
       .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none())

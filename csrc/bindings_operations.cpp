@@ -106,7 +106,7 @@ class Operations {
   }
 
   // Each request is a dict of PickRequest's fields, `temperature`, `top_k`, `top_p` and the draft's `draft_…` beside
-  // them; returns ([(id, passed, finite, log_prob, confidence)], logits [n, V]).
+  // them; returns ([(id, passed, finite, log_prob, confidence, entropy)], logits [n, V]).
   py::tuple pick(const Floats& head, const Floats& hidden, const std::vector<py::dict>& asked,
                  const std::string& dtype) {
     const auto weight = pack(head, dtype);
@@ -137,12 +137,14 @@ class Operations {
       request.keep_logits = kept.data + requests.size() * head.shape(0);
       request.want_log_prob = get("want_log_prob", false);
       request.want_confidence = get("want_confidence", false);
+      request.want_entropy = get("want_entropy", false);
       requests.push_back(request);
     }
     std::vector<PickResult> results(requests.size());
     backend_->pick(*weight, input.data, requests, results);
     py::list out;
-    for (const auto& r : results) out.append(py::make_tuple(r.id, r.passed, r.finite, r.log_prob, r.confidence));
+    for (const auto& r : results)
+      out.append(py::make_tuple(r.id, r.passed, r.finite, r.log_prob, r.confidence, r.entropy));
     return py::make_tuple(out, fetched(kept, {static_cast<py::ssize_t>(asked.size()), head.shape(0)}));
   }
 

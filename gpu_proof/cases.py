@@ -253,7 +253,7 @@ def _requests(k: Kernels, vocabulary: int, **of_all: object) -> dict:
         **{"banned": None, "draft_banned": None, "draft_logits": None, "keep_logits": None, "uniform": 0.5},
         **{"accept_uniform": 0.5, "threshold": 0.0, "banned_count": 0, "draft_banned_count": 0},
         **{"draft_vocabulary": vocabulary, "check": constants()["kKdtwNone"], "draft": -1},
-        **{"want_log_prob": 0, "want_confidence": 0},
+        **{"want_log_prob": 0, "want_confidence": 0, "want_entropy": 0},
         **of_all,
     }
 
@@ -272,13 +272,13 @@ def _decide(k: Kernels, logits: Array, requests: list[dict]) -> list:
 
 @case
 def pick_greedy(k: Kernels) -> None:
-    """The largest logit that is not banned, the lowest id on ties, with log-probability and confidence."""
+    """The largest logit that is not banned, the lowest id on ties, with log-probability, confidence and entropy."""
     for vocabulary in (1, 31, 33, 1024, 1025, 2100):
         logits = _random(3, vocabulary, seed=14)
         logits[:, vocabulary // 2] = logits[:, vocabulary // 3] = 9.0
         best = min(vocabulary // 2, vocabulary // 3)
         banned = np.array([best], np.int32)
-        wants = {"want_log_prob": 1, "want_confidence": 1}
+        wants = {"want_log_prob": 1, "want_confidence": 1, "want_entropy": 1}
         requests = [_requests(k, vocabulary, **wants) for _ in range(3)]
         forbidden = vocabulary > 31
         if forbidden:
@@ -291,7 +291,10 @@ def pick_greedy(k: Kernels) -> None:
             assert result.finite and result.id == allowed.argmax(), (row, result.id, allowed.argmax())
             raw = logits[row].astype(np.float64)
             _close(np.array(result.log_prob), raw[result.id] - np.log(np.exp(raw - raw.max()).sum()) - raw.max(), 1e-4)
-            _close(np.array(result.confidence), 1 / np.exp(allowed - allowed.max()).sum(), 1e-4)
+            weights = np.exp(allowed - allowed.max())
+            _close(np.array(result.confidence), 1 / weights.sum(), 1e-4)
+            shares = weights[weights > 0] / weights.sum()
+            _close(np.array(result.entropy), -(shares * np.log(shares)).sum(), 1e-4)
 
 
 @case

@@ -14,8 +14,10 @@ from kdtw_fast.auto import AutoDecoder
 from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget
 from kdtw_fast.decoders import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
+    RandomCallDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "AutoDecoder",
     "BigLittleDecoder",
     "Budget",
+    "EntropyCallDecoder",
     "GenerateOptions",
     "GenerationOutput",
     "GreedyDecoder",
@@ -39,6 +42,7 @@ __all__ = [
     "NativeT5",
     "Owner",
     "Pair",
+    "RandomCallDecoder",
     "SpeculativeDecoder",
     "Timings",
     "TrainingWheelsDecoder",

@@ -79,6 +79,8 @@ class Method:
         on_tau: bool = ...,
         draft_length: int = ...,
         min_confidence: float = ...,
+        max_uniform: float = ...,
+        max_entropy: float = ...,
         check: Check = ...,
         threshold: float = ...,
         teacher_continues: bool = ...,
@@ -227,7 +229,7 @@ class Operations:
         hidden: npt.NDArray[np.float32],
         requests: Sequence[dict[str, Any]],
         dtype: str,
-    ) -> tuple[list[tuple[int, bool, bool, float, float]], npt.NDArray[np.float32]]: ...
+    ) -> tuple[list[tuple[int, bool, bool, float, float, float]], npt.NDArray[np.float32]]: ...
 
 def build_info() -> dict[str, Any]: ...
 def resolve_device(device: str) -> str: ...

@@ -100,7 +100,9 @@ def _in_cli_words(message: str) -> str:
     """A message of the Python API with the names that options have here."""
     message = message.replace("truncation=True", "--truncate").replace("num_threads", "threads")
     message = message.replace("fallback_threshold", "fallback").replace("rollback_threshold", "rollback")
-    names = "|".join((*_OPTION_NAMES, "threads(?= must)", "fallback(?= must)", "rollback(?= must)"))
+    names = "|".join(
+        (*_OPTION_NAMES, "threads(?= must)", "fallback(?= must)", "rollback(?= must)", "threshold(?= must)")
+    )
     return re.sub(rf"(?<![\w-])({names})(?!\w)", lambda m: "--" + m[1].replace("_", "-"), message)
 
 
@@ -128,7 +130,7 @@ def main() -> None:
 
 _METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}" for name, m in METHODS.items()) + "."
 _BUDGET_HELP = (
-    "training-wheels: how much teacher the student is told to use, a phrase or its fraction: "
+    "training-wheels, random, entropy: how much teacher the student is told to use, a phrase or its fraction: "
     + ", ".join(f"{b.phrase} ({b.fraction:g})" for b in BUDGETS)
     + ". Default: light. Of several teachers each has its own, with commas between. The student was trained to follow "
     "it; --max-teacher-fraction enforces."
@@ -245,10 +247,20 @@ def generate(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="random: the teacher writes where a uniform number in 0..1 is above this (default 0.9); entropy: "
+            "where the entropy of the student's distribution, in nats, is (default 2).",
+            show_default=False,
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     max_teacher_fraction: Annotated[
         float | None,
         typer.Option(
-            help="training-wheels: hard bound on the teacher's share of every prefix of the output, in 0..1.",
+            help="training-wheels, random, entropy: hard bound on the teacher's share of every prefix of the output, "
+            "in 0..1.",
             show_default=False,
             rich_help_panel=_LIMITS,
         ),
@@ -256,7 +268,9 @@ def generate(
     max_teacher_calls: Annotated[
         int | None,
         typer.Option(
-            help="training-wheels: hard bound on the calls per line.", show_default=False, rich_help_panel=_LIMITS
+            help="training-wheels, random, entropy: hard bound on the calls per line.",
+            show_default=False,
+            rich_help_panel=_LIMITS,
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", rich_help_panel=_LIMITS)] = 128,
@@ -327,6 +341,7 @@ def generate(
         "fallback": fallback,
         "rollback": rollback,
         "accept_top_k": accept_top_k,
+        "threshold": threshold,
     }
     given = {name: value for name, value in own.items() if value is not None}
     for name in given:

@@ -33,6 +33,7 @@ class _Decoder:
     student: NativeT5
     teachers: tuple[NativeT5, ...]  # none, one, or several where the student's <tau> chooses
     _calls_on_tau = False
+    _has_ledger = False  # the teacher writes single tokens: calls may be bounded, and the prompt names a budget
 
     def __new__(cls, *args: Any, **keywords: Any) -> Self:
         """Refuses an unknown keyword with the nearest known one, before ``__init__`` would with Python's words."""
@@ -279,12 +280,12 @@ class _Decoder:
     def _check_takes_text(self, budget: Any) -> None:
         if self.tokenizer is None:
             raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or give token ids")
-        if budget is None and self._calls_on_tau:
-            raise ValueError("a Training Wheels decoder needs a budget, for example budget='light'")
+        if budget is None and self._has_ledger:
+            raise ValueError(f"{type(self).__name__} needs a budget, for example budget='light'")
 
     def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
         """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""
-        if not self._calls_on_tau or budget is None:
+        if not self._has_ledger or budget is None:
             return None
         return {k: 0 for k, one in enumerate(resolve_budgets(budget), 1) if one.fraction == 0} or None
 
@@ -383,8 +384,11 @@ class _Decoder:
         return list(zip(*(options.per_row(name, rows) for name in _LIMITS)))
 
     def _check_takes_limits(self, label: str) -> None:
-        if not self._calls_on_tau:
-            raise TypeError(f"{label} bounds <tau> and belongs to TrainingWheelsDecoder, not {type(self).__name__}")
+        if not self._has_ledger:
+            raise TypeError(
+                f"{label} bounds calls for single tokens and belongs to TrainingWheelsDecoder, "
+                f"not {type(self).__name__}"
+            )
 
 
 class GreedyDecoder(_Decoder):
@@ -471,7 +475,7 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
             otherwise "cpu".
     """
 
-    _calls_on_tau = True
+    _calls_on_tau = _has_ledger = True
 
     def __init__(
         self,
@@ -486,21 +490,91 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         device: str | None = None,
     ):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
-        native = load(student, "student", dtype, device)
-        if native.tau_token_id is None:
-            raise ValueError(
-                "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
-            )
-        count, wanted = len(teacher) if isinstance(teacher, (list, tuple)) else 1, len(native.tau_token_ids)
-        if count != wanted:
-            raise ValueError(
-                f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
-                f"TrainingWheelsT5.from_t5(model, experts={count}) makes one for {count}"
-            )
+        native = _asking_student(student, teacher, dtype, device)
         check = _core.Check.LENIENCE if verify_lenience > 0 else _core.Check.NONE
         method = _core.Method(
             two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
         )
+        tokenizer = tokenizer or _tokenizer_of(student)
+        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
+
+
+class RandomCallDecoder(_TwoModelDecoder):
+    """A control for KDTW: which tokens the teacher writes is drawn at random, and the student never asks.
+
+    Else as with :class:`TrainingWheelsDecoder`: the student reads a budget in its prompt and which tokens the teacher
+    wrote, and ``max_teacher_fraction`` and ``max_teacher_calls`` bound the calls.
+
+    Args:
+        student: a TrainingWheelsT5 of one teacher, a NativeT5 with <tau>, or a folder of one; <tau> is never used.
+        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
+        threshold: in [0, 1]; the teacher writes where a uniform number of [0, 1), which depends on seed, row id and
+            position only, exceeds it: with probability 1 - ``threshold``.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
+    """
+
+    _has_ledger = True
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        threshold: float = 0.9,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
+        device: str | None = None,
+    ):
+        self.threshold = check_real("threshold", threshold, 0.0, 1.0)
+        native = _asking_student(student, teacher, dtype, device)
+        method = _core.Method(two_models=True, marks_teacher=True, max_uniform=self.threshold)
+        tokenizer = tokenizer or _tokenizer_of(student)
+        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
+
+
+class EntropyCallDecoder(_TwoModelDecoder):
+    """A control for KDTW: the teacher writes where the student is undecided, and the student never asks.
+
+    Else as with :class:`TrainingWheelsDecoder`: the student reads a budget in its prompt and which tokens the teacher
+    wrote, and ``max_teacher_fraction`` and ``max_teacher_calls`` bound the calls.
+
+    Args:
+        student: a TrainingWheelsT5 of one teacher, a NativeT5 with <tau>, or a folder of one; <tau> is never used.
+        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
+        threshold: in nats, >= 0; the teacher writes where the entropy of the student's distribution at temperature 1,
+            without <tau> and other banned tokens, exceeds it.
+        tokenizer: needed to decode strings; a folder's own by default.
+        num_threads: None = all the processor offers; results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
+    """
+
+    _has_ledger = True
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike,
+        *,
+        threshold: float = 2.0,
+        tokenizer: Any = None,
+        num_threads: int | None = None,
+        dtype: str = "auto",
+        teacher_dtype: str | None = None,
+        device: str | None = None,
+    ):
+        self.threshold = check_real("threshold", threshold, 0.0)
+        native = _asking_student(student, teacher, dtype, device)
+        method = _core.Method(two_models=True, marks_teacher=True, max_entropy=self.threshold)
         tokenizer = tokenizer or _tokenizer_of(student)
         super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
@@ -634,6 +708,24 @@ class InterleavedDecoder(_TwoModelDecoder):
             checks_all=True,
         )
         super().__init__(student, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
+
+
+def _asking_student(
+    student: ModelLike, teacher: ModelLike | Sequence[ModelLike], dtype: str, device: str | None
+) -> NativeT5:
+    """A student that was trained to ask as many teachers as are given; ValueError for another."""
+    native = load(student, "student", dtype, device)
+    if native.tau_token_id is None:
+        raise ValueError(
+            "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
+        )
+    count, wanted = len(teacher) if isinstance(teacher, (list, tuple)) else 1, len(native.tau_token_ids)
+    if count != wanted:
+        raise ValueError(
+            f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
+            f"TrainingWheelsT5.from_t5(model, experts={count}) makes one for {count}"
+        )
+    return native
 
 
 def _check_pair(student: NativeT5, teacher: NativeT5) -> None:

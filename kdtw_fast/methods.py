@@ -9,16 +9,26 @@ from typing import Any
 from kdtw_fast.auto import AutoDecoder
 from kdtw_fast.decoders import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
+    RandomCallDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
 from kdtw_fast.options import nearest
 
 Decoder = (
-    GreedyDecoder | TrainingWheelsDecoder | SpeculativeDecoder | BigLittleDecoder | InterleavedDecoder | AutoDecoder
+    GreedyDecoder
+    | TrainingWheelsDecoder
+    | RandomCallDecoder
+    | EntropyCallDecoder
+    | SpeculativeDecoder
+    | BigLittleDecoder
+    | InterleavedDecoder
+    | AutoDecoder
 )
+_LEDGER = ("budget", "max_teacher_fraction", "max_teacher_calls")
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ METHODS: dict[str, Method] = {
         "the student writes and asks the teacher for single tokens (KDTW)",
         TrainingWheelsDecoder,
         settings={"verify_lenience": "verify_lenience"},
-        call_options=("budget", "max_teacher_fraction", "max_teacher_calls"),
+        call_options=_LEDGER,
     ),
     "greedy-student": Method("the student alone", GreedyDecoder, models=("student",)),
     "greedy-teacher": Method("the teacher alone", GreedyDecoder, models=("teacher",)),
@@ -72,6 +82,18 @@ METHODS: dict[str, Method] = {
         "drafts among the teacher's best k stay, others are replaced (SKD)",
         InterleavedDecoder,
         settings={"draft_length": "draft_length", "accept_top_k": "accept_top_k"},
+    ),
+    "random": Method(
+        "a control: the teacher writes tokens drawn at random",
+        RandomCallDecoder,
+        settings={"threshold": "threshold"},
+        call_options=_LEDGER,
+    ),
+    "entropy": Method(
+        "a control: the teacher writes where the student's entropy is high",
+        EntropyCallDecoder,
+        settings={"threshold": "threshold"},
+        call_options=_LEDGER,
     ),
     "auto": Method(
         "the fastest of these for --quality, from measured costs",

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from kdtw_fast.random import STREAM_ACCEPT, STREAM_STUDENT, STREAM_TEACHER, uniform
+from kdtw_fast.random import STREAM_ACCEPT, STREAM_CALL, STREAM_STUDENT, STREAM_TEACHER, uniform
 
 NONE, STUDENT, TEACHER, ACCEPTED, CORRECTED, FORCED = range(6)
 
@@ -352,9 +352,9 @@ class _Decoder:
         has a limit for each teacher that it names. `teacher_inputs` is one for all teachers or one for each.
         Teacher settings that are None equal the student's. Forced tokens fill the first positions.
 
-        Log-probabilities: the student's belong to its own action, so at a corrected position to its rejected
-        draft; where it took none (a forced token, a bonus token, BiLD's hand-over) they are NaN. The teacher's
-        are there for every position up to its last pass but the forced ones, which nobody chose.
+        Log-probabilities: the student's belong to its own action, so at a corrected position to its rejected draft;
+        where it took none (a forced token, a bonus token, a hand-over that is not tau) they are NaN. The teacher's are
+        there for every position up to its last pass but the forced ones, which nobody chose.
         """
         sources = _rows(input_ids, attention_mask)
         several = isinstance(teacher_inputs, (list, tuple))
@@ -489,6 +489,47 @@ class TrainingWheelsDecoder(_Decoder):
 
     def _passes(self, row: _Row, position: int, logits: Tensor) -> bool:
         return passes_lenience(row, position, logits, self.verify_lenience)
+
+
+class RandomCallDecoder(TrainingWheelsDecoder):
+    """A control: the teacher writes where a uniform number exceeds `threshold` and the ledger allows it.
+
+    Whatever the student would have written there; tau is banned.
+    """
+
+    def __init__(
+        self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration, threshold: float = 0.9
+    ) -> None:
+        super().__init__(student, teacher)
+        self.threshold = threshold
+
+    def _must_call(self, row: _Row) -> bool:
+        return self._allowed(row, 1, 1, row.length) and row.uniform(row.length, STREAM_CALL) > self.threshold
+
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
+        return row.pick(ban(logits, row.banned(row.length)), row.student_warp, row.length, STREAM_STUDENT)
+
+
+class EntropyCallDecoder(TrainingWheelsDecoder):
+    """A control: the teacher writes where the student's entropy exceeds `threshold` and the ledger allows it.
+
+    In nats, at temperature 1, of the distribution without tau and other banned ids.
+    """
+
+    def __init__(
+        self, student: T5ForConditionalGeneration, teacher: T5ForConditionalGeneration, threshold: float = 2.0
+    ) -> None:
+        super().__init__(student, teacher)
+        self.threshold = threshold
+
+    def _act(self, row: _Row, logits: Tensor) -> int | None:
+        allowed = ban(logits, row.banned(row.length))
+        if self._allowed(row, 1, 1, row.length):
+            entropy = float(torch.special.entr(torch.softmax(allowed, dim=0)).sum())
+            row.note(abs(entropy - self.threshold) < CLOSE_LOGITS, row.length)
+            if entropy > self.threshold:
+                return None
+        return row.pick(allowed, row.student_warp, row.length, STREAM_STUDENT)
 
 
 class SpeculativeDecoder(_Decoder):

@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from kdtw_fast import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
+    RandomCallDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -186,6 +188,12 @@ CONSTRUCTION: list[tuple[str, Call, type[Exception], list[str]]] = [
     ("negative draft length", lambda: speculative(draft_length=-2), ValueError, ["draft_length", "-2"]),
     ("draft length type", lambda: speculative(draft_length=2.0), TypeError, ["draft_length", "2.0"]),
     ("verify", lambda: wheels(verify_lenience=2), ValueError, ["verify_lenience", "2"]),
+    ("random above 1", lambda: RandomCallDecoder(*NATIVE, threshold=1.1), ValueError, ["threshold", "[0, 1]", "1.1"]),
+    ("random nan", lambda: RandomCallDecoder(*NATIVE, threshold=math.nan), ValueError, ["threshold", "nan"]),
+    ("entropy below 0", lambda: EntropyCallDecoder(*NATIVE, threshold=-0.1), ValueError, ["threshold", "[0, inf)"]),
+    ("entropy type", lambda: EntropyCallDecoder(*NATIVE, threshold="2"), TypeError, ["threshold", "'2'"]),
+    ("control, no tau", lambda: RandomCallDecoder(TEACHER, TEACHER), ValueError, ["<tau>", "from_t5"]),
+    ("control, two", lambda: EntropyCallDecoder(STUDENT, [TEACHER] * 2), ValueError, ["1 teacher", "2 were given"]),
     ("threads", lambda: wheels(num_threads=0), ValueError, ["num_threads", "0"]),
     ("threads type", lambda: wheels(num_threads=1.5), TypeError, ["num_threads", "1.5"]),
     ("fallback", lambda: BigLittleDecoder(*NATIVE, fallback_threshold=1.1), ValueError, ["fallback_threshold", "1.1"]),

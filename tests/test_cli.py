@@ -206,6 +206,8 @@ def test_settings_reach_the_decoder(kdtw, pair: TinyPair) -> None:
     assert run("--method", "bild", "--fallback", "1", "--rollback", "0") == teacher
     assert run("--method", "interleaved", "--accept-top-k", "1") == teacher
     assert run("--max-teacher-calls", "0", "--budget", "no") == student
+    assert run("--method", "random", "--threshold", "0") == run("--method", "entropy", "--threshold", "0") == teacher
+    assert run("--method", "entropy", "--threshold", "99") == run("--max-teacher-calls", "0", "--budget", "light")
 
 
 def test_jsonl_holds_tokens_owners_and_counts(kdtw, pair: TinyPair) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder
 from kdtw_fast.comparison import figures, table, verdicts
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
+from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
 from kdtw_fast.comparison.examples import examples, markdown
 from kdtw_fast.comparison.measure import Run, Settings
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
@@ -116,7 +120,7 @@ def test_every_point_is_recorded_once_and_timed_every_turn(done: Path) -> None:
         assert outputs.id.startswith("tiny/") and outputs.task == "this"
         assert outputs.provenance["subject"]["sentences"] == len(SOURCES) and outputs.provenance["time"]
         timings = records.timings_of(outputs.id)
-        assert [t.repetition for t in timings] == ([] if outputs.group in CONTROLS else [0, 1])
+        assert [t.repetition for t in timings] == [0, 1]
         for timing in timings:
             assert len(timing.seconds) == len(timing.tokens) == timing.sentences == len(timing.indices)
             written = [len(outputs.sentences[i].tokens) for i in timing.indices]
@@ -172,6 +176,37 @@ def test_controls_ask_as_often_as_kdtw(done: Path) -> None:
         assert all(s.owners.count("teacher") == s.teacher_calls for s in outputs.sentences)
         # six sentences of ten tokens cannot be matched to a hundredth, but to a few tokens
         assert used.value == pytest.approx(like.teacher_use.value, abs=0.15)
+        assert outputs.settings["budget"] == "high" and outputs.settings["tolerance"] == TOLERANCE
+
+
+def test_the_search_for_a_threshold_is_short() -> None:
+    """Use as a share of a thousand tokens, steep and flat; where no threshold has the use, the closest is taken."""
+
+    def searched(use: Callable[[float], float], wanted: float, highest: float) -> tuple[dict[str, float], int]:
+        tried: list[float] = []
+
+        def write(threshold: float) -> list[Sentence]:
+            tried.append(threshold)
+            calls = round(1000 * use(threshold / highest))
+            return [sentence(len(tried), "a " * 1000, "t" * calls + "s" * (1000 - calls))]
+
+        sentences, found = find_threshold(write, wanted, highest)
+        assert found["threshold"] == tried[sentences[0].index - 1] and found["wanted_use"] == wanted
+        assert found["use"] == pytest.approx(use(found["threshold"] / highest), abs=1e-3)
+        return found, len(tried)
+
+    curves = (
+        lambda x: 1 - x,
+        lambda x: (1 - x) ** 8,
+        lambda x: (1 - x) ** 0.5,
+        lambda x: 1 / (1 + math.exp(60 * x - 18)),
+    )
+    for curve, wanted, highest in itertools.product(curves, (0.0, 0.05, 0.3, 0.5, 1.0), (1.0, 8.3)):
+        found, rounds = searched(curve, wanted, highest)
+        assert abs(found["use"] - wanted) <= TOLERANCE and rounds <= ROUNDS
+    assert searched(lambda x: 1 - x, 0.3, 1.0)[1] == 1  # asking at random: at once
+    found, rounds = searched(lambda x: 0.9 if x < 0.5 else 0.2, 0.3, 1.0)
+    assert (found["use"], rounds) == (0.2, ROUNDS)
 
 
 def test_a_cut_file_is_continued(compare, without_figures, tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ DECODERS: list[tuple[str, dict[str, Any]]] = [
     ("GreedyDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.4}),
+    ("RandomCallDecoder", {"threshold": 0.6}),
+    ("EntropyCallDecoder", {"threshold": 2.0}),
     ("SpeculativeDecoder", {"draft_length": 3}),
     ("SpeculativeDecoder", {"draft_length": 3, "lenience": 0.3}),
     ("BigLittleDecoder", {"fallback_threshold": 0.4, "rollback_threshold": 3.0}),
@@ -224,7 +226,7 @@ def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None
     assert (
         step["copies_to_device"] == 6
     )  # ids, places in both caches, whom the head is asked about, banned ids, the request
-    assert step["bytes_to_host"] == 20
+    assert step["bytes_to_host"] == 24
     assert five["allocations"] == 0
 
 

@@ -205,7 +205,7 @@ def picks(device: _core.Operations, logits: np.ndarray, requests: list[dict[str,
 
 def agree(device: _core.Operations, logits: np.ndarray, requests: list[dict[str, Any]]) -> None:
     """The device answers as the CPU does."""
-    wanted = [request | {"want_log_prob": True, "want_confidence": True} for request in requests]
+    wanted = [request | {"want_log_prob": True, "want_confidence": True, "want_entropy": True} for request in requests]
     for mine, other, request in zip(picks(device, logits, wanted), picks(CPU, logits, wanted), requests, strict=True):
         passed = request.get("check", Check.NONE) != Check.NONE and other[1]
         assert mine[1:3] == other[1:3], request

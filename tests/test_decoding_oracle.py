@@ -72,6 +72,14 @@ def method_settings(method: str, rng: np.random.Generator) -> tuple[str, dict[st
             "max_draft_length": pick(rng, [None, 1, 4, 8]),
         }
         return "BigLittleDecoder", options, {}
+    if method in ("random_calls", "entropy_calls"):
+        limits = {
+            "max_teacher_fraction": pick(rng, FRACTIONS),
+            "max_teacher_calls": pick(rng, [None, None, None, 1, 3]),
+        }
+        if method == "random_calls":
+            return "RandomCallDecoder", {"threshold": pick(rng, [0.0, 0.3, 0.6, 0.9, 1.0])}, limits
+        return "EntropyCallDecoder", {"threshold": pick(rng, [0.0, 0.5, 1.0, 2.0, 3.0])}, limits
     assert method == "interleaved"
     options = {"draft_length": draft_length, "accept_top_k": pick(rng, [1, 2, 5, 25, 100])}
     return "InterleavedDecoder", options, {}
@@ -86,8 +94,11 @@ OUTCOMES = {
     "lossy": {2, 3, 4, 5},
     "big_little": {1, 2, 3, 4, 5},
     "interleaved": {3, 4, 5},
+    "random_calls": {1, 2, 5},
+    "entropy_calls": {1, 2, 5},
 }
 METHODS = ["plain", "training_wheels", "verified", "speculative", "lossy", "big_little", "interleaved"]
+METHODS += ["random_calls", "entropy_calls"]
 
 
 def warp_settings(rng: np.random.Generator, prefix: str = "") -> dict[str, Any]:
@@ -106,7 +117,7 @@ def random_case(method: str, relation: str, index: int, device: str = "cpu") -> 
     name, options, settings = method_settings(method, rng)
     ids, mask = random_batch(rng, pick(rng, BATCH_SIZES), vocab_size)
     settings |= {"input_ids": ids, "attention_mask": mask}
-    if method in ("training_wheels", "verified") and rng.random() < 0.5:
+    if method in ("training_wheels", "verified", "random_calls", "entropy_calls") and rng.random() < 0.5:
         settings["max_teacher_fraction"] = [pick(rng, FRACTIONS) for _ in ids]
     if name not in ("GreedyDecoder", "GreedyTeacher") and rng.random() < 0.5:
         teacher_ids, teacher_mask = random_batch(rng, len(ids), vocab_size)

@@ -17,9 +17,11 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from kdtw_fast import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
+    RandomCallDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -244,6 +246,8 @@ def decoders(student: Any, teacher: Any, **options: Any) -> list[Any]:
         GreedyDecoder(student, **options),
         TrainingWheelsDecoder(student, teacher, **options),
         TrainingWheelsDecoder(student, teacher, verify_lenience=0.7, **options),
+        RandomCallDecoder(student, teacher, threshold=0.6, **options),
+        EntropyCallDecoder(student, teacher, threshold=2.0, **options),
         SpeculativeDecoder(student, teacher, draft_length=4, **options),
         SpeculativeDecoder(student, teacher, draft_length=3, lenience=0.3, **options),
         BigLittleDecoder(student, teacher, fallback_threshold=0.4, rollback_threshold=2.0, **options),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from factories import EOS, SHAPES, random_t5, scale_row, with_tau
-from kdtw_fast.training import controls, losses
+from kdtw_fast.training import losses
 from kdtw_fast.training.batches import Encoded, encode, student_prompts, teacher_prompts
 from kdtw_fast.training.debian import Example
 from kdtw_fast.training.episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
@@ -695,45 +695,3 @@ def test_the_best_checkpoint_holds_its_budgets_first():
     assert sorted([holds, better, fails], key=rank) == [fails, holds, better]
     assert sorted([holds, better, fails], key=lambda found: rank(found, 0.02)) == [fails, better, holds]
     assert rank(fails) < rank(table([0.1] * 6, 1.0))  # the least broken
-
-
-# ---------------------------------------------------------------- controls
-
-
-@pytest.mark.parametrize("name", controls.CONTROLS)
-def test_controls_match_a_use(pair, tokenizer, name):
-    student, teacher = pair
-    uses = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    table = controls.control(name, student, teacher, tokenizer, examples(10), uses, tolerance=0.05, max_new_tokens=10)
-    assert table[0]["achieved"] == 0
-    for row, use in zip(table, uses, strict=True):
-        assert row["asked"] == use and row["achieved"] == pytest.approx(use, abs=0.1)
-    with pytest.raises(ValueError, match="'confidence'"):
-        controls.control("confidence", student, teacher, tokenizer, examples(2), uses)
-    with pytest.raises(ValueError, match="got 1"):
-        controls.control(name, student, teacher, tokenizer, examples(2), [0.1])
-
-
-def test_control_rules():
-    logits = torch.tensor([[[0.0, 0.0, 0.0, 99.0]], [[9.0, 0.0, 0.0, 99.0]]])
-    assert controls.entropy_calls(0.5, tau=3)(logits, logits, 0).tolist() == [[True], [False]]
-    coins = torch.stack([controls.random_calls(0.3, range(500), 1)(logits, logits, step) for step in range(4)])
-    assert 0.25 < float(coins.float().mean()) < 0.35
-    alone = controls.random_calls(0.3, [17], 1)(logits, logits, 2)
-    assert bool(alone) == bool(coins[2, 17])  # whatever rows lie beside it
-
-
-def test_the_search_for_a_use_is_short():
-    for curve in (lambda x: x**8, lambda x: x**0.5, lambda x: 1 / (1 + math.exp(40 * (0.7 - x)))):
-        for wanted in (0.0, 0.05, 0.3, 0.5):
-            tried = []
-
-            def decode(level, curve=curve, tried=tried):
-                tried.append(level)
-                return [[len(tried)]], curve(level) if level else 0.0
-
-            level, outputs, use = controls._matched(decode, wanted, 0.5, 0.005, 14)
-            assert abs(use - wanted) <= 0.005 and curve(level) == pytest.approx(use, abs=1e-9)
-            assert outputs == [[len(tried)]] and len(tried) <= 12
-    nowhere = controls._matched(lambda level: ([[7]], 0.9), 0.3, 0.5, 0.005, 3)
-    assert nowhere[1:] == ([[7]], 0.9)  # the closest there is

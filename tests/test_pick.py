@@ -15,7 +15,7 @@ from comparison import Tally, as_array, compare
 from factories import EOS, RELATIONS, SHAPES, START, chain_student, chain_t5, random_batch, random_pair, random_t5
 
 import kdtw_fast
-from kdtw_fast import GreedyDecoder, InterleavedDecoder, NativeT5, reference
+from kdtw_fast import GreedyDecoder, InterleavedDecoder, NativeT5, _core, reference
 from kdtw_fast.random import uniform
 
 pytestmark = pytest.mark.usefixtures("simd_level")
@@ -25,6 +25,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("GreedyDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.4}),
+    ("RandomCallDecoder", {"threshold": 0.6}),
+    ("EntropyCallDecoder", {"threshold": 2.0}),
     ("SpeculativeDecoder", {"draft_length": 3}),
     ("SpeculativeDecoder", {"draft_length": 4, "lenience": 0.3}),
     ("BigLittleDecoder", {"fallback_threshold": 0.3, "rollback_threshold": 3.0}),
@@ -137,6 +139,25 @@ def test_one_logit_that_is_not_finite_is_reported(vocab_size: int, value: float)
         for settings in ({}, {"min_new_tokens": 2}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}):
             with pytest.raises(FloatingPointError, match="not finite"):
                 decoder.generate([[5, 6, EOS]], max_new_tokens=3, **settings)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 31, 128, 129, 4063])
+def test_entropy_is_that_of_what_is_not_banned(vocab_size: int) -> None:
+    """Against float64, flat and peaked, with banned ids that are the likeliest and a whole chunk of them."""
+    rng = np.random.default_rng(vocab_size)
+    scales = (0.0, 0.3, 3.0, 60.0)
+    logits = np.stack([scale * rng.standard_normal(vocab_size) for scale in scales]).astype(np.float32)
+    likeliest = int(logits[1].argmax())
+    for banned in ([], [likeliest], list(range(vocab_size // 2, vocab_size))):
+        allowed = logits.astype(np.float64)
+        allowed[:, banned] = -np.inf
+        probabilities = torch.softmax(torch.from_numpy(allowed), dim=1)
+        expected = torch.special.entr(probabilities).sum(1)
+        request = {"banned": banned, "want_entropy": True}
+        hidden = np.eye(len(scales), dtype=np.float32)
+        head = np.ascontiguousarray(logits.T)
+        answers, _ = _core.Operations("cpu").pick(head, hidden, [request] * len(scales), "fp32")
+        np.testing.assert_allclose([answer[5] for answer in answers], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_sample_is_the_inverse_of_the_keyed_uniform_over_all_chunks() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdtw_fast.random import STREAM_ACCEPT, STREAM_STUDENT, STREAM_TEACHER, philox4x32, uniform
+from kdtw_fast.random import STREAM_ACCEPT, STREAM_CALL, STREAM_STUDENT, STREAM_TEACHER, philox4x32, uniform
 
 # Random123's kat_vectors, "philox4x32 10": counter, key, result.
 KNOWN_ANSWERS = [
@@ -51,11 +51,12 @@ def test_every_part_of_the_key_matters() -> None:
         uniform(5, 6, 8, STREAM_STUDENT),
         uniform(5, 6, 7, STREAM_TEACHER),
         uniform(5, 6, 7, STREAM_ACCEPT),
+        uniform(5, 6, 7, STREAM_CALL),
     ]
-    assert len({base, *map(float, others)}) == 8
+    assert len({base, *map(float, others)}) == 9
 
 
-@pytest.mark.parametrize("stream", [STREAM_STUDENT, STREAM_TEACHER, STREAM_ACCEPT])
+@pytest.mark.parametrize("stream", [STREAM_STUDENT, STREAM_TEACHER, STREAM_ACCEPT, STREAM_CALL])
 def test_uniform_over_rows_and_over_positions(stream: int) -> None:
     over_rows = uniform(3, np.arange(20_000), 9, stream)
     over_positions = uniform(3, 9, np.arange(20_000), stream)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factories import EOS, chain_student, chain_t5, path_table, random_batch, random_pair
 
-from kdtw_fast import AutoDecoder, GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import AutoDecoder, GreedyDecoder, RandomCallDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.costs import Costs, ModelCosts
 
 VOCAB, TAU = 12, 11
@@ -41,6 +41,16 @@ def test_a_call_reads_what_came_since_the_last() -> None:
     assert out.sequences[0].tolist()[1:] == PATH
     assert out.teacher_reads == [[4, 2]]  # start 2 3 4, then 5 6
     assert out.student_reads == [[1] * len(PATH)]
+
+
+def test_what_the_teacher_writes_at_random_costs_the_student_no_pass() -> None:
+    """It reads what the teacher wrote when it writes again itself: of seven tokens the last four are its own."""
+    table = path_table(PATH, VOCAB)
+    decoder = RandomCallDecoder(chain_student(table, TAU), chain_t5(table), threshold=0.0)
+    out = decoder.generate([[5, 1]], output_reads=True, max_teacher_calls=3)
+    assert out.sequences[0].tolist()[1:] == PATH
+    assert out.teacher_reads == [[1, 1, 1]]
+    assert out.student_reads == [[4, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("relation", ["noisy", "unrelated"])

@@ -16,6 +16,7 @@ from factories import EOS, START, chain_student, chain_t5, path_table
 
 import kdtw_fast
 from kdtw_fast import _core, reference
+from kdtw_fast.random import STREAM_CALL, uniform
 
 VOCAB = 40
 TAU = VOCAB - 1
@@ -271,6 +272,76 @@ def test_verification_does_not_break_the_ledger(package: ModuleType) -> None:
     assert (got["teacher_calls"], got["rolled_back"]) == (1, 1)
 
 
+# --- The controls --------------------------------------------------------------------------------------
+
+
+def test_random_calls_follow_the_keyed_number_and_nothing_else(package: ModuleType) -> None:
+    """The teacher writes where the position's number exceeds the threshold, though the student would ask everywhere."""
+    tokens = path(12, end=False)
+    models = (chain_student(asking(tokens, set(range(12))), TAU), chain_t5(table(tokens)))
+    numbers = uniform(7, 3, np.arange(12), STREAM_CALL)
+    for threshold in (0.0, 0.4, float(numbers[5]), 0.8, 1.0):
+        settings = {"max_new_tokens": 12, "seed": 7, "row_ids": [3]}
+        got = decode(package, "RandomCallDecoder", models, settings, threshold=threshold)
+        owners = [TEACHER if number > threshold else STUDENT for number in numbers]
+        assert got["tokens"] == tokens and got["owners"] == owners
+        assert (got["teacher_calls"], got["drafted"]) == (owners.count(TEACHER), owners.count(STUDENT))
+
+
+def test_calls_by_entropy_where_the_student_is_undecided(package: ModuleType) -> None:
+    """Two tokens nearly tie at 0 and 3: ln 2 = 0.69 nats there, and nearly 0 elsewhere, whatever the logit of tau."""
+    tokens = path(7)
+    undecided = unsure(tokens, {0, 3})
+    undecided[:, TAU] = 12.0
+    models = (chain_student(undecided, TAU), chain_t5(table(tokens)))
+    got = decode(package, "EntropyCallDecoder", models, {"max_new_tokens": 20}, threshold=0.6)
+    assert got["tokens"] == tokens
+    assert got["owners"] == [TEACHER, STUDENT, STUDENT, TEACHER, STUDENT, STUDENT, STUDENT]
+    assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (2, 5, 0)
+    got = decode(package, "EntropyCallDecoder", models, {"max_new_tokens": 20}, threshold=0.8)
+    assert got["tokens"] == tokens and got["teacher_calls"] == 0
+
+
+def test_what_is_banned_is_no_doubt(package: ModuleType) -> None:
+    """The student wavers between EOS and a token; where EOS is banned, it does not."""
+    tokens = path(3)
+    wavers = table(tokens)
+    wavers[tokens[1], 20] = wavers[tokens[1], EOS]
+    models = (chain_student(wavers, TAU), chain_t5(table(tokens)))
+    for minimum, owner in ((2, TEACHER), (3, STUDENT)):
+        settings = {"max_new_tokens": 3, "min_new_tokens": minimum}
+        got = decode(package, "EntropyCallDecoder", models, settings, threshold=0.5)
+        assert got["owners"] == [STUDENT, STUDENT, owner]
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("RandomCallDecoder", 0.0), ("EntropyCallDecoder", 0.5)])
+def test_the_ledger_bounds_the_controls(package: ModuleType, name: str, threshold: float) -> None:
+    tokens = path(12, end=False)
+    models = (chain_student(unsure(tokens, set(range(12))), TAU), chain_t5(table(tokens)))
+    for fraction in (0.0, 0.25, 1 / 3, 0.7, 1.0):
+        settings = {"max_new_tokens": 12, "max_teacher_fraction": fraction}
+        got = decode(package, name, models, settings, threshold=threshold)
+        calls = [math.floor(fraction * (position + 1) + 1e-9) for position in range(12)]
+        owners = [TEACHER if after > before else STUDENT for before, after in zip([0, *calls], calls, strict=False)]
+        assert got["tokens"] == tokens and got["owners"] == owners
+    for limit in (3, {1: 3}):
+        got = decode(package, name, models, {"max_new_tokens": 12, "max_teacher_calls": limit}, threshold=threshold)
+        assert got["owners"] == [TEACHER] * 3 + [STUDENT] * 9
+
+
+def test_the_student_reads_who_wrote_in_the_controls(package: ModuleType) -> None:
+    """After a marked token this student writes WRONG, and only after one."""
+    tokens = path(6, end=False)
+    undecided = unsure(tokens, {2})
+    undecided[WRONG] = undecided[tokens[3]]
+    after_marked = np.zeros(VOCAB)
+    after_marked[WRONG] = 60.0
+    models = (chain_student(undecided, TAU, after_marked), chain_t5(table(tokens)))
+    got = decode(package, "EntropyCallDecoder", models, {"max_new_tokens": 5}, threshold=0.5)
+    assert got["tokens"] == [*tokens[:3], WRONG, tokens[4]]
+    assert got["owners"] == [STUDENT, STUDENT, TEACHER, STUDENT, STUDENT]
+
+
 # --- BiLD, SKD -----------------------------------------------------------------------------------------
 
 
@@ -356,6 +427,8 @@ METHODS = [
     ("GreedyDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 1.0}),
+    ("RandomCallDecoder", {"threshold": 0.5}),
+    ("EntropyCallDecoder", {"threshold": 0.6}),
     ("SpeculativeDecoder", {"draft_length": 3}),
     ("BigLittleDecoder", {"fallback_threshold": 0.6}),
     ("InterleavedDecoder", {"draft_length": 2}),

@@ -15,6 +15,7 @@ from factories import RELATIONS, SHAPES, START, Shape, random_batch, random_pair
 
 from kdtw_fast import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
@@ -28,13 +29,21 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("GreedyDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.8}),
+    ("EntropyCallDecoder", {"threshold": 2.0}),
     ("SpeculativeDecoder", {"draft_length": 4}),
     ("BigLittleDecoder", {"fallback_threshold": 0.4, "rollback_threshold": 2.0}),
     ("InterleavedDecoder", {"draft_length": 3, "accept_top_k": 4}),
 ]
 CLASSES = {
     cls.__name__: cls
-    for cls in (GreedyDecoder, TrainingWheelsDecoder, SpeculativeDecoder, BigLittleDecoder, InterleavedDecoder)
+    for cls in (
+        GreedyDecoder,
+        TrainingWheelsDecoder,
+        EntropyCallDecoder,
+        SpeculativeDecoder,
+        BigLittleDecoder,
+        InterleavedDecoder,
+    )
 }
 
 

@@ -21,10 +21,12 @@ from factories import EOS, RELATIONS, SHAPES, START, Shape, chain_t5, path_table
 
 from kdtw_fast import (
     BigLittleDecoder,
+    EntropyCallDecoder,
     GenerationOutput,
     GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
+    RandomCallDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
     _core,
@@ -37,6 +39,8 @@ METHODS: list[tuple[Any, dict[str, Any]]] = [
     (GreedyDecoder, {}),
     (TrainingWheelsDecoder, {}),
     (TrainingWheelsDecoder, {"verify_lenience": 0.7}),
+    (RandomCallDecoder, {"threshold": 0.6}),
+    (EntropyCallDecoder, {"threshold": 2.0}),
     (SpeculativeDecoder, {"draft_length": 4}),
     (SpeculativeDecoder, {"draft_length": 3, "lenience": 0.3}),
     (BigLittleDecoder, {"fallback_threshold": 0.4, "rollback_threshold": 2.0}),

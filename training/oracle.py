@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -94,22 +94,18 @@ def divergences(
     return position_divergence(mine, theirs, student.config.tau_token_id)
 
 
-AskRule = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-
-
 @torch.no_grad()
-def decode_with_rule(
+def decode_with_threshold(
     student: TrainingWheelsT5,
     teacher: T5ForConditionalGeneration,
     own: Batch,
     told: Batch,
-    rule: AskRule,
+    threshold: float,
     max_new_tokens: int,
 ) -> tuple[list[list[int]], list[int]]:
-    """Greedy decoding in which the teacher writes every token where `rule` says so, not where the student asks.
+    """Greedy decoding in which the teacher writes every token where KL_i exceeds `threshold`.
 
-    rule(student's logits [R, 1, V], teacher's logits [R, 1, V], step from 0) -> bool [R, 1]. Returns each row's outputs
-    (with EOS if reached) and how many of them the teacher wrote.
+    Returns each row's outputs (with EOS if reached) and how many of them the teacher wrote.
     """
     config = student.config
     rows = len(own.source_ids)
@@ -123,7 +119,7 @@ def decode_with_rule(
     outputs: list[list[int]] = [[] for _ in range(rows)]
     calls = [0] * rows
     alive = [True] * rows
-    for step in range(max_new_tokens):
+    for _ in range(max_new_tokens):
         common = {"use_cache": True, "decoder_input_ids": ids}
         mine = student(
             encoder_outputs=encoded[0],
@@ -136,7 +132,7 @@ def decode_with_rule(
             encoder_outputs=encoded[1], attention_mask=told.source_mask, past_key_values=caches[1], **common
         )
         caches = [mine.past_key_values, theirs.past_key_values]
-        marks = rule(mine.logits, theirs.logits, step)
+        marks = position_divergence(mine.logits, theirs.logits, config.tau_token_id) > threshold
         pick = mine.logits.clone()
         pick[..., config.tau_token_id] = -torch.inf
         answer = theirs.logits.clone()
@@ -151,26 +147,6 @@ def decode_with_rule(
         if not any(alive):
             break
     return outputs, calls
-
-
-def decode_with_threshold(
-    student: TrainingWheelsT5,
-    teacher: T5ForConditionalGeneration,
-    own: Batch,
-    told: Batch,
-    threshold: float,
-    max_new_tokens: int,
-) -> tuple[list[list[int]], list[int]]:
-    """Greedy decoding in which the teacher writes every token where KL_i exceeds `threshold`.
-
-    Returns as `decode_with_rule` does.
-    """
-    tau = student.config.tau_token_id
-
-    def rule(mine: torch.Tensor, theirs: torch.Tensor, step: int) -> torch.Tensor:
-        return position_divergence(mine, theirs, tau) > threshold
-
-    return decode_with_rule(student, teacher, own, told, rule, max_new_tokens)
 
 
 def oracle_curve(

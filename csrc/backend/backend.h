@@ -100,6 +100,7 @@ struct PickRequest {
   float* keep_logits = nullptr;  // where to leave this token's raw logits [V], device memory
   bool want_log_prob = false;
   bool want_confidence = false;
+  bool want_entropy = false;
 };
 
 struct PickResult {
@@ -108,6 +109,7 @@ struct PickResult {
   bool finite = true;       // false: a logit was NaN or infinite, nothing else is valid
   float log_prob = 0.0f;    // raw log-softmax (temperature 1, nothing banned) of the draft if it passed, else of `id`
   float confidence = 0.0f;  // largest softmax probability over the ids that are not banned, temperature 1
+  float entropy = 0.0f;     // of the softmax over the ids that are not banned, temperature 1, in nats
 };
 
 class Backend {

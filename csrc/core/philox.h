@@ -8,7 +8,7 @@
 
 namespace kdtw {
 
-enum class Stream : uint32_t { kStudent = 0, kTeacher = 1, kAccept = 2 };
+enum class Stream : uint32_t { kStudent = 0, kTeacher = 1, kAccept = 2, kCall = 3 };
 
 inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {

@@ -20,8 +20,15 @@ struct CallRule {
   bool on_tau = false;        // the student chose <tau> (Training Wheels)
   int draft_length = 0;       // this many tokens are drafted; 0 = no such limit
   double min_confidence = 0;  // the student's largest probability is below this (BiLD)
+  // The controls: a keyed uniform number of [0, 1) exceeds max_uniform, or the entropy of the student's distribution,
+  // in nats, max_entropy. The ledger bounds them as it bounds <tau>.
+  double max_uniform = 1;
+  double max_entropy = std::numeric_limits<double>::infinity();
 
-  bool unsure(float confidence) const { return confidence < min_confidence; }
+  bool at_random() const { return max_uniform < 1; }
+  bool by_entropy() const { return max_entropy < std::numeric_limits<double>::infinity(); }
+  // What the pick was not asked for is 0 there, and calls for nobody.
+  bool unsure(const PickResult& pick) const { return pick.confidence < min_confidence || pick.entropy > max_entropy; }
 };
 
 struct AcceptRule {

@@ -183,6 +183,9 @@ void Session::settle(Row& row) {
     row.finish = ended ? Finish::kEnd : Finish::kLength;
   } else if (method_.call.draft_length > 0 && row.drafts() >= method_.call.draft_length) {
     row.waiting = 1;
+  } else if (method_.call.at_random() && row.may_ask(1)) {
+    // Before the student has read what is there: a token that the teacher writes costs it no pass of its own.
+    row.waiting = draw(row, row.outputs(), Stream::kCall) > method_.call.max_uniform ? 1 : 0;
   }
 }
 
@@ -217,6 +220,7 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     request.banned = banned(row.outputs(), allowed);
     request.want_log_prob = options_.want_log_probs;
     request.want_confidence = method_.call.min_confidence > 0;
+    request.want_entropy = method_.call.by_entropy() && row.may_ask(1);
     if (draft_logits_.data) request.keep_logits = draft_slot(slot, row.drafts());
     queries_.push_back({slot, row.outputs(), request});
   }
@@ -226,7 +230,7 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     if (!row.running()) continue;
     const PickResult& pick = results_[i];
     if (method_.call.on_tau) row.waiting = decoder_->special.teacher_of(pick.id);
-    if (method_.call.min_confidence > 0 && method_.call.unsure(pick.confidence)) row.waiting = 1;
+    if (method_.call.unsure(pick)) row.waiting = 1;
     if (row.waiting) {
       row.asked_log_prob = pick.log_prob;
       continue;

@@ -6,10 +6,11 @@ A results file that is there already is continued: what it holds is not measured
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
 from kdtw_fast.pairs import quietly
 
-from .controls import ROUNDS, Controls
+from .controls import ROUNDS, find_threshold, teacher_use
 from .passes import PassClock
 from .plan import CONTROLS, OUTSIDE, OperatingPoint
 from .provenance import check_same, provenance, stamped
@@ -33,7 +34,7 @@ WARM_UP = 10  # calls that each point makes before anything is timed
 PART = 10  # calls that a point makes before it is the next one's turn
 SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sentence in so many
 # Rough costs of a sentence in those of a native decode, for the estimate of the time left.
-WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0, "controls": 4.0}
+WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0}
 BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
@@ -125,15 +126,13 @@ class Run:
         self._shared = provenance(identity)
         self._timing_shared = {**self._shared, "subject": identity | timing}
         self._outside = OutsideSystems(subject, settings.num_threads, settings.max_new_tokens)
-        self._controls: Controls | None = None
         self._systems: dict[str, System] = {}
 
     def _missing(self) -> tuple[list[str], list[tuple[str, int]]]:
         """Points whose outputs are not there, and turns that are not."""
         records = self._file.records
         outputs = [name for name in self._plan if name not in records.outputs]
-        timed = [name for name, point in self._plan.items() if point.timed]
-        turns = [(name, r) for r in range(self._settings.repetitions) for name in timed]
+        turns = [(name, r) for r in range(self._settings.repetitions) for name in self._plan]
         return outputs, [turn for turn in turns if turn not in records.timings]
 
     def work(self) -> float:
@@ -144,10 +143,9 @@ class Run:
         )
 
     def _output_work(self, name: str) -> float:
-        point, sentences = self._plan[name], len(self._subject.examples)
-        if point.group in CONTROLS:
-            return sentences * WEIGHTS["controls"] * ROUNDS
-        return sentences * WEIGHTS.get(point.group, 1.0) * (1.0 if point.group == "assisted" else BATCHED)
+        group, sentences = self._plan[name].group, len(self._subject.examples)
+        rounds = ROUNDS if group in CONTROLS else 1
+        return rounds * sentences * WEIGHTS.get(group, 1.0) * (1.0 if group == "assisted" else BATCHED)
 
     def _turn_work(self, name: str) -> float:
         return len(self._timed_by(name)) * WEIGHTS.get(self._plan[name].group, 1.0)
@@ -187,13 +185,14 @@ class Run:
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
-            point, settings = self._plan[name], self._settings
-            self._systems[name] = (
-                self._outside.make(point)
-                if point.group in OUTSIDE
-                else Native(point, self._subject, settings.num_threads, settings.max_new_tokens)
-            )
+            point = self._plan[name]
+            if point.group in CONTROLS:
+                point = _with_threshold(point, self._file.records.outputs[name].settings["threshold"])
+            self._systems[name] = self._outside.make(point) if point.group in OUTSIDE else self._native(point)
         return self._systems[name]
+
+    def _native(self, point: OperatingPoint) -> Native:
+        return Native(point, self._subject, self._settings.num_threads, self._settings.max_new_tokens)
 
     def _write(self, name: str) -> None:
         point = self._plan[name]
@@ -207,13 +206,17 @@ class Run:
 
         found: dict[str, Any] = {}
         if point.group in CONTROLS:
-            self._controls = self._controls or Controls(self._subject, self._settings.max_new_tokens)
             like = next(
                 other
                 for key, other in self._file.records.outputs.items()
                 if key in self._plan and self._plan[key].group == "training-wheels" and other.budget == point.budget
             )
-            sentences, found = self._controls.write(point, like, on_done)
+            highest = math.log(self._subject.models["student"].vocab_size) if point.group == "entropy" else 1.0
+            sentences, found = find_threshold(
+                lambda threshold: self._native(_with_threshold(point, threshold)).write(on_done),
+                teacher_use(like.sentences),
+                highest,
+            )
         else:
             sentences = self._system(name).write(on_done)
         self._progress((parts - done) * share, "")  # a search that ended early
@@ -292,6 +295,10 @@ class Run:
             timings=_summed(counts),
             provenance=stamped(self._timing_shared),
         )
+
+
+def _with_threshold(point: OperatingPoint, threshold: float) -> OperatingPoint:
+    return replace(point, settings={"threshold": threshold})
 
 
 def _summed(counts: Sequence[Counts]) -> dict[str, float]:

@@ -39,9 +39,9 @@ class OperatingPoint:
 
     Args:
         group: one of :data:`GROUPS`.
-        method: a name in :data:`kdtw_fast.methods.METHODS`, or of a control or another system.
+        method: a name in :data:`kdtw_fast.methods.METHODS`, or of another system.
         label: in words.
-        settings: by the names that :func:`kdtw_fast.methods.make_decoder` takes.
+        settings: by the names that :func:`kdtw_fast.methods.make_decoder` takes; a control's threshold is found later.
         options: of a call: the budget's phrase.
         budget: share of the tokens that the prompt allows the teacher, or that a control matches.
         drafter: which student: :data:`OWN_STUDENT`, or :data:`DRAFT_STUDENT` for the separate one.
@@ -72,11 +72,6 @@ class OperatingPoint:
         """Method and settings in one word, unique in a plan."""
         words = (f"{key}={_word(value)}" for key, value in self.all_settings.items())
         return f"{self.method}/{','.join(words) or 'alone'}"
-
-    @property
-    def timed(self) -> bool:
-        """Whether it has a latency: the controls run in plain PyTorch and have none."""
-        return self.group not in CONTROLS
 
 
 def _word(value: Any) -> str:

@@ -58,8 +58,8 @@ class Outputs:
         id: "<pair>/<method>/<settings>", unique in the file.
         pair, task: the pair's name, and "translation", "summarization", ….
         group: the part of the plan that the point belongs to, one of :data:`kdtw_fast.comparison.plan.GROUPS`.
-        method: a name in :data:`kdtw_fast.methods.METHODS`, or of a control or another system.
-        settings: the method's settings.
+        method: a name in :data:`kdtw_fast.methods.METHODS`, or of another system.
+        settings: the method's settings; of a control also the use that its threshold was searched for, and had.
         label: the point in words.
         budget: share of the tokens that the prompt allows the teacher, in [0, 1]; None where there is none.
         signatures: by metric, how it is to be computed: versions and settings.

@@ -20,6 +20,7 @@ from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.pairs import quietly
 
 from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
+from .provenance import SEED
 from .records import Sentence
 from .subjects import Example, Subject
 
@@ -58,7 +59,12 @@ class Native:
         models = {"student": student, "teacher": subject.models["teacher"]}
         self._decoder: Any = make_decoder(point.method, models, subject.tokenizer, threads, **point.settings)
         self._subject, self._point = subject, point
-        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT, **options}
+        self._options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "max_source_length": NO_LIMIT,
+            "seed": SEED,  # with the sentence's index as row id: where a control asks at random
+            **options,
+        }
         if point.method == "training-wheels" and point.budget == 0:
             self._options["max_teacher_calls"] = 0  # what "no" sets where strings go in, for the timed calls too
 
@@ -76,6 +82,7 @@ class Native:
                 [e.source for e in examples],
                 **self._point.options,
                 **self._options,
+                row_ids=list(range(start, start + len(examples))),
                 output_logprobs=True,
                 output_reads=True,
             )
@@ -116,12 +123,17 @@ class Native:
         """Calls of ``generate``."""
         texts = [self._subject.examples[i].source for i in indices]
         rows = self._decoder.tokenize(texts, [self._point.options.get("budget")] * len(texts))
-        return [self._call(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+        return [
+            self._call(indices[start : start + batch], rows[start : start + batch])
+            for start in range(0, len(rows), batch)
+        ]
 
-    def _call(self, rows: Sequence[tuple[list[int], Sequence[list[int] | None]]]) -> Callable[[], GenerationOutput]:
+    def _call(
+        self, indices: Sequence[int], rows: Sequence[tuple[list[int], Sequence[list[int] | None]]]
+    ) -> Callable[[], GenerationOutput]:
         ids, teacher_ids = zip(*rows)
         inputs = {"teacher_inputs": [{"input_ids": own} for own in zip(*teacher_ids)]} if teacher_ids[0] else {}
-        decode, options = self._decoder.generate, self._options
+        decode, options = self._decoder.generate, {**self._options, "row_ids": list(indices)}
         return lambda: decode(list(ids), **inputs, **options)
 
     def count(self, result: Any) -> Counts:

@@ -79,9 +79,8 @@ def caption(points: Sequence[Point]) -> str:
 FOOTNOTE = (
     "asked, used: share of the output tokens that the prompt allows the teacher and that it wrote. "
     "±: half of the 95 % bootstrap interval over sentences. gap: share of the way from the student's to the teacher's "
-    f"{METRICS[METRIC]}. passes: of the teacher. ms/token: median (quartiles) over turns; none for the controls, which "
-    "run in PyTorch only. Of a grid (lossy speculative decoding, BiLD, KDTW with verification), the points that no "
-    "other of the grid beats."
+    f"{METRICS[METRIC]}. passes: of the teacher. ms/token: median (quartiles) over turns. Of a grid (lossy speculative "
+    "decoding, BiLD, KDTW with verification), the points that no other of the grid beats."
 )
 
 

@@ -81,6 +81,8 @@ struct Kernels {
   void (*argmax)(const float* x, int size, float* best, int* index, bool* finite);
   // sum of exp((x - shift) * scale) in one fixed order
   double (*sum_exp)(const float* x, int size, float shift, float scale);
+  // sum of exp(x - shift) (x - shift) in one fixed order; what lies 87 below the shift counts as that
+  double (*sum_weighted_exp)(const float* x, int size, float shift);
   // out = exp((x - shift) * scale)
   void (*exp_scaled)(const float* x, int size, float shift, float scale, float* out);
 };

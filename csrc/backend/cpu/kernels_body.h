@@ -81,8 +81,17 @@ struct ExpScaled {
   V operator()(V a, V) const { return exp_vector(mul(sub(a, set1(shift)), set1(scale))); }
 };
 
-double sum_exp(const float* x, int size, float shift, float scale) {
-  const ExpScaled term{shift, scale};
+struct WeightedExp {
+  float shift;
+  V operator()(V a, V) const {
+    // A banned logit is so low that the product would not vanish: exp_vector is never 0.
+    const V below = max(set1(-87.0f), sub(a, set1(shift)));
+    return mul(exp_vector(below), below);
+  }
+};
+
+template <typename Term>
+double sum(const float* x, int size, Term term) {
   double total = 0.0;
   int i = 0;
   // Partial sums of at most 64 vectors keep single precision harmless for large vocabularies.
@@ -100,13 +109,17 @@ double sum_exp(const float* x, int size, float shift, float scale) {
   return total;
 }
 
+double sum_exp(const float* x, int size, float shift, float scale) { return sum(x, size, ExpScaled{shift, scale}); }
+double sum_weighted_exp(const float* x, int size, float shift) { return sum(x, size, WeightedExp{shift}); }
+
 void exp_scaled(const float* x, int size, float shift, float scale, float* out) {
   map(size, out, ExpScaled{shift, scale}, x, x);
 }
 
 constexpr Kernels table(const char* name, Gemm int8, uint8_t int8_offset) {
-  return {name,     kMaxQueries, {{gemm<Fp32Row, kFp32Rows>, kFp32Rows}, {gemm<Bf16Row, kBf16Rows>, kBf16Rows}, int8},
-          quantise, int8_offset, rms_norm,
-          relu,     gated_gelu,  {attend<Fp32Row>, attend<Bf16Row>},
-          argmax,   sum_exp,     exp_scaled};
+  return {name,      kMaxQueries, {{gemm<Fp32Row, kFp32Rows>, kFp32Rows}, {gemm<Bf16Row, kBf16Rows>, kBf16Rows}, int8},
+          quantise,  int8_offset, rms_norm,
+          relu,      gated_gelu,  {attend<Fp32Row>, attend<Bf16Row>},
+          argmax,    sum_exp,     sum_weighted_exp,
+          exp_scaled};
 }

@@ -173,10 +173,11 @@ struct Summary {
   int before_draft = 0;         // how many rank before the draft
   double log_normaliser = 0.0;  // over all ids
   double log_allowed = 0.0;     // over the ids that are not banned
+  double entropy = 0.0;         // of their distribution
 };
 
 bool wants_allowed_sum(const PickRequest& request) {
-  return request.want_confidence || request.check == Check::kDivergence;
+  return request.want_confidence || request.want_entropy || request.check == Check::kDivergence;
 }
 
 // Chunks in ascending order, so that ties go to the lowest id and sums have one order.
@@ -201,6 +202,17 @@ Summary merge(const Kernels& kernels, const PickRequest& request, std::span<cons
   if (wants_allowed_sum(request))
     all.log_allowed = log_sum([](const ChunkSummary& chunk) { return chunk.top; },
                               [](const ChunkSummary& chunk) { return chunk.allowed_sum; }, all.best);
+  if (request.want_entropy) {  // log sum exp(x - best), less the mean of x - best
+    const auto factors =
+        chunk_factors(kernels, chunks, [](const ChunkSummary& chunk) { return chunk.top; }, all.best, 1.0f);
+    double weighted = 0.0;
+    for (size_t c = 0; c < chunks.size(); ++c) {
+      const double below = double{chunks[c].top} - all.best;
+      weighted += (chunks[c].allowed_weighted + below * chunks[c].allowed_sum) * factors[c];
+    }
+    const double log_sum = all.log_allowed - all.best;
+    all.entropy = log_sum - weighted / std::exp(log_sum);
+  }
   return all;
 }
 
@@ -234,6 +246,7 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
   chunk.id = first + best;
   if (chunk.top > kBanned) {  // otherwise all of them are banned and have no share
     if (wants_allowed_sum(request)) chunk.allowed_sum = kernels.sum_exp(logits, count, chunk.top, 1.0f);
+    if (request.want_entropy) chunk.allowed_weighted = kernels.sum_weighted_exp(logits, count, chunk.top);
     if (may_sample(request) && !is_cut(request.sampling, vocabulary))
       chunk.warped_sum = kernels.sum_exp(logits, count, chunk.top, 1.0f / request.sampling.temperature);
   }
@@ -258,7 +271,8 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   const bool has_draft = request.draft >= 0 && request.draft < vocabulary;
   const float raw_draft = has_draft ? chunks[request.draft / kVocabularyChunk].draft : kBanned;
   const float draft = is_banned(request, request.draft) ? kBanned : raw_draft;
-  if (wants_allowed_sum(request)) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
+  if (request.want_confidence) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
+  if (request.want_entropy) result.entropy = static_cast<float>(all.entropy);
 
   result.id = all.id;
   float chosen = all.best;  // the raw logit of what is picked

@@ -16,15 +16,16 @@ inline constexpr int kVocabularyChunk = kGroup * kPanel;
 
 // One request's logits in one chunk. Sums are there when the request asks for something made of them, otherwise 0.
 struct ChunkSummary {
-  bool finite;         // no logit is NaN or infinite; if one is, nothing else is valid
-  int32_t id;          // of the largest logit that is not banned, the lowest on ties
-  float top;           // that logit
-  float raw_top;       // the largest logit, banned or not
-  float draft;         // the draft's logit, banned or not; valid in the draft's chunk
-  int32_t before;      // how many rank before the draft (kTopK)
-  double raw_sum;      // of exp(x - raw_top)
-  double allowed_sum;  // of exp(x - top) over the ids that are not banned
-  double warped_sum;   // of exp((x - top) / temperature) over the ids that are not banned
+  bool finite;              // no logit is NaN or infinite; if one is, nothing else is valid
+  int32_t id;               // of the largest logit that is not banned, the lowest on ties
+  float top;                // that logit
+  float raw_top;            // the largest logit, banned or not
+  float draft;              // the draft's logit, banned or not; valid in the draft's chunk
+  int32_t before;           // how many rank before the draft (kTopK)
+  double raw_sum;           // of exp(x - raw_top)
+  double allowed_sum;       // of exp(x - top) over the ids that are not banned
+  double allowed_weighted;  // of exp(x - top) (x - top) over the ids that are not banned
+  double warped_sum;        // of exp((x - top) / temperature) over the ids that are not banned
 };
 
 // Whether the request is decided on the whole distribution: top-k, top-p and rejection sampling.

@@ -165,7 +165,8 @@ class CudaBackend : public Backend {
     check(table_, table_.copy_out(answers, decided, n * sizeof(KdtwResult), stream_), "copy from the device");
     wait();
     std::transform(answers, answers + n, results.begin(), [](const KdtwResult& answer) {
-      return PickResult{answer.id, answer.passed != 0, answer.finite != 0, answer.log_prob, answer.confidence};
+      return PickResult{answer.id,       answer.passed != 0, answer.finite != 0,
+                        answer.log_prob, answer.confidence,  answer.entropy};
     });
   }
 
@@ -243,6 +244,7 @@ class CudaBackend : public Backend {
         to.threshold = request.threshold >= 1.0 ? std::numeric_limits<double>::infinity() : std::log(request.threshold);
       to.want_log_prob = request.want_log_prob;
       to.want_confidence = request.want_confidence || request.check == Check::kDivergence;
+      to.want_entropy = request.want_entropy;
     }
     return staging_.put(std::span<const KdtwRequest>(requests_));
   }

@@ -12,7 +12,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 1 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 2 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8 };
 
@@ -70,12 +70,12 @@ struct KdtwRequest {  // PickRequest
   int32_t banned_count, draft_banned_count, draft_vocabulary;
   KdtwCheck check;
   int32_t draft;
-  int32_t want_log_prob, want_confidence;
+  int32_t want_log_prob, want_confidence, want_entropy;
 };
 
 struct KdtwResult {  // PickResult
   int32_t id, passed, finite;
-  float log_prob, confidence;
+  float log_prob, confidence, entropy;
 };
 
 // One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
@@ -83,6 +83,7 @@ enum { kKdtwChunk = 1024 };
 struct KdtwSummary {
   float raw_top, raw_sum;  // over all ids
   float top, allowed_sum;  // over those that are not banned
+  float allowed_weighted;  // of exp(x - top) (x - top) over those
   int32_t id;              // of `top`, the lowest on ties; V where all are banned
   int32_t finite, before;  // before: how many rank before the draft
 };

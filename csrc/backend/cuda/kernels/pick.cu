@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kBlock)
   summary.top = best != 0 ? logit_of(best) : kBanned;
   summary.id = best != 0 ? id_of(best) : vocabulary;
   summary.before = ranks_draft ? block_reduce<Sum>(before, counts) : 0;
-  summary.raw_sum = summary.allowed_sum = 0.0f;
+  summary.raw_sum = summary.allowed_sum = summary.allowed_weighted = 0.0f;
   if (request.want_log_prob) {
     float sum = 0.0f;
 #pragma unroll
@@ -63,12 +63,17 @@ __global__ void __launch_bounds__(kBlock)
       if (first + i * kBlock + static_cast<int>(threadIdx.x) < vocabulary) sum += expf(values[i] - summary.raw_top);
     summary.raw_sum = block_reduce<Sum>(sum, scratch);
   }
-  if (request.want_confidence) {
-    float sum = 0.0f;
+  if (request.want_confidence || request.want_entropy) {
+    float sum = 0.0f, weighted = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i)
-      if (allowed[i]) sum += expf(values[i] - summary.top);
+    for (int i = 0; i < kEach; ++i) {
+      if (!allowed[i]) continue;
+      const float below = values[i] - summary.top, weight = expf(below);
+      sum += weight;
+      if (weight > 0.0f) weighted += weight * below;
+    }
     summary.allowed_sum = block_reduce<Sum>(sum, scratch);
+    if (request.want_entropy) summary.allowed_weighted = block_reduce<Sum>(weighted, scratch);
   }
   if (threadIdx.x == 0) summaries[static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x] = summary;
 }
@@ -77,7 +82,8 @@ __global__ void __launch_bounds__(kBlock)
 struct Merged {
   bool finite;
   unsigned long long best;
-  float log_normaliser, allowed_sum;  // allowed_sum: of exp(x - best)
+  float log_normaliser;
+  float allowed_sum, allowed_weighted;  // of exp(x - best), and of exp(x - best) (x - best)
   int before;
 };
 
@@ -98,14 +104,19 @@ __device__ __forceinline__ Merged merge(const KdtwSummary* summaries, int chunks
   raw_top = warp_reduce<Largest>(raw_top);
   all.best = warp_reduce<Largest>(best);
   all.before = warp_reduce<Sum>(before);
-  float raw_sum = 0.0f, allowed_sum = 0.0f;
+  float raw_sum = 0.0f, allowed_sum = 0.0f, allowed_weighted = 0.0f;
   for (int c = lane_id(); c < chunks; c += kWarp) {
     const KdtwSummary chunk = summaries[c];
     raw_sum += chunk.raw_sum * expf(chunk.raw_top - raw_top);
-    if (chunk.top > kBanned) allowed_sum += chunk.allowed_sum * expf(chunk.top - logit_of(all.best));
+    if (chunk.top > kBanned) {
+      const float below = chunk.top - logit_of(all.best), factor = expf(below);
+      allowed_sum += chunk.allowed_sum * factor;
+      if (factor > 0.0f) allowed_weighted += (chunk.allowed_weighted + below * chunk.allowed_sum) * factor;
+    }
   }
   all.log_normaliser = raw_top + logf(warp_reduce<Sum>(raw_sum));
   all.allowed_sum = warp_reduce<Sum>(allowed_sum);
+  all.allowed_weighted = warp_reduce<Sum>(allowed_weighted);
   return all;
 }
 
@@ -154,13 +165,14 @@ __global__ void __launch_bounds__(kPickThreads)
   const KdtwRequest request = requests[blockIdx.x];
   const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.x) * vocabulary, vocabulary, request);
   const Merged all = merge(summaries + static_cast<size_t>(blockIdx.x) * chunks, chunks);
-  KdtwResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f};
+  KdtwResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f, 0.0f};
   if (all.finite) {
     const float best = logit_of(all.best);
     const bool there = request.draft >= 0 && request.draft < vocabulary;
     const float raw_draft = there ? row.values[request.draft] : kBanned;
     const float draft = there && !row.is_banned(request.draft) ? raw_draft : kBanned;
     if (request.want_confidence) result.confidence = 1.0f / all.allowed_sum;
+    if (request.want_entropy) result.entropy = logf(all.allowed_sum) - all.allowed_weighted / all.allowed_sum;
     switch (request.check) {
       case kKdtwNone:
         break;
