@@ -67,6 +67,16 @@ def at_equal_use(mine: Curve, base: Curve) -> Interval:
     return Interval.of(difference(mine.use, mine.quality, base.use, base.quality), np.array(drawn))
 
 
+def spread(records: Records) -> str:
+    """How far the runs but for the first lie apart, in a sentence: the same recipe with several seeds."""
+    curves = [curve(records, run) for run in records.pairs[1:]]
+    shares, scores = (np.ptp([getattr(one, name)[:-1] for one in curves], axis=0) for name in ("use", "quality"))
+    return (
+        f"Between the {len(curves)} seeds, at one budget, use differs by up to {100 * shares.max():.1f} points (mean over "
+        f"the budgets {100 * shares.mean():.1f}) and ROUGE-2 by up to {scores.max():.1f} (mean {scores.mean():.1f})."
+    )
+
+
 def markdown(records: Records) -> str:
     """The table."""
     first, *others = records.pairs

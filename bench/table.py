@@ -402,12 +402,21 @@ def ablation_markdown(path: Path) -> str:
     return markdown(read(path))
 
 
+def seeds_markdown(path: Path) -> str:
+    """The same recipe with several seeds, and how far they lie apart, for docs/results.md."""
+    from bench.ablation import markdown, spread
+    from kdtw_fast.comparison.records import read
+
+    records = read(path)
+    return f"{markdown(records)}\n\n{spread(records)}"
+
+
 FROM_RECORDS = {
     "compare": compare_markdown,
     "examples": examples_markdown,
     "claims": claims_markdown,
     "ablation": ablation_markdown,
-    "seeds": ablation_markdown,
+    "seeds": seeds_markdown,
 }
 
 
