@@ -72,8 +72,8 @@ def spread(records: Records) -> str:
     curves = [curve(records, run) for run in records.pairs[1:]]
     shares, scores = (np.ptp([getattr(one, name)[:-1] for one in curves], axis=0) for name in ("use", "quality"))
     return (
-        f"Between the {len(curves)} seeds, at one budget, use differs by up to {100 * shares.max():.1f} points (mean "
-        f"over the budgets {100 * shares.mean():.1f}) and ROUGE-2 by up to {scores.max():.1f} (mean {scores.mean():.1f})."
+        f"Between the {len(curves)} seeds, at one budget, use differs by up to {100 * shares.max():.1f} points "
+        f"(mean over the budgets {100 * shares.mean():.1f}) and ROUGE-2 by up to {scores.max():.1f} (mean {scores.mean():.1f})."
     )
 
 
