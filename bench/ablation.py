@@ -71,10 +71,8 @@ def spread(records: Records) -> str:
     """How far the runs but for the first lie apart, in a sentence: the same recipe with several seeds."""
     curves = [curve(records, run) for run in records.pairs[1:]]
     shares, scores = (np.ptp([getattr(one, name)[:-1] for one in curves], axis=0) for name in ("use", "quality"))
-    return (
-        f"Between the {len(curves)} seeds, at one budget, use differs by up to {100 * shares.max():.1f} points "
-        f"(mean over the budgets {100 * shares.mean():.1f}) and ROUGE-2 by up to {scores.max():.1f} (mean {scores.mean():.1f})."
-    )
+    use, quality = (f"by up to {values.max():.1f} (mean {values.mean():.1f})" for values in (100 * shares, scores))
+    return f"Between the {len(curves)} seeds, at one budget, use differs {use} points and ROUGE-2 {quality}."
 
 
 def markdown(records: Records) -> str:
