@@ -47,13 +47,13 @@ def rms(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 def test_embed(device: _core.Operations, size: int, dtype: str) -> None:
     rng = np.random.default_rng(size)
-    table, mark = normal(rng, 6, size), normal(rng, size)
-    ids, marked = [5, 0, 0, 3], [0, 1, 0, 1]
+    table, mark = normal(rng, 6, size), normal(rng, 2, size)  # of two teachers
+    ids, marked = [5, 0, 0, 3], [0, 1, 2, 1]
     out = device.embed(table, ids, marked, mark, dtype)
     if dtype == "int8":
         expected = CPU.embed(table, ids, marked, mark, dtype)
     else:
-        expected = rounded(table, dtype)[ids] + np.array(marked, np.float32)[:, None] * mark
+        expected = rounded(table, dtype)[ids] + np.stack([np.zeros(size, np.float32), *mark])[marked]
     assert np.array_equal(out, expected)
     if dtype == "int8":
         assert np.array_equal(device.embed(table, ids, [], NOTHING, dtype), CPU.embed(table, ids, [], NOTHING, dtype))

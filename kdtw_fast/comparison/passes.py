@@ -24,7 +24,7 @@ from .systems import Native
 
 DRAFTS = (1, 4, 16)  # tokens between verifications; every draft stands
 ASKING = ("light", "very high")  # budgets of the calls whose catch-ups are timed: longer ones, and shorter ones
-CALLS = 4  # of a method in a row; the first brings its weights into the caches and is not counted
+CALLS = 11  # of a method in a row, as of a point; the first brings its weights into the caches and is not counted
 
 
 @dataclass
