@@ -119,7 +119,7 @@ class Statistics:
 
     def resampled(self, metric: str, counts: np.ndarray) -> np.ndarray:
         """The metric [B] on resamples of the sentences, given by :func:`resample`."""
-        sums = counts.astype(np.float64) @ self.sums[metric].astype(np.float64)  # exact: whole numbers
+        sums = counts.astype(np.float64) @ self.sums[metric].astype(np.float64)  # fast; counts stay exact
         if metric in ROUGE:
             return sums[:, 0] / self.sentences
         compute = _corpus_metric(metric)._compute_score_from_stats
