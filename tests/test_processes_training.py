@@ -39,9 +39,16 @@ def settings_of(name, out):
     return recipe, {**quick, **own, "out": out}
 
 
-def launched(*program):
-    """The output of two processes that torchrun starts (accelerate launch starts several on CPUs by MPI alone)."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# without --multi_gpu, accelerate starts several processes on CPUs by MPI alone
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate launch": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+def launched(launcher, *program):
+    """The output of two processes of a program."""
+    command = [sys.executable, "-m", *LAUNCHERS[launcher]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([*command, *map(str, program)], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -86,18 +93,19 @@ def test_two_processes_are_as_one(toy, tmp_path):
         "for path in sys.argv[1:]:\n"
         "    recipes.train(recipes.resolve(path), quiet=True)\n"
     )
-    launched(script, *(tmp_path / f"{name}.yaml" for name in names))
+    launched("torchrun", script, *(tmp_path / f"{name}.yaml" for name in names))
     for name in names:
         assert_same_training(tmp_path / name / "one", tmp_path / name / "two")
 
 
-def test_two_processes_run_the_command(toy, tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_run_the_command(toy, tmp_path, launcher):
     recipe, settings = settings_of("fit", tmp_path / "one")
     alone = toy_recipe(toy, recipe, **settings)
     table = recipes.train(alone, quiet=True).table
     (tmp_path / "two.yaml").write_text(recipes.to_yaml(alone))
     arguments = ["train", tmp_path / "two.yaml", *overrides(out=tmp_path / "two"), "--quiet"]
-    written = launched("-m", "kdtw_fast", *arguments)
+    written = launched(launcher, "-m", "kdtw_fast", *arguments)
     assert len(written.splitlines()) == len(table)  # one of them prints
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
