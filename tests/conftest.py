@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import Tally
 
 import kdtw_fast
+from kdtw_fast.selftest.agreement import Tally
 
 ORACLE_TALLY = pytest.StashKey[Tally]()
 

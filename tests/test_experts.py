@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import Tally, check_padding, compare
 from factories import EOS, RELATIONS, START, random_batch, random_experts
 
 from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.selftest.agreement import Tally, check_padding, compare
 
 CASES = 24
 LIMITS = [None, 0.0, 0.1, 0.3, 0.5, 1.0]

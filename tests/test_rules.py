@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison import output_row
 from factories import EOS, START, chain_student, chain_t5, path_table
 
 import kdtw_fast
 from kdtw_fast import _core, reference
+from kdtw_fast.selftest.agreement import output_row
 
 VOCAB = 40
 TAU = VOCAB - 1

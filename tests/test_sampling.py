@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import as_array
 from factories import EOS, START, chain_student, chain_t5
 from scipy import stats
 
 from kdtw_fast import GreedyDecoder, InterleavedDecoder, SpeculativeDecoder, TrainingWheelsDecoder, _core
 from kdtw_fast.random import uniform
 from kdtw_fast.reference import Warp, ban, sample, warp
+from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 8
 TAU = 7

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import as_array
 from factories import RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5
 
 from kdtw_fast import (
@@ -22,6 +21,7 @@ from kdtw_fast import (
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
+from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 43
 METHODS: list[tuple[str, dict[str, Any]]] = [

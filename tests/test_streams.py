@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import as_array
 from factories import EOS, RELATIONS, SHAPES, START, Shape, chain_t5, path_table, random_batch, random_pair, random_t5
 
 from kdtw_fast import (
@@ -29,6 +28,7 @@ from kdtw_fast import (
     TrainingWheelsDecoder,
     _core,
 )
+from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 43
 MATRICES = ("sequences", "owners", "student_logprobs", "teacher_logprobs")
