@@ -93,11 +93,12 @@ def embedding(k: Kernels) -> None:
     for format_, size in [("fp32", 33), ("fp16", 64), ("bf16", 31)]:
         table, values = _weight(k, 9, size, format_)
         ids = np.array([3, 0, 8, 3, 5], np.int32)
-        marked = np.array([0, 1, 0, 1, 0], np.uint8)
-        mark = _random(size, seed=3)
+        marked = np.array([0, 1, 0, 2, 0], np.uint8)  # by whom
+        marks = _random(2, size, seed=3)
         out = k.device.empty((5, size))
-        k.embed(table, k.device.array(ids), k.device.array(marked), k.device.array(mark), 5, out, None)
-        np.testing.assert_array_equal(out.numpy(), values[ids] + marked[:, None] * mark)
+        k.embed(table, k.device.array(ids), k.device.array(marked), k.device.array(marks), 5, out, None)
+        expected = values[ids] + np.concatenate([np.zeros((1, size), np.float32), marks])[marked]
+        np.testing.assert_array_equal(out.numpy(), expected)
         k.embed(table, k.device.array(ids), None, None, 5, out, None)
         np.testing.assert_array_equal(out.numpy(), values[ids])
         rows = k.device.empty((3, size))

@@ -113,7 +113,7 @@ struct KdtwCudaTable {
   int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
   int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
 
-  // out[T, K] = row ids[t] of the table, plus mark [K] where marked[t]; `marked` may be null.
+  // out[T, K] = row ids[t] of the table, plus mark[marked[t] - 1] where marked[t] > 0; `marked` may be null.
   int32_t (*embed)(const KdtwWeight* table, const int32_t* ids, const uint8_t* marked, const float* mark,
                    int32_t tokens, float* out, void* stream);
   // out[i] = x[indices[i]], rows of `size` floats.

@@ -4,16 +4,21 @@
 namespace kdtw::cuda {
 namespace {
 
+// The mark that token t's embedding gets, or null.
+__device__ __forceinline__ const float* mark_of(const uint8_t* marked, int t, const float* marks, int size) {
+  return marked != nullptr && marked[t] > 0 ? marks + static_cast<size_t>(marked[t] - 1) * size : nullptr;
+}
+
 template <typename Format>
 __global__ void __launch_bounds__(kBlock)
     embed_kernel(const typename Format::Type* table, int stride, const int32_t* ids, const uint8_t* marked,
                  const float* mark, int size, float* out) {
   const int t = blockIdx.x;
   const typename Format::Type* row = table + static_cast<size_t>(ids[t]) * stride;
-  const bool add = marked != nullptr && marked[t];
+  const float* added = mark_of(marked, t, mark, size);
   for (int k = threadIdx.x; k < size; k += kBlock) {
     const float value = Format::one(row[k]);
-    out[static_cast<size_t>(t) * size + k] = add ? value + mark[k] : value;
+    out[static_cast<size_t>(t) * size + k] = added != nullptr ? value + added[k] : value;
   }
 }
 
@@ -22,11 +27,11 @@ __global__ void __launch_bounds__(kBlock)
                       const float* mark, int size, float* out) {
   const int t = blockIdx.x;
   const int8_t* row = table + static_cast<size_t>(ids[t]) * stride;
-  const bool add = marked != nullptr && marked[t];
+  const float* added = mark_of(marked, t, mark, size);
   const float scale = scales[ids[t]];
   for (int k = threadIdx.x; k < size; k += kBlock) {
     const float value = scale * static_cast<float>(row[k]);
-    out[static_cast<size_t>(t) * size + k] = add ? value + mark[k] : value;
+    out[static_cast<size_t>(t) * size + k] = added != nullptr ? value + added[k] : value;
   }
 }
 
