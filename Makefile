@@ -20,9 +20,12 @@ test: $(VENV)/.extra-test
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
+ON_SIMULATED := tests/test_rules.py tests/test_streams.py tests/test_streaming.py tests/test_sampling.py tests/test_experts.py
 gpu-proof: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 	$(BIN)/python -m pytest -m "gpu_proof or not gpu_proof" $(PROOF)
-	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(BIN)/python -m pytest tests/test_cuda_decode.py
+	$(BIN)/python -m pytest -m "gpu_proof or not gpu_proof" -k simulated $(ON_SIMULATED)
+	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(BIN)/python -m pytest -k "not cpu" \
+		tests/test_cuda_decode.py tests/test_selftest.py
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff check .

@@ -261,7 +261,7 @@ FloatArray linear(const FloatArray& weight, const FloatArray& x, const std::stri
   const int outputs = static_cast<int>(weight.shape(0)), inputs = static_cast<int>(weight.shape(1));
   const auto backend = make_cpu_backend(threads);
   const float* part = weight.data();
-  const auto packed = backend->pack({&part, 1}, {&outputs, 1}, inputs, parse_dtype(dtype));
+  const auto packed = backend->pack({&part, 1}, {&outputs, 1}, inputs, parse_dtype(dtype), Use::kDecoder);
   FloatArray out({x.shape(0), weight.shape(0)});
   backend->linear(*packed, x.data(), static_cast<int>(x.shape(0)), out.mutable_data(), false);
   return out;
@@ -280,6 +280,7 @@ py::object cuda_info() {
     const cuda::Library& library = cuda::library();
     py::dict info;
     info["library"] = library.path;
+    info["kind"] = library.table->kind;
     info["architectures"] = library.table->architectures;
     info["devices"] = cuda::devices(library);
     return info;

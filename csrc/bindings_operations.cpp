@@ -43,9 +43,9 @@ class Operations {
     return fetched(out, {x.shape(0), x.shape(1)});
   }
 
-  // add_to: what the product is added to; empty = nothing.
-  Floats linear(const Floats& weight, const Floats& x, const std::string& dtype, const Floats& add_to) {
-    const auto packed = pack(weight, dtype);
+  // add_to: what the product is added to; empty = nothing. encoder: the weight is an encoder's.
+  Floats linear(const Floats& weight, const Floats& x, const std::string& dtype, const Floats& add_to, bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
     const bool adds = add_to.size() > 0;
     const Buffer input = sent(x), out = adds ? sent(add_to) : made(x.shape(0) * weight.shape(0));
     backend_->linear(*packed, input.data, rows(x), out.data, adds);
@@ -53,8 +53,8 @@ class Operations {
   }
 
   Floats norm_linear(const Floats& weight, const Floats& x, const Floats& scale, float epsilon,
-                     const std::string& dtype) {
-    const auto packed = pack(weight, dtype);
+                     const std::string& dtype, bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
     const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
     const Buffer out = made(x.shape(0) * weight.shape(0));
     backend_->norm_linear(*packed, input.data, factors.data, epsilon, rows(x), normed.data, out.data);
@@ -62,8 +62,8 @@ class Operations {
   }
 
   Floats norm_linear_activate(const Floats& weight, const Floats& x, const Floats& scale, float epsilon, bool gated,
-                              const std::string& dtype) {
-    const auto packed = pack(weight, dtype);
+                              const std::string& dtype, bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
     const py::ssize_t outputs = weight.shape(0) / (gated ? 2 : 1);
     const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
     const Buffer hidden = made(x.shape(0) * weight.shape(0)), out = made(x.shape(0) * outputs);
@@ -152,10 +152,11 @@ class Operations {
   static int rows(const Floats& x) { return static_cast<int>(x.shape(0)); }
   static int columns(const Floats& x) { return static_cast<int>(x.shape(1)); }
 
-  std::unique_ptr<Weight> pack(const Floats& matrix, const std::string& dtype) {
+  std::unique_ptr<Weight> pack(const Floats& matrix, const std::string& dtype, bool encoder = false) {
     const float* part = matrix.data();
     const int outputs = rows(matrix);
-    return backend_->pack({&part, 1}, {&outputs, 1}, columns(matrix), dtype_of(dtype));
+    return backend_->pack({&part, 1}, {&outputs, 1}, columns(matrix), dtype_of(dtype),
+                          encoder ? Use::kEncoder : Use::kDecoder);
   }
   Buffer made(py::ssize_t floats) { return backend_->allocate(static_cast<size_t>(floats)); }
   Buffer sent(const Floats& values) {
@@ -180,11 +181,12 @@ void bind_operations(py::module_& m) {
       .def("embed", &Operations::embed, py::arg("table"), py::arg("ids"), py::arg("marked"), py::arg("mark"),
            py::arg("dtype"))
       .def("rms_norm", &Operations::rms_norm, py::arg("x"), py::arg("scale"), py::arg("epsilon"))
-      .def("linear", &Operations::linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("add_to"))
+      .def("linear", &Operations::linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("add_to"),
+           py::arg("encoder") = false)
       .def("norm_linear", &Operations::norm_linear, py::arg("weight"), py::arg("x"), py::arg("scale"),
-           py::arg("epsilon"), py::arg("dtype"))
+           py::arg("epsilon"), py::arg("dtype"), py::arg("encoder") = false)
       .def("norm_linear_activate", &Operations::norm_linear_activate, py::arg("weight"), py::arg("x"), py::arg("scale"),
-           py::arg("epsilon"), py::arg("gated"), py::arg("dtype"))
+           py::arg("epsilon"), py::arg("gated"), py::arg("dtype"), py::arg("encoder") = false)
       .def("activate", &Operations::activate, py::arg("hidden"), py::arg("gated"))
       .def("attend", &Operations::attend, py::arg("cache_rows"), py::arg("capacity"), py::arg("heads"),
            py::arg("dtype"), py::arg("stored"), py::arg("keys"), py::arg("values"), py::arg("asked"),

@@ -182,6 +182,87 @@ def linear_int8(k: Kernels) -> None:
         _close(out.numpy(), sums * (scales.numpy()[:, None] * of_outputs), 1e-6)
 
 
+def _halves(values: Array) -> tuple[Array, Array]:
+    """Rows as fp16 times a power of two each, the largest in [2^14, 2^15), and the powers; rows of zeros have 0."""
+    largest = np.abs(values.astype(np.float64)).max(1)
+    scales = np.ldexp(1.0, np.frexp(largest)[1] - 15)  # frexp: largest = m 2^e with m in [1/2, 1)
+    scales[largest == 0] = 0.0
+    fractions = values / np.where(scales == 0, 1.0, scales)[:, None]
+    return fractions.astype(np.float16), scales.astype(np.float32)
+
+
+def _tensor_weight(k: Kernels, outputs: int, inputs: int) -> tuple[object, Array]:
+    """A weight [outputs, inputs] as tensor cores multiply it, rows padded to 64 bytes, and its values."""
+    halves, scales = _halves(_random(outputs, inputs, seed=1) / np.float32(np.sqrt(inputs)))
+    stride = -(-inputs // 32) * 32
+    padded = np.zeros((outputs, stride), np.float16)
+    padded[:, :inputs] = halves
+    made = k.make(
+        "KdtwWeight",
+        data=k.device.array(padded),
+        scales=k.device.array(scales),
+        format=constants()["kKdtwScaledFp16"],
+        outputs=outputs,
+        inputs=inputs,
+        stride=stride,
+    )
+    return made, halves.astype(np.float64) * scales[:, None]
+
+
+def _scaled(k: Kernels, x: Array, norm_scale: Array | None) -> tuple[DeviceArray, DeviceArray, Array]:
+    """What scale_to_fp16 makes of tokens: halves and scales on the device, and the values that they stand for."""
+    tokens, inputs = x.shape
+    stride = -(-inputs // 32) * 32
+    to, scales = k.device.empty((tokens, stride), np.float16), k.device.empty(tokens)
+    norm = None if norm_scale is None else k.device.array(norm_scale)
+    k.scale_to_fp16(k.device.array(x), norm, 1e-6, tokens, inputs, stride, to, scales, None)
+    halves = to.numpy()
+    assert not halves[:, inputs:].any()
+    return to, scales, halves[:, :inputs].astype(np.float64) * scales.numpy()[:, None]
+
+
+@case
+def scaled_tokens(k: Kernels) -> None:
+    """Tokens as halves and powers of two, however large or small; those that are not finite say so."""
+    x = _random(8, 70, seed=8) * np.array([1, 1e6, 1e-9, 3e37, 1e-35, 0, 1, 1], np.float32)[:, None]
+    x[6, 69], x[7, 3] = np.inf, np.nan
+    to, scales, values = _scaled(k, x, None)
+    halves, expected = _halves(x[:6])
+    np.testing.assert_array_equal(scales.numpy()[[0, 1, 2, 3, 5]], expected[[0, 1, 2, 3, 5]])
+    np.testing.assert_array_equal(to.numpy()[[0, 1, 2, 3, 5], :70], halves[[0, 1, 2, 3, 5]])
+    _close(values[4] * 1e35, x[4].astype(np.float64) * 1e35, 2**-11)  # its factor would not be finite: a smaller one
+    assert np.isnan(scales.numpy()[6:]).all()
+    norm_scale = _random(70, seed=6)
+    _, _, values = _scaled(k, x[:3], norm_scale)
+    exact = _rms(x[:3], norm_scale, 1e-6)
+    np.testing.assert_allclose(values, exact, rtol=2**-11, atol=1e-30)
+
+
+@case
+def linear_tensor(k: Kernels) -> None:
+    """Products on tensor cores around the sizes of tiles, with every epilogue; a token alone has the same bits."""
+    for tokens, outputs, inputs in [(1, 1, 1), (9, 33, 31), (64, 64, 32), (65, 66, 33), (3, 130, 100)]:
+        weight, values = _tensor_weight(k, outputs, inputs)
+        to, scales, x = _scaled(k, _random(tokens, inputs, seed=5) * np.float32(1e6), None)
+        y = x @ values.T
+        for epilogue in ["kKdtwStore", "kKdtwAdd", "kKdtwRelu", "kKdtwGatedGelu"]:
+            if epilogue == "kKdtwGatedGelu" and outputs % 2:
+                continue
+            before = _random(tokens, outputs, seed=7)
+            expected = _ended(y, before, epilogue)
+            out = k.device.array(before) if epilogue == "kKdtwAdd" else k.device.empty(expected.shape)
+            k.linear_tensor(weight, to, scales, tokens, constants()[epilogue], out, None)
+            _close(out.numpy(), expected)
+        alone = k.device.empty(outputs)
+        last = tokens - 1
+        at = DeviceArray(k.device, to.pointer + 2 * last * to.shape[1], (1,), to.dtype)
+        scale = DeviceArray(k.device, scales.pointer + 4 * last, (1,), scales.dtype)
+        k.linear_tensor(weight, at, scale, 1, constants()["kKdtwStore"], alone, None)
+        whole = k.device.empty((tokens, outputs))
+        k.linear_tensor(weight, to, scales, tokens, constants()["kKdtwStore"], whole, None)
+        np.testing.assert_array_equal(alone.numpy(), whole.numpy()[last])
+
+
 @case
 def activation(k: Kernels) -> None:
     """The feed-forward's activations by themselves."""
@@ -346,11 +427,12 @@ PRODUCTS = [
     (2 * 1024, SIZE, "kKdtwGatedGelu", True),
 ]
 TOKENS = (1, 8)
+SOURCE = 64  # tokens of an encoder's pass
 
 
 @case
 def real_sizes(k: Kernels) -> None:
-    """One layer's kernels at FLAN-T5-small's sizes, halves, one token and eight: what the traffic is counted of."""
+    """One layer's kernels at FLAN-T5-small's sizes, halves, a token, eight and a source: what traffic is counted of."""
     size, heads, head, length, vocabulary = SIZE, 6, 64, 96, 4096
     for tokens in TOKENS:
         for outputs, inputs, epilogue, fused in PRODUCTS:
@@ -367,6 +449,14 @@ def real_sizes(k: Kernels) -> None:
         out = k.device.empty((tokens, size))
         k.rms_norm(k.device.array(x), k.device.array(np.ones(size, np.float32)), 1e-6, tokens, size, out, None)
         _close(out.numpy(), _rms(x, np.ones(size), 1e-6))
+    for outputs, inputs, epilogue, fused in PRODUCTS:
+        weight, values = _tensor_weight(k, outputs, inputs)
+        norm_scale = np.ones(inputs, np.float32) if fused else None
+        to, scales, x = _scaled(k, _random(SOURCE, inputs, seed=5), norm_scale)
+        width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+        out = k.device.array(np.zeros((SOURCE, width), np.float32))
+        k.linear_tensor(weight, to, scales, SOURCE, constants()[epilogue], out, None)
+        _close(out.numpy(), _ended(x @ values.T, np.zeros((SOURCE, width)), epilogue))
     _attend(k, heads, head, [length], "fp16")
     logits = _random(1, vocabulary, seed=14)
     (result,) = _decide(k, logits, [_requests(k, vocabulary, want_log_prob=1)])

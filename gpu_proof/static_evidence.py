@@ -25,9 +25,11 @@ from gpu_proof.build import CSRC, JOBS, NVCC, OUT, content_key, find_nvcc, kerne
 TABLE = Path(__file__).with_name("occupancy.json")
 ARCHS = ("sm_75", "sm_90")
 # Kernels that a token waits for: no spill and no stack frame. Others may keep a small array on the stack.
-HOT = re.compile(r"linear|attend|rms_norm|quantise|store|embed|activate|summarise")
+HOT = re.compile(r"linear|attend|rms_norm|scale_kernel|store|embed|activate|summarise")
 # Kernels that stream weights: 16 bytes a load.
-STREAMS = re.compile(r"linear_(int8_)?kernel")
+STREAMS = re.compile(r"linear_(int8_|tensor_)?kernel")
+# Kernels that multiply on tensor cores.
+TENSOR = re.compile(r"linear_tensor_kernel")
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*beside, *pip]))
 
 
-def loads(source: Path, arch: str) -> dict[str, dict[str, int]]:
-    """How often each load and store instruction is in each kernel's machine code.
+def instructions(source: Path, arch: str) -> dict[str, dict[str, int]]:
+    """How often each load, store and tensor-core instruction is in each kernel's machine code.
 
     Raises:
         FileNotFoundError: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
@@ -212,21 +214,27 @@ def loads(source: Path, arch: str) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for mangled, text in zip(parts[::2], parts[1::2]):
         of_kernel = counts.setdefault(names[mangled], {})
-        for instruction in re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS)[.\w]*)", text):
+        for instruction in re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS|HMMA)[.\w]*)", text):
             of_kernel[instruction] = of_kernel.get(instruction, 0) + 1
     return counts
 
 
-def weight_load_faults(archs: Iterable[str] = ARCHS) -> list[str]:
-    """Kernels that stream weights without 128-bit loads, or that touch local memory."""
+def machine_code_faults(archs: Iterable[str] = ARCHS) -> list[str]:
+    """Kernels that stream weights without 128-bit loads, touch local memory, or should use tensor cores and do not."""
     said = []
     for arch in archs:
-        streaming = {n: c for n, c in loads(CSRC / "backend/cuda/kernels/linear.cu", arch).items() if STREAMS.search(n)}
-        if not streaming:
-            said.append(f"{arch}: no kernel in the machine code is called {STREAMS.pattern}")
+        found: dict[str, dict[str, int]] = {}
+        for source in sorted((CSRC / "backend/cuda/kernels").glob("linear*.cu")):
+            found |= instructions(source, arch)
+        streaming = {name: counts for name, counts in found.items() if STREAMS.search(name)}
+        for pattern in (STREAMS, TENSOR):
+            if not any(map(pattern.search, streaming)):
+                said.append(f"{arch}: no kernel in the machine code is called {pattern.pattern}")
         for name, counts in streaming.items():
             if not any(i.startswith("LDG") and ".128" in i for i in counts):
                 said.append(f"{arch} {name}: no 128-bit load, but {sorted(counts)}")
+            if bool(TENSOR.search(name)) != any(i.startswith("HMMA.1688.F32") for i in counts):
+                said.append(f"{arch} {name}: tensor cores, {sorted(counts)}")
             if any(i.startswith(("LDL", "STL")) for i in counts):
                 said.append(f"{arch} {name}: local memory, {counts}")
     return said
@@ -248,7 +256,7 @@ def main() -> int:
         kept = {arch: {name: asdict(row) for name, row in rows.items()} for arch, rows in found.items()}
         TABLE.write_text(json.dumps({"nvcc": version(), "kernels": kept}, indent=1) + "\n", encoding="utf-8")
     said = faults(found) + differences(found)
-    said += weight_load_faults() if find_tool("cuobjdump") else []
+    said += machine_code_faults() if find_tool("cuobjdump") else []
     print(*said, sep="\n")
     return int(bool(said))
 

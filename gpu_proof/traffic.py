@@ -70,6 +70,13 @@ def on_paper() -> dict[str, int]:
             out = tokens * width * (2 if epilogue == "kKdtwAdd" else 1)
             total += 2 * outputs * inputs + 4 * (tokens * inputs + (inputs if fused else 0) + out)
         bytes_[f"linear_kernel<Fp16, {tokens},"] = total
+    total = scaled = 0
+    for outputs, inputs, epilogue, fused in cases.PRODUCTS:
+        width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
+        out = cases.SOURCE * width * (2 if epilogue == "kKdtwAdd" else 1)
+        total += 2 * (outputs + cases.SOURCE) * inputs + 4 * (outputs + cases.SOURCE + out)
+        scaled += cases.SOURCE * (6 * inputs + 4) + (4 * inputs if fused else 0)
+    bytes_["linear_tensor_kernel"], bytes_["scale_kernel<Halves>"] = total, scaled
     bytes_["rms_norm_kernel"] = sum(4 * cases.SIZE * (2 * tokens + 1) for tokens in cases.TOKENS)
     return bytes_
 

@@ -189,6 +189,7 @@ class Operations:
         x: npt.NDArray[np.float32],
         dtype: str,
         add_to: npt.NDArray[np.float32],
+        encoder: bool = False,
     ) -> npt.NDArray[np.float32]: ...
     def norm_linear(
         self,
@@ -197,6 +198,7 @@ class Operations:
         scale: npt.NDArray[np.float32],
         epsilon: float,
         dtype: str,
+        encoder: bool = False,
     ) -> npt.NDArray[np.float32]: ...
     def norm_linear_activate(
         self,
@@ -206,6 +208,7 @@ class Operations:
         epsilon: float,
         gated: bool,
         dtype: str,
+        encoder: bool = False,
     ) -> npt.NDArray[np.float32]: ...
     def activate(self, hidden: npt.NDArray[np.float32], gated: bool) -> npt.NDArray[np.float32]: ...
     def attend(

@@ -28,6 +28,7 @@ from kdtw_fast.cli_compare import compare, demo
 from kdtw_fast.cli_options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli_project import project
 from kdtw_fast.cli_report import report
+from kdtw_fast.cli_selftest import selftest
 from kdtw_fast.cli_train import curves, train
 from kdtw_fast.methods import METHODS, Decoder, Method, find_method, make_decoder
 from kdtw_fast.model import NativeT5
@@ -390,6 +391,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(report)
 app.command()(project)
+app.command()(selftest)
 app.command()(train)
 app.command()(curves)
 

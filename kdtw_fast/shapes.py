@@ -146,6 +146,7 @@ def random_native(
     cache_dtype: str = "auto",
     tensors: Mapping[str, Values] = MappingProxyType({}),
     config: Mapping[str, Any] = MappingProxyType({}),
+    device: str = "cpu",
 ) -> NativeT5:
     """A random model packed for the native core, tensor by tensor.
 
@@ -157,6 +158,7 @@ def random_native(
         cache_dtype: of its keys and values.
         tensors: values to use in the place of random ones, or beside them.
         config: fields beside the shape's.
+        device: where it is to decode.
     """
     return NativeT5(
         shape.config | dict(config),
@@ -164,6 +166,7 @@ def random_native(
         name,
         dtype="fp32" if dtype == "auto" else dtype,
         cache_dtype=cache_dtype,
+        device=device,
     )
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import Tally
 
 import kdtw_fast
+from kdtw_fast.selftest.agreement import Tally
 
 ORACLE_TALLY = pytest.StashKey[Tally]()
+SIMULATED = "simulated"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +44,29 @@ def simulated() -> str:
 
     kdtw_fast._core.use_cuda_library(os.environ.get("KDTW_CUDA_LIBRARY") or str(build_simulated()))
     return "cuda:0"
+
+
+@pytest.fixture(params=["cpu", SIMULATED])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test's models decode: once on the CPU, once on the simulated CUDA device."""
+    return str(request.getfixturevalue("simulated")) if request.param == SIMULATED else "cpu"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test's cases on the simulated device one always runs, the others in `make gpu-proof`.
+
+    It is the one in the middle of what was collected: a case that is named alone runs.
+    """
+    of_test: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if isinstance(item, pytest.Function) and SIMULATED in (params.get("device"), params.get("package")):
+            of_test.setdefault((item.path, item.originalname), []).append(item)
+    for cases in of_test.values():
+        for index, item in enumerate(cases):
+            if index != len(cases) // 2:
+                item.add_marker(pytest.mark.gpu_proof)
 
 
 @pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])

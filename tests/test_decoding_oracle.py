@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import Tally, check_padding, compare
 from factories import RELATIONS, START, random_batch, random_pair
 
 import kdtw_fast
 from kdtw_fast import reference
+from kdtw_fast.selftest.agreement import Tally, check_padding, compare
 
 PAIRS_PER_RELATION = 8
 CASES_PER_TEST = 38

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
-from comparison import as_array
 from factories import SHAPES, random_batch, random_pair, random_t5
 from test_exactness import FIELDS, LOGPROBS, VOCAB, cuts, decoders, tokens_of
 from transformers import T5ForConditionalGeneration
@@ -17,6 +16,7 @@ from transformers import T5ForConditionalGeneration
 import kdtw_fast
 from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder
 from kdtw_fast.pairs import Pair, load_pair
+from kdtw_fast.selftest.agreement import as_array
 
 DTYPES = ["fp32", "bf16", "int8"]
 LEVELS = list(kdtw_fast.build_info()["simd_levels"])

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import as_array
 from factories import EOS, RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5, scale_row, with_tau
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -25,6 +24,7 @@ from kdtw_fast import (
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
+from kdtw_fast.selftest.agreement import as_array
 
 FLAN_SMALL = Shape(512, 64, 6, 1024, 8, 8, "gated-gelu", tied=False, scaled=False)
 WIDE_HEADS = Shape(72, 72, 2, 96, 1, 1, "gated-gelu", tied=False, scaled=False)  # whole vectors and a rest

@@ -55,7 +55,7 @@ def test_ptx_in_all_schedules(name: str, translated: SimulatedDevice) -> None:
 
 @needs_nvcc
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize("name", ["embedding", "norm", "linear_int8"])  # the others call exp
+@pytest.mark.parametrize("name", ["embedding", "norm", "linear_int8", "scaled_tokens"])  # others call exp
 def test_source_and_ptx_give_the_same_bits(name: str, source: SimulatedDevice, translated: SimulatedDevice) -> None:
     results = []
     for device in (source, translated):

@@ -72,8 +72,8 @@ def test_registers_and_occupancy_are_those_of_the_table() -> None:
 @needs_nvcc
 @pytest.mark.gpu_proof
 @pytest.mark.skipif(static_evidence.find_tool("cuobjdump") is None, reason="no cuobjdump: pip install '.[gpu-proof]'")
-def test_weights_are_read_16_bytes_at_a_time() -> None:
-    assert static_evidence.weight_load_faults() == []
+def test_weights_are_read_16_bytes_at_a_time_and_multiplied_on_tensor_cores() -> None:
+    assert static_evidence.machine_code_faults() == []
 
 
 @needs_nvcc

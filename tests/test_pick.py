@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import Tally, as_array, compare
 from factories import EOS, RELATIONS, SHAPES, START, chain_student, chain_t5, random_batch, random_pair, random_t5
 
 import kdtw_fast
 from kdtw_fast import GreedyDecoder, InterleavedDecoder, NativeT5, _core, reference
 from kdtw_fast.random import uniform
+from kdtw_fast.selftest.agreement import Tally, as_array, compare
 
 pytestmark = pytest.mark.usefixtures("simd_level")
 

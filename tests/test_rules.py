@@ -5,18 +5,18 @@ A chain's next token is a table's choice, and a path's tokens differ, so drafts 
 
 from __future__ import annotations
 
+import functools
 import math
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from comparison import output_row
 from factories import EOS, START, chain_student, chain_t5, path_table
 
 import kdtw_fast
 from kdtw_fast import _core, reference
 from kdtw_fast.random import STREAM_CALL, uniform
+from kdtw_fast.selftest.agreement import output_row
 
 VOCAB = 40
 TAU = VOCAB - 1
@@ -25,16 +25,28 @@ SOURCE = [[5, 6, EOS]]
 STUDENT, TEACHER, ACCEPTED, CORRECTED, FORCED = 1, 2, 3, 4, 5
 
 
-@pytest.fixture(params=[reference, kdtw_fast], ids=["oracle", "native"])
-def package(request: pytest.FixtureRequest) -> ModuleType:
-    return request.param
+class OnDevice:
+    """kdtw_fast, whose decoders decode on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(getattr(kdtw_fast, name), device=self.device)
 
 
-def decode(package: ModuleType, name: str, models: tuple[Any, ...], settings: dict[str, Any], **options: Any) -> Any:
+@pytest.fixture(params=["oracle", "native", "simulated"])
+def package(request: pytest.FixtureRequest) -> Any:
+    if request.param == "oracle":
+        return reference
+    return OnDevice("cpu" if request.param == "native" else request.getfixturevalue("simulated"))
+
+
+def decode(package: Any, name: str, models: tuple[Any, ...], settings: dict[str, Any], **options: Any) -> Any:
     """Row 0 of the output as a dict; one source unless the settings hold `input_ids`."""
     decoder = getattr(package, name)(*models, **options)
     output = decoder.generate(**({"input_ids": SOURCE} | settings))
-    if package is kdtw_fast:
+    if package is not reference:
         return output_row(output, 0)
     row = output[0]
     names = ["tokens", "owners", "teacher_calls", "drafted", "accepted", "rolled_back", "teacher_fraction"]
@@ -67,7 +79,7 @@ def with_errors(tokens: list[int], positions: set[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("draft_length", range(1, 9))
 @pytest.mark.parametrize("length", range(1, 12))
-def test_end_at_every_place_of_a_cycle(package: ModuleType, draft_length: int, length: int) -> None:
+def test_end_at_every_place_of_a_cycle(package: Any, draft_length: int, length: int) -> None:
     """The student agrees everywhere: cycles of K accepted drafts and a bonus token, EOS anywhere in them."""
     tokens = path(length)
     models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
@@ -83,7 +95,7 @@ def test_end_at_every_place_of_a_cycle(package: ModuleType, draft_length: int, l
 
 @pytest.mark.parametrize("draft_length", range(1, 9))
 @pytest.mark.parametrize("limit", range(1, 12))
-def test_length_limit_at_every_place_of_a_cycle(package: ModuleType, draft_length: int, limit: int) -> None:
+def test_length_limit_at_every_place_of_a_cycle(package: Any, draft_length: int, limit: int) -> None:
     """The last cycle drafts one token fewer than fit, so that the bonus token is the last."""
     tokens = path(20)
     models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
@@ -95,7 +107,7 @@ def test_length_limit_at_every_place_of_a_cycle(package: ModuleType, draft_lengt
     assert got["drafted"] == owners.count(ACCEPTED)
 
 
-def test_wrong_drafts_at_chosen_positions(package: ModuleType) -> None:
+def test_wrong_drafts_at_chosen_positions(package: Any) -> None:
     tokens = path(11)
     models = (chain_t5(with_errors(tokens, {1, 4, 10})), chain_t5(table(tokens)))
     got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 30}, draft_length=3)
@@ -106,7 +118,7 @@ def test_wrong_drafts_at_chosen_positions(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("draft_length", [1, 3, 8])
-def test_every_draft_wrong(package: ModuleType, draft_length: int) -> None:
+def test_every_draft_wrong(package: Any, draft_length: int) -> None:
     tokens = path(9)
     models = (chain_t5(with_errors(tokens, set(range(9)))), chain_t5(table(tokens)))
     got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 6}, draft_length=draft_length)
@@ -116,7 +128,7 @@ def test_every_draft_wrong(package: ModuleType, draft_length: int) -> None:
     assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (6, drafts, drafts)
 
 
-def test_drafted_end_that_is_wrong_is_taken_back(package: ModuleType) -> None:
+def test_drafted_end_that_is_wrong_is_taken_back(package: Any) -> None:
     tokens = path(6)
     early = table(tokens)
     early[tokens[1], EOS] = 20.0
@@ -126,7 +138,7 @@ def test_drafted_end_that_is_wrong_is_taken_back(package: ModuleType) -> None:
     assert (got["teacher_calls"], got["drafted"], got["rolled_back"]) == (2, 6, 1)  # drafting stops at EOS
 
 
-def test_correction_can_be_the_end(package: ModuleType) -> None:
+def test_correction_can_be_the_end(package: Any) -> None:
     tokens = path(3)
     models = (chain_t5(with_errors(tokens, {2})), chain_t5(table(tokens)))
     got = decode(package, "SpeculativeDecoder", models, {"max_new_tokens": 9}, draft_length=5)
@@ -135,7 +147,7 @@ def test_correction_can_be_the_end(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("lenience", "stands"), [(1.0, False), (0.31, False), (0.29, True), (0.0, True)])
-def test_lenience_is_the_ratio_of_the_probabilities(package: ModuleType, lenience: float, stands: bool) -> None:
+def test_lenience_is_the_ratio_of_the_probabilities(package: Any, lenience: float, stands: bool) -> None:
     """Algorithm 1: the draft's probability is 0.3 of the best's."""
     tokens = path(4)
     lenient = table(tokens)
@@ -146,7 +158,7 @@ def test_lenience_is_the_ratio_of_the_probabilities(package: ModuleType, lenienc
     assert got["owners"][0] == (ACCEPTED if stands else CORRECTED)
 
 
-def test_lenience_one_is_strict_about_ties(package: ModuleType) -> None:
+def test_lenience_one_is_strict_about_ties(package: Any) -> None:
     """Two tokens tie for the teacher: only the lowest id is its greedy pick."""
     tied = table(path(4))
     tied[START, 20] = tied[START, 10] = 30.0
@@ -169,7 +181,7 @@ def asking(tokens: list[int], positions: set[int]) -> np.ndarray:
     return asks
 
 
-def test_teacher_writes_where_the_student_asks(package: ModuleType) -> None:
+def test_teacher_writes_where_the_student_asks(package: Any) -> None:
     tokens = path(7)
     other = list(range(10, 17))
     teacher = table(tokens)
@@ -185,7 +197,7 @@ def test_teacher_writes_where_the_student_asks(package: ModuleType) -> None:
     assert got["tokens"] == [*tokens[:3], other[0]]
 
 
-def test_teacher_may_end_the_row(package: ModuleType) -> None:
+def test_teacher_may_end_the_row(package: Any) -> None:
     tokens = path(4)
     models = (chain_student(asking(tokens, {3}), TAU), chain_t5(table(tokens)))
     got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 20})
@@ -194,7 +206,7 @@ def test_teacher_may_end_the_row(package: ModuleType) -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize("length", [1, 9, 20])
-def test_ledger_fills_exactly(package: ModuleType, fraction: float, length: int) -> None:
+def test_ledger_fills_exactly(package: Any, fraction: float, length: int) -> None:
     """A student that always asks gets the n-th token as soon as n <= fraction * outputs, and no earlier."""
     tokens = path(length, end=False)
     models = (chain_student(asking(tokens, set(range(length))), TAU), chain_t5(table(tokens)))
@@ -207,7 +219,7 @@ def test_ledger_fills_exactly(package: ModuleType, fraction: float, length: int)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 50])
-def test_calls_are_capped(package: ModuleType, calls: int) -> None:
+def test_calls_are_capped(package: Any, calls: int) -> None:
     tokens = path(8, end=False)
     models = (chain_student(asking(tokens, set(range(8))), TAU), chain_t5(table(tokens)))
     got = decode(package, "TrainingWheelsDecoder", models, {"max_new_tokens": 8, "max_teacher_calls": calls})
@@ -215,7 +227,7 @@ def test_calls_are_capped(package: ModuleType, calls: int) -> None:
     assert got["owners"] == [TEACHER] * spent + [STUDENT] * (8 - spent)
 
 
-def test_student_reads_who_wrote(package: ModuleType) -> None:
+def test_student_reads_who_wrote(package: Any) -> None:
     """Eq. 13 to 15: a student that asks after marked tokens goes on asking once it has asked; no mark, no asking."""
     tokens = path(8, end=False)
     after_marked = np.zeros(VOCAB)
@@ -238,7 +250,7 @@ def test_student_reads_who_wrote(package: ModuleType) -> None:
     assert got["owners"] == [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, TEACHER, ACCEPTED, ACCEPTED, TEACHER]
 
 
-def test_verification_checks_the_drafts_since_the_last_call(package: ModuleType) -> None:
+def test_verification_checks_the_drafts_since_the_last_call(package: Any) -> None:
     tokens = path(9)
     # Asks at 2 and 7; wrong at 5. WRONG leads on to where the right token would have led.
     student = asking(tokens, {2, 7})
@@ -256,7 +268,7 @@ def test_verification_checks_the_drafts_since_the_last_call(package: ModuleType)
     assert got["owners"] == [1, 1, 2, 1, 1, 1, 1, 2, 1]
 
 
-def test_verification_does_not_break_the_ledger(package: ModuleType) -> None:
+def test_verification_does_not_break_the_ledger(package: Any) -> None:
     """With a quarter of the tokens, a teacher token at position 1 would be one of two: only 3 and later are checked."""
     tokens = path(12, end=False)
     student = asking(tokens, {5})
@@ -275,7 +287,7 @@ def test_verification_does_not_break_the_ledger(package: ModuleType) -> None:
 # --- The controls --------------------------------------------------------------------------------------
 
 
-def test_random_calls_follow_the_keyed_number_and_nothing_else(package: ModuleType) -> None:
+def test_random_calls_follow_the_keyed_number_and_nothing_else(package: Any) -> None:
     """The teacher writes where the position's number exceeds the threshold, though the student would ask everywhere."""
     tokens = path(12, end=False)
     models = (chain_student(asking(tokens, set(range(12))), TAU), chain_t5(table(tokens)))
@@ -288,7 +300,7 @@ def test_random_calls_follow_the_keyed_number_and_nothing_else(package: ModuleTy
         assert (got["teacher_calls"], got["drafted"]) == (owners.count(TEACHER), owners.count(STUDENT))
 
 
-def test_calls_by_entropy_where_the_student_is_undecided(package: ModuleType) -> None:
+def test_calls_by_entropy_where_the_student_is_undecided(package: Any) -> None:
     """Two tokens nearly tie at 0 and 3: ln 2 = 0.69 nats there, and nearly 0 elsewhere, whatever the logit of tau."""
     tokens = path(7)
     undecided = unsure(tokens, {0, 3})
@@ -302,7 +314,7 @@ def test_calls_by_entropy_where_the_student_is_undecided(package: ModuleType) ->
     assert got["tokens"] == tokens and got["teacher_calls"] == 0
 
 
-def test_what_is_banned_is_no_doubt(package: ModuleType) -> None:
+def test_what_is_banned_is_no_doubt(package: Any) -> None:
     """The student wavers between EOS and a token; where EOS is banned, it does not."""
     tokens = path(3)
     wavers = table(tokens)
@@ -315,7 +327,7 @@ def test_what_is_banned_is_no_doubt(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("name", "threshold"), [("RandomCallDecoder", 0.0), ("EntropyCallDecoder", 0.5)])
-def test_the_ledger_bounds_the_controls(package: ModuleType, name: str, threshold: float) -> None:
+def test_the_ledger_bounds_the_controls(package: Any, name: str, threshold: float) -> None:
     tokens = path(12, end=False)
     models = (chain_student(unsure(tokens, set(range(12))), TAU), chain_t5(table(tokens)))
     for fraction in (0.0, 0.25, 1 / 3, 0.7, 1.0):
@@ -329,7 +341,7 @@ def test_the_ledger_bounds_the_controls(package: ModuleType, name: str, threshol
         assert got["owners"] == [TEACHER] * 3 + [STUDENT] * 9
 
 
-def test_the_student_reads_who_wrote_in_the_controls(package: ModuleType) -> None:
+def test_the_student_reads_who_wrote_in_the_controls(package: Any) -> None:
     """After a marked token this student writes WRONG, and only after one."""
     tokens = path(6, end=False)
     undecided = unsure(tokens, {2})
@@ -354,7 +366,7 @@ def unsure(tokens: list[int], positions: set[int]) -> np.ndarray:
     return doubts
 
 
-def test_big_little_hands_over_where_unsure(package: ModuleType) -> None:
+def test_big_little_hands_over_where_unsure(package: Any) -> None:
     tokens = path(7)
     models = (chain_t5(unsure(tokens, {0, 3})), chain_t5(table(tokens)))
     got = decode(package, "BigLittleDecoder", models, {"max_new_tokens": 20}, fallback_threshold=0.6)
@@ -364,9 +376,7 @@ def test_big_little_hands_over_where_unsure(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("rollback", "taken_back"), [(11.0, True), (13.0, False)])
-def test_big_little_goes_back_where_the_teacher_disagrees(
-    package: ModuleType, rollback: float, taken_back: bool
-) -> None:
+def test_big_little_goes_back_where_the_teacher_disagrees(package: Any, rollback: float, taken_back: bool) -> None:
     """The wrong draft at 1 costs the teacher about 12 nats."""
     tokens = path(6)
     student = unsure(tokens, {4})
@@ -383,14 +393,14 @@ def test_big_little_goes_back_where_the_teacher_disagrees(
         assert got["owners"] == [ACCEPTED, ACCEPTED, ACCEPTED, ACCEPTED, TEACHER, STUDENT]
 
 
-def test_big_little_calls_after_its_longest_draft(package: ModuleType) -> None:
+def test_big_little_calls_after_its_longest_draft(package: Any) -> None:
     tokens = path(7)
     models = (chain_t5(table(tokens)), chain_t5(table(tokens)))
     got = decode(package, "BigLittleDecoder", models, {"max_new_tokens": 20}, max_draft_length=2)
     assert got["tokens"] == tokens and got["owners"] == [3, 3, 2, 3, 3, 2, 1]
 
 
-def test_interleaved_keeps_what_is_in_the_teachers_top_k(package: ModuleType) -> None:
+def test_interleaved_keeps_what_is_in_the_teachers_top_k(package: Any) -> None:
     tokens = path(8)
     ranked = table(tokens)
     ranked[tokens[1], [10, 11, WRONG]] = [9.0, 8.0, 7.0]  # the draft at 2 is the teacher's fourth
@@ -408,7 +418,7 @@ def test_interleaved_keeps_what_is_in_the_teachers_top_k(package: ModuleType) ->
     assert (lost["teacher_calls"], lost["drafted"], lost["rolled_back"]) == (2, 10, 3)
 
 
-def test_interleaved_ties_in_rank_go_to_the_lowest_id(package: ModuleType) -> None:
+def test_interleaved_ties_in_rank_go_to_the_lowest_id(package: Any) -> None:
     """After the start token the teacher gives all but one token the same logit."""
     flat = table(path(3))
     for drafted, owner in ((10, ACCEPTED), (20, CORRECTED)):
@@ -441,7 +451,7 @@ def models_for(name: str, tokens: list[int]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_forced_tokens_come_first_and_count(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+def test_forced_tokens_come_first_and_count(package: Any, name: str, options: dict[str, Any]) -> None:
     tokens = path(9)
     settings = {"max_new_tokens": 6, "forced_tokens": tokens[:3]}
     got = decode(package, name, models_for(name, tokens), settings, **options)
@@ -451,7 +461,7 @@ def test_forced_tokens_come_first_and_count(package: ModuleType, name: str, opti
     assert got["teacher_fraction"] == pytest.approx(got["owners"].count(TEACHER) / 6)
 
 
-def test_forced_tokens_are_never_checked(package: ModuleType) -> None:
+def test_forced_tokens_are_never_checked(package: Any) -> None:
     tokens = path(9)
     settings = {"max_new_tokens": 6, "forced_tokens": [20, tokens[1]]}
     for name, options in METHODS:
@@ -460,7 +470,7 @@ def test_forced_tokens_are_never_checked(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_no_end_before_min_new_tokens(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+def test_no_end_before_min_new_tokens(package: Any, name: str, options: dict[str, Any]) -> None:
     """Both models want to end at 3; their second choice leads on to where they want to end again."""
     tokens = path(4)
     second = table(tokens)
@@ -476,7 +486,7 @@ def test_no_end_before_min_new_tokens(package: ModuleType, name: str, options: d
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_tau_is_never_written(package: ModuleType, name: str, options: dict[str, Any]) -> None:
+def test_tau_is_never_written(package: Any, name: str, options: dict[str, Any]) -> None:
     """Student and teacher both like tau best everywhere."""
     tokens = path(8, end=False)
     likes_tau = asking(tokens, set(range(8)))
@@ -485,7 +495,7 @@ def test_tau_is_never_written(package: ModuleType, name: str, options: dict[str,
     assert got["tokens"] == tokens
 
 
-def test_tau_beyond_the_teachers_vocabulary(package: ModuleType) -> None:
+def test_tau_beyond_the_teachers_vocabulary(package: Any) -> None:
     tokens = path(6)
     teacher = chain_t5(path_table(tokens, VOCAB - 1))
     student = chain_student(asking(tokens, {1, 3}), TAU)
@@ -494,7 +504,7 @@ def test_tau_beyond_the_teachers_vocabulary(package: ModuleType) -> None:
         assert got["tokens"] == tokens
 
 
-def test_one_budget_per_row(package: ModuleType) -> None:
+def test_one_budget_per_row(package: Any) -> None:
     tokens = path(10, end=False)
     models = (chain_student(asking(tokens, set(range(10))), TAU), chain_t5(table(tokens)))
     decoder = package.TrainingWheelsDecoder(*models)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comparison import Tally, compare
 from factories import START
 
 from kdtw_fast import (
@@ -22,6 +21,7 @@ from kdtw_fast import (
 )
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.pairs import Pair, load_pair
+from kdtw_fast.selftest.agreement import Tally, compare
 
 MOST_NEW = 48
 

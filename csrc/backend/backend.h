@@ -20,6 +20,11 @@ namespace kdtw {
 // Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
 enum class DType : uint8_t { kFp32, kBf16, kInt8, kFp16 };
 
+// Which products a weight is for: a decoder's, of few tokens at a time, or those that whole sources go through (the
+// encoder's, and the keys and values of cross-attention). A backend may compute the two in different ways; a weight's
+// are all computed in one, so that a token's values do not depend on how many tokens share a pass.
+enum class Use : uint8_t { kDecoder, kEncoder };
+
 // Bytes that are valid as long as `owner` is held.
 struct Blob {
   std::span<const std::byte> bytes;
@@ -122,7 +127,7 @@ class Backend {
 
   // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
   virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
-                                       int inputs, DType dtype) = 0;
+                                       int inputs, DType dtype, Use use) = 0;
   // The weight whose blob() this was, without a copy; std::invalid_argument when it cannot be this weight's.
   virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
   // dtype: fp32, bf16 or, on devices that have it, fp16.

@@ -20,8 +20,8 @@ class Probe::ProfiledBackend : public Backend {
   void upload(Buffer& to, std::span<const float> from) override { inner_->upload(to, from); }
   void download(std::span<float> to, const float* from) override { inner_->download(to, from); }
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
-                               DType dtype) override {
-    return inner_->pack(parts, part_outputs, inputs, dtype);
+                               DType dtype, Use use) override {
+    return inner_->pack(parts, part_outputs, inputs, dtype, use);
   }
   std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) override {
     return inner_->adopt(outputs, inputs, dtype, std::move(blob));

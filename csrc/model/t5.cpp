@@ -67,7 +67,7 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
     return buffer;
   };
   // Stacks matrices of the same size into one weight, so that one product computes them all.
-  const auto stack_as = [&](DType dtype, std::initializer_list<std::string> names, int outputs, int inputs) {
+  const auto stack_as = [&](DType dtype, Use use, std::initializer_list<std::string> names, int outputs, int inputs) {
     const int count = static_cast<int>(names.size());
     std::unique_ptr<Weight> weight;
     if (blobs) {
@@ -79,50 +79,53 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
         held.push_back(tensors(name, outputs, inputs));
         parts.push_back(held.back().values.data());
       }
-      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype);
+      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype, use);
     }
     weights_.push_back(weight.get());
     return weight;
   };
-  const auto stack = [&](std::initializer_list<std::string> names, int outputs, int inputs) {
-    return stack_as(config_.dtype, names, outputs, inputs);
+  const auto stack = [&](Use use, std::initializer_list<std::string> names, int outputs, int inputs) {
+    return stack_as(config_.dtype, use, names, outputs, inputs);
   };
-  const auto attention = [&](const std::string& prefix, const std::string& kind, bool cross) {
+  const auto attention = [&](Use use, const std::string& prefix, const std::string& kind, bool cross) {
     Attention layer;
     const std::string base = prefix + "." + kind + ".";
     layer.norm = vector(prefix + ".layer_norm.weight", M);
     if (cross) {
-      layer.query = stack({base + "q.weight"}, I, M);
-      layer.key_value = stack({base + "k.weight", base + "v.weight"}, I, M);
+      layer.query = stack(use, {base + "q.weight"}, I, M);
+      layer.key_value = stack(Use::kEncoder, {base + "k.weight", base + "v.weight"}, I, M);
     } else {
-      layer.query_key_value = stack({base + "q.weight", base + "k.weight", base + "v.weight"}, I, M);
+      layer.query_key_value = stack(use, {base + "q.weight", base + "k.weight", base + "v.weight"}, I, M);
     }
-    layer.output = stack({base + "o.weight"}, M, I);
+    layer.output = stack(use, {base + "o.weight"}, M, I);
     return layer;
   };
-  const auto feed_forward = [&](const std::string& prefix) {
+  const auto feed_forward = [&](Use use, const std::string& prefix) {
     FeedForward layer;
     const std::string base = prefix + ".DenseReluDense.";
     layer.norm = vector(prefix + ".layer_norm.weight", M);
-    layer.in =
-        config_.gated() ? stack({base + "wi_0.weight", base + "wi_1.weight"}, F, M) : stack({base + "wi.weight"}, F, M);
-    layer.out = stack({base + "wo.weight"}, M, F);
+    layer.in = config_.gated() ? stack(use, {base + "wi_0.weight", base + "wi_1.weight"}, F, M)
+                               : stack(use, {base + "wi.weight"}, F, M);
+    layer.out = stack(use, {base + "wo.weight"}, M, F);
     return layer;
   };
 
   // An embedding that is no head is looked up and never multiplied: nothing is gained from int8 there, so it stays
   // closer to the checkpoint.
   const bool lookup_only = config_.has_head && config_.dtype == DType::kInt8;
-  embedding_ = stack_as(lookup_only ? DType::kBf16 : config_.dtype, {"shared.weight"}, config_.vocabulary, M);
-  if (config_.has_head) head_ = stack({"lm_head.weight"}, config_.vocabulary, M);
+  embedding_ =
+      stack_as(lookup_only ? DType::kBf16 : config_.dtype, Use::kDecoder, {"shared.weight"}, config_.vocabulary, M);
+  if (config_.has_head) head_ = stack(Use::kDecoder, {"lm_head.weight"}, config_.vocabulary, M);
   for (int i = 0; i < config_.encoder_layers; ++i) {
     const std::string prefix = concat("encoder.block.", i, ".layer.");
-    encoder_.push_back({attention(prefix + "0", "SelfAttention", false), feed_forward(prefix + "1")});
+    encoder_.push_back(
+        {attention(Use::kEncoder, prefix + "0", "SelfAttention", false), feed_forward(Use::kEncoder, prefix + "1")});
   }
   for (int i = 0; i < config_.decoder_layers; ++i) {
     const std::string prefix = concat("decoder.block.", i, ".layer.");
-    decoder_.push_back({attention(prefix + "0", "SelfAttention", false),
-                        attention(prefix + "1", "EncDecAttention", true), feed_forward(prefix + "2")});
+    decoder_.push_back({attention(Use::kDecoder, prefix + "0", "SelfAttention", false),
+                        attention(Use::kDecoder, prefix + "1", "EncDecAttention", true),
+                        feed_forward(Use::kDecoder, prefix + "2")});
   }
   encoder_norm_ = vector("encoder.final_layer_norm.weight", M);
   // T5 v1.0 scales the decoder's output by M^-1/2: folded into the last norm.

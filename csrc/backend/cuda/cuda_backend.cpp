@@ -70,9 +70,9 @@ class CudaBackend : public Backend {
   }
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
-                               DType dtype) override {
+                               DType dtype, Use use) override {
     pool_->use();
-    return std::make_unique<DeviceWeight>(pool_, stream_, parts, part_outputs, inputs, dtype);
+    return std::make_unique<DeviceWeight>(pool_, stream_, parts, part_outputs, inputs, dtype, use);
   }
 
   std::unique_ptr<Weight> adopt(int, int, DType, Blob) override {
@@ -211,15 +211,23 @@ class CudaBackend : public Backend {
     if (tokens == 0) return;
     pool_->use();
     const KdtwWeight& w = view(weight);
-    if (w.format != kKdtwInt8) {
+    if (w.scales == nullptr) {
       check(table_, table_.linear(&w, x, norm_scale, epsilon, tokens, epilogue, out, stream_), "linear");
       return;
     }
-    auto* bytes = scratch_as<float>(quantised_, static_cast<size_t>(tokens) * w.stride / sizeof(float));
+    void* scaled = scratch(scaled_, static_cast<size_t>(tokens) * w.stride * bytes_of(w.format) / sizeof(float));
     float* scales = scratch(scales_, tokens);
-    auto* to = reinterpret_cast<int8_t*>(bytes);
-    check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_), "quantise");
-    check(table_, table_.linear_int8(&w, to, scales, tokens, epilogue, out, stream_), "linear_int8");
+    if (w.format == kKdtwInt8) {
+      auto* to = static_cast<int8_t*>(scaled);
+      check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_),
+            "quantise");
+      check(table_, table_.linear_int8(&w, to, scales, tokens, epilogue, out, stream_), "linear_int8");
+    } else {
+      auto* to = static_cast<uint16_t*>(scaled);
+      check(table_, table_.scale_to_fp16(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_),
+            "scale_to_fp16");
+      check(table_, table_.linear_tensor(&w, to, scales, tokens, epilogue, out, stream_), "linear_tensor");
+    }
   }
 
   const KdtwRequest* send(std::span<const PickRequest> requests) {
@@ -265,7 +273,7 @@ class CudaBackend : public Backend {
   const KdtwCudaTable& table_;
   void* const stream_;
   Staging staging_;
-  Buffer logits_, summaries_, decided_, quantised_, scales_;
+  Buffer logits_, summaries_, decided_, scaled_, scales_;
   std::vector<KdtwRequest> requests_;
   KdtwResult* answers_ = nullptr;
   int answers_capacity_ = 0;

@@ -12,15 +12,15 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 2 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 3 };  // of this file; the engine refuses another one
 
-enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8 };
+enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
 // Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row
-// is a whole number of 16 bytes and begins on such a boundary. int8: times scales[n].
+// is a whole number of 16 bytes (scaled fp16: 64) and begins on such a boundary. int8, scaled fp16: times scales[n].
 struct KdtwWeight {
   const void* data;
-  const float* scales;  // int8 only
+  const float* scales;  // int8 and scaled fp16 only
   KdtwFormat format;
   int32_t outputs, inputs, stride;
 };
@@ -114,7 +114,7 @@ struct KdtwCudaTable {
   int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
   int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
 
-  // out[T, K] = row ids[t] of the table, plus mark [K] where marked[t]; `marked` may be null.
+  // out[T, K] = row ids[t] of the table, plus mark[marked[t] - 1] where marked[t] > 0; `marked` may be null.
   int32_t (*embed)(const KdtwWeight* table, const int32_t* ids, const uint8_t* marked, const float* mark,
                    int32_t tokens, float* out, void* stream);
   // out[i] = x[indices[i]], rows of `size` floats.
@@ -126,12 +126,20 @@ struct KdtwCudaTable {
   // largest |x| / 127. norm_scale: of x / rms(x) * norm_scale instead; or null.
   int32_t (*quantise)(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
                       int32_t stride, int8_t* to, float* scales, void* stream);
-  // out = epilogue(x W^T), x [T, K]. norm_scale [K]: of x / rms(x) * norm_scale instead; or null. Not for int8.
+  // The same for products with scaled fp16: to [T, stride] = fp16(x / scales[t]), where scales[t] is the power of two
+  // that puts the largest |x| into [2^14, 2^15).
+  int32_t (*scale_to_fp16)(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
+                           int32_t stride, uint16_t* to, float* scales, void* stream);
+  // out = epilogue(x W^T), x [T, K]. norm_scale [K]: of x / rms(x) * norm_scale instead; or null. Not for weights with
+  // scales.
   int32_t (*linear)(const KdtwWeight* weight, const float* x, const float* norm_scale, float epsilon, int32_t tokens,
                     KdtwEpilogue epilogue, float* out, void* stream);
   // The same of what quantise() made, for int8.
   int32_t (*linear_int8)(const KdtwWeight* weight, const int8_t* x, const float* x_scales, int32_t tokens,
                          KdtwEpilogue epilogue, float* out, void* stream);
+  // The same of what scale_to_fp16() made, for scaled fp16: on tensor cores.
+  int32_t (*linear_tensor)(const KdtwWeight* weight, const uint16_t* x, const float* x_scales, int32_t tokens,
+                           KdtwEpilogue epilogue, float* out, void* stream);
   // hidden [T, 2 size] (gated, gate first) or [T, size] -> out [T, size].
   int32_t (*activate)(int32_t gated, const float* hidden, int32_t tokens, int32_t size, float* out, void* stream);
   // Copies keys and values [T, H D], `input_stride` floats from token to token, to their places in the cache.

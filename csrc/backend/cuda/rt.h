@@ -1,5 +1,7 @@
 // The one header by which kernel sources see CUDA: nvcc's own, or the simulated device when g++ compiles them.
 // Kernels use these macros for shared memory, launches and what is written in PTX; everything else is CUDA as it is.
+// KDTW_MMA_16x8x8: a warp's D[16,8] += A[16,8] B[8,8] on tensor cores, halves in, floats out; fragments as PTX has
+// them.
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,6 +12,15 @@
 #define KDTW_SHARED(T, name, n) __shared__ T name[n]
 #define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
   (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
+
+namespace kdtw::cuda {
+__device__ __forceinline__ void mma_16x8x8(float (&d)[4], const unsigned (&a)[2], const unsigned (&b)[1]) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+}  // namespace kdtw::cuda
+#define KDTW_MMA_16x8x8(d, a, b) ::kdtw::cuda::mma_16x8x8(d, a, b)
 #else
 #include "backend/cuda/sim/simt.h"
 
@@ -17,4 +28,5 @@
   T* name = (T*)::simt::shared_slot(SIMT_SITE, sizeof(T) * (n), alignof(T) > 16 ? alignof(T) : 16, #name)
 #define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
   ::simt::launch(#kernel, kernel, grid, block, shared, stream, false, __VA_ARGS__)
+#define KDTW_MMA_16x8x8(d, a, b) ::simt::mma_f16(SIMT_SITE, a, b, d, 8)
 #endif

@@ -13,19 +13,34 @@
 namespace kdtw::cuda {
 namespace {
 
-// Symmetric, as the CPU's: round(x / scale) with scale = largest |x| / 127; NaN when one of x is not finite.
-float quantise(const float* x, int size, int8_t* to) {
-  constexpr float kSmallest = 1e-35f;  // of what has a reciprocal
+// Largest |x| of a row; 0 where it has no reciprocal, NaN where one of x is not finite.
+float largest_of(const float* x, int size) {
+  constexpr float kSmallest = 1e-35f;
   float largest = 0.0f;
-  bool finite = true;
   for (int k = 0; k < size; ++k) {
-    finite = finite && std::isfinite(x[k]);
+    if (!std::isfinite(x[k])) return std::numeric_limits<float>::quiet_NaN();
     largest = std::max(largest, std::fabs(x[k]));
   }
-  const bool usable = finite && largest >= kSmallest;
-  const float inverse = usable ? 127.0f / largest : 0.0f;
-  for (int k = 0; k < size; ++k) to[k] = usable ? static_cast<int8_t>(std::nearbyint(x[k] * inverse)) : int8_t{0};
-  return finite ? (usable ? largest / 127.0f : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+  return largest >= kSmallest ? largest : 0.0f;
+}
+
+// Symmetric, as the CPU's: round(x / scale) with scale = largest |x| / 127. Returns the scale.
+float quantise(const float* x, int size, int8_t* to) {
+  const float largest = largest_of(x, size);
+  if (!(largest > 0.0f)) return largest;  // the row stays zero
+  const float inverse = 127.0f / largest;
+  for (int k = 0; k < size; ++k) to[k] = static_cast<int8_t>(std::nearbyint(x[k] * inverse));
+  return largest / 127.0f;
+}
+
+// fp16(x / scale) with the power of two that puts the largest |x| into [2^14, 2^15). Returns the scale. bf16 has fewer
+// digits than fp16: of values rounded to either before, at most those below 2^-28 of the largest lose any.
+float scale_to_fp16(const float* x, int size, uint16_t* to) {
+  const float largest = largest_of(x, size);
+  if (!(largest > 0.0f)) return largest;
+  const int exponent = std::max(std::ilogb(largest) - 14, -126);  // of the scale, which is a normal number
+  for (int k = 0; k < size; ++k) to[k] = to_fp16(std::ldexp(x[k], -exponent));
+  return std::ldexp(1.0f, exponent);
 }
 
 void pack_row(const float* x, int size, KdtwFormat format, std::byte* to) {
@@ -54,12 +69,12 @@ KdtwFormat format_of(DType dtype) {
 int bytes_of(KdtwFormat format) { return format == kKdtwFp32 ? 4 : format == kKdtwInt8 ? 1 : 2; }
 
 int padded(int size, KdtwFormat format) {
-  const int each = 16 / bytes_of(format);
+  const int each = (format == kKdtwScaledFp16 ? 64 : 16) / bytes_of(format);
   return (size + each - 1) / each * each;
 }
 
 DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std::span<const float* const> parts,
-                           std::span<const int> part_outputs, int inputs, DType dtype)
+                           std::span<const int> part_outputs, int inputs, DType dtype, Use use)
     : Weight(
           [&] {
             int outputs = 0;
@@ -68,11 +83,14 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
           }(),
           inputs),
       library_(pool->library()) {
-  view_.format = format_of(dtype);
+  const bool tensor = use == Use::kEncoder && (dtype == DType::kFp16 || dtype == DType::kBf16);
+  const bool scaled = tensor || dtype == DType::kInt8;
+  view_.format = tensor ? kKdtwScaledFp16 : format_of(dtype);
   view_.outputs = outputs, view_.inputs = inputs, view_.stride = padded(inputs, view_.format);
   const size_t row = static_cast<size_t>(view_.stride) * bytes_of(view_.format), matrix = row * outputs;
-  bytes_ = matrix + (dtype == DType::kInt8 ? outputs * sizeof(float) : 0);
+  bytes_ = matrix + (scaled ? outputs * sizeof(float) : 0);
   std::vector<std::byte> packed(bytes_);
+  std::vector<float> rounded(inputs);
   auto* scales = reinterpret_cast<float*>(packed.data() + matrix);
   int n = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -81,6 +99,10 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
       std::byte* to = packed.data() + n * row;
       if (dtype == DType::kInt8) {
         scales[n] = quantise(line, inputs, reinterpret_cast<int8_t*>(to));
+      } else if (tensor) {  // the same values as everywhere else
+        std::transform(line, line + inputs, rounded.begin(),
+                       [&](float x) { return dtype == DType::kFp16 ? from_fp16(to_fp16(x)) : from_bf16(to_bf16(x)); });
+        scales[n] = scale_to_fp16(rounded.data(), inputs, reinterpret_cast<uint16_t*>(to));
       } else {
         pack_row(line, inputs, view_.format, to);
       }
@@ -91,8 +113,7 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
   check(table, table.copy_in(memory_.get(), packed.data(), bytes_, stream), "copy to the device");
   check(table, table.synchronise(stream), "copy to the device");
   view_.data = memory_.get();
-  if (dtype == DType::kInt8)
-    view_.scales = reinterpret_cast<const float*>(static_cast<const std::byte*>(memory_.get()) + matrix);
+  if (scaled) view_.scales = reinterpret_cast<const float*>(static_cast<const std::byte*>(memory_.get()) + matrix);
 }
 
 std::span<const std::byte> DeviceWeight::blob() const {

@@ -10,15 +10,16 @@
 namespace kdtw::cuda {
 
 KdtwFormat format_of(DType dtype);
-// Elements of a row of `size`, so that it is a whole number of 16 bytes.
+// Elements of a row of `size`, so that it is a whole number of 16 bytes (scaled fp16: 64).
 int padded(int size, KdtwFormat format);
 int bytes_of(KdtwFormat format);
 
 class DeviceWeight : public Weight {
  public:
-  // Packs row-major fp32 matrices [part_outputs[i], inputs] of the host, stacked along the outputs, and copies them.
+  // Packs row-major fp32 matrices [part_outputs[i], inputs] of the host, stacked along the outputs, and copies them. An
+  // encoder's fp16 and bf16 become scaled fp16, which tensor cores multiply.
   DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std::span<const float* const> parts,
-               std::span<const int> part_outputs, int inputs, DType dtype);
+               std::span<const int> part_outputs, int inputs, DType dtype, Use use);
 
   size_t bytes() const override { return bytes_; }
   std::span<const std::byte> blob() const override;

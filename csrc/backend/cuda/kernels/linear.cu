@@ -259,7 +259,7 @@ int32_t linear(const KdtwWeight* weight, const float* x, const float* norm_scale
   if (weight->format == kKdtwFp32) launch(Fp32{});
   if (weight->format == kKdtwFp16) launch(Fp16{});
   if (weight->format == kKdtwBf16) launch(Bf16{});
-  if (weight->format == kKdtwInt8) return cudaErrorInvalidValue;
+  if (weight->scales != nullptr) return cudaErrorInvalidValue;
   return cudaGetLastError();
 }
 

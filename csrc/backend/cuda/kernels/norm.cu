@@ -1,4 +1,5 @@
-// RMS norm (Zhang and Sennrich 2019), and the quantisation of tokens for products with int8 weights: a block a token.
+// RMS norm (Zhang and Sennrich 2019), and tokens as numbers times a scale, for products with weights that are stored
+// so: a block a token.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
@@ -21,8 +22,31 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 // As Kernels::quantise of the CPU, so that products of the same x have the same bits there and here.
-__global__ void __launch_bounds__(kBlock) quantise_kernel(const float* x, const float* norm_scale, float epsilon,
-                                                          int size, int stride, int8_t* to, float* scales) {
+struct Bytes {
+  using Type = int8_t;
+  static __device__ __forceinline__ float factor(float largest) { return 127.0f / largest; }
+  static __device__ __forceinline__ float scale(float largest) { return largest / 127.0f; }
+  static __device__ __forceinline__ Type round(float value) {
+    return static_cast<int8_t>(static_cast<int>(rintf(value)));
+  }
+};
+
+// Powers of two round nothing: what is lost is what a number of 11 digits does not hold, whatever the token's size.
+struct Halves {
+  using Type = uint16_t;
+  static __device__ __forceinline__ unsigned exponent(float largest) {  // of the factor; it and its inverse are normal
+    return min(2u * 127u + 14u - (__float_as_uint(largest) >> 23), 253u);
+  }
+  static __device__ __forceinline__ float factor(float largest) { return __uint_as_float(exponent(largest) << 23); }
+  static __device__ __forceinline__ float scale(float largest) {
+    return __uint_as_float((254u - exponent(largest)) << 23);
+  }
+  static __device__ __forceinline__ Type round(float value) { return Fp16::round(value); }
+};
+
+template <typename Format>
+__global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const float* norm_scale, float epsilon, int size,
+                                                       int stride, typename Format::Type* to, float* scales) {
   KDTW_SHARED(float, scratch, kWarps);
   constexpr float kSmallest = 1e-35f;  // of what has a reciprocal
   x += static_cast<size_t>(blockIdx.x) * size;
@@ -37,13 +61,13 @@ __global__ void __launch_bounds__(kBlock) quantise_kernel(const float* x, const 
   }
   const float largest = block_reduce<Largest>(top, scratch);
   const bool finite = __syncthreads_or(bad) == 0, usable = finite && largest >= kSmallest;
-  const float factor = usable ? 127.0f / largest : 0.0f;
+  const float factor = usable ? Format::factor(largest) : 0.0f;
   for (int k = threadIdx.x; k < stride; k += kBlock) {
     float value = 0.0f;
     if (usable && k < size) value = norm_scale ? x[k] * inverse * norm_scale[k] : x[k];
-    to[k] = static_cast<int8_t>(static_cast<int>(rintf(value * factor)));
+    to[k] = Format::round(value * factor);
   }
-  if (threadIdx.x == 0) scales[blockIdx.x] = finite ? (usable ? largest / 127.0f : 0.0f) : NAN;
+  if (threadIdx.x == 0) scales[blockIdx.x] = finite ? (usable ? Format::scale(largest) : 0.0f) : NAN;
 }
 
 }  // namespace
@@ -57,8 +81,15 @@ int32_t rms_norm(const float* x, const float* scale, float epsilon, int32_t toke
 
 int32_t quantise(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size, int32_t stride,
                  int8_t* to, float* scales, void* stream) {
-  KDTW_LAUNCH(quantise_kernel, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, norm_scale, epsilon,
-              size, stride, to, scales);
+  KDTW_LAUNCH(scale_kernel<Bytes>, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, norm_scale,
+              epsilon, size, stride, to, scales);
+  return cudaGetLastError();
+}
+
+int32_t scale_to_fp16(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
+                      int32_t stride, uint16_t* to, float* scales, void* stream) {
+  KDTW_LAUNCH(scale_kernel<Halves>, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, norm_scale,
+              epsilon, size, stride, to, scales);
   return cudaGetLastError();
 }
 

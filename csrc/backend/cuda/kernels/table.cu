@@ -25,8 +25,10 @@ Type<&KdtwCudaTable::embed>::type embed;
 Type<&KdtwCudaTable::gather>::type gather;
 Type<&KdtwCudaTable::rms_norm>::type rms_norm;
 Type<&KdtwCudaTable::quantise>::type quantise;
+Type<&KdtwCudaTable::scale_to_fp16>::type scale_to_fp16;
 Type<&KdtwCudaTable::linear>::type linear;
 Type<&KdtwCudaTable::linear_int8>::type linear_int8;
+Type<&KdtwCudaTable::linear_tensor>::type linear_tensor;
 Type<&KdtwCudaTable::activate>::type activate;
 Type<&KdtwCudaTable::store>::type store;
 Type<&KdtwCudaTable::attend>::type attend;
@@ -83,15 +85,34 @@ int32_t copy_out(void* host, const void* from, size_t bytes, void* stream) {
 }
 
 constexpr KdtwCudaTable kTable = {
-    kKdtwCudaVersion, KDTW_CUDA_KIND, KDTW_CUDA_ARCHITECTURES,
-    describe,         device_count,   device_info,
-    use_device,       allocate,       release,
-    allocate_host,    release_host,   create_stream,
-    destroy_stream,   synchronise,    copy_in,
-    copy_out,         embed,          gather,
-    rms_norm,         quantise,       linear,
-    linear_int8,      activate,       store,
-    attend,           pick,
+    kKdtwCudaVersion,
+    KDTW_CUDA_KIND,
+    KDTW_CUDA_ARCHITECTURES,
+    describe,
+    device_count,
+    device_info,
+    use_device,
+    allocate,
+    release,
+    allocate_host,
+    release_host,
+    create_stream,
+    destroy_stream,
+    synchronise,
+    copy_in,
+    copy_out,
+    embed,
+    gather,
+    rms_norm,
+    quantise,
+    scale_to_fp16,
+    linear,
+    linear_int8,
+    linear_tensor,
+    activate,
+    store,
+    attend,
+    pick,
 };
 
 }  // namespace

@@ -27,6 +27,7 @@ class Tally:
     rolled_back: int = 0
 
     def add(self, other: Tally) -> None:
+        """Counts what another has seen, too."""
         self.cases += other.cases
         self.rows += other.rows
         self.tokens += other.tokens
@@ -63,6 +64,7 @@ def output_row(output: Any, row: int) -> dict[str, Any]:
 
 
 def as_array(value: Any) -> np.ndarray:
+    """A field of an output, a list or a tensor, as an array."""
     return np.asarray(value)
 
 
@@ -115,6 +117,7 @@ def compare(output: Any, expected: list[ReferenceRow], context: str = "", tolera
 
 
 def first_difference(native: dict[str, Any], oracle: dict[str, Any]) -> int:
+    """The first position where tokens or owners differ; the shorter length where none does."""
     pairs = list(zip(native["tokens"], native["owners"], strict=True))
     others = list(zip(oracle["tokens"], oracle["owners"], strict=True))
     for position, (left, right) in enumerate(zip(pairs, others, strict=False)):

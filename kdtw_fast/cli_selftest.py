@@ -1,0 +1,64 @@
+"""`kdtw selftest`: whether a device computes what it should, in a report that can be pasted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdtw_fast import _core
+from kdtw_fast.cli_options import Device
+from kdtw_fast.machine import machine
+
+
+def selftest(
+    device: Device = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the table of latencies.")] = False,
+) -> None:
+    """Check a device: every operation against its oracle, whole decodes of tiny models, and what a token takes.
+
+    Exit status 1 where a check fails. On a machine with a GPU that the kernels have not met, run this first.
+
+        kdtw selftest --device cuda
+    """
+    from kdtw_fast.selftest.run import measure_latencies, run_checks
+
+    chosen = _core.resolve_device(device)
+    cuda = _core.build_info()["cuda"]
+    for line in _described(chosen):
+        print(line)
+    print()
+    count = failed = 0
+    for item in run_checks(chosen):
+        count, failed = count + 1, failed + bool(item.failure)
+        measured = f"  largest error {item.error:.1e} of {item.permitted:.1e}" if item.permitted else ""
+        measured += f"  rows that fell otherwise at a near tie: {item.near_ties}" if item.near_ties else ""
+        print(f"{'FAIL' if item.failure else 'pass'} {item.seconds:6.1f} s  {item.name}{measured}", flush=True)
+        for line in item.failure.splitlines()[:6]:
+            print(f"                {line[:400]}", flush=True)
+    print(f"\n{count - failed} of {count} checks passed on {chosen}")
+    if chosen != "cpu" and cuda["kind"] != "CUDA":
+        print(f"no latencies: {cuda['kind']}, whose times mean nothing")
+    elif not quick:
+        print("\none row, a source of 64 tokens, random weights: ms to the first token, ms for each token after it")
+        for row in measure_latencies(chosen):
+            print(f"{row.shape:16s} {row.dtype:5s} {row.first:9.2f} {row.following:9.3f}", flush=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _described(device: str) -> list[str]:
+    """Machine, build and versions, a line each."""
+    told = machine()
+    build = told["build"]
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    lines = {
+        "device": device,
+        "processor": f"{told['processor']}, {told['cores']} cores, {told['memory'] / 2**30:.0f} GiB, {told['system']}",
+        "versions": versions,
+        "build": f"{build['compiler']}, torch {build['torch']}, {build['simd']}",
+    }
+    if build["cuda"] is not None:
+        lines["CUDA"] = f"{build['cuda']['kind']} for {build['cuda']['architectures']}"
+        lines["devices"] = "; ".join(build["cuda"]["devices"]) or "none"
+    return [f"{name:<10} {value}" for name, value in lines.items()]

@@ -1,0 +1,441 @@
+"""Every operation of a backend against NumPy, at sizes around warps, tiles and chunks.
+
+What is stated as equal is equal bit for bit: a token's values do not depend on the other tokens of the pass.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdtw_fast import reference
+from kdtw_fast._core import Check
+from kdtw_fast.selftest.checks import DTYPES, Checks, Trial
+
+Array = np.ndarray
+OPERATIONS = Checks()
+SIZES = (1, 31, 32, 33, 257)
+NOTHING = np.zeros((0,), np.float32)
+NEAR = 1e-4  # decisions closer than this may fall otherwise
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    """Standard normal numbers in fp32."""
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """The values that are kept of x in fp32, fp16 or bf16."""
+    formats = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    return torch.from_numpy(x).to(formats[dtype]).to(torch.float32).numpy()
+
+
+def halves(x: Array) -> Array:
+    """What tensor cores read of tokens [T, K]: 11 digits, each token times a power of two that keeps it in range."""
+    largest = np.abs(x.astype(np.float64)).max(1, keepdims=True)
+    scale = np.ldexp(1.0, np.frexp(largest)[1] - 15)
+    return (x / scale).astype(np.float16).astype(np.float64) * scale
+
+
+def bytes_of(x: Array) -> tuple[Array, Array]:
+    """Rows of finite numbers as integers -127..127 [T, K] and scales [T], in fp32 as the backends compute them."""
+    largest = np.abs(x).max(1)
+    return np.rint(x * (np.float32(127) / largest)[:, None]).astype(np.int64), largest / np.float32(127)
+
+
+def product(x: Array, weight: Array, dtype: str) -> Array:
+    """x W^T, in fp64 of the values that are kept; int8: with every bit that a backend must give."""
+    if dtype != "int8":
+        return x.astype(np.float64) @ rounded(weight, dtype).astype(np.float64).T
+    (left, left_scales), (right, right_scales) = bytes_of(x), bytes_of(weight)
+    return (left @ right.T).astype(np.float32) * (left_scales[:, None] * right_scales)
+
+
+def rms(x: Array, scale: Array, epsilon: float) -> Array:
+    """RMS norm in fp64."""
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + epsilon) * scale
+
+
+def gelu(x: Array) -> Array:
+    """gelu_new in fp64."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+# --- Rows ------------------------------------------------------------------------------------------------
+
+
+@OPERATIONS.add(*DTYPES)
+def embedding(trial: Trial, dtype: str) -> None:
+    """Rows of the table, with the vector of one of two marks added where asked."""
+    for size in SIZES:
+        rng = np.random.default_rng(size)
+        table, marks = normal(rng, 6, size), normal(rng, 2, size)
+        ids, marked = [5, 0, 0, 3], [0, 1, 0, 2]
+        if dtype == "int8":
+            numbers, scales = bytes_of(table)
+            kept = scales[:, None] * numbers.astype(np.float32)
+        else:
+            kept = rounded(table, dtype)
+        expected = kept[ids] + np.concatenate([np.zeros((1, size), np.float32), marks])[marked]
+        trial.same(trial.operations.embed(table, ids, marked, marks, dtype), expected, f"size {size}, marked")
+        trial.same(trial.operations.embed(table, ids, [], NOTHING, dtype), kept[ids], f"size {size}")
+
+
+@OPERATIONS.add("fp16")
+def rounding(trial: Trial, dtype: str) -> None:
+    """Ties, subnormals, the largest numbers, infinity and NaN, as IEEE says."""
+    edges = [0.0, -0.0, 1.0, 1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, -1e30, 2**-14, 2**-24, 2**-25, 3e-8]
+    edges += [1e-7, 6.1e-5, 2**-25 * 1.001, float("inf"), float("nan")]
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.array(edges), rng.standard_normal(500) * 10.0 ** rng.integers(-8, 5, 500)])
+    table = values.astype(np.float32)[None]
+    with np.errstate(over="ignore"):
+        expected = table.astype(np.float16).astype(np.float32)
+    trial.same(trial.operations.embed(table, [0], [], NOTHING, dtype), expected)
+
+
+@OPERATIONS.add()
+def norm(trial: Trial) -> None:
+    """RMS norm; a token alone."""
+    for size in SIZES:
+        rng = np.random.default_rng(size)
+        x, scale = normal(rng, 5, size) * np.float32(100.0), normal(rng, size)
+        out, expected = trial.operations.rms_norm(x, scale, 1e-6), rms(x, scale, 1e-6)
+        trial.close(out, expected, 1e-6 + 2e-6 * np.abs(expected), f"size {size}")
+        trial.same(out[3:4], trial.operations.rms_norm(x[3:4], scale, 1e-6), f"size {size}, a token alone")
+
+
+@OPERATIONS.add()
+def gather(trial: Trial) -> None:
+    """Rows of a pass."""
+    for size in SIZES:
+        x = normal(np.random.default_rng(size), 5, size)
+        trial.same(trial.operations.gather(x, [4, 0, 0, 2]), x[[4, 0, 0, 2]], f"size {size}")
+
+
+@OPERATIONS.add()
+def activation(trial: Trial) -> None:
+    """Gated GELU and ReLU by themselves."""
+    for size in SIZES:
+        hidden = normal(np.random.default_rng(size), 3, 2 * size) * np.float32(3.0)
+        expected = gelu(hidden[:, :size].astype(np.float64)) * hidden[:, size:]
+        trial.close(trial.operations.activate(hidden, True), expected, 1e-6 + 1e-5 * np.abs(expected), f"size {size}")
+        trial.same(trial.operations.activate(hidden, False), np.maximum(hidden, 0), f"ReLU, size {size}")
+
+
+# --- Products --------------------------------------------------------------------------------------------
+
+PRODUCTS = [(1, 1), (33, 31), (31, 33), (5, 2100), (70, 300)]  # outputs, inputs
+
+
+@OPERATIONS.add(*DTYPES)
+def product_of_a_decoder(trial: Trial, dtype: str) -> None:
+    """1 to 17 tokens: all counts that have a kernel of their own, and one that needs two passes of the largest."""
+    for outputs, inputs in PRODUCTS:
+        what = f"{outputs} x {inputs}"
+        rng = np.random.default_rng([outputs, inputs])
+        weight, x = normal(rng, outputs, inputs), normal(rng, 17, inputs)
+        whole = trial.operations.linear(weight, x, dtype, NOTHING)
+        if dtype == "int8":
+            trial.same(whole, product(x, weight, dtype), what)
+        else:
+            trial.close(whole, product(x, weight, dtype), 8e-6 * inputs**0.5, what)
+        begin = 0
+        for count in (1, 2, 3, 5, 6):  # 17 tokens
+            part = trial.operations.linear(weight, x[begin : begin + count], dtype, NOTHING)
+            trial.same(part, whole[begin : begin + count], f"{what}, {count} tokens alone")
+            begin += count
+        added = trial.operations.linear(weight, x[:3], dtype, np.ones((3, outputs), np.float32))
+        trial.same(added, whole[:3] + 1, f"{what}, added")
+
+
+@OPERATIONS.add(*DTYPES)
+def product_of_an_encoder(trial: Trial, dtype: str) -> None:
+    """1 to 130 tokens, few and many at a time with the same bits; 16-bit weights on tensor cores where CUDA has them.
+
+    There a token is rounded to 11 digits, however large it is: a power of two more changes no digit.
+    """
+    tensor = trial.device != "cpu" and dtype in ("fp16", "bf16")
+    for outputs, inputs in [(1, 1), (33, 31), (66, 33), (70, 300)]:
+        what = f"{outputs} x {inputs}"
+        rng = np.random.default_rng([outputs, inputs])
+        weight, x = normal(rng, outputs, inputs), normal(rng, 130, inputs)
+        whole = trial.operations.linear(weight, x, dtype, NOTHING, encoder=True)
+        if dtype == "int8":
+            trial.same(whole, product(x, weight, dtype), what)
+        else:
+            trial.close(whole, product(halves(x) if tensor else x, weight, dtype), 8e-6 * inputs**0.5, what)
+        for begin, end in ((0, 1), (1, 10), (10, 74), (74, 130)):
+            part = trial.operations.linear(weight, x[begin:end], dtype, NOTHING, encoder=True)
+            trial.same(part, whole[begin:end], f"{what}, tokens {begin} to {end} alone")
+        if dtype != "int8":
+            large = trial.operations.linear(weight, x[:2] * np.float32(2.0**40), dtype, NOTHING, encoder=True)
+            trial.same(large, whole[:2] * np.float32(2.0**40), f"{what}, tokens times 2^40")
+        added = trial.operations.linear(weight, x[:3], dtype, np.ones((3, outputs), np.float32), encoder=True)
+        trial.same(added, whole[:3] + 1, f"{what}, added")
+
+
+def _fused(trial: Trial, dtype: str, encoder: bool) -> None:
+    for inputs in (1, 33, 300, 2100):
+        what = f"34 x {inputs}"
+        rng = np.random.default_rng(inputs)
+        weight, x, scale = normal(rng, 34, inputs), normal(rng, 5, inputs), normal(rng, inputs)
+        out = trial.operations.norm_linear(weight, x, scale, 1e-6, dtype, encoder)
+        normed = rms(x, scale, 1e-6)
+        if dtype == "int8":  # a value at the edge of two bytes may fall on either side
+            trial.close(out, product(normed.astype(np.float32), weight, dtype), 0.02 * inputs**0.5, what)
+        else:
+            tolerance = 1.2e-5 * inputs**0.5
+            if encoder and trial.device != "cpu" and dtype != "fp32":  # tokens have 11 digits
+                tolerance = tolerance + 2**-11 * (np.abs(normed) @ np.abs(rounded(weight, dtype)).T)
+            trial.close(out, product(normed, weight, dtype), tolerance, what)
+        activated = partial(trial.operations.norm_linear_activate, weight, scale=scale, epsilon=1e-6)
+        activated = partial(activated, dtype=dtype, encoder=encoder)
+        alone = trial.operations.norm_linear(weight, x[2:3], scale, 1e-6, dtype, encoder)
+        trial.same(alone, out[2:3], f"{what}, a token alone")
+        whole = activated(x, gated=True)
+        gated = gelu(out[:, :17].astype(np.float64)) * out[:, 17:]
+        trial.close(whole, gated, 1e-5 + 1e-5 * np.abs(gated), f"{what}, gated")
+        trial.same(activated(x[4:], gated=True), whole[4:], f"{what}, gated, a token alone")
+        trial.same(activated(x, gated=False), np.maximum(out, 0), f"{what}, ReLU")
+
+
+@OPERATIONS.add(*DTYPES)
+def norm_and_product_of_a_decoder(trial: Trial, dtype: str) -> None:
+    """A norm, a product and an activation in one."""
+    _fused(trial, dtype, encoder=False)
+
+
+@OPERATIONS.add(*DTYPES)
+def norm_and_product_of_an_encoder(trial: Trial, dtype: str) -> None:
+    """The same with an encoder's weight."""
+    _fused(trial, dtype, encoder=True)
+
+
+@OPERATIONS.add("fp16", "bf16", "int8")
+def product_of_tokens_that_are_not_finite(trial: Trial, dtype: str) -> None:
+    """Their outputs say so, their neighbours do not mind."""
+    weight, x = np.ones((3, 20), np.float32), np.ones((3, 20), np.float32)
+    x[1, 7], x[2] = np.inf, 0.0
+    for encoder in (False, True):
+        out = trial.operations.linear(weight, x, dtype, NOTHING, encoder)
+        assert not np.isfinite(out[1]).any(), f"a token with an infinity gave {out[1]}"
+        trial.same(out[[0, 2]], np.array([[20] * 3, [0] * 3], np.float32))
+
+
+# --- Attention -------------------------------------------------------------------------------------------
+
+
+def attend(keys: Array, values: Array, query: Array, position: int, bias: Array | None, lowest: int) -> Array:
+    """[H, D] of one query [H, D] over keys and values [length, H, D]."""
+    scores = np.einsum("hd,lhd->hl", query.astype(np.float64), keys.astype(np.float64))
+    if bias is not None:
+        highest = bias.shape[1] - 1 - lowest
+        distance = np.clip(np.arange(len(keys)) - position, -lowest, highest) + lowest
+        scores = scores + bias[:, distance]
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.einsum("hl,lhd->hd", weights / weights.sum(axis=1, keepdims=True), values.astype(np.float64))
+
+
+@OPERATIONS.add("fp32", "fp16", "bf16")
+def attention(trial: Trial, dtype: str) -> None:
+    """Rows of 1, 31, 33, 128 and 150 keys, causal and whole, with and without bias; a query also alone."""
+    for heads, size in [(1, 1), (3, 5), (2, 33), (1, 64), (2, 130)]:
+        rng = np.random.default_rng([heads, size])
+        lengths = [1, 31, 33, 128, 150]
+        stored = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+        keys = normal(rng, len(stored), heads * size) * np.float32(size**-0.5)
+        values = normal(rng, len(stored), heads * size)
+        asked = [(row, length - 1, length) for row, length in enumerate(lengths)]
+        asked += [(4, 40, 41), (4, 127, 129), (2, 0, 33)]
+        queries = normal(rng, len(asked), heads * size)
+        kept_keys, kept_values = rounded(keys, dtype), rounded(values, dtype)
+        for bias, lowest in ((NOTHING, 0), (normal(rng, heads, 20 + 5 + 1), 20)):
+            place = (5, 151, heads, dtype, stored, keys, values)
+            out = trial.operations.attend(*place, asked, queries, bias, lowest)
+            for t, (row, position, length) in enumerate(asked):
+                first = sum(lengths[:row])
+                expected = attend(
+                    kept_keys[first : first + length].reshape(length, heads, size),
+                    kept_values[first : first + length].reshape(length, heads, size),
+                    queries[t].reshape(heads, size),
+                    position,
+                    bias if bias.size else None,
+                    lowest,
+                )
+                what = f"{heads} heads of {size}, {length} keys"
+                trial.close(out[t].reshape(heads, size), expected, 2e-5 + 1e-4 * np.abs(expected), what)
+            alone = trial.operations.attend(*place, asked[5:6], queries[5:6], bias, lowest)
+            trial.same(alone, out[5:6], f"{heads} heads of {size}, a query alone")
+
+
+# --- Picks -----------------------------------------------------------------------------------------------
+
+
+def picks(trial: Trial, logits: Array, requests: list[dict[str, Any]]) -> list[Any]:
+    """The device's answers about logits [n, V], made by a head that passes them on: hidden states are one-hot."""
+    head = np.ascontiguousarray(logits.T)
+    return trial.operations.pick(head, np.eye(len(logits), dtype=np.float32), requests, "fp32")[0]
+
+
+def _warp(request: dict[str, Any], prefix: str = "") -> reference.Warp:
+    found = (request.get(prefix + name, usual) for name, usual in (("temperature", 0.0), ("top_k", 0), ("top_p", 1.0)))
+    return reference.Warp(*found)
+
+
+def decide(logits: Array, request: dict[str, Any]) -> tuple[int | None, bool, float, float, float, bool]:
+    """The answer about logits [V]: id, passed, log-probability, confidence, entropy; and whether it was close.
+
+    The id is None where a draft that stands leaves it open.
+    """
+    row = torch.from_numpy(logits)
+    allowed = reference.ban(row, request.get("banned", ()))
+    how = _warp(request)
+    probabilities, close = reference.warp(allowed, how)
+    check, draft = request.get("check", Check.NONE), request.get("draft", -1)
+    threshold = request.get("threshold", 0.0)
+    passed = True
+    if check == Check.LENIENCE and threshold >= 1:
+        best, near = reference.greedy_pick(allowed)
+        passed, close = draft == best, close or near
+    elif check == Check.LENIENCE:
+        margin = float(allowed[draft] - (allowed.max() + math.log(threshold)))
+        passed, close = margin >= 0, close or abs(margin) < NEAR
+    elif check == Check.TOP_K:
+        order = torch.sort(allowed, descending=True, stable=True)[1][: int(threshold)]
+        passed = draft in order.tolist()
+    elif check == Check.DIVERGENCE:
+        surprise = -float(torch.log_softmax(allowed, dim=0)[draft])
+        passed, close = surprise <= threshold, close or abs(surprise - threshold) < NEAR
+    elif check == Check.REJECTION:
+        drawn_from = torch.from_numpy(request["draft_logits"])
+        q, near = reference.warp(reference.ban(drawn_from, request.get("draft_banned", ())), _warp(request, "draft_"))
+        bar, u = threshold * float(q[draft]), request["accept_uniform"]
+        passed = u * bar <= float(probabilities[draft])
+        close = close or near or (bar > 0 and abs(u - float(probabilities[draft]) / bar) < NEAR)
+        rest = (probabilities - threshold * q[: len(probabilities)]).clamp(min=0.0)
+        mass = float(rest.sum())
+        probabilities = rest / mass if mass > 0 else probabilities
+        close = close or (not passed and mass < NEAR)
+    likely = torch.softmax(allowed, dim=0)
+    told = float(likely.max()), float(torch.special.entr(likely).sum())
+    log_prob = torch.log_softmax(row.double(), dim=0)
+    if check != Check.NONE and passed:
+        return None, True, float(log_prob[draft]), *told, close
+    picked = reference.greedy_pick(allowed)[0]
+    if how.temperature > 0 or check == Check.REJECTION:
+        picked, near = reference.sample(probabilities, request.get("uniform", 0.0))
+        close = close or near
+    return picked, passed, float(log_prob[picked]), *told, close
+
+
+def _agree(trial: Trial, logits: Array, requests: list[dict[str, Any]], what: str) -> int:
+    """Holds the device's answers against decide()'s; how many were too close to hold anybody to."""
+    wanted = [
+        request | {f"want_{name}": True for name in ("log_prob", "confidence", "entropy")} for request in requests
+    ]
+    excused = 0
+    for mine, row, request in zip(picks(trial, logits, wanted), logits, requests, strict=True):
+        picked, passed, log_prob, confidence, entropy, close = decide(row, request)
+        told = f"{what}, { {k: v for k, v in request.items() if k != 'draft_logits'} }"
+        assert mine[2], f"{told}: said to be not finite"
+        trial.close(mine[4], confidence, 2e-5, f"{told}: confidence")
+        trial.close(mine[5], entropy, 1e-4, f"{told}: entropy")
+        if close:
+            excused += 1
+            continue
+        assert mine[1] == passed, f"{told}: passed {mine[1]}, expected {passed}"
+        assert picked is None or mine[0] == picked, f"{told}: picked {mine[0]}, expected {picked}"
+        trial.close(mine[3], log_prob, 2e-5, f"{told}: log-probability")
+    return excused
+
+
+@OPERATIONS.add()
+def picks_and_checks(trial: Trial) -> None:
+    """Every check and every way to sample, several requests at once, over vocabularies around chunks."""
+    warps: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.6},
+        {"temperature": 0.9, "top_k": 20, "top_p": 0.9},
+    ]
+    asked = excused = 0
+    for vocabulary in (1, 31, 32, 33, 129, 1024, 2500):
+        rng = np.random.default_rng(vocabulary)
+        requests: list[dict[str, Any]] = []
+        for warp in warps:
+            common = warp | {"uniform": float(rng.random())}
+            draft = int(rng.integers(vocabulary))
+            banned = [0, vocabulary - 1] if vocabulary > 2 else []
+            requests += [common, common | {"banned": banned}, common | {"check": Check.SCORE, "draft": draft}]
+            for threshold in (0.01, 1.0):
+                requests.append(common | {"check": Check.LENIENCE, "draft": draft, "threshold": threshold})
+            requests.append(common | {"check": Check.TOP_K, "draft": draft, "threshold": 9.0, "banned": banned})
+            requests.append(common | {"check": Check.DIVERGENCE, "draft": draft, "threshold": 4.0})
+            requests.append(
+                common
+                | {f"draft_{name}": value for name, value in warp.items()}
+                | {"draft_logits": normal(rng, vocabulary + 1) * np.float32(2), "draft": draft}
+                | {"check": Check.REJECTION, "threshold": 1.0, "accept_uniform": float(rng.random())}
+                | {"draft_banned": [vocabulary]}
+            )
+        asked += len(requests)
+        logits = normal(rng, len(requests), vocabulary) * np.float32(2)
+        excused += _agree(trial, logits, requests, f"{vocabulary} ids")
+    assert excused <= asked // 20, f"{excused} of {asked} decisions were too close to hold anybody to"
+
+
+@OPERATIONS.add()
+def ties(trial: Trial) -> None:
+    """Equal logits: the lowest id wins, ranks count by id, and cuts keep the lowest ids."""
+    logits = np.zeros((4, 1500), np.float32)
+    logits[1, [7, 1100]] = 3.0
+    logits[2, [1023, 1024]] = 3.0
+    requests: list[dict[str, Any]] = [{}, {}, {}, {"banned": [0, 1]}]
+    trial.same([answer[0] for answer in picks(trial, logits, requests)], [0, 7, 1023, 2], "greedy")
+    flat = logits[:1].repeat(4, 0)
+    tied = [{"check": Check.TOP_K, "draft": draft, "threshold": 3.0} for draft in (1, 2, 3, 1499)]
+    trial.same([answer[1] for answer in picks(trial, flat, tied)], [True, True, False, False], "top-k membership")
+    for warp, kept in (({"top_k": 3}, 3), ({"top_p": 0.002}, 3), ({"top_k": 900, "top_p": 0.4999}, 450)):
+        ids = [i for i in range(1500) if i not in (0, 5)][:kept]
+        uniforms = (0.0, 0.49, 0.51, 0.9999999)
+        cut = [warp | {"temperature": 1.0, "uniform": u, "banned": [0, 5]} for u in uniforms]
+        expected = [ids[int(u * kept)] for u in uniforms]
+        trial.same([answer[0] for answer in picks(trial, flat, cut)], expected, str(warp))
+
+
+@OPERATIONS.add()
+def shares(trial: Trial) -> None:
+    """Uniforms at equal distances give every id its probability to 1 / n; the same distribution is never rejected."""
+    logits = np.log(np.array([[0.5, 0.2, 0.05, 0.25]], np.float32))
+    n = 200
+    requests: list[dict[str, Any]] = [{"temperature": 1.0, "uniform": (i + 0.5) / n} for i in range(n)]
+    ids = [answer[0] for answer in picks(trial, logits.repeat(n, 0), requests)]
+    assert ids == sorted(ids), "ids do not ascend with the uniform number"
+    trial.close(np.bincount(ids, minlength=4) / n, [0.5, 0.2, 0.05, 0.25], 1 / n + 1e-9, "shares")
+    many = normal(np.random.default_rng(4), 6, 300)
+    requests = [
+        {"check": Check.REJECTION, "draft": 5 * i, "threshold": 1.0, "accept_uniform": 0.9999999, "temperature": 0.8}
+        | {"draft_temperature": 0.8, "draft_logits": many[i], "uniform": 0.5}
+        for i in range(6)
+    ]
+    trial.same([answer[1] for answer in picks(trial, many, requests)], [True] * 6, "rejection")
+
+
+@OPERATIONS.add()
+def logits_that_are_not_finite(trial: Trial) -> None:
+    """A row with a NaN or an infinity says so."""
+    for value in (np.nan, np.inf, -np.inf):
+        head, hidden = np.ones((1030, 2), np.float32), np.ones((2, 2), np.float32)
+        head[1025, 0] = value
+        hidden[1, 0] = 0.0 if np.isinf(value) else 1.0
+        answers, kept = trial.operations.pick(head, hidden, [{}, {}], "fp32")
+        trial.same([answer[2] for answer in answers], [False, False])  # 0 times infinity is not a number either
+        assert not np.isfinite(kept[:, 1025]).any(), f"{value} gave {kept[:, 1025]}"
+        trial.same(kept[0, :1025], np.full(1025, 2, np.float32))
