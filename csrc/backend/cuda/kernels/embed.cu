@@ -10,10 +10,10 @@ __global__ void __launch_bounds__(kBlock)
                  const float* mark, int size, float* out) {
   const int t = blockIdx.x;
   const typename Format::Type* row = table + static_cast<size_t>(ids[t]) * stride;
-  const bool add = marked != nullptr && marked[t];
+  const float* add = marked != nullptr && marked[t] != 0 ? mark + static_cast<size_t>(marked[t] - 1) * size : nullptr;
   for (int k = threadIdx.x; k < size; k += kBlock) {
     const float value = Format::one(row[k]);
-    out[static_cast<size_t>(t) * size + k] = add ? value + mark[k] : value;
+    out[static_cast<size_t>(t) * size + k] = add != nullptr ? value + add[k] : value;
   }
 }
 
@@ -22,11 +22,11 @@ __global__ void __launch_bounds__(kBlock)
                       const float* mark, int size, float* out) {
   const int t = blockIdx.x;
   const int8_t* row = table + static_cast<size_t>(ids[t]) * stride;
-  const bool add = marked != nullptr && marked[t];
+  const float* add = marked != nullptr && marked[t] != 0 ? mark + static_cast<size_t>(marked[t] - 1) * size : nullptr;
   const float scale = scales[ids[t]];
   for (int k = threadIdx.x; k < size; k += kBlock) {
     const float value = scale * static_cast<float>(row[k]);
-    out[static_cast<size_t>(t) * size + k] = add ? value + mark[k] : value;
+    out[static_cast<size_t>(t) * size + k] = add != nullptr ? value + add[k] : value;
   }
 }
 
