@@ -16,6 +16,7 @@
 #include "backend/cpu/memory_probe.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/thread_pool.h"
+#include "backend/cuda/drafter.h"
 #include "backend/cuda/library.h"
 #include "bindings_operations.h"
 #include "core/clock.h"
@@ -482,6 +483,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("build_info", &build_info);
   m.def("resolve_device", &resolve_device, py::arg("device"));
   m.def("use_cuda_library", &cuda::use_library, py::arg("path"));
+  m.def("use_cuda_drafting", &cuda::use_drafting, py::arg("how"), py::arg("steps"));
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);
   m.def("read_rate", &cpu::read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds"),

@@ -33,7 +33,8 @@ class Operations {
                const Floats& mark, const std::string& dtype) {
     const auto weight = pack(table, dtype);
     const Buffer beta = sent(mark), out = made(ids.size() * table.shape(1));
-    backend_->embed(*weight, ids, marked, beta.data, out.data);
+    const PassTokens placed = backend_->place({ids, marked, {}, {}, {}});
+    backend_->embed(*weight, placed.ids, placed.marked, beta.data, out.data);
     return fetched(out, {static_cast<py::ssize_t>(ids.size()), table.shape(1)});
   }
 
@@ -93,15 +94,16 @@ class Operations {
     std::vector<TokenAt> places, tokens;
     for (const auto& [row, position] : stored) places.push_back({row, position, position + 1});
     for (const auto& [row, position, length] : asked) tokens.push_back({row, position, length});
-    backend_->store(*cache, places, k.data, v.data, width);
+    backend_->store(*cache, backend_->place({{}, {}, places, {}, {}}).self, k.data, v.data, width);
     const PositionBias view{table.data, lowest, bias.size() > 0 ? columns(bias) - 1 - lowest : 0};
-    backend_->attend(*cache, tokens, q.data, width, bias.size() > 0 ? &view : nullptr, out.data);
+    const PassTokens asking = backend_->place({{}, {}, tokens, {}, {}});
+    backend_->attend(*cache, asking.self, q.data, width, bias.size() > 0 ? &view : nullptr, out.data);
     return fetched(out, {queries.shape(0), queries.shape(1)});
   }
 
   Floats gather(const Floats& x, const std::vector<int32_t>& indices) {
     const Buffer input = sent(x), out = made(indices.size() * x.shape(1));
-    backend_->gather(input.data, indices, columns(x), out.data);
+    backend_->gather(input.data, backend_->place({{}, {}, {}, {}, indices}).wanted, columns(x), out.data);
     return fetched(out, {static_cast<py::ssize_t>(indices.size()), x.shape(1)});
   }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpu_proof.simulated import DeviceArray, SimulatedDevice
 from gpu_proof.table import Kernels, constants
+from kdtw_fast.random import uniform
 
 Array = np.ndarray
 CASES: dict[str, Callable[[Kernels], None]] = {}
@@ -89,7 +90,7 @@ def _gelu(x: Array) -> Array:
 # ---------------------------------------------------------------- cases
 @case
 def embedding(k: Kernels) -> None:
-    """Rows of the table, with the mark's vector added where asked."""
+    """Rows of the table, with the vector of the teacher that wrote the token added."""
     for format_, size in [("fp32", 33), ("fp16", 64), ("bf16", 31)]:
         table, values = _weight(k, 9, size, format_)
         ids = np.array([3, 0, 8, 3, 5], np.int32)
@@ -302,10 +303,12 @@ def _attend(k: Kernels, heads: int, size: int, lengths: list[int], format_: str)
     )
     places = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
     both = _random(len(places), 2 * width, seed=11)
-    tokens = np.array([(row, position, 0) for row, position in places], np.int32)
+    tokens = np.array([(row, position, position + 1) for row, position in places], np.int32)
+    tokens = np.concatenate([tokens, [(0, 0, 0)]]).astype(np.int32)  # a place that stays empty
+    both = np.concatenate([both, np.full((1, 2 * width), 9.0, np.float32)])
     keys_from = k.device.array(both)
     values_from = DeviceArray(k.device, keys_from.pointer + 4 * width, (1,), np.dtype(np.float32))
-    k.store(cache, k.device.array(tokens), len(places), keys_from, values_from, 2 * width, None)
+    k.store(cache, k.device.array(tokens), len(tokens), keys_from, values_from, 2 * width, None)
     rounded = _encode(both, format_)[1].astype(np.float64)
     bias = _random(heads, capacity + 1, seed=12)  # distances key - query from -capacity to 0
     queries = _random(rows, width + 5, seed=13)
@@ -415,6 +418,151 @@ def pick_checks(k: Kernels) -> None:
     requests = [_requests(k, vocabulary, sampling=sampling, uniform=u) for u in uniforms]
     drawn = [r.id for r in _decide(k, np.repeat(logits, 7, 0), requests)]
     assert set(drawn) <= set(order[:5].tolist()) and len(set(drawn)) > 1
+
+
+# Drafts: ids that stop a row, and whether it waits then.
+STOPS = [(1, 0), (6, 1), (7, 1)]
+STEPS, VOCABULARY, SEED, CONFIDENCE = 6, 40, 2**40 + 7, 0.25
+
+
+class _Draft:
+    """A draft in device memory, and what Python makes of the same rules."""
+
+    def __init__(
+        self, k: Kernels, limits: list[int], width: int, *, seed: int, waiting: int = 0, batch: int = 0
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.k, self.width, self.waiting, self.batch = k, width, waiting, batch
+        self.limits = limits
+        self.keys = [2**50 + row for row in range(len(limits))]
+        self.first = rng.integers(0, 5, (width, len(STOPS))).astype(np.int32)
+        self.positions = rng.integers(0, 4, len(limits)).tolist()
+        self.picks: list[list[int]] = [[] for _ in limits]  # ids, by row
+        self.stands = ["drafting"] * len(limits)
+        self.go_on = True
+        self.logits = k.device.empty((STEPS, VOCABULARY))
+        rows = [
+            k.make(
+                "KdtwDraftRow", key=key, keep_logits=self.logits if row % 2 else None, id=20 + row, marked=row % 3,
+                row=row, position=position, source_length=5 + row, limit=limit, waits_at_limit=row % 2, picks=0,
+                stand=constants()["kKdtwDrafting"],
+            )
+            for row, (key, position, limit) in enumerate(zip(self.keys, self.positions, limits))
+        ]  # fmt: skip
+        rows += [k.make("KdtwDraftRow", stand=constants()["kKdtwFinished"])] * (width - len(limits))
+        self.state = k.upload([k.make("KdtwDraftState", waiting=waiting, batch=batch, at_finish=0, go_on=0)])
+        self.rows = k.upload(rows)
+        self.taken = k.device.empty(STEPS * width * len(bytes(k.make("KdtwResult"))), np.uint8)
+        self.lists = {name: k.device.empty(width, np.int32) for name in ("ids", "wanted")}
+        self.marked = k.device.empty(width, np.uint8)
+        self.banned = k.device.empty((width, len(STOPS)), np.int32)
+        lists = [self.banned.pointer + 4 * len(STOPS) * row for row in range(width)]
+        self.requests = k.upload([k.make("KdtwRequest", banned=at, draft=-1) for at in lists])
+        self.places = {name: k.device.empty((width, 3), np.int32) for name in ("self", "cross")}
+        self.decided = k.upload([k.make("KdtwResult")] * width)
+        self.struct = k.make(
+            "KdtwDraft", state=self.state, rows=self.rows, first_allowed=k.device.array(self.first),
+            stops=k.upload([k.make("KdtwStop", id=id_, waits=waits) for id_, waits in STOPS]), width=width,
+            stop_count=len(STOPS), seed=SEED, stream=0, vocabulary=VOCABULARY, min_confidence=CONFIDENCE,
+            marked=self.marked, requests=self.requests, decided=self.decided, picks=self.taken,
+            **self.lists, **self.places,
+        )  # fmt: skip
+
+    def decide(self, ids: list[int], confidences: list[float], finite: list[int]) -> None:
+        """Writes what a step picks, and follows the rules."""
+        made = [
+            self.k.make("KdtwResult", id=i, passed=1, finite=f, log_prob=-1.0, confidence=c)
+            for i, c, f in zip(ids, confidences, finite)
+        ]
+        made += [self.k.make("KdtwResult", id=1)] * (self.width - len(ids))
+        self.decided.put(np.frombuffer(b"".join(bytes(m) for m in made), np.uint8))
+        if not self.go_on:
+            return
+        stops = dict(STOPS)
+        for row, (id_, confidence, is_finite) in enumerate(zip(ids, confidences, finite)):
+            if self.stands[row] != "drafting":
+                continue
+            self.picks[row].append(id_)
+            if not is_finite:
+                self.stands[row] = "finished"
+            elif confidence < CONFIDENCE:
+                self.stands[row] = "waiting"
+            elif id_ in stops:
+                self.stands[row] = "waiting" if stops[id_] else "finished"
+            elif len(self.picks[row]) == self.limits[row]:
+                self.stands[row] = "waiting" if row % 2 else "finished"
+        going = self.stands.count("drafting")
+        waits = self.waiting + self.stands.count("waiting")
+        self.go_on = going > 0 and not (waits > 0 and waits >= (self.batch or going))
+
+    def check(self) -> None:
+        """The device's state is what the rules say, and so is what the next step would read."""
+        k = self.k
+        (state,) = k.download("KdtwDraftState", self.state)
+        assert bool(state.go_on) == self.go_on
+        rows = k.download("KdtwDraftRow", self.rows)
+        requests = k.download("KdtwRequest", self.requests)
+        taken = k.download("KdtwResult", self.taken)
+        ids, marked, banned = self.lists["ids"].numpy(), self.marked.numpy(), self.banned.numpy()
+        own, cross = self.places["self"].numpy(), self.places["cross"].numpy()
+        np.testing.assert_array_equal(self.lists["wanted"].numpy(), np.arange(self.width))
+        assert not own[len(self.limits) :, 2].any() and not cross[len(self.limits) :, 2].any()
+        for row, picks in enumerate(self.picks):
+            assert rows[row].stand == constants()[f"kKdtw{self.stands[row].capitalize()}"], (row, self.stands)
+            assert [taken[step * self.width + row].id for step in range(len(picks))] == picks
+            if self.stands[row] != "drafting":
+                assert own[row, 2] == cross[row, 2] == 0, "a row that has stopped reads at an empty place"
+                assert requests[row].keep_logits is None
+                continue
+            position = self.positions[row] + len(picks)
+            assert ids[row] == (picks[-1] if picks else 20 + row)
+            assert marked[row] == (0 if picks else row % 3)
+            assert own[row].tolist() == [row, position, position + 1]
+            assert cross[row].tolist() == [row, position, 5 + row]
+            expected = [id_ for (id_, _), first in zip(STOPS, self.first[row]) if position < first]
+            assert banned[row, : requests[row].banned_count].tolist() == expected
+            assert requests[row].uniform == float(uniform(SEED, self.keys[row], position, 0))
+            logits = requests[row].keep_logits or 0
+            assert logits == (self.logits.pointer + 4 * VOCABULARY * len(picks) if row % 2 else 0)
+
+
+@case
+def draft(k: Kernels) -> None:
+    """What stands between steps: stops, limits, bans, draws, and when a draft pauses."""
+    for seed, (rows, width, waiting, batch) in enumerate([(1, 1, 0, 0), (3, 4, 0, 0), (3, 4, 1, 3), (5, 8, 0, 2)]):
+        rng = np.random.default_rng(seed)
+        drafts = _Draft(k, rng.integers(1, STEPS + 1, rows).tolist(), width, seed=seed, waiting=waiting, batch=batch)
+        k.advance(drafts.struct, 1, None)
+        drafts.check()
+        for _ in range(STEPS):
+            ids = rng.choice([1, 6, 7, *range(10, 40)], rows, p=[0.1, 0.1, 0.05, *[0.75 / 30] * 30]).tolist()
+            finite = (rng.random(rows) < 0.95).astype(int).tolist()
+            drafts.decide(ids, rng.choice([0.2, 0.9], rows, p=[0.1, 0.9]).tolist(), finite)
+            k.advance(drafts.struct, 0, None)
+            drafts.check()
+        assert not drafts.go_on
+
+
+@case
+def draft_in_a_loop(k: Kernels) -> None:
+    """A graph repeats advance() until the rows have reached their limits; launched again it does nothing."""
+    drafts = _Draft(k, [2, 5, 4], 4, seed=9, batch=99)
+    k.advance(drafts.struct, 1, None)
+    stream, graph, capture = k.pointer(), k.pointer(), k.make("KdtwCapture")
+    k.create_stream(stream)
+    go_on = drafts.state.pointer + type(k.make("KdtwDraftState")).go_on.offset
+    k.begin_graph(go_on, capture, stream[0])
+    k.advance(drafts.struct, 0, stream[0])
+    k.end_graph(capture, graph, stream[0])
+    for _ in range(5):
+        drafts.decide([10, 11, 12], [0.9] * 3, [1] * 3)
+    for _ in range(2):
+        k.launch_graph(graph[0], stream[0])
+        k.synchronise(stream[0])
+        drafts.check()
+    assert [len(picks) for picks in drafts.picks] == [2, 5, 4]
+    k.destroy_graph(graph[0])
+    k.destroy_stream(stream[0])
 
 
 CASES_OF_TESTS = list(CASES)  # what follows is large: for counting traffic

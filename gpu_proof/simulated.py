@@ -57,6 +57,12 @@ class DeviceArray:
     def _as_parameter_(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(self.pointer)
 
+    def put(self, values: np.ndarray) -> None:
+        """Replaces what the memory holds."""
+        assert (values.shape, values.dtype) == (self.shape, self.dtype)
+        host = np.ascontiguousarray(values)
+        self.device.check(self.device.library.kdtw_sim_copy(self, ctypes.c_void_p(host.ctypes.data), host.nbytes))
+
     def numpy(self) -> np.ndarray:
         """What the memory holds now; waits for the device."""
         host = np.empty(self.shape, self.dtype)
@@ -96,6 +102,10 @@ class SimulatedDevice:
         order = ORDERS.index(schedule.order)
         self.library.kdtw_sim_schedule(order, schedule.depth_first, schedule.seed, schedule.resident_blocks, lazy)
 
+    def conditional_nodes(self, there: bool) -> None:
+        """Whether graphs may have IF, WHILE and SWITCH nodes; not all devices and drivers have them."""
+        self.library.kdtw_sim_conditional_nodes(there)
+
     def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> DeviceArray:
         """Device memory that nobody has written."""
         shape = (shape,) if isinstance(shape, int) else shape
@@ -110,7 +120,7 @@ class SimulatedDevice:
         """Device memory with these values."""
         host = np.ascontiguousarray(values)
         to = self.empty(host.shape, host.dtype)
-        self.check(self.library.kdtw_sim_copy(to, ctypes.c_void_p(host.ctypes.data), host.nbytes))
+        to.put(host)
         return to
 
     def release(self) -> None:

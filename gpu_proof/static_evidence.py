@@ -25,7 +25,7 @@ from gpu_proof.build import CSRC, JOBS, NVCC, OUT, content_key, find_nvcc, kerne
 TABLE = Path(__file__).with_name("occupancy.json")
 ARCHS = ("sm_75", "sm_90")
 # Kernels that a token waits for: no spill and no stack frame. Others may keep a small array on the stack.
-HOT = re.compile(r"linear|attend|rms_norm|scale_kernel|store|embed|activate|summarise")
+HOT = re.compile(r"linear|attend|rms_norm|scale_kernel|store|embed|activate|summarise|advance|condition")
 # Kernels that stream weights: 16 bytes a load.
 STREAMS = re.compile(r"linear_(int8_|tensor_)?kernel")
 # Kernels that multiply on tensor cores.

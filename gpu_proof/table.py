@@ -100,12 +100,16 @@ class Kernels:
 
         def call(*values: Any) -> None:
             plain = [v.pointer if isinstance(v, DeviceArray) else v for v in values]
-            pointers = [ctypes.addressof(v) if isinstance(v, ctypes.Structure) else v for v in plain]
+            pointers = [ctypes.addressof(v) if isinstance(v, (ctypes.Structure, ctypes.Array)) else v for v in plain]
             self.device.check(function(*pointers))
 
         return call
 
-    def make(self, name: str, **fields: Any) -> ctypes.Structure:
+    def pointer(self) -> Any:
+        """A place for a function's void** result; [0] is what it has put there."""
+        return (ctypes.c_void_p * 1)()
+
+    def make(self, name: str, /, **fields: Any) -> ctypes.Structure:
         """A struct of the header, in host memory; device arrays become pointers."""
         plain = {key: v.pointer if isinstance(v, DeviceArray) else v for key, v in fields.items()}
         return struct(name)(**plain)

@@ -48,4 +48,8 @@ void Backend::norm_linear_activate(const Weight& weight, Activation activation, 
   activate(activation, hidden, tokens, weight.outputs / (gated ? 2 : 1), out);
 }
 
+std::unique_ptr<Drafter> Backend::make_drafter(DecoderPass, const Weight&, const DraftRules&, int, int) {
+  return nullptr;
+}
+
 }  // namespace kdtw

@@ -1,6 +1,7 @@
 // What a device must be able to do for the model and the decode loop. Everything above this line of the
 // tree (model/, decode/) speaks only to this interface and never names a device. Float pointers are
-// device memory obtained from allocate(); token lists, requests and results live on the host.
+// device memory obtained from allocate(); a pass's token lists are where place() put them; requests and results live
+// on the host.
 //
 // Shapes: R rows, T tokens of this pass (all rows' tokens flattened), H heads, D head size, M model
 // size, F feed-forward size, V vocabulary, S source length, N x K a weight's outputs x inputs.
@@ -11,9 +12,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace kdtw {
 
@@ -61,6 +64,14 @@ struct TokenAt {
   int32_t row;
   int32_t position;
   int32_t length;
+};
+
+// The token lists of a pass of T tokens.
+struct PassTokens {
+  std::span<const int32_t> ids;
+  std::span<const uint8_t> marked;       // k: written by teacher k; empty: none was written by one
+  std::span<const TokenAt> self, cross;  // places in the caches of self- and of cross-attention
+  std::span<const int32_t> wanted;       // the tokens that somebody asks about, ascending
 };
 
 // T5's relative bias expanded over distance: table [H, lowest + highest + 1], entry (h, d + lowest) is
@@ -117,6 +128,54 @@ struct PickResult {
   float entropy = 0.0f;     // of the softmax over the ids that are not banned, temperature 1, in nats
 };
 
+// A token at which a row stops drafting when it picks it.
+struct DraftStop {
+  int32_t id;
+  bool waits;  // for the teacher then; else it has finished
+};
+
+// What the rows of a session's drafts share.
+struct DraftRules {
+  std::vector<DraftStop> stops;
+  Sampling sampling;
+  uint64_t seed = 0;
+  double min_confidence = 0;  // a row whose pick has less waits for the teacher
+  bool want_log_prob = false;
+};
+
+// A row that drafts: it reads its newest token and picks the next, reads that, and so on, until it stops.
+struct DraftRow {
+  int32_t id = 0;           // the newest token
+  uint8_t marked = 0;       // see PassTokens
+  TokenAt self{}, cross{};  // its places; what follows it is output self.position
+  uint64_t key = 0;         // names the row to the random numbers
+  int limit = 0;            // it stops at so many picks, 1 or more
+  bool waits_at_limit = false;
+  std::vector<int32_t> first_allowed;  // beside DraftRules::stops: the first output at which the row may pick each
+  float* keep_logits = nullptr;        // where its picks' raw logits go, [limit, V], device memory
+};
+
+// A draft ends while rows could go on: as soon as those that wait, `waiting` others among them, are as many as `batch`
+// (0: as those that go on), or one has finished and `at_finish`.
+struct DraftPause {
+  int waiting = 0, batch = 0;
+  bool at_finish = false;
+};
+
+// Lets rows draft without the host: what a step picks is what the next one reads.
+class Drafter {
+ public:
+  virtual ~Drafter() = default;
+
+  // Drafts until every row has stopped, or a pause; at least one step. picks[i] gets row i's in order; the last one is
+  // what it stopped at, if it did. hidden: of the newest tokens, [rows, M], where they have been read already; or null.
+  virtual void draft(std::span<const DraftRow> rows, const DraftPause& pause, const float* hidden,
+                     std::vector<std::vector<PickResult>>& picks) = 0;
+};
+
+// Enqueues the decoder over placed tokens; gives the normed hidden states of those wanted, [wanted, M].
+using DecoderPass = std::function<const float*(const PassTokens& placed)>;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -132,6 +191,9 @@ class Backend {
   virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
   // dtype: fp32, bf16 or, on devices that have it, fp16.
   virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
+
+  // Puts lists of the host where embed, store, attend and gather read them; they stay until the next place() or pick().
+  virtual PassTokens place(const PassTokens& tokens) { return tokens; }
 
   // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [experts, M]). Both may be
   // empty.
@@ -160,6 +222,12 @@ class Backend {
   // Projects hidden [n, M] on the vocabulary and decides each request there; n results come back.
   virtual void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
                     std::span<PickResult> results) = 0;
+
+  // Null where the host takes every step, as on the CPU. Drafts have up to `rows` rows and `steps` steps. `pass` is
+  // called with up to 2 * rows tokens and must find its memory where it was the last time; pass and head outlive the
+  // drafter.
+  virtual std::unique_ptr<Drafter> make_drafter(DecoderPass pass, const Weight& head, const DraftRules& rules, int rows,
+                                                int steps);
 };
 
 // The device that a user's word means, "cpu" or "cuda:<index>". Known are "cpu", "cuda", "cuda:<index>" and "auto", the

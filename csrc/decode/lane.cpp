@@ -46,6 +46,43 @@ void Lane::catch_up(std::span<const Row> rows, std::span<const Query> queries, s
   ++passes;
 }
 
+bool Lane::make_drafter(const DraftRules& rules, int slots, int steps) {
+  const auto pass = [this](const PassTokens& placed) -> const float* {
+    model_.decode(backend_, state_, draft_work_, placed, [] {});
+    return draft_work_.gathered;
+  };
+  drafter_ = backend_.make_drafter(pass, model_.head(), rules, slots, steps);
+  if (drafter_) draft_work_.reserve(backend_, model_.config(), 2 * slots);
+  return drafter_ != nullptr;
+}
+
+void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const DraftPause& pause,
+                 std::vector<std::vector<PickResult>>& picks, const Poll& poll) {
+  Stopwatch watch(decode_seconds);
+  tokens_.clear(), wanted_.clear();
+  for (DraftRow& draft : drafts) {
+    const int slot = draft.self.row;
+    const Row& row = rows[slot];
+    const int newest = static_cast<int>(row.tokens.size()) - 1;
+    for (int i = read_[slot]; i <= newest; ++i)
+      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.experts[i] : uint8_t{0}});
+    wanted_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+    draft.id = tokens_.back().id, draft.marked = tokens_.back().marked;
+    draft.self = {slot, newest, newest + 1};
+    draft.cross = {slot, newest, state_.source_length[slot]};
+  }
+  const bool unread = tokens_.size() > drafts.size();
+  poll();
+  if (unread) model_.decode(backend_, state_, work_, tokens_, wanted_, poll);
+  drafter_->draft(drafts, pause, unread ? work_.gathered : nullptr, picks);
+  size_t steps = 0;
+  for (size_t i = 0; i < drafts.size(); ++i) {
+    read_[drafts[i].self.row] = drafts[i].self.position + static_cast<int>(picks[i].size());
+    steps = std::max(steps, picks[i].size());
+  }
+  passes += static_cast<int>(steps);
+}
+
 // One pass of the model over what was put together, and the picks that were asked of it.
 void Lane::flush(std::span<PickResult> results, size_t& answered, const Poll& poll) {
   if (tokens_.empty()) return;

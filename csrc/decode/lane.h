@@ -39,6 +39,14 @@ class Lane {
   void catch_up(std::span<const Row> rows, std::span<const Query> queries, std::span<PickResult> results,
                 const Poll& poll);
 
+  // From now on draft() can be called, with up to `slots` rows and `steps` steps; false: the host takes every step
+  // here. Not for a lane that moves afterwards.
+  bool make_drafter(const DraftRules& rules, int slots, int steps);
+  // Lets rows draft by themselves, see Drafter; drafts[i].self.row is a slot, its newest token and places are filled in
+  // here. Reads what is unread of them first.
+  void draft(std::span<const Row> rows, std::span<DraftRow> drafts, const DraftPause& pause,
+             std::vector<std::vector<PickResult>>& picks, const Poll& poll);
+
   // Committed tokens of the slot's row that the caches hold.
   int read(int slot) const { return read_[slot]; }
 
@@ -67,6 +75,8 @@ class Lane {
   std::vector<InputToken> tokens_;
   std::vector<int32_t> wanted_;
   std::vector<PickRequest> requests_;
+  Workspace draft_work_;  // of the drafter's passes: it must not move
+  std::unique_ptr<Drafter> drafter_;
 };
 
 }  // namespace kdtw

@@ -42,9 +42,9 @@ struct Row {
   int drafts() const { return static_cast<int>(tokens.size()) - draft_begin; }
   bool running() const { return finish == Finish::kRunning; }
 
-  // Whether both ledgers of teacher k allow its token at the next place.
-  bool may_ask(int k) const {
-    return ledger.allows(calls, outputs()) && own_ledgers[k - 1].allows(own_calls[k - 1], outputs());
+  // Whether both ledgers of teacher k allow its token as output `position`, if it is not called before.
+  bool may_ask(int k, int position) const {
+    return ledger.allows(calls, position) && own_ledgers[k - 1].allows(own_calls[k - 1], position);
   }
   // The first output that a check by teacher k may replace without breaking a fraction.
   int first_replaceable(int k) const {

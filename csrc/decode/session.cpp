@@ -46,6 +46,9 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
     const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
     draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
   }
+  // The controls look at the ledger before they draw a number or an entropy, which a drafter does not.
+  const bool control = method_.call.at_random() || method_.call.by_entropy();
+  has_drafter_ = !control && student_->make_drafter(draft_rules(), slots, options_.max_new_tokens);
   seconds_ = seconds_since(opened_);
 }
 
@@ -85,6 +88,9 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
 std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream) {
   Use use(*this);
   broken_ = true;  // until this call has come through
+  // The one choice between the two ways to draft: where the host must look after every token, it takes every step, and
+  // where several teachers are asked.
+  const bool ahead = has_drafter_ && !stream && options_.max_seconds <= 0 && teachers() <= 1;
   {
     Stopwatch watch(seconds_);
     admit(poll);
@@ -105,7 +111,12 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
         call(k, waiting_, poll);
         called = true;
       }
-      if (!called) draft(drafting_, poll);
+      if (called) continue;
+      if (ahead) {
+        draft_ahead(drafting_, until == Until::kSomeFinished, poll);
+      } else {
+        draft(drafting_, poll);
+      }
     }
   }
   broken_ = fault_ = false;
@@ -213,7 +224,8 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
   for (const int slot : group) {
     const Row& row = rows_[slot];
     uint32_t allowed = 0;
-    for (int k = 1; method_.call.on_tau && k <= teachers(); ++k) allowed |= uint32_t{row.may_ask(k)} << (k - 1);
+    for (int k = 1; method_.call.on_tau && k <= teachers(); ++k)
+      allowed |= uint32_t{row.may_ask(k, row.outputs())} << (k - 1);
     PickRequest request;
     request.sampling = options_.student_sampling;
     if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), Stream::kStudent);
@@ -225,21 +237,77 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     queries_.push_back({slot, row.outputs(), request});
   }
   answer(*student_, poll);
+  for (size_t i = 0; i < group.size(); ++i)
+    if (rows_[group[i]].running()) take(rows_[group[i]], results_[i]);
+}
+
+// Student steps without the host, until a call is due (call_now), or a row has finished and until_finish.
+void Session::draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll) {
+  draft_rows_.clear();
+  for (const int slot : group) draft_rows_.push_back(draft_row(slot));
+  const int waiting = static_cast<int>(running_.size() - group.size());
+  if (options_.want_reads)
+    for (const int slot : group)
+      rows_[slot].student_reads.push_back(static_cast<int>(rows_[slot].tokens.size()) - student_->read(slot));
+  student_->draft(rows_, draft_rows_, {waiting, options_.teacher_batch, until_finish}, picks_, poll);
   for (size_t i = 0; i < group.size(); ++i) {
     Row& row = rows_[group[i]];
-    if (!row.running()) continue;
-    const PickResult& pick = results_[i];
-    if (method_.call.on_tau) row.waiting = decoder_->special.teacher_of(pick.id);
-    if (method_.call.unsure(pick)) row.waiting = 1;
-    if (row.waiting) {
-      row.asked_log_prob = pick.log_prob;
-      continue;
+    if (options_.want_reads) row.student_reads.resize(row.student_reads.size() + picks_[i].size() - 1, 1);
+    for (const PickResult& pick : picks_[i]) {
+      if (pick.finite) {
+        take(row, pick);
+      } else {
+        fail(row, *student_, row.outputs());
+      }
     }
-    append(row, pick.id, Owner::kStudent);
-    if (options_.want_log_probs) row.student_log_probs.back() = pick.log_prob;
-    ++row.drafted;
-    settle(row);
   }
+}
+
+// What draft() asks of every row, as the drafter knows it: a token that a row may stop at is banned before some output.
+DraftRules Session::draft_rules() const {
+  const auto& special = decoder_->special;
+  DraftRules rules;
+  for (const int32_t id : special.end) rules.stops.push_back({id, method_.accept.checks_all});
+  for (const int32_t id : special.tau) rules.stops.push_back({id, true});
+  rules.sampling = options_.student_sampling;
+  rules.seed = options_.seed;
+  rules.min_confidence = method_.call.min_confidence;
+  rules.want_log_prob = options_.want_log_probs;
+  return rules;
+}
+
+DraftRow Session::draft_row(int slot) const {
+  const Row& row = rows_[slot];
+  const int room = options_.max_new_tokens - row.outputs();
+  DraftRow draft;
+  draft.self.row = slot;
+  draft.key = row.key;
+  draft.limit = draft_limit(method_, room + row.drafts()) - row.drafts();
+  draft.waits_at_limit = method_.accept.checks_all || draft.limit < room;
+  draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
+  for (size_t i = 0; i < decoder_->special.tau.size(); ++i) {
+    const int k = static_cast<int>(i) + 1;
+    int position = row.outputs();
+    if (!method_.call.on_tau || k > teachers()) position = options_.max_new_tokens;
+    while (position < options_.max_new_tokens && !row.may_ask(k, position)) ++position;
+    draft.first_allowed.push_back(position);
+  }
+  if (draft_logits_.data) draft.keep_logits = draft_slot(slot, row.drafts());
+  return draft;
+}
+
+// Commits what the student picked, or lets the row wait for the teacher.
+void Session::take(Row& row, const PickResult& pick) {
+  if (method_.call.on_tau) row.waiting = decoder_->special.teacher_of(pick.id);
+  if (method_.call.unsure(pick)) row.waiting = 1;
+  if (row.waiting) {
+    row.asked_log_prob = pick.log_prob;
+    return;
+  }
+  append(row, pick.id, Owner::kStudent);
+  if (options_.want_log_probs) row.student_log_probs.back() = pick.log_prob;
+  ++row.drafted;
+  settle(row);
 }
 
 // Teacher k reads everything it has not seen of the rows that wait for it in one pass, and answers.
@@ -338,11 +406,14 @@ void Session::answer(Lane& lane, const Poll& poll) {
   lane.catch_up(rows_, queries_, results_, poll);
   for (size_t q = 0; q < queries_.size(); ++q) {
     Row& row = rows_[queries_[q].slot];
-    if (results_[q].finite || !row.running()) continue;
-    row.finish = Finish::kFault;
-    row.fault = concat("the ", lane.model().config().name, "'s logits are not finite at row ", row.index, ", step ",
-                       queries_[q].after, "; check its weights for NaN or infinity, or its inputs for overflow");
+    if (!results_[q].finite && row.running()) fail(row, lane, queries_[q].after);
   }
+}
+
+void Session::fail(Row& row, const Lane& lane, int step) const {
+  row.finish = Finish::kFault;
+  row.fault = concat("the ", lane.model().config().name, "'s logits are not finite at row ", row.index, ", step ", step,
+                     "; check its weights for NaN or infinity, or its inputs for overflow");
 }
 
 // What the pass that answers the queries will read of each row: all up to the row's last query.

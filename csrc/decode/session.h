@@ -78,7 +78,12 @@ class Session {
   float* draft_slot(int slot, int draft) const;
   template <typename Predicate>
   void select(std::vector<int>& group, Predicate&& predicate) const;
+  DraftRules draft_rules() const;
+  DraftRow draft_row(int slot) const;
   void draft(const std::vector<int>& group, const Poll& poll);
+  void draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll);
+  void take(Row& row, const PickResult& pick);
+  void fail(Row& row, const Lane& lane, int step) const;
   void call(int teacher, const std::vector<int>& group, const Poll& poll);
   bool teacher_writes_next(const Row& row) const;
   void ask_teacher(int slot);
@@ -99,6 +104,7 @@ class Session {
   std::optional<Lane> student_;
   std::deque<Lane> teachers_;  // [k - 1]
   Buffer draft_logits_;        // [slots, K, V_student], rejection sampling only
+  bool has_drafter_ = false;   // the student's lane has one
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot
@@ -108,6 +114,8 @@ class Session {
   std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
   std::vector<Query> queries_;
   std::vector<PickResult> results_;
+  std::vector<DraftRow> draft_rows_;
+  std::vector<std::vector<PickResult>> picks_;
   std::unordered_map<uint64_t, std::vector<int32_t>> ban_lists_;  // by end banned + 2 x teachers allowed
   double seconds_ = 0.0;                                          // in here
   bool broken_ = false;

@@ -204,13 +204,14 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
     }
     work.reserve(backend, config_, count);
     const auto cache = backend.make_cache(group, config_.heads, config_.head_size, longest, DType::kFp32);
-    backend.embed(*embedding_, ids, {}, nullptr, work.hidden);
+    const PassTokens placed = backend.place({ids, {}, local, target, {}});
+    backend.embed(*embedding_, placed.ids, {}, nullptr, work.hidden);
     for (const auto& layer : encoder_) {
       poll();
       backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
                           work.normed, work.projected);
-      backend.store(*cache, local, work.projected + I, work.projected + 2 * I, 3 * I);
-      backend.attend(*cache, local, work.projected, 3 * I, &encoder_bias_, work.mixed);
+      backend.store(*cache, placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
+      backend.attend(*cache, placed.self, work.projected, 3 * I, &encoder_bias_, work.mixed);
       backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
       poll();
       feed_forward(backend, work, layer.feed_forward, count);
@@ -219,7 +220,7 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
     for (size_t i = 0; i < decoder_.size(); ++i) {
       poll();
       backend.linear(*decoder_[i].cross.key_value, work.normed, count, work.projected, false);
-      backend.store(*state.cross[i], target, work.projected, work.projected + I, 2 * I);
+      backend.store(*state.cross[i], placed.cross, work.projected, work.projected + I, 2 * I);
     }
     first = last;
   }
@@ -227,39 +228,47 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
 
 void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
                 std::span<const int32_t> wanted, const Poll& poll) const {
-  const int M = config_.model_size, I = config_.inner();
   const int count = static_cast<int>(tokens.size());
   std::vector<int32_t> ids(count);
   std::vector<uint8_t> marked(config_.has_mark ? count : 0);
   std::vector<TokenAt> self(count), cross(count);
+  bool any_marked = false;
   for (int t = 0; t < count; ++t) {
     const auto& token = tokens[t];
     ids[t] = token.id;
-    if (config_.has_mark) marked[t] = token.marked;
+    if (config_.has_mark) marked[t] = token.marked, any_marked |= token.marked != 0;
     self[t] = {token.row, token.position, token.position + 1};
     cross[t] = {token.row, token.position, state.source_length[token.row]};
   }
+  if (!any_marked) marked.clear();
+  decode(backend, state, work, backend.place({ids, marked, self, cross, wanted}), poll);
+}
+
+void T5::decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const {
+  const int M = config_.model_size, I = config_.inner();
+  const int count = static_cast<int>(placed.ids.size());
   work.reserve(backend, config_, count);
-  backend.embed(*embedding_, ids, marked, mark_.data, work.hidden);
+  backend.embed(*embedding_, placed.ids, config_.has_mark ? placed.marked : std::span<const uint8_t>(), mark_.data,
+                work.hidden);
   for (size_t i = 0; i < decoder_.size(); ++i) {
     const auto& layer = decoder_[i];
     poll();
     backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
                         work.normed, work.projected);
-    backend.store(*state.self[i], self, work.projected + I, work.projected + 2 * I, 3 * I);
-    backend.attend(*state.self[i], self, work.projected, 3 * I, &decoder_bias_, work.mixed);
+    backend.store(*state.self[i], placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
+    backend.attend(*state.self[i], placed.self, work.projected, 3 * I, &decoder_bias_, work.mixed);
     backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
 
     backend.norm_linear(*layer.cross.query, work.hidden, layer.cross.norm.data, config_.epsilon, count, work.normed,
                         work.projected);
-    backend.attend(*state.cross[i], cross, work.projected, I, nullptr, work.mixed);
+    backend.attend(*state.cross[i], placed.cross, work.projected, I, nullptr, work.mixed);
     backend.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
     poll();
     feed_forward(backend, work, layer.feed_forward, count);
   }
   // Only the positions that somebody asks about go on to the head.
-  const int asked = static_cast<int>(wanted.size());
-  backend.gather(work.hidden, wanted, M, work.normed);
+  const int asked = static_cast<int>(placed.wanted.size());
+  backend.gather(work.hidden, placed.wanted, M, work.normed);
   backend.rms_norm(work.normed, decoder_norm_.data, config_.epsilon, asked, M, work.gathered);
 }
 

@@ -82,6 +82,8 @@ class T5 {
   // leaves the normed hidden states of tokens[wanted[i]] at work.gathered, [wanted.size(), M].
   void decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
               std::span<const int32_t> wanted, const Poll& poll) const;
+  // The same over tokens that Backend::place, or a Drafter, has put in their places.
+  void decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const;
 
   const Weight& head() const { return head_ ? *head_ : *embedding_; }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/drafter.h"
 #include "backend/cuda/memory.h"
 #include "backend/cuda/weight.h"
 #include "core/error.h"
@@ -17,8 +18,6 @@ namespace {
 static_assert(sizeof(TokenAt) == sizeof(KdtwToken) && sizeof(TokenAt) == 3 * sizeof(int32_t));
 
 const KdtwToken* as_tokens(const TokenAt* tokens) { return reinterpret_cast<const KdtwToken*>(tokens); }
-
-KdtwSampling sampling_of(const Sampling& sampling) { return {sampling.temperature, sampling.top_k, sampling.top_p}; }
 
 KdtwCheck check_of(Check check) {
   switch (check) {
@@ -38,7 +37,7 @@ KdtwCheck check_of(Check check) {
   throw std::logic_error("a check that the kernels do not know");
 }
 
-class CudaBackend : public Backend {
+class CudaBackend : public Backend, private DraftHost {
  public:
   explicit CudaBackend(int device)
       : pool_(Pool::of(library(), device)),
@@ -83,14 +82,21 @@ class CudaBackend : public Backend {
     return std::make_unique<DeviceCache>(*pool_, stream_, rows, heads, head_size, capacity, dtype);
   }
 
+  PassTokens place(const PassTokens& tokens) override {
+    begin(5, tokens.ids.size_bytes() + tokens.marked.size_bytes() + tokens.self.size_bytes() +
+                 tokens.cross.size_bytes() + tokens.wanted.size_bytes());
+    const PassTokens placed{staging_.put(tokens.ids), staging_.put(tokens.marked), staging_.put(tokens.self),
+                            staging_.put(tokens.cross), staging_.put(tokens.wanted)};
+    staging_.send();
+    return placed;
+  }
+
   void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
              float* out) override {
     if (ids.empty()) return;
-    begin(2, ids.size_bytes() + marked.size_bytes());
-    const int32_t* on_device = staging_.put(ids);
-    const bool any = std::any_of(marked.begin(), marked.end(), [](uint8_t flag) { return flag != 0; });
-    const uint8_t* flags = any ? staging_.put(marked) : nullptr;
-    check(table_, table_.embed(&view(table), on_device, flags, mark, static_cast<int32_t>(ids.size()), out, stream_),
+    pool_->use();
+    check(table_,
+          table_.embed(&view(table), ids.data(), marked.data(), mark, static_cast<int32_t>(ids.size()), out, stream_),
           "embed");
   }
 
@@ -125,9 +131,9 @@ class CudaBackend : public Backend {
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
              int stride) override {
     if (tokens.empty()) return;
-    begin(1, tokens.size_bytes());
+    pool_->use();
     check(table_,
-          table_.store(&static_cast<DeviceCache&>(cache).view(), as_tokens(staging_.put(tokens)),
+          table_.store(&static_cast<DeviceCache&>(cache).view(), as_tokens(tokens.data()),
                        static_cast<int32_t>(tokens.size()), keys, values, stride, stream_),
           "store");
   }
@@ -135,42 +141,54 @@ class CudaBackend : public Backend {
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const PositionBias* bias, float* out) override {
     if (tokens.empty()) return;
-    begin(1, tokens.size_bytes());
+    pool_->use();
     const KdtwBias view = bias ? KdtwBias{bias->table, bias->lowest, bias->highest} : KdtwBias{nullptr, 0, 0};
     check(table_,
-          table_.attend(&static_cast<const DeviceCache&>(cache).view(), as_tokens(staging_.put(tokens)),
+          table_.attend(&static_cast<const DeviceCache&>(cache).view(), as_tokens(tokens.data()),
                         static_cast<int32_t>(tokens.size()), queries, stride, &view, out, stream_),
           "attend");
   }
 
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
     if (indices.empty()) return;
-    begin(1, indices.size_bytes());
-    check(table_, table_.gather(x, staging_.put(indices), static_cast<int32_t>(indices.size()), size, out, stream_),
-          "gather");
+    pool_->use();
+    check(table_, table_.gather(x, indices.data(), static_cast<int32_t>(indices.size()), size, out, stream_), "gather");
   }
 
   void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
             std::span<PickResult> results) override {
     if (requests.empty()) return;
-    const int n = static_cast<int>(requests.size()), V = head.outputs;
-    const int chunks = (V + kKdtwChunk - 1) / kKdtwChunk;
-    float* logits = scratch(logits_, static_cast<size_t>(n) * V);
-    auto* summaries = scratch_as<KdtwSummary>(summaries_, static_cast<size_t>(n) * chunks);
-    auto* decided = scratch_as<KdtwResult>(decided_, n);
-    linear(head, hidden, n, logits, false);
-    const KdtwRequest* asked = send(requests);
-    check(table_, table_.pick(logits, V, asked, n, summaries, decided, stream_), "pick");
+    const int n = static_cast<int>(requests.size());
+    const KdtwResult* const decided = decide(head, hidden, send(requests), n);
     KdtwResult* answers = answers_for(n);
     check(table_, table_.copy_out(answers, decided, n * sizeof(KdtwResult), stream_), "copy from the device");
     wait();
-    std::transform(answers, answers + n, results.begin(), [](const KdtwResult& answer) {
-      return PickResult{answer.id,       answer.passed != 0, answer.finite != 0,
-                        answer.log_prob, answer.confidence,  answer.entropy};
-    });
+    std::transform(answers, answers + n, results.begin(), to_pick);
+  }
+
+  std::unique_ptr<Drafter> make_drafter(DecoderPass pass, const Weight& head, const DraftRules& rules, int rows,
+                                        int steps) override {
+    return make_cuda_drafter(*this, *pool_, stream_, std::move(pass), head, rules, rows, steps);
   }
 
  private:
+  const KdtwResult* decide(const Weight& head, const float* hidden, const KdtwRequest* requests, int count) override {
+    const int V = head.outputs, chunks = (V + kKdtwChunk - 1) / kKdtwChunk;
+    float* logits = scratch(scratch_->logits, static_cast<size_t>(count) * V);
+    auto* summaries = scratch_as<KdtwSummary>(scratch_->summaries, static_cast<size_t>(count) * chunks);
+    auto* decided = scratch_as<KdtwResult>(scratch_->decided, count);
+    linear(head, hidden, count, logits, false);
+    check(table_, table_.pick(logits, V, requests, count, summaries, decided, stream_), "pick");
+    return decided;
+  }
+
+  void use_scratch(Scratch* scratch) override { scratch_ = scratch != nullptr ? scratch : &own_scratch_; }
+
+  void wait() override {
+    check(table_, table_.synchronise(stream_), "wait for the device");
+    staging_.reset();
+  }
+
   const KdtwWeight& view(const Weight& weight) const {
     const auto* on_device = dynamic_cast<const DeviceWeight*>(&weight);
     if (on_device == nullptr || &on_device->library() != &pool_->library())
@@ -180,12 +198,7 @@ class CudaBackend : public Backend {
 
   std::shared_ptr<void> memory_of(size_t bytes) { return pool_->allocate(std::max<size_t>(bytes, 1), stream_); }
 
-  void wait() {
-    check(table_, table_.synchronise(stream_), "wait for the device");
-    staging_.reset();
-  }
-
-  // Before a kernel that reads `pieces` staged arrays of `bytes` together.
+  // Before `pieces` arrays of `bytes` together are put.
   void begin(size_t pieces, size_t bytes) {
     pool_->use();
     staging_.make_room(pieces, bytes);
@@ -194,6 +207,7 @@ class CudaBackend : public Backend {
   // Memory that is kept from call to call; grown by half when it is too small.
   float* scratch(Buffer& buffer, size_t floats) {
     if (buffer.size < floats) {
+      if (scratch_->of_graphs) scratch_->outgrown.push_back(buffer);
       buffer = {};
       buffer = allocate(floats + floats / 2);
     }
@@ -215,8 +229,9 @@ class CudaBackend : public Backend {
       check(table_, table_.linear(&w, x, norm_scale, epsilon, tokens, epilogue, out, stream_), "linear");
       return;
     }
-    void* scaled = scratch(scaled_, static_cast<size_t>(tokens) * w.stride * bytes_of(w.format) / sizeof(float));
-    float* scales = scratch(scales_, tokens);
+    void* scaled =
+        scratch(scratch_->scaled, static_cast<size_t>(tokens) * w.stride * bytes_of(w.format) / sizeof(float));
+    float* scales = scratch(scratch_->scales, tokens);
     if (w.format == kKdtwInt8) {
       auto* to = static_cast<int8_t*>(scaled);
       check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_),
@@ -234,7 +249,7 @@ class CudaBackend : public Backend {
     size_t bytes = requests.size() * sizeof(KdtwRequest);
     for (const auto& request : requests) bytes += request.banned.size_bytes() + request.draft_banned.size_bytes();
     begin(1 + 2 * requests.size(), bytes);
-    const auto put = [&](std::span<const int32_t> ids) { return ids.empty() ? nullptr : staging_.put(ids); };
+    const auto put = [&](std::span<const int32_t> ids) { return staging_.put(ids).data(); };
     requests_.clear();
     for (const auto& request : requests) {
       KdtwRequest& to = requests_.emplace_back();
@@ -254,7 +269,9 @@ class CudaBackend : public Backend {
       to.want_confidence = request.want_confidence || request.check == Check::kDivergence;
       to.want_entropy = request.want_entropy;
     }
-    return staging_.put(std::span<const KdtwRequest>(requests_));
+    const KdtwRequest* const sent = staging_.put(std::span<const KdtwRequest>(requests_)).data();
+    staging_.send();
+    return sent;
   }
 
   // Pinned memory for n results.
@@ -273,7 +290,8 @@ class CudaBackend : public Backend {
   const KdtwCudaTable& table_;
   void* const stream_;
   Staging staging_;
-  Buffer logits_, summaries_, decided_, scaled_, scales_;
+  Scratch own_scratch_;
+  Scratch* scratch_ = &own_scratch_;
   std::vector<KdtwRequest> requests_;
   KdtwResult* answers_ = nullptr;
   int answers_capacity_ = 0;

@@ -32,7 +32,7 @@ struct KdtwCache {
   int32_t rows, heads, head_size, stride, capacity;
 };
 
-struct KdtwToken {  // TokenAt
+struct KdtwToken {  // TokenAt; of length 0: a place that stays empty, nothing is stored for it
   int32_t row, position, length;
 };
 
@@ -86,6 +86,60 @@ struct KdtwSummary {
   float allowed_weighted;  // of exp(x - top) (x - top) over those
   int32_t id;              // of `top`, the lowest on ties; V where all are banned
   int32_t finite, before;  // before: how many rank before the draft
+};
+
+// A draft on the device: rows of which each reads its newest token, picks the next one, reads that, and so on, until it
+// stops. advance() stands between two steps.
+
+enum KdtwStand : int32_t { kKdtwDrafting, kKdtwWaiting, kKdtwFinished };
+
+struct KdtwStop {  // DraftStop
+  int32_t id, waits;
+};
+
+struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` is kKdtwFinished and the rest 0
+  uint64_t key;
+  float* keep_logits;                 // of the next pick; or null
+  int32_t id, marked, row, position;  // the token to read next
+  int32_t source_length;              // keys that cross-attention sees
+  int32_t limit, waits_at_limit;      // it stops at so many picks
+  int32_t picks;                      // so far
+  KdtwStand stand;
+};
+
+struct KdtwDraftState {
+  int32_t waiting, batch, at_finish;  // DraftPause
+  int32_t go_on;                      // whether another step is wanted
+};
+
+// One graph's draft: where everything lies for `width` rows.
+struct KdtwDraft {
+  KdtwDraftState* state;
+  KdtwDraftRow* rows;            // [width]
+  const int32_t* first_allowed;  // [width, stops]: the first output at which a row may pick the stop
+  const KdtwStop* stops;
+  int32_t width, stop_count;
+  // What all rows share.
+  uint64_t seed;
+  uint32_t stream;  // of random numbers
+  int32_t vocabulary;
+  double min_confidence;
+  // What a step reads, each [width]. Of a request, the banned ids (room for all stops is at request.banned), the draw
+  // and keep_logits are written here.
+  int32_t *ids, *wanted;
+  uint8_t* marked;
+  KdtwToken *self, *cross;
+  KdtwRequest* requests;
+  // What it leaves: its own results [width], and those of all steps [steps, width].
+  const KdtwResult* decided;
+  KdtwResult* picks;
+};
+
+// A graph while it is captured.
+struct KdtwCapture {
+  void* graph;
+  uint64_t condition;
+  const int32_t* go_on;
 };
 
 struct KdtwDevice {
@@ -151,6 +205,19 @@ struct KdtwCudaTable {
   // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
   int32_t (*pick)(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
                   KdtwSummary* summaries, KdtwResult* results, void* stream);
+
+  // Takes draft.decided into the rows that draft, and prepares what the next step reads; sets state->go_on. Does
+  // nothing where that is 0. first: nothing has been decided yet, and a step is wanted.
+  int32_t (*advance)(const KdtwDraft* draft, int32_t first, void* stream);
+
+  // Graphs. What is enqueued on the stream between begin_graph and end_graph is not run but becomes a graph. go_on
+  // (null: it runs once): the graph runs again and again while *go_on is not 0, which is looked at before each time; an
+  // error where the device, the driver or the toolkit has no such graphs. After begin_graph has returned 0, end_graph
+  // must be called; `graph` null: what was captured is thrown away.
+  int32_t (*begin_graph)(const int32_t* go_on, KdtwCapture* capture, void* stream);
+  int32_t (*end_graph)(KdtwCapture* capture, void** graph, void* stream);
+  int32_t (*launch_graph)(void* graph, void* stream);
+  int32_t (*destroy_graph)(void* graph);
 };
 
 // The library's only exported symbol: its table, or null when it does not know that version.

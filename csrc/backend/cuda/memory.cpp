@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "backend/cuda/graph.h"
 #include "core/error.h"
 
 namespace kdtw::cuda {
@@ -17,7 +18,7 @@ size_t rounded(size_t bytes) {
   return std::max<size_t>((bytes + step - 1) / step * step, step);
 }
 
-constexpr size_t kBoundary = 256;  // of a staged piece
+constexpr size_t kBoundary = 16;  // of a staged piece
 
 }  // namespace
 
@@ -38,6 +39,19 @@ Pool::~Pool() {
 }
 
 void Pool::use() const { check(*library_.table, library_.table->use_device(device_), "choice of the device"); }
+
+bool Pool::runs_loops() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (runs_loops_) return *runs_loops_;
+  }
+  void* const stream = create_stream();
+  const bool found = loop_runs(*library_.table, stream);
+  end_stream(stream);
+  const std::lock_guard lock(mutex_);
+  runs_loops_ = found;
+  return found;
+}
 
 void* Pool::create_stream() {
   use();
@@ -98,23 +112,19 @@ Staging::~Staging() {
 }
 
 const void* Staging::put(const void* data, size_t bytes) {
-  // What a pass asks for again was put shortly before.
-  constexpr size_t kLookBack = 8;
-  const size_t oldest = pieces_.size() > kLookBack ? pieces_.size() - kLookBack : 0;
-  for (size_t i = pieces_.size(); i > oldest; --i) {
-    const Piece& piece = pieces_[i - 1];
-    if (piece.bytes == bytes && std::memcmp(host_ + piece.offset, data, bytes) == 0)
-      return static_cast<std::byte*>(device_.get()) + piece.offset;
-  }
   assert(used_ + bytes <= capacity_);
   const size_t offset = used_;
   std::memcpy(host_ + offset, data, bytes);
-  const KdtwCudaTable& table = *pool_->library().table;
-  std::byte* const to = static_cast<std::byte*>(device_.get()) + offset;
-  check(table, table.copy_in(to, host_ + offset, bytes, stream_), "copy to the device");
-  pieces_.push_back({offset, bytes});
   used_ = (offset + bytes + kBoundary - 1) / kBoundary * kBoundary;
-  return to;
+  return static_cast<std::byte*>(device_.get()) + offset;
+}
+
+void Staging::send() {
+  if (used_ == sent_) return;
+  const KdtwCudaTable& table = *pool_->library().table;
+  std::byte* const to = static_cast<std::byte*>(device_.get()) + sent_;
+  check(table, table.copy_in(to, host_ + sent_, used_ - sent_, stream_), "copy to the device");
+  sent_ = used_;
 }
 
 void Staging::make_room(size_t pieces, size_t bytes) {

@@ -6,9 +6,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <span>
-#include <vector>
 
 #include "backend/cuda/library.h"
 
@@ -23,6 +23,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   const Library& library() const { return library_; }
   // Makes the device the calling thread's.
   void use() const;
+  // Whether graphs with loops run on the device; tried out once.
+  bool runs_loops();
 
   void* create_stream();
   // Waits for the stream's work and lets others have its blocks.
@@ -45,10 +47,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::mutex mutex_;
   std::multimap<size_t, Free> free_;
   std::set<void*> streams_;
+  std::optional<bool> runs_loops_;
 };
 
 // Small arrays on their way from the host to the kernels of one stream: pinned memory and its twin on the device. What
-// was put stays until the next reset.
+// was put stays until the next make_room or reset.
 class Staging {
  public:
   Staging(std::shared_ptr<Pool> pool, void* stream) : pool_(std::move(pool)), stream_(stream) {}
@@ -56,27 +59,25 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  // To be called before the put()s of one kernel: what they put stays until the next call.
+  // To be called before the put()s that belong together; waits for the device where nothing is left.
   void make_room(size_t pieces, size_t bytes);
-  // Where on the device a copy of `data` is. The same bytes are not copied twice between resets.
+  // Where on the device a copy of `data` will be: after the next send(), which copies all that was put, together.
   const void* put(const void* data, size_t bytes);
   template <typename T>
-  const T* put(std::span<const T> data) {
-    return static_cast<const T*>(put(data.data(), data.size_bytes()));
+  std::span<const T> put(std::span<const T> data) {
+    if (data.empty()) return {};
+    return {static_cast<const T*>(put(data.data(), data.size_bytes())), data.size()};
   }
+  void send();
   // To be called when the stream has done all its work.
-  void reset() { used_ = 0, pieces_.clear(); }
+  void reset() { used_ = sent_ = 0; }
 
  private:
-  struct Piece {
-    size_t offset, bytes;
-  };
   const std::shared_ptr<Pool> pool_;
   void* const stream_;
   std::byte* host_ = nullptr;
   std::shared_ptr<void> device_;
-  size_t capacity_ = 0, used_ = 0;
-  std::vector<Piece> pieces_;
+  size_t capacity_ = 0, used_ = 0, sent_ = 0;
 };
 
 }  // namespace kdtw::cuda

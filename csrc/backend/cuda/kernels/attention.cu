@@ -16,6 +16,7 @@ __global__ void __launch_bounds__(kBlock)
                  int capacity, const KdtwToken* tokens, const float* keys, const float* values, int input_stride) {
   const int h = blockIdx.x % heads, t = blockIdx.x / heads;
   const KdtwToken token = tokens[t];
+  if (token.length == 0) return;
   const size_t place = ((static_cast<size_t>(token.row) * heads + h) * capacity + token.position) * stride;
   const size_t from = static_cast<size_t>(t) * input_stride + h * head_size;
   for (int d = threadIdx.x; d < stride; d += blockDim.x) {

@@ -105,4 +105,10 @@ __device__ __forceinline__ float gelu(float x) {
 
 inline int ceil_divide(int value, int by) { return (value + by - 1) / by; }
 
+// An error that a call has returned is not to be found again by the next kernel's check.
+inline int32_t told(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 }  // namespace kdtw::cuda

@@ -2,8 +2,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "backend/cuda/kernels.h"
-#include "backend/cuda/rt.h"
+#include "backend/cuda/kernels/device_math.h"
 
 #ifndef KDTW_CUDA_KIND
 #define KDTW_CUDA_KIND "CUDA"
@@ -33,14 +32,13 @@ Type<&KdtwCudaTable::activate>::type activate;
 Type<&KdtwCudaTable::store>::type store;
 Type<&KdtwCudaTable::attend>::type attend;
 Type<&KdtwCudaTable::pick>::type pick;
+Type<&KdtwCudaTable::advance>::type advance;
+Type<&KdtwCudaTable::begin_graph>::type begin_graph;
+Type<&KdtwCudaTable::end_graph>::type end_graph;
+Type<&KdtwCudaTable::launch_graph>::type launch_graph;
+Type<&KdtwCudaTable::destroy_graph>::type destroy_graph;
 
 namespace {
-
-// An error that a call has returned is not to be found again by the next kernel's check.
-int32_t told(cudaError_t error) {
-  if (error != cudaSuccess) cudaGetLastError();
-  return error;
-}
 
 const char* describe(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
@@ -113,6 +111,11 @@ constexpr KdtwCudaTable kTable = {
     store,
     attend,
     pick,
+    advance,
+    begin_graph,
+    end_graph,
+    launch_graph,
+    destroy_graph,
 };
 
 }  // namespace

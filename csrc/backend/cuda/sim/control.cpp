@@ -133,6 +133,7 @@ EXPORT void kdtw_sim_device(int compute_capability, uint64_t memory_bytes) {
   settings().compute_capability = compute_capability;
   settings().memory_bytes = memory_bytes;
 }
+EXPORT void kdtw_sim_conditional_nodes(int there) { settings().conditional_nodes = there != 0; }
 EXPORT int kdtw_sim_checks() { return check::enabled; }
 
 // Takes a pending error away, so that the device can be used again.

@@ -17,7 +17,8 @@ struct Settings {
   int resident_blocks = 1;  // blocks of a launch that run at a time, their threads interleaved
   bool lazy = false;        // work runs when the host waits for it, not when it is enqueued
   int max_cooperative_blocks = 1024;
-  bool traffic = false;  // count memory requests (checked libraries)
+  bool traffic = false;           // count memory requests (checked libraries)
+  bool conditional_nodes = true;  // whether graphs may have them
   int compute_capability = 75;
   uint64_t memory_bytes = uint64_t{16} << 30;
 };

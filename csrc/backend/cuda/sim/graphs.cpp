@@ -1,5 +1,6 @@
 // Graphs: instantiation takes a copy, a launch runs the nodes in the order they were captured, conditional nodes decide
 // by their handle's value, which kernels set.
+#include <algorithm>
 #include <map>
 
 #include "backend/cuda/sim/streams.h"
@@ -92,6 +93,13 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   return cudaSuccess;
 }
 
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+  const size_t wanted = nodes ? std::min(*count, graph->nodes.size()) : 0;
+  for (size_t i = 0; i < wanted; ++i) nodes[i] = graph->nodes[i].get();
+  *count = nodes ? wanted : graph->nodes.size();
+  return cudaSuccess;
+}
+
 cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle, cudaGraph_t graph, unsigned value,
                                              unsigned flags) {
   return guarded([&] {
@@ -108,6 +116,7 @@ cudaError_t cudaGraphAddNode(cudaGraphNode_t* out, cudaGraph_t graph, const cuda
     if (params->type != cudaGraphNodeTypeConditional) {
       return set_error(cudaErrorNotSupported, "the simulated device adds conditional nodes; capture the others");
     }
+    if (!settings().conditional_nodes) return set_error(cudaErrorNotSupported, "this device has no conditional nodes");
     cudaConditionalNodeParams& conditional = params->conditional;
     const unsigned most = conditional.type == cudaGraphCondTypeIf      ? 2
                           : conditional.type == cudaGraphCondTypeWhile ? 1

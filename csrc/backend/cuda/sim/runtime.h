@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#define CUDART_VERSION 13000
+
 typedef struct SimtStream* cudaStream_t;
 typedef struct SimtEvent* cudaEvent_t;
 typedef struct SimtGraph* cudaGraph_t;
@@ -150,6 +152,8 @@ struct cudaGraphNodeParams {
 struct cudaGraphEdgeData;
 cudaError_t cudaGraphCreate(cudaGraph_t*, unsigned flags);
 cudaError_t cudaGraphDestroy(cudaGraph_t);
+// A graph's nodes in the order they were added, up to *count of them; nodes null: how many there are.
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t* nodes, size_t* count);
 cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle*, cudaGraph_t, unsigned value = 0,
                                              unsigned flags = 0);
 cudaError_t cudaGraphAddNode(cudaGraphNode_t*, cudaGraph_t, const cudaGraphNode_t*, const cudaGraphEdgeData*, size_t,
