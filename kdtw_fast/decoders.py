@@ -7,6 +7,7 @@ Depends on the native core, models, options and outputs; a method is a call rule
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -499,8 +500,8 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
-class RandomCallDecoder(_TwoModelDecoder):
-    """A control for KDTW: which tokens the teacher writes is drawn at random, and the student never asks.
+class _ControlDecoder(_TwoModelDecoder):
+    """Training Wheels whose student never asks: the teacher writes where something exceeds a threshold.
 
     Else as with :class:`TrainingWheelsDecoder`: the student reads a budget in its prompt and which tokens the teacher
     wrote, and ``max_teacher_fraction`` and ``max_teacher_calls`` bound the calls.
@@ -508,75 +509,54 @@ class RandomCallDecoder(_TwoModelDecoder):
     Args:
         student: a TrainingWheelsT5 of one teacher, a NativeT5 with <tau>, or a folder of one; <tau> is never used.
         teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
-        threshold: in [0, 1]; the teacher writes where a uniform number of [0, 1), which depends on seed, row id and
-            position only, exceeds it: with probability 1 - ``threshold``.
-        tokenizer: needed to decode strings; a folder's own by default.
-        num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
-        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
-        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
-            otherwise "cpu".
+        threshold: see the class, which has a default.
+        tokenizer, num_threads, dtype, teacher_dtype, device: as :class:`TrainingWheelsDecoder` has them.
     """
 
     _has_ledger = True
+    _usual: float  # the default threshold
+    _highest: float  # the largest
+    _rule: str  # _core.Method's name for it
 
     def __init__(
         self,
         student: ModelLike,
         teacher: ModelLike,
         *,
-        threshold: float = 0.9,
+        threshold: float | None = None,
         tokenizer: Any = None,
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
         device: str | None = None,
     ):
-        self.threshold = check_real("threshold", threshold, 0.0, 1.0)
+        threshold = self._usual if threshold is None else threshold
+        self.threshold = check_real("threshold", threshold, 0.0, self._highest)
         native = _asking_student(student, teacher, dtype, device)
-        method = _core.Method(two_models=True, marks_teacher=True, max_uniform=self.threshold)
+        rule: dict[str, Any] = {self._rule: self.threshold}
+        method = _core.Method(two_models=True, marks_teacher=True, **rule)
         tokenizer = tokenizer or _tokenizer_of(student)
         super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
 
-class EntropyCallDecoder(_TwoModelDecoder):
-    """A control for KDTW: the teacher writes where the student is undecided, and the student never asks.
+class RandomCallDecoder(_ControlDecoder):
+    """A control for KDTW: which tokens the teacher writes is drawn at random.
 
-    Else as with :class:`TrainingWheelsDecoder`: the student reads a budget in its prompt and which tokens the teacher
-    wrote, and ``max_teacher_fraction`` and ``max_teacher_calls`` bound the calls.
-
-    Args:
-        student: a TrainingWheelsT5 of one teacher, a NativeT5 with <tau>, or a folder of one; <tau> is never used.
-        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
-        threshold: in nats, >= 0; the teacher writes where the entropy of the student's distribution at temperature 1,
-            without <tau> and other banned tokens, exceeds it.
-        tokenizer: needed to decode strings; a folder's own by default.
-        num_threads: None = all the processor offers; results do not depend on it.
-        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
-        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
-        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
-            otherwise "cpu".
+    ``threshold`` is in [0, 1], by default 0.9; the teacher writes where a uniform number of [0, 1), which depends on
+    seed, row id and position only, exceeds it: with probability 1 - ``threshold``. All else as :class:`_ControlDecoder` says.
     """
 
-    _has_ledger = True
+    _usual, _highest, _rule = 0.9, 1.0, "max_uniform"
 
-    def __init__(
-        self,
-        student: ModelLike,
-        teacher: ModelLike,
-        *,
-        threshold: float = 2.0,
-        tokenizer: Any = None,
-        num_threads: int | None = None,
-        dtype: str = "auto",
-        teacher_dtype: str | None = None,
-        device: str | None = None,
-    ):
-        self.threshold = check_real("threshold", threshold, 0.0)
-        native = _asking_student(student, teacher, dtype, device)
-        method = _core.Method(two_models=True, marks_teacher=True, max_entropy=self.threshold)
-        tokenizer = tokenizer or _tokenizer_of(student)
-        super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
+
+class EntropyCallDecoder(_ControlDecoder):
+    """A control for KDTW: the teacher writes where the student is undecided.
+
+    ``threshold`` is in nats, >= 0, by default 2; the teacher writes where the entropy of the student's distribution at
+    temperature 1, without <tau> and other banned tokens, exceeds it. All else as :class:`_ControlDecoder` says.
+    """
+
+    _usual, _highest, _rule = 2.0, math.inf, "max_entropy"
 
 
 class SpeculativeDecoder(_TwoModelDecoder):

@@ -194,7 +194,7 @@ void Session::settle(Row& row) {
     row.finish = ended ? Finish::kEnd : Finish::kLength;
   } else if (method_.call.draft_length > 0 && row.drafts() >= method_.call.draft_length) {
     row.waiting = 1;
-  } else if (method_.call.at_random() && row.may_ask(1)) {
+  } else if (method_.call.at_random() && row.may_ask(1, row.outputs())) {
     // Before the student has read what is there: a token that the teacher writes costs it no pass of its own.
     row.waiting = draw(row, row.outputs(), Stream::kCall) > method_.call.max_uniform ? 1 : 0;
   }
@@ -232,7 +232,7 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     request.banned = banned(row.outputs(), allowed);
     request.want_log_prob = options_.want_log_probs;
     request.want_confidence = method_.call.min_confidence > 0;
-    request.want_entropy = method_.call.by_entropy() && row.may_ask(1);
+    request.want_entropy = method_.call.by_entropy() && row.may_ask(1, row.outputs());
     if (draft_logits_.data) request.keep_logits = draft_slot(slot, row.drafts());
     queries_.push_back({slot, row.outputs(), request});
   }
