@@ -543,7 +543,8 @@ class RandomCallDecoder(_ControlDecoder):
     """A control for KDTW: which tokens the teacher writes is drawn at random.
 
     ``threshold`` is in [0, 1], by default 0.9; the teacher writes where a uniform number of [0, 1), which depends on
-    seed, row id and position only, exceeds it: with probability 1 - ``threshold``. All else as :class:`_ControlDecoder` says.
+    seed, row id and position only, exceeds it: with probability 1 - ``threshold``. All else as
+    :class:`_ControlDecoder` says.
     """
 
     _usual, _highest, _rule = 0.9, 1.0, "max_uniform"
