@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class Checks(list[Check]):
             if not dtypes:
                 self.append(Check(name, "", function))
             for dtype in dtypes:
-                self.append(Check(f"{name}, {dtype}", dtype, lambda trial, dtype=dtype: function(trial, dtype)))
+                self.append(Check(f"{name}, {dtype}", dtype, partial(function, dtype=dtype)))
             return function
 
         return declare

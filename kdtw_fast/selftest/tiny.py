@@ -59,10 +59,10 @@ def random_t5(shape: Shape, vocab_size: int, seed: int, *, logit_scale: float = 
         relative_attention_num_buckets=shape.buckets,
         relative_attention_max_distance=shape.max_distance,
         dropout_rate=0.0,
-        decoder_start_token_id=START,
         pad_token_id=START,
         eos_token_id=EOS,
     )
+    config.decoder_start_token_id = START
     config.scale_decoder_outputs = shape.scaled
     model = T5ForConditionalGeneration(config)
     model.config.tie_word_embeddings = shape.tied
