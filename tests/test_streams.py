@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import math
+import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -470,6 +471,15 @@ def test_an_interruption_closes_the_stream_at_once() -> None:
     assert_rows(list(decoder.stream(ragged(4))), decoder.generate(ragged(4)))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell may start what it puts behind it deaf to SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_stream_decodes() -> None:
     model = NativeT5.from_model(random_t5(Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True), 1000, 0))
     decoder = GreedyDecoder(model)
