@@ -19,34 +19,15 @@ import pytest
 import torch
 from factories import EOS, RELATIONS, SHAPES, START, Shape, chain_t5, path_table, random_batch, random_pair, random_t5
 
-from kdtw_fast import (
-    BigLittleDecoder,
-    EntropyCallDecoder,
-    GenerationOutput,
-    GreedyDecoder,
-    InterleavedDecoder,
-    NativeT5,
-    RandomCallDecoder,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-    _core,
-)
+import kdtw_fast
+from kdtw_fast import GenerationOutput, GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, _core
+from kdtw_fast.selftest import decodes
 from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 43
 MATRICES = ("sequences", "owners", "student_logprobs", "teacher_logprobs")
 NUMBERS = ("lengths", "teacher_calls", "teacher_fraction", "drafted", "accepted", "rolled_back")
-METHODS: list[tuple[Any, dict[str, Any]]] = [
-    (GreedyDecoder, {}),
-    (TrainingWheelsDecoder, {}),
-    (TrainingWheelsDecoder, {"verify_lenience": 0.7}),
-    (RandomCallDecoder, {"threshold": 0.6}),
-    (EntropyCallDecoder, {"threshold": 2.0}),
-    (SpeculativeDecoder, {"draft_length": 4}),
-    (SpeculativeDecoder, {"draft_length": 3, "lenience": 0.3}),
-    (BigLittleDecoder, {"fallback_threshold": 0.4, "rollback_threshold": 2.0}),
-    (InterleavedDecoder, {"draft_length": 3, "accept_top_k": 4}),
-]
+METHODS = [(getattr(kdtw_fast, name), options) for name, options in decodes.METHODS]
 
 
 @functools.cache
