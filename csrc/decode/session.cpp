@@ -46,9 +46,11 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
     const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
     draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
   }
-  // The controls look at the ledger before they draw a number or an entropy, which a drafter does not.
-  const bool control = method_.call.at_random() || method_.call.by_entropy();
-  has_drafter_ = !control && student_->make_drafter(draft_rules(), slots, options_.max_new_tokens);
+  // The host takes every step where it looks at the clock, where several teachers are asked, and for the controls,
+  // which look at the ledger before they draw a number or an entropy.
+  const bool by_host =
+      options_.max_seconds > 0 || teachers() > 1 || method_.call.at_random() || method_.call.by_entropy();
+  has_drafter_ = !by_host && student_->make_drafter(draft_rules(), slots, options_.max_new_tokens);
   seconds_ = seconds_since(opened_);
 }
 
@@ -87,10 +89,8 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
 
 std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream) {
   Use use(*this);
-  broken_ = true;  // until this call has come through
-  // The one choice between the two ways to draft: where the host must look after every token, it takes every step, and
-  // where several teachers are asked.
-  const bool ahead = has_drafter_ && !stream && options_.max_seconds <= 0 && teachers() <= 1;
+  broken_ = true;                              // until this call has come through
+  const bool ahead = has_drafter_ && !stream;  // a streamer is to be handed every token
   {
     Stopwatch watch(seconds_);
     admit(poll);
