@@ -26,7 +26,7 @@ from .figures import draw
 from .quality import METRICS, Interval
 from .records import Outputs, Records, Sentence, Timing
 from .subjects import chosen
-from .summary import Point, Samples, Spread, sample, summarise
+from .summary import Point, Samples, Spread, judged, sample, summarise
 from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
 
 TEMPLATE = "report.html.jinja"
@@ -166,7 +166,7 @@ def _all_cells(point: Point) -> list[str]:
         point.label,
         NONE if point.budget is None else f"{100 * point.budget:.0f} %",
         _interval(point.teacher_use, 100, " %"),
-        *(_interval(point.quality[metric]) for metric in METRICS),
+        *(_interval(point.quality.get(metric)) for metric in METRICS),
         _interval(gap, 100, " %"),
         NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
         *(_spread(latency and s) for s in (latency and latency.ms_per_token, latency and latency.ms_per_sentence)),
@@ -205,7 +205,7 @@ def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentenc
     end = pieces.number(END)
     pairs: list[dict[str, Any]] = []
     for pair in records.pairs:
-        points = [outputs for outputs in records.outputs.values() if outputs.pair == pair]
+        points = judged(records, pair)
         scores = [samples[pair].statistics[outputs.id].sums[metric][:, 0] for outputs in points]
         count = len(points[0].sentences)
 

@@ -23,7 +23,7 @@ from kdtw_fast.pairs import quietly
 
 from .controls import ROUNDS, find_threshold, teacher_use
 from .passes import PassClock
-from .plan import CONTROLS, OUTSIDE, OperatingPoint
+from .plan import CONTROLS, OUTSIDE, TIMED_ONLY, OperatingPoint
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
@@ -143,12 +143,16 @@ class Run:
         )
 
     def _output_work(self, name: str) -> float:
-        group, sentences = self._plan[name].group, len(self._subject.examples)
+        group, sentences = self._plan[name].group, len(self._written_by(name))
         rounds = ROUNDS if group in CONTROLS else 1
         return rounds * sentences * WEIGHTS.get(group, 1.0) * (1.0 if group == "assisted" else BATCHED)
 
     def _turn_work(self, name: str) -> float:
         return len(self._timed_by(name)) * WEIGHTS.get(self._plan[name].group, 1.0)
+
+    def _written_by(self, name: str) -> Sequence[int]:
+        """The sentences that a point writes for its quality."""
+        return self._timed_by(name) if self._plan[name].group in TIMED_ONLY else range(len(self._subject.examples))
 
     def _timed_by(self, name: str) -> list[int]:
         """The sentences that a point is timed on."""
@@ -195,8 +199,8 @@ class Run:
         return Native(point, self._subject, self._settings.num_threads, self._settings.max_new_tokens)
 
     def _write(self, name: str) -> None:
-        point = self._plan[name]
-        parts = len(self._subject.examples) * (ROUNDS if point.group in CONTROLS else 1)
+        point, indices = self._plan[name], self._written_by(name)
+        parts = len(indices) * (ROUNDS if point.group in CONTROLS else 1)
         share, done = self._output_work(name) / parts, 0
 
         def on_done(sentences: int) -> None:
@@ -213,12 +217,12 @@ class Run:
             )
             highest = math.log(self._subject.models["student"].vocab_size) if point.group == "entropy" else 1.0
             sentences, found = find_threshold(
-                lambda threshold: self._native(_with_threshold(point, threshold)).write(on_done),
+                lambda threshold: self._native(_with_threshold(point, threshold)).write(indices, on_done),
                 teacher_use(like.sentences),
                 highest,
             )
         else:
-            sentences = self._system(name).write(on_done)
+            sentences = self._system(name).write(indices, on_done)
         self._progress((parts - done) * share, "")  # a search that ended early
         self._file.append(
             Outputs(

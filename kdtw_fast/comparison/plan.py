@@ -30,6 +30,7 @@ GROUPS: dict[str, str] = {
 }
 CONTROLS = ("random", "entropy")
 OUTSIDE = ("hugging-face", "assisted", "ctranslate2")
+TIMED_ONLY = ("assisted",)  # too slow for all sentences: writes those that it is timed on, and is not judged
 OWN_STUDENT, DRAFT_STUDENT = "own", "gkd"  # who drafts
 
 

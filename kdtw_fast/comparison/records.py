@@ -52,7 +52,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one operating point wrote on all sentences. Greedy decoding is deterministic, so it is recorded once.
+    """What one operating point wrote. Greedy decoding is deterministic, so it is recorded once.
 
     Args:
         id: "<pair>/<method>/<settings>", unique in the file.
@@ -63,7 +63,8 @@ class Outputs:
         label: the point in words.
         budget: share of the tokens that the prompt allows the teacher, in [0, 1]; None where there is none.
         signatures: by metric, how it is to be computed: versions and settings.
-        sentences: one for each sentence of the data.
+        sentences: one for each sentence of the data; of a group in :data:`kdtw_fast.comparison.plan.TIMED_ONLY` only
+            those that it is timed on.
         provenance: where the record comes from (:mod:`kdtw_fast.comparison.provenance`).
     """
 

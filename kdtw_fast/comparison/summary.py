@@ -10,6 +10,7 @@ import numpy as np
 
 from kdtw_fast.outputs import Owner
 
+from .plan import TIMED_ONLY
 from .provenance import SEED
 from .quality import METRICS, Interval, Statistics, resample
 from .records import Outputs, Records, Timing
@@ -79,9 +80,9 @@ class Point:
     Args:
         id, pair, task, group, method, settings, label: as of :class:`kdtw_fast.comparison.records.Outputs`.
         budget: share of the output tokens that the prompt allows the teacher; None where there is none.
-        sentences: how many it was judged on.
+        sentences: how many it wrote.
         tokens_per_sentence: mean output length.
-        quality: by metric of :data:`kdtw_fast.comparison.quality.METRICS`, 0 to 100.
+        quality: by metric of :data:`kdtw_fast.comparison.quality.METRICS`, 0 to 100; empty where it was not judged.
         latency: None where nothing was timed.
         teacher_use: share of the output tokens that the teacher wrote; None where the system does not tell.
         mean_use: the same share of each sentence, averaged over the sentences (the paper's).
@@ -135,8 +136,13 @@ class Samples:
 
 
 def sample(records: Records, pair: str) -> Samples:
-    """The statistics of all points of a pair, and the resamples; ValueError where points have other sentences."""
-    points = [outputs for outputs in records.outputs.values() if outputs.pair == pair]
+    """The statistics of a pair's points that are judged, and the resamples.
+
+    Raises ValueError where points have other sentences, or none is judged.
+    """
+    points = judged(records, pair)
+    if not points:
+        raise ValueError(f"{pair}: {', '.join(TIMED_ONLY)} alone is not judged; compare another method beside it")
     sources = [sentence.source for sentence in points[0].sentences]
     samples = Samples(resample(len(sources), SEED))
     for outputs in points:
@@ -146,6 +152,11 @@ def sample(records: Records, pair: str) -> Samples:
             [sentence.text for sentence in outputs.sentences], [sentence.reference for sentence in outputs.sentences]
         )
     return samples
+
+
+def judged(records: Records, pair: str) -> list[Outputs]:
+    """The outputs of a pair that hold all sentences, in the file's order."""
+    return [o for o in records.outputs.values() if o.pair == pair and o.group not in TIMED_ONLY]
 
 
 def summarise(records: Records, samples: dict[str, Samples] | None = None) -> list[Point]:
@@ -168,6 +179,7 @@ def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
     tokens = np.array([len(sentence.tokens) for sentence in outputs.sentences])
     told = all(len(sentence.owners) == len(sentence.tokens) for sentence in outputs.sentences)
     passes = sum(sentence.teacher_calls for sentence in outputs.sentences)
+    metrics = METRICS if outputs.id in samples.statistics else ()
     return Point(
         id=outputs.id,
         pair=outputs.pair,
@@ -179,7 +191,7 @@ def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
         budget=outputs.budget,
         sentences=len(tokens),
         tokens_per_sentence=float(tokens.mean()),
-        quality={metric: Interval.of(*samples.score(outputs.id, metric)) for metric in METRICS},
+        quality={metric: Interval.of(*samples.score(outputs.id, metric)) for metric in metrics},
         latency=Latency.of(records.timings_of(outputs.id)),
         teacher_use=Interval.of(*use(outputs, samples.counts)) if told else None,
         mean_use=_mean_use(outputs, tokens, samples.counts) if told else None,
@@ -206,7 +218,7 @@ def use(outputs: Outputs, counts: np.ndarray) -> tuple[float, np.ndarray]:
 
 def _gap_closed(point: str, prefix: str, samples: Samples) -> dict[str, Interval] | None:
     student, teacher = f"{prefix}student/alone", f"{prefix}teacher/alone"
-    if student not in samples.statistics or teacher not in samples.statistics:
+    if not samples.statistics.keys() >= {student, teacher, point}:
         return None
     shares = {}
     for metric in METRICS:

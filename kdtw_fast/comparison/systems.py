@@ -41,8 +41,8 @@ class Counts:
 class System(Protocol):
     """An operating point that can run."""
 
-    def write(self, on_done: OnDone) -> list[Sentence]:
-        """All sentences of the data."""
+    def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
+        """These sentences of the data."""
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
         """Calls that decode these sentences, ``batch`` at a time, from token ids that are made here."""
@@ -73,21 +73,21 @@ class Native:
         """The greedy decoder takes its one model for a student."""
         return self._point.method == "greedy-teacher"
 
-    def write(self, on_done: OnDone) -> list[Sentence]:
-        """All sentences, with log-probabilities."""
+    def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
+        """These sentences, with log-probabilities."""
         sentences: list[Sentence] = []
-        for start in range(0, len(self._subject.examples), QUALITY_BATCH):
-            examples = self._subject.examples[start : start + QUALITY_BATCH]
+        for start in range(0, len(indices), QUALITY_BATCH):
+            some = list(indices[start : start + QUALITY_BATCH])
             out = self._decoder(
-                [e.source for e in examples],
+                [self._subject.examples[i].source for i in some],
                 **self._point.options,
                 **self._options,
-                row_ids=list(range(start, start + len(examples))),
+                row_ids=some,
                 output_logprobs=True,
                 output_reads=True,
             )
-            sentences += [self._sentence(start + r, example, out, r) for r, example in enumerate(examples)]
-            on_done(len(examples))
+            sentences += [self._sentence(i, self._subject.examples[i], out, r) for r, i in enumerate(some)]
+            on_done(len(some))
         return sentences
 
     def _sentence(self, index: int, example: Example, out: GenerationOutput, r: int) -> Sentence:
@@ -177,10 +177,10 @@ class Outside:
         self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)
         self._decoder = GreedyDecoder(subject.models[role], tokenizer=subject.tokenizer)  # for its prompts
 
-    def write(self, on_done: OnDone) -> list[Sentence]:
-        """All sentences; rows of like length together."""
-        examples, tokenizer = self._subject.examples, self._subject.tokenizer
-        rows = self._rows(range(len(examples)))
+    def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
+        """These sentences; rows of like length together."""
+        examples, tokenizer = [self._subject.examples[i] for i in indices], self._subject.tokenizer
+        rows = self._rows(indices)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         written: dict[int, list[int]] = {}
         for start in range(0, len(order), self._batch):
@@ -190,7 +190,7 @@ class Outside:
         by_teacher = self._owner == Owner.TEACHER
         return [
             Sentence(
-                index=i,
+                index=index,
                 source=example.source,
                 reference=example.reference,
                 text=tokenizer.decode(written[i], skip_special_tokens=True),
@@ -201,7 +201,7 @@ class Outside:
                 accepted=0,
                 rolled_back=0,
             )
-            for i, example in enumerate(examples)
+            for i, (index, example) in enumerate(zip(indices, examples))
         ]
 
     def _rows(self, indices: Sequence[int]) -> list[list[int]]:
