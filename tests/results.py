@@ -82,7 +82,8 @@ def passes(repetition: int = 0, scale: float = 1.0, pair: str = "de-en") -> Pass
     for role in (student, teacher):
         for kind, value in role.items():
             role[kind] = value * scale if kind == "encode" else [[n, taken * scale] for n, taken in value]
-    return Passes(pair, repetition, 1, 1, 40, student, teacher, [1e-4, 2e-4], PROVENANCE)
+    call = {"student": 1e-4, "teacher": 4e-4, "pair": 2e-4, "unasked": 3e-4}
+    return Passes(pair, repetition, 1, 1, 40, student, teacher, call, PROVENANCE)
 
 
 def small_records(texts: Sequence[str] = ("this is it", "that is all"), pair: str = "de-en") -> Records:

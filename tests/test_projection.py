@@ -29,8 +29,8 @@ def one(reads: tuple[list[int], list[int]], method: str = "training-wheels", **s
     "point, expected",
     [
         (one(([1, 1, 1], []), "greedy-student"), 0.1 + 2 + 3),
-        (one(([], [1, 1]), "greedy-teacher"), 0.1 + 20 + 20),
-        (one(([1, 1], [])), 0.2 + 2 + 2),  # never asked: the teacher encodes nothing
+        (one(([], [1, 1]), "greedy-teacher"), 0.4 + 20 + 20),
+        (one(([1, 1], [])), 0.3 + 2 + 2),  # never asked: the teacher encodes nothing
         (one(([1, 1, 1], [3])), 0.2 + 2 + 20 + 3.5 + 13),  # a catch-up of 3, after which the student's caches are cold
         (one(([1, 1, 1], [3]), verify_lenience=0.3), 0.2 + 2 + 20 + 3.5 + 16),  # a verification of 3
         (one(([1, 2, 1], [5, 1]), "speculative"), 0.2 + 2 + 20 + 1.5 + 1.6 + 1 + 20 + 12),
@@ -61,6 +61,9 @@ def test_what_is_missing_is_said() -> None:
     records = small_records()
     records.passes.clear()
     with pytest.raises(ValueError, match="no pass times of de-en"):
+        check(records, "de-en")
+    records.add(replace(passes(), call=[1e-4, 2e-4]))
+    with pytest.raises(ValueError, match="of de-en were recorded by an older kdtw compare"):
         check(records, "de-en")
     records = small_records()
     records.timings.clear()

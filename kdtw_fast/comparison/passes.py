@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from kdtw_fast.budgets import resolve_budget
 from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.outputs import GenerationOutput
 
@@ -29,9 +30,10 @@ CALLS = 11  # of a method in a row, as of a point; the first brings its weights 
 
 @dataclass
 class _Method:
-    """Calls of a method, and for each model that decodes in it the kind of pass that they time."""
+    """Calls of a method: of what kind, and for each model that decodes in it the kind of pass that they time."""
 
     calls: Sequence[Callable[[], GenerationOutput]]
+    call: str
     kinds: dict[str, str]
     called: int = 0
 
@@ -59,21 +61,25 @@ class PassClock:
     def __init__(self, subject: Subject, indices: Sequence[int], batch: int, threads: int, max_new_tokens: int):
         self._subject, self._batch, self._threads = subject, batch, threads
 
-        def method(kinds: dict[str, str], name: str, settings: Any = None, budget: str | None = None) -> _Method:
-            point = OperatingPoint("", name, "", settings or {}, {} if budget is None else {"budget": budget})
+        def method(
+            call: str, kinds: dict[str, str], name: str, settings: Any = None, budget: str | None = None
+        ) -> _Method:
+            share = None if budget is None else resolve_budget(budget).fraction
+            point = OperatingPoint("", name, "", settings or {}, {} if budget is None else {"budget": budget}, share)
             native = Native(point, subject, threads, max_new_tokens, output_reads=True)
-            return _Method(native.calls(indices, batch), kinds)
+            return _Method(native.calls(indices, batch), call, kinds)
 
         texts = [subject.examples[i].source for i in indices]
         alone = GreedyDecoder(subject.models["student"], tokenizer=subject.tokenizer)
         self._lengths = [len(ids) for ids, _ in alone.tokenize(texts, [None] * len(texts))]
 
         self._methods = [
-            method({"student": "alone"}, "greedy-student"),
-            method({"teacher": "alone"}, "greedy-teacher"),
+            method("student", {"student": "alone"}, "greedy-student"),
+            method("teacher", {"teacher": "alone"}, "greedy-teacher"),
             # With one draft to a verification every pass of either model follows one of the other.
             *(
                 method(
+                    "pair",
                     {"teacher": "verify"} | ({"student": "switched"} if length == 1 else {}),
                     "speculative",
                     {"draft_length": length, "lenience": 0.0},
@@ -82,13 +88,15 @@ class PassClock:
             ),
         ]
         if subject.models["student"].tau_token_id is not None:
-            self._methods += [method({"teacher": "catch_up"}, "training-wheels", None, budget) for budget in ASKING]
+            asking = "training-wheels"
+            self._methods += [method("pair", {"teacher": "catch_up"}, asking, None, budget) for budget in ASKING]
+            self._methods += [method("unasked", {}, asking, None, "no")]
         self._reset()
 
     def _reset(self) -> None:
         self._sums: dict[tuple[str, str], dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
         self._encode: dict[str, list[float]] = defaultdict(list)  # seconds for each token of the sources
-        self._call: dict[int, list[float]] = defaultdict(list)
+        self._call: dict[str, list[float]] = defaultdict(list)
 
     def sample(self, seconds: float) -> None:
         """Times calls of all methods in turns, once at least, until so many seconds are over."""
@@ -110,7 +118,7 @@ class PassClock:
         timings = out.timings
         assert timings is not None and out.student_reads is not None and out.teacher_reads is not None
         alone = "alone" in method.kinds.values()
-        self._call[1 if alone else 2].append(taken - timings.encode - timings.student - timings.teacher)
+        self._call[method.call].append(taken - timings.encode - timings.student - timings.teacher)
         for role, kind in method.kinds.items():
             # A greedy decoder takes its one model for the student.
             of_student = role == "student" or alone
@@ -158,7 +166,7 @@ class PassClock:
                 "catch_up": points("teacher", "catch_up"),
                 "verify": points("teacher", "verify"),
             },
-            call=[mean(self._call[models]) for models in (1, 2)],
+            call={kind: mean(seconds) for kind, seconds in self._call.items()},
             provenance=provenance,
         )
         self._reset()

@@ -33,8 +33,8 @@ class Machine(Protocol):
         ``kind`` is one of a role's in :class:`Passes`; only "verify" asks the head about every token.
         """
 
-    def call(self, models: int) -> float:
-        """Seconds of a call of one model or two, beside encoders and passes."""
+    def call(self, kind: str) -> float:
+        """Seconds of a call beside encoders and passes, by the kinds of :class:`Passes`."""
 
 
 class Measured:
@@ -60,9 +60,9 @@ class Measured:
         turns = [dict(getattr(turn, role)[kind]) for turn in self._passes]
         return median(interpolate(points, tokens) for points in turns if points)
 
-    def call(self, models: int) -> float:
+    def call(self, kind: str) -> float:
         """See :class:`Machine`."""
-        return median(turn.call[models - 1] for turn in self._passes)
+        return median(turn.call[kind] for turn in self._passes)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Roofline:
         arithmetic = (2 * tokens * weights + other_flops) / (device.flops * device.compute_efficiency)
         return max(memory, arithmetic) + kernels * device.kernel_seconds
 
-    def call(self, models: int) -> float:
+    def call(self, kind: str) -> float:
         """See :class:`Machine`: nothing."""
         return 0.0
 
@@ -176,12 +176,12 @@ def has_reads(outputs: Outputs) -> bool:
 def seconds(outputs: Outputs, sentences: Iterable[Sentence], machine: Machine) -> float:
     """What the sentences of a point would take on a machine, one at a time."""
     checks = outputs.method in CHECKING or bool(outputs.settings.get("verify_lenience"))
-    alone = outputs.method in ("greedy-student", "greedy-teacher")
+    alone = {"greedy-student": "student", "greedy-teacher": "teacher"}.get(outputs.method)
     total = 0.0
     for sentence in sentences:
         middle = len(sentence.tokens) / 2
         reads = {"student": sentence.student_reads or [], "teacher": sentence.teacher_reads or []}
-        total += machine.call(1 if alone else 2)
+        total += machine.call(alone or ("pair" if reads["teacher"] else "unasked"))
         for role, passes in reads.items():
             if passes:
                 total += machine.encode(role)
@@ -286,6 +286,8 @@ def _passes(records: Records, pair: str) -> list[Passes]:
     found = [turn for turn in records.passes.values() if turn.pair == pair]
     if not found:
         raise ValueError(f"the results hold no pass times of {pair}; a newer kdtw compare records them")
+    if not all(isinstance(turn.call, dict) for turn in found):
+        raise ValueError(f"the pass times of {pair} were recorded by an older kdtw compare; compare again")
     return found
 
 

@@ -131,7 +131,8 @@ class Passes:
         student: "encode"; "alone": decoding by itself; "switched": each pass after one of the teacher's.
         teacher: "encode"; "alone"; "catch_up" and "verify": passes after the student's that ask the head about the last
             token they read, or about all ("catch_up" is empty for a student that cannot ask).
-        call: seconds of a call of one model and of two, beside encoders and passes.
+        call: by kind, seconds of a call beside encoders and passes: "student" and "teacher" of a decoder of one model; of
+            two models "pair", and "unasked" where the teacher was not asked (not there if the student cannot ask).
         provenance: as of :class:`Outputs`.
     """
 
@@ -143,7 +144,7 @@ class Passes:
     source_tokens: float
     student: dict[str, Any]
     teacher: dict[str, Any]
-    call: list[float]
+    call: dict[str, float]
     provenance: dict[str, Any]
 
 
