@@ -33,6 +33,8 @@ def one(reads: tuple[list[int], list[int]], method: str = "training-wheels", **s
         (one(([1, 1], [])), 0.3 + 2 + 2),  # never asked: the teacher encodes nothing
         (one(([1, 1, 1], [3])), 0.2 + 2 + 20 + 3.5 + 13),  # a catch-up of 3, after which the student's caches are cold
         (one(([1, 1, 1], [3]), verify_lenience=0.3), 0.2 + 2 + 20 + 3.5 + 16),  # a verification of 3
+        # the teacher goes on after itself once, and the student once
+        (one(([2, 1], [3, 1]), "random"), 0.2 + 2 + 20 + 1.6 + 1 + 13 + 10),
         (one(([1, 2, 1], [5, 1]), "speculative"), 0.2 + 2 + 20 + 1.5 + 1.6 + 1 + 20 + 12),
     ],
 )
@@ -42,7 +44,7 @@ def test_seconds_are_the_sum_of_the_passes(point, expected: float) -> None:
 
 def test_the_median_of_several_turns_counts() -> None:
     machine = Measured([passes(0, 3.0), passes(1, 1.0), passes(2, 2.0)])
-    assert machine.read("teacher", "alone", 1, 0) == 20 * MS and machine.encode("student") == 4 * MS
+    assert machine.read("teacher", "alone", 1, 0) == 20 * MS and machine.encode("student", 2) == 4 * MS
 
 
 def test_check_holds_predictions_against_the_median_of_the_turns() -> None:
@@ -84,16 +86,16 @@ def test_what_is_missing_is_said() -> None:
 
 def test_the_roofline_is_memory_arithmetic_and_launches() -> None:
     shape = Shape("s", d_model=8, d_kv=2, heads=4, d_ff=16, layers=3, vocab_size=100)
-    machine = Roofline(Device("d", 1e9, 1e12, 0.5, 0.5, 0.0), {"student": shape}, source_tokens=10)
+    machine = Roofline(Device("d", 1e9, 1e12, 0.5, 0.5, 0.0), {"student": shape})
     weights = 3 * (6 * 8 * 8 + 3 * 8 * 16) + 100 * 8
     caches = 3 * 2 * (4 + 10) * 8
-    assert machine.read("student", "alone", 1, 4) == pytest.approx(2 * (weights + caches) / 0.5e9)
+    assert machine.read("student", "alone", 1, 14) == pytest.approx(2 * (weights + caches) / 0.5e9)
     arithmetic = replace(machine, device=Device("d", 1e15, 1e9, 0.5, 0.5, 0.0))
     flops = 2 * 5 * weights - 2 * 4 * 800 + 3 * 4 * 5 * 14 * 8  # four tokens of five do not reach the head
-    assert arithmetic.read("student", "catch_up", 5, 4) == pytest.approx(flops / 0.5e9)
+    assert arithmetic.read("student", "catch_up", 5, 14) == pytest.approx(flops / 0.5e9)
     launches = replace(machine, device=Device("d", 1e30, 1e30, kernel_seconds=1e-6))
     assert launches.read("student", "alone", 1, 0) == pytest.approx((3 * 13 + 5) * 1e-6)
-    assert launches.encode("student") == pytest.approx((3 * 11 + 2) * 1e-6)
+    assert launches.encode("student", 10) == pytest.approx((3 * 11 + 2) * 1e-6)
 
 
 def test_a_projection_has_a_range_and_is_about_the_shapes_asked_for() -> None:

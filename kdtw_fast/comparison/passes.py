@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Any
 
 from kdtw_fast.budgets import resolve_budget
-from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.outputs import GenerationOutput
 
 from .plan import OperatingPoint
@@ -33,6 +32,7 @@ class _Method:
     """Calls of a method: of what kind, and for each model that decodes in it the kind of pass that they time."""
 
     calls: Sequence[Callable[[], GenerationOutput]]
+    source_tokens: Sequence[dict[str, int]]  # of each sentence
     call: str
     kinds: dict[str, str]
     called: int = 0
@@ -67,11 +67,7 @@ class PassClock:
             share = None if budget is None else resolve_budget(budget).fraction
             point = OperatingPoint("", name, "", settings or {}, {} if budget is None else {"budget": budget}, share)
             native = Native(point, subject, threads, max_new_tokens, output_reads=True)
-            return _Method(native.calls(indices, batch), call, kinds)
-
-        texts = [subject.examples[i].source for i in indices]
-        alone = GreedyDecoder(subject.models["student"], tokenizer=subject.tokenizer)
-        self._lengths = [len(ids) for ids, _ in alone.tokenize(texts, [None] * len(texts))]
+            return _Method(native.calls(indices, batch), native.source_tokens(indices), call, kinds)
 
         self._methods = [
             method("student", {"student": "alone"}, "greedy-student"),
@@ -131,7 +127,8 @@ class PassClock:
             total.tokens += passes * mean(reads)
             total.seconds += timings.student if of_student else timings.teacher
             if alone:
-                encoded = sum(self._lengths[which * self._batch : (which + 1) * self._batch])
+                sources = method.source_tokens[which * self._batch : (which + 1) * self._batch]
+                encoded = sum(source[role] for source in sources)
                 self._encode[role].append(timings.encode / encoded)
 
     def take(self, repetition: int, provenance: dict[str, Any]) -> Passes:
@@ -144,24 +141,18 @@ class PassClock:
             found = self._sums[role, kind].values()
             return sorted([total.tokens / total.passes, total.seconds / total.passes] for total in found)
 
-        source_tokens = mean(self._lengths)
-
-        def encode(role: str) -> float:
-            return mean(self._encode[role]) * source_tokens * self._batch
-
         record = Passes(
             pair=self._subject.name,
             repetition=repetition,
             batch=self._batch,
             threads=self._threads,
-            source_tokens=source_tokens,
             student={
-                "encode": encode("student"),
+                "encode": mean(self._encode["student"]),
                 "alone": points("student", "alone"),
                 "switched": points("student", "switched"),
             },
             teacher={
-                "encode": encode("teacher"),
+                "encode": mean(self._encode["teacher"]),
                 "alone": points("teacher", "alone"),
                 "catch_up": points("teacher", "catch_up"),
                 "verify": points("teacher", "verify"),

@@ -24,11 +24,11 @@ CHECKING = ("speculative", "bild", "interleaved")  # every pass of their teacher
 class Machine(Protocol):
     """What the passes of one row take."""
 
-    def encode(self, role: str) -> float:
-        """Seconds of the encoder of "student" or "teacher"."""
+    def encode(self, role: str, tokens: int) -> float:
+        """Seconds of the encoder of "student" or "teacher" for a source of so many tokens."""
 
-    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
-        """Seconds of a decoder pass over ``tokens`` of an output, half way at ``position``.
+    def read(self, role: str, kind: str, tokens: int, seen: float) -> float:
+        """Seconds of a decoder pass over ``tokens`` of an output, each of which sees ``seen`` others and source tokens.
 
         ``kind`` is one of a role's in :class:`Passes`; only "verify" asks the head about every token.
         """
@@ -48,11 +48,11 @@ class Measured:
         self._passes = passes
         self._at = cache(self._median_at)
 
-    def encode(self, role: str) -> float:
-        """See :class:`Machine`; of a source of mean length."""
-        return median(getattr(turn, role)["encode"] for turn in self._passes)
+    def encode(self, role: str, tokens: int) -> float:
+        """See :class:`Machine`; in proportion to the length."""
+        return tokens * median(getattr(turn, role)["encode"] for turn in self._passes)
 
-    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
+    def read(self, role: str, kind: str, tokens: int, seen: float) -> float:
         """See :class:`Machine`; as in the calls that were timed, wherever the pass is."""
         return self._at(role, kind, tokens)
 
@@ -128,16 +128,14 @@ class Roofline:
     Args:
         device: what it runs on.
         shapes: of "student" and "teacher".
-        source_tokens: length of the sources.
     """
 
     device: Device
     shapes: dict[str, Shape]
-    source_tokens: float
 
-    def encode(self, role: str) -> float:
+    def encode(self, role: str, tokens: int) -> float:
         """See :class:`Machine`."""
-        shape, tokens = self.shapes[role], self.source_tokens
+        shape = self.shapes[role]
         inner = shape.d_kv * shape.heads
         layer = 4 * shape.d_model * inner + 3 * shape.d_model * shape.d_ff
         cross = 2 * shape.d_model * inner
@@ -145,12 +143,11 @@ class Roofline:
         kernels = shape.layers * (ENCODER_LAYER_KERNELS + CROSS_KERNELS) + ENCODER_KERNELS
         return self._seconds(shape.layers * (layer + cross), 0, tokens, attention, kernels)
 
-    def read(self, role: str, kind: str, tokens: int, position: float) -> float:
+    def read(self, role: str, kind: str, tokens: int, seen: float) -> float:
         """See :class:`Machine`."""
         shape = self.shapes[role]
         asked = tokens if kind == "verify" else 1
         inner = shape.d_kv * shape.heads
-        seen = position + self.source_tokens
         head = shape.vocab_size * shape.d_model
         attention = shape.layers * 4 * tokens * seen * inner
         extra = 2 * (asked - tokens) * head  # the head answers for those asked about only
@@ -170,7 +167,7 @@ class Roofline:
 
 def has_reads(outputs: Outputs) -> bool:
     """Whether its passes were recorded."""
-    return all(s.student_reads is not None and s.teacher_reads is not None for s in outputs.sentences)
+    return all(None not in (s.source_tokens, s.student_reads, s.teacher_reads) for s in outputs.sentences)
 
 
 def seconds(outputs: Outputs, sentences: Iterable[Sentence], machine: Machine) -> float:
@@ -179,20 +176,22 @@ def seconds(outputs: Outputs, sentences: Iterable[Sentence], machine: Machine) -
     alone = {"greedy-student": "student", "greedy-teacher": "teacher"}.get(outputs.method)
     total = 0.0
     for sentence in sentences:
-        middle = len(sentence.tokens) / 2
+        middle, sources = len(sentence.tokens) / 2, sentence.source_tokens or {}
         reads = {"student": sentence.student_reads or [], "teacher": sentence.teacher_reads or []}
         total += machine.call(alone or ("pair" if reads["teacher"] else "unasked"))
         for role, passes in reads.items():
             if passes:
-                total += machine.encode(role)
+                total += machine.encode(role, sources[role])
             for i, tokens in enumerate(passes):
-                if alone or (role == "student" and i >= len(reads["teacher"])):
+                # Calls at random come before the student has read anything: who reads one token goes on after itself.
+                goes_on = outputs.method == "random" and tokens == 1
+                if alone or goes_on or (role == "student" and i >= len(reads["teacher"])):
                     kind = "alone"
                 elif role == "student":  # as many of its passes follow one of the teacher's
                     kind = "switched"
                 else:
                     kind = "verify" if checks else "catch_up"
-                total += machine.read(role, kind, tokens, middle)
+                total += machine.read(role, kind, tokens, middle + sources[role])
     return total
 
 
@@ -265,11 +264,10 @@ def project(records: Records, pair: str, device: Device, shapes: dict[str, Shape
         shapes: of "student" and "teacher".
 
     Raises:
-        ValueError: no passes were recorded, or none timed: their sources' length is assumed.
+        ValueError: no passes were recorded.
     """
     recorded = _recorded(records, pair)
-    source_tokens = median(turn.source_tokens for turn in _passes(records, pair))
-    machines = [Roofline(one, shapes, source_tokens) for one in (device, *device.range())]
+    machines = [Roofline(one, shapes) for one in (device, *device.range())]
     times: dict[str, tuple[float, ...]] = {}
     for outputs in recorded:
         tokens = max(1, sum(len(s.tokens) for s in outputs.sentences))

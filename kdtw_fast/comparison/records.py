@@ -30,6 +30,7 @@ class Sentence:
         student_logprobs: T log-probabilities of the student's actions (its token, or asking), None where it took none;
             None altogether where the system does not tell.
         teacher_logprobs: T log-probabilities of the tokens under the teacher, None where it did not read the place.
+        source_tokens: by role of a model that may read it, length of the source with its prompt; None where not told.
         student_reads: the tokens that each pass of the student's decoder read, in order; None where not told.
         teacher_reads: the same of the teacher.
     """
@@ -46,6 +47,7 @@ class Sentence:
     rolled_back: int
     student_logprobs: list[float | None] | None = None
     teacher_logprobs: list[float | None] | None = None
+    source_tokens: dict[str, int] | None = None
     student_reads: list[int] | None = None
     teacher_reads: list[int] | None = None
 
@@ -120,19 +122,18 @@ class Timing:
 class Passes:
     """What passes of a pair's models took in one turn, timed within calls between the points.
 
-    "encode" is the seconds of the encoder for a source of mean length; the others are points [tokens that a pass reads,
+    "encode" is the seconds of the encoder for each token of a source; the others are points [tokens that a pass reads,
     seconds of the pass], means over calls.
 
     Args:
         pair: its name.
         repetition: which turn, from 0.
         batch, threads: of the calls.
-        source_tokens: mean length of the sources.
         student: "encode"; "alone": decoding by itself; "switched": each pass after one of the teacher's.
         teacher: "encode"; "alone"; "catch_up" and "verify": passes after the student's that ask the head about the last
             token they read, or about all ("catch_up" is empty for a student that cannot ask).
-        call: by kind, seconds of a call beside encoders and passes: "student" and "teacher" of a decoder of one model; of
-            two models "pair", and "unasked" where the teacher was not asked (not there if the student cannot ask).
+        call: by kind, seconds of a call beside encoders and passes: "student" and "teacher" of a decoder of one model;
+            of two models "pair", and "unasked" where the teacher was not asked (not there if the student cannot ask).
         provenance: as of :class:`Outputs`.
     """
 
@@ -141,7 +142,6 @@ class Passes:
     repetition: int
     batch: int
     threads: int
-    source_tokens: float
     student: dict[str, Any]
     teacher: dict[str, Any]
     call: dict[str, float]

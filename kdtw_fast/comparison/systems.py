@@ -76,6 +76,7 @@ class Native:
     def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
         """These sentences, with log-probabilities."""
         sentences: list[Sentence] = []
+        lengths = self.source_tokens(indices)
         for start in range(0, len(indices), QUALITY_BATCH):
             some = list(indices[start : start + QUALITY_BATCH])
             out = self._decoder(
@@ -86,11 +87,15 @@ class Native:
                 output_logprobs=True,
                 output_reads=True,
             )
-            sentences += [self._sentence(i, self._subject.examples[i], out, r) for r, i in enumerate(some)]
+            sentences += [
+                self._sentence(i, self._subject.examples[i], out, r, lengths[start + r]) for r, i in enumerate(some)
+            ]
             on_done(len(some))
         return sentences
 
-    def _sentence(self, index: int, example: Example, out: GenerationOutput, r: int) -> Sentence:
+    def _sentence(
+        self, index: int, example: Example, out: GenerationOutput, r: int, source_tokens: dict[str, int]
+    ) -> Sentence:
         assert out.sequences is not None and out.owners is not None and out.lengths is not None
         assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
         assert out.student_reads is not None and out.teacher_reads is not None
@@ -115,18 +120,33 @@ class Native:
             **counts,
             student_logprobs=student,
             teacher_logprobs=teacher,
+            source_tokens=source_tokens,
             student_reads=student_reads,
             teacher_reads=teacher_reads,
         )
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
         """Calls of ``generate``."""
-        texts = [self._subject.examples[i].source for i in indices]
-        rows = self._decoder.tokenize(texts, [self._point.options.get("budget")] * len(texts))
+        rows = self._tokens(indices)
         return [
             self._call(indices[start : start + batch], rows[start : start + batch])
             for start in range(0, len(rows), batch)
         ]
+
+    def source_tokens(self, indices: Sequence[int]) -> list[dict[str, int]]:
+        """By role of its models, lengths of these sentences' sources with their prompts."""
+        own = "teacher" if self._teacher_alone else "student"
+        return [
+            {own: len(ids)} | ({"teacher": len(others[0] or ids)} if others else {})
+            for ids, others in self._tokens(indices)
+        ]
+
+    def _tokens(self, indices: Sequence[int]) -> list[tuple[list[int], Sequence[list[int] | None]]]:
+        texts = [self._subject.examples[i].source for i in indices]
+        found: list[tuple[list[int], Sequence[list[int] | None]]] = self._decoder.tokenize(
+            texts, [self._point.options.get("budget")] * len(texts)
+        )
+        return found
 
     def _call(
         self, indices: Sequence[int], rows: Sequence[tuple[list[int], Sequence[list[int] | None]]]

@@ -80,7 +80,8 @@ FOOTNOTE = (
     "asked, used: share of the output tokens that the prompt allows the teacher and that it wrote. "
     "±: half of the 95 % bootstrap interval over sentences. gap: share of the way from the student's to the teacher's "
     f"{METRICS[METRIC]}. passes: of the teacher. ms/token: median (quartiles) over turns. Of a grid (lossy speculative "
-    "decoding, BiLD, KDTW with verification), the points that no other of the grid beats."
+    "decoding, BiLD, KDTW with verification), the points that no other of the grid beats. Assisted generation is timed "
+    "only."
 )
 
 
