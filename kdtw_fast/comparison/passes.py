@@ -91,7 +91,7 @@ class PassClock:
 
     def _reset(self) -> None:
         self._sums: dict[tuple[str, str], dict[int, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
-        self._encode: dict[str, list[float]] = defaultdict(list)  # seconds for each token of the sources
+        self._encode: dict[str, _Sum] = defaultdict(_Sum)
         self._call: dict[str, list[float]] = defaultdict(list)
 
     def sample(self, seconds: float) -> None:
@@ -128,8 +128,8 @@ class PassClock:
             total.seconds += timings.student if of_student else timings.teacher
             if alone:
                 sources = method.source_tokens[which * self._batch : (which + 1) * self._batch]
-                encoded = sum(source[role] for source in sources)
-                self._encode[role].append(timings.encode / encoded)
+                self._encode[role].tokens += sum(source[role] for source in sources)
+                self._encode[role].seconds += timings.encode
 
     def take(self, repetition: int, provenance: dict[str, Any]) -> Passes:
         """The means of the samples since the last call, of which there must be one.
@@ -141,18 +141,21 @@ class PassClock:
             found = self._sums[role, kind].values()
             return sorted([total.tokens / total.passes, total.seconds / total.passes] for total in found)
 
+        def encode(role: str) -> float:
+            return self._encode[role].seconds / self._encode[role].tokens
+
         record = Passes(
             pair=self._subject.name,
             repetition=repetition,
             batch=self._batch,
             threads=self._threads,
             student={
-                "encode": mean(self._encode["student"]),
+                "encode": encode("student"),
                 "alone": points("student", "alone"),
                 "switched": points("student", "switched"),
             },
             teacher={
-                "encode": mean(self._encode["teacher"]),
+                "encode": encode("teacher"),
                 "alone": points("teacher", "alone"),
                 "catch_up": points("teacher", "catch_up"),
                 "verify": points("teacher", "verify"),
