@@ -10,21 +10,25 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu-proof lint format bench bench-tiny readme compare clean distclean
+.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format bench bench-tiny readme compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
 
+# Tests run side by side, as many as there are processors.
+TEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.extra-test
-	$(BIN)/python -m pytest
+	$(TEST)
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
-ON_SIMULATED := tests/test_rules.py tests/test_streams.py tests/test_streaming.py tests/test_sampling.py tests/test_experts.py
-gpu-proof: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
-	$(BIN)/python -m pytest -m "gpu_proof or not gpu_proof" $(PROOF)
-	$(BIN)/python -m pytest -m "gpu_proof or not gpu_proof" -k simulated $(ON_SIMULATED)
-	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(BIN)/python -m pytest -k "not cpu" \
+ON_SIMULATED := $(addprefix tests/test_,$(addsuffix .py,rules streams streaming sampling experts exactness reads update_weights))
+gpu-proof: gpu-proof-kernels gpu-proof-decodes
+gpu-proof-decodes: $(VENV)/.extra-test
+	$(TEST) -m "gpu_proof or not gpu_proof" -k simulated $(ON_SIMULATED)
+gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
+	$(TEST) -m "gpu_proof or not gpu_proof" $(PROOF)
+	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -k "not cpu" \
 		tests/test_cuda_decode.py tests/test_selftest.py
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test

@@ -12,7 +12,9 @@ import torch
 from kdtw_fast import NativeT5
 from kdtw_fast.shapes import EOS, PAD, SHAPES, Shape, Values, random_native, random_t5, random_tensors
 
-FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE = (SHAPES[f"flan-t5-{size}"] for size in ("small", "base", "large"))
+FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE, FLAN_T5_XL = (
+    SHAPES[f"flan-t5-{size}"] for size in ("small", "base", "large", "xl")
+)
 T5_TINY = Shape("t5-efficient-tiny", 256, 64, 4, 1024, 4)
 TINY_STUDENT = Shape("1M student", 96, 32, 3, 256, 2, 4096)
 TINY_TEACHER = Shape("1M teacher", 96, 32, 3, 256, 3, 4096)
@@ -29,8 +31,10 @@ class Made:
     tensors: Mapping[str, Values]
     config: Mapping[str, Any]
 
-    def native(self, name: str, dtype: str = "fp32") -> NativeT5:
-        return random_native(self.shape, name, self.seed, dtype, tensors=self.tensors, config=self.config)
+    def native(self, name: str, dtype: str = "fp32", device: str = "cpu") -> NativeT5:
+        return random_native(
+            self.shape, name, self.seed, dtype, device=device, tensors=self.tensors, config=self.config
+        )
 
     def hugging_face(self) -> Any:
         return random_t5(self.shape, self.seed, tensors=self.tensors)

@@ -75,6 +75,7 @@ def bench_markdown(*runs: dict[str, Any]) -> str:
         "two models": _two_models,
         "rollout": _rollout,
         "phase 2": _phase_2,
+        "cuda": _cuda,
     }
     unknown = sorted(set(entries) - set(sections) - {"verification"})
     if unknown:
@@ -345,6 +346,26 @@ def _phase_2(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
         f"A batch of phase 2 on that pair takes {seconds['batch']:.2f} s, renewing the decoder's weights "
         f"{1000 * seconds['renewal']:.1f} ms of it: {share:.2f} %{_mark(RENEWAL, ' %', least=False)}."
     ]
+
+
+def _cuda(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+    lines: list[str] = []
+    for dtype in dict.fromkeys(info["dtype"] for info, _ in entries):
+        here = [(info, seconds) for info, seconds in entries if info["dtype"] == dtype]
+        alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
+        rows = [
+            [
+                info["method"],
+                f"{1000 * seconds / info['new_tokens']:.3f}",
+                "" if info["roof"] is None else f"{1000 * info['roof'] / info['new_tokens']:.3f}",
+                f"{alone / seconds:.2f}×",
+            ]
+            for info, seconds in here
+        ]
+        info = here[0][0]
+        lines += [f"**{info['device']}: {info['student']} with {info['teacher']}, {dtype}**", ""]
+        lines += [*markdown_table(("method", "ms per token", "of it bytes", "against teacher alone"), rows), ""]
+    return [*lines, "Bytes: weights and caches of the decoder passes that were made, over the memory's peak rate."]
 
 
 def quantisation_markdown() -> str:

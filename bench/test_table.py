@@ -122,6 +122,16 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
     assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
 
 
+def test_a_device_has_its_roof_beside_it() -> None:
+    def one(method: str, roof: float | None, median: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "cuda", "method": method, "device": "T4", "dtype": "fp16", "student": "s", "teacher": "t"}
+        return info | {"new_tokens": 10, "roof": roof}, median
+
+    text = bench_markdown(results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2)))
+    assert "**T4: s with t, fp16**" in text and "| teacher alone | 10.000 | 5.000 | 1.00× |" in text
+    assert "| Hugging Face fp16, assisted | 20.000 |  | 0.50× |" in text
+
+
 def test_streams_stand_in_one_line_per_method_and_batch() -> None:
     def one(contestant: str, rows: int, median: float) -> tuple[dict[str, object], float]:
         info = {"kind": "stream", "method": "m", "student": "s", "teacher": "t", "threads": 2, "tokens": 100}

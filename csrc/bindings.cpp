@@ -18,6 +18,7 @@
 #include "backend/cpu/thread_pool.h"
 #include "backend/cuda/drafter.h"
 #include "backend/cuda/library.h"
+#include "backend/cuda/memory.h"
 #include "bindings_operations.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -214,7 +215,7 @@ FloatArray decode_logits(const T5& model, const std::string& device, const std::
   const auto backend = make_backend(device, threads);
   const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
   FloatArray out({T, V});
-  T5State state(*backend, model, 1, static_cast<int>(source.size()), T);
+  T5State state(model, 1, static_cast<int>(source.size()), T);
   Workspace work;
   SignalPoll poll;
   const int row = 0;
@@ -276,6 +277,43 @@ Ledger make_ledger(py::object max_calls, py::object max_fraction) {
 }
 
 // {library, architectures, devices} of the CUDA library, or None where there is none.
+// The functions take and give addresses as numbers, 0 for none.
+void use_cuda_companion(const py::object& allocate, const py::object& release, const py::object& current_stream) {
+  if (allocate.is_none()) {
+    cuda::use_companion(nullptr);
+    return;
+  }
+  // Memory may go back when Python is no more.
+  const auto keep = [](const py::object& function) {
+    return std::shared_ptr<const py::function>(new py::function(py::cast<py::function>(function)),
+                                               [](const py::function* held) {
+                                                 if (!Py_IsInitialized()) return;
+                                                 const py::gil_scoped_acquire gil;
+                                                 delete held;
+                                               });
+  };
+  const auto address = [](const py::object& number) { return reinterpret_cast<void*>(py::cast<uintptr_t>(number)); };
+  const auto number = [](void* address) { return reinterpret_cast<uintptr_t>(address); };
+  cuda::use_companion(std::make_shared<const cuda::Companion>(
+      cuda::Companion{[function = keep(allocate), address, number](int device, size_t bytes, void* stream) {
+                        const py::gil_scoped_acquire gil;
+                        return address((*function)(device, bytes, number(stream)));
+                      },
+                      [function = keep(release), number](void* memory) {
+                        if (!Py_IsInitialized()) return;
+                        const py::gil_scoped_acquire gil;
+                        try {
+                          (*function)(number(memory));
+                        } catch (py::error_already_set& error) {
+                          error.discard_as_unraisable("release of device memory");
+                        }
+                      },
+                      [function = keep(current_stream), address](int device) {
+                        const py::gil_scoped_acquire gil;
+                        return address((*function)(device));
+                      }}));
+}
+
 py::object cuda_info() {
   try {
     const cuda::Library& library = cuda::library();
@@ -484,6 +522,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("resolve_device", &resolve_device, py::arg("device"));
   m.def("use_cuda_library", &cuda::use_library, py::arg("path"));
   m.def("use_cuda_drafting", &cuda::use_drafting, py::arg("how"), py::arg("steps"));
+  m.def("use_cuda_companion", &use_cuda_companion, py::arg("allocate"), py::arg("release"), py::arg("current_stream"));
   m.def("set_simd", &cpu::set_simd, py::arg("level"));
   m.def("hardware_threads", &cpu::hardware_threads);
   m.def("read_rate", &cpu::read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds"),

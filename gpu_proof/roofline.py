@@ -1,12 +1,14 @@
 """Bytes that decoding must move, and the time they would take at a GPU's full memory rate: a computed bound, no timing.
 
-python -m gpu_proof.roofline [--weights fp16|bf16|fp32|int8] [--length 64] [--source 512]
+python -m gpu_proof.roofline    prints the table of docs/cuda.md
 """
 
-import argparse
 from dataclasses import dataclass
 
+from kdtw_fast.owners_view import markdown_table
 from kdtw_fast.shapes import SHAPES, Shape
+
+LENGTH, SOURCE = 64, 512  # tokens written so far, and of the source, in the table
 
 # Peak memory rate by NVIDIA's data sheets, 10^9 bytes a second.
 RATES = {"T4": 320, "A100 40 GB": 1555, "H100 SXM": 3350}
@@ -15,26 +17,33 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Bytes:
-    """What one decoder pass over a few tokens of one row must read at least.
+    """What one decoder pass over a few tokens of one row must move at least.
 
     Attributes:
         layers: the decoder's matrices, read once for all tokens.
         head: the vocabulary head.
         cache: keys and values of self- and cross-attention.
+        activations: what one operation writes and the next one reads, in fp32, logits included.
     """
 
     layers: int
     head: int
     cache: int
+    activations: int
 
     @property
     def total(self) -> int:
-        return self.layers + self.head + self.cache
+        return self.layers + self.head + self.cache + self.activations
 
 
-def decoder_pass(shape: Shape, length: int, source: int, weights: str = "fp16", cache: str = "fp16") -> Bytes:
-    """Bytes of a pass that reads `length` positions of self-attention and `source` of cross-attention."""
-    inner = shape.d_kv * shape.heads
+def decoder_pass(
+    shape: Shape, length: int, source: int, weights: str = "fp16", cache: str = "fp16", tokens: int = 1
+) -> Bytes:
+    """Bytes of a pass over `tokens` that ends after `length` positions of self-attention; `source` of cross-attention.
+
+    One token is asked about.
+    """
+    size, inner = shape.d_model, shape.d_kv * shape.heads
     # query, key, value, output of self-attention; query and output of cross-attention; gate, input, output
     matrices = 6 * shape.d_model * inner + 3 * shape.d_model * shape.d_ff
     positions = 2 * inner * (length + source)
@@ -42,24 +51,30 @@ def decoder_pass(shape: Shape, length: int, source: int, weights: str = "fp16", 
         shape.layers * matrices * BYTES[weights],
         shape.vocab_size * shape.d_model * BYTES[weights],
         shape.layers * positions * BYTES[cache],
+        # in, out and the residual stream's in and out of each operation: 9 d + 12 inner + 2 d_ff a layer; norms' scales
+        4 * tokens * (size + shape.layers * (9 * size + 12 * inner + 2 * shape.d_ff))
+        + 4 * (shape.layers * 3 * size + 5 * size + 2 * shape.vocab_size),
     )
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", choices=BYTES, default="fp16")
-    parser.add_argument("--length", type=int, default=64, help="tokens written so far")
-    parser.add_argument("--source", type=int, default=512, help="tokens of the source")
-    options = parser.parse_args()
-    print(f"one token, one row, {options.weights} weights, {options.length} tokens written, {options.source} of source")
-    print("computed: bytes over peak memory rate; no GPU was timed")
+def table() -> str:
+    """Markdown: bytes of a decoder pass over one token, and the milliseconds that they take at a GPU's memory rate."""
+    rows = []
     for shape in SHAPES.values():
-        count = decoder_pass(shape, options.length, options.source, options.weights)
-        bounds = "  ".join(f"{name} {count.total / rate / 1e6:.2f} ms" for name, rate in RATES.items())
-        layers, head, cache = (part / 1e6 for part in (count.layers, count.head, count.cache))
-        print(f"{shape.name:16s} {layers:8.1f} + {head:6.1f} + {cache:6.1f} MB  {bounds}")
+        for weights in ("fp16", "int8"):
+            count = decoder_pass(shape, LENGTH, SOURCE, weights)
+            bounds = (f"{count.total / rate / 1e6:.2f}" for rate in RATES.values())
+            rows.append(
+                [f"{shape.name}, {weights}", f"{count.total / 1e6:.0f}", *bounds, str(launches(shape, weights))]
+            )
+    columns = ("shape", "MB", *(f"{name}, ms" for name in RATES), "kernels")
+    return "\n".join(markdown_table(columns, rows))
+
+
+def launches(shape: Shape, weights: str) -> int:
+    """Kernels of a decoder pass and its pick, as tests/test_cuda_decode.py counts them."""
+    return 15 * shape.layers + 7 if weights == "int8" else 9 * shape.layers + 6
 
 
 if __name__ == "__main__":
-    main()
+    print(table())

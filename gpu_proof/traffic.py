@@ -15,7 +15,10 @@ from pathlib import Path
 
 from gpu_proof import cases
 from gpu_proof.build import build_simulated
+from gpu_proof.roofline import decoder_pass
 from gpu_proof.simulated import SimulatedDevice
+from kdtw_fast import GreedyDecoder, _core
+from kdtw_fast.shapes import Shape, random_native
 
 LIMITS = Path(__file__).with_name("traffic_limits.json")
 SLACK = 1.02  # of a limit
@@ -81,6 +84,41 @@ def on_paper() -> dict[str, int]:
     return bytes_
 
 
+PASSES_OF = Shape("a layer of FLAN-T5-small", 512, 64, 6, 1024, 1, vocab_size=1024)
+SOURCE_TOKENS, CATCH_UP = 8, 8
+
+
+def decoder_passes() -> dict[str, tuple[int, int]]:
+    """Bytes of a student's step and of a teacher's pass over CATCH_UP tokens in whole decodes: counted, and on paper.
+
+    Differences between decodes, so that encoders and what comes before drop out. fp16; one row.
+    """
+    path = build_simulated("ptx", checked=True)
+    device = SimulatedDevice(path)
+    device.schedule()
+    _core.use_cuda_library(str(path))
+    _core.use_cuda_drafting("host", 1)
+    decoder = GreedyDecoder(random_native(PASSES_OF, dtype="fp16", cache_dtype="fp16", device="cuda"))
+
+    def moved(tokens: int, forced: int = 0) -> int:
+        ids = [[2 + i for i in range(SOURCE_TOKENS - 1)] + [1]]
+        with device.traffic() as launches:
+            decoder.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, forced_tokens=[5] * forced)
+        return sum(launch["bytes_read"] + launch["bytes_written"] for launch in launches)
+
+    try:
+        one, two, three = (moved(tokens) for tokens in (1, 2, 3))
+        # The first pass reads the start token, and the forced ones.
+        catch_up = moved(CATCH_UP, CATCH_UP - 1) - one + (two - one)
+    finally:
+        _core.use_cuda_drafting("auto", 4)
+        _core.use_cuda_library("")
+    return {
+        "step": (three - two, decoder_pass(PASSES_OF, 3, SOURCE_TOKENS).total),
+        "catch-up": (catch_up, decoder_pass(PASSES_OF, CATCH_UP, SOURCE_TOKENS, tokens=CATCH_UP).total),
+    }
+
+
 def above(found: dict[str, Count]) -> list[str]:
     """Kernels that move more than traffic_limits.json permits, or that it does not know."""
     limits = json.loads(LIMITS.read_text(encoding="utf-8"))
@@ -106,6 +144,8 @@ def main() -> int:
         print(f"{kernel:44s} sectors over least {c.sectors:6.3f}  bank passes {c.passes:6.3f}  bytes {c.bytes:9d}")
     if options.renew:
         LIMITS.write_text(json.dumps({k: asdict(c) for k, c in found.items()}, indent=1) + "\n", encoding="utf-8")
+    for name, (counted, paper) in decoder_passes().items():
+        print(f"{name:44s} bytes {counted} of {paper} on paper")
     said = above(found)
     print(*said, sep="\n")
     return int(bool(said))

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
+from kdtw_fast.companion import share_with_torch
 from kdtw_fast.options import check_int, nearest, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 
@@ -409,7 +410,10 @@ def check_device(device: Any) -> str:
     """
     if not isinstance(device, str):
         raise TypeError(f"device must be 'cpu', 'cuda', 'cuda:<index>' or 'auto', got {device!r}")
-    return _core.resolve_device(device)
+    resolved = _core.resolve_device(device)
+    if resolved != "cpu":
+        share_with_torch()
+    return resolved
 
 
 def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:

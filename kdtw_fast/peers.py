@@ -55,7 +55,7 @@ def hugging_face(
     end = model.config.eos_token_id
 
     def generate(ids: Rows) -> Decoded:
-        ids, mask = padded(ids, model.config.pad_token_id)
+        ids, mask = (part.to(model.device) for part in padded(ids, model.config.pad_token_id))
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -138,8 +138,9 @@ class CTranslate2:
         workers: int = 1,
         min_new_tokens: int | None = None,
         suppressed: Sequence[int] = (),
+        device: str = "cpu",
     ) -> Generate:
-        """Greedy decoding in ``compute_type`` ("float32", "int8", …); loads the model once more.
+        """Greedy decoding in ``compute_type`` ("float32", "int8", …) on "cpu" or "cuda"; loads the model once more.
 
         A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads. Every
         row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier. No row writes a ``suppressed`` token.
@@ -147,7 +148,7 @@ class CTranslate2:
         import ctranslate2
 
         translator = ctranslate2.Translator(
-            self._converted, device="cpu", compute_type=compute_type, inter_threads=workers, intra_threads=threads
+            self._converted, device=device, compute_type=compute_type, inter_threads=workers, intra_threads=threads
         )
 
         def generate(ids: Rows) -> Decoded:

@@ -26,8 +26,18 @@ class Recorded:
         return median(self.seconds)
 
 
+def wall_clock(call: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that a call takes, and its result."""
+    before = time.perf_counter()
+    result = call()
+    return time.perf_counter() - before, result
+
+
 def race(
-    contestants: Mapping[str, Callable[[], Any]], rounds: int, on_turn: Callable[[], object] = lambda: None
+    contestants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    on_turn: Callable[[], object] = lambda: None,
+    clock: Callable[[Callable[[], Any]], tuple[float, Any]] = wall_clock,
 ) -> dict[str, Recorded]:
     """Runs all contestants once unmeasured, then in turns; the first one of a round changes from round to round.
 
@@ -35,6 +45,7 @@ def race(
         contestants: what to measure, by name.
         rounds: measured turns of each, at least 1.
         on_turn: called after each of the (1 + rounds) * len(contestants) turns.
+        clock: makes the call of a turn; gives seconds and result.
     """
     names = list(contestants)
     recorded = {name: Recorded() for name in names}
@@ -48,9 +59,8 @@ def race(
             start = turn % len(names)
             for name in names[start:] + names[:start]:
                 gc.collect()
-                before = time.perf_counter()
-                result = contestants[name]()
-                recorded[name].seconds.append(time.perf_counter() - before)
+                seconds, result = clock(contestants[name])
+                recorded[name].seconds.append(seconds)
                 recorded[name].results.append(result)
                 on_turn()
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,19 @@ def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     kdtw_fast._core.set_simd(request.param)
     yield request.param
     kdtw_fast._core.set_simd(before)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run in several processes, theirs tell the first one what they have seen."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = pickle.dumps(session.config.stash[ORACLE_TALLY])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    seen = getattr(node, "workeroutput", {}).get("tally")  # not there when the process died
+    if seen is not None:
+        node.config.stash[ORACLE_TALLY].add(pickle.loads(seen))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

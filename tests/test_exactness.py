@@ -230,14 +230,14 @@ def test_nan_stays_nan_in_a_bf16_cache(kind: str) -> None:
 # --- Whole decodes -------------------------------------------------------------------------------------
 
 
-def test_greedy_equals_hugging_face_generate() -> None:
+def test_greedy_equals_hugging_face_generate(device: str) -> None:
     for seed, shape in enumerate(SHAPES):
         model = random_t5(shape, VOCAB, seed=seed)
         scale_row(model, EOS, 1.5)
         ids, mask = random_batch(np.random.default_rng(seed), 4, VOCAB)
         for options in ({}, {"min_new_tokens": 6}):
             expected = model.generate(ids, attention_mask=mask, max_new_tokens=20, use_cache=False, **options)
-            output = GreedyDecoder(model).generate(ids, mask, max_new_tokens=20, **options)
+            output = GreedyDecoder(model, device=device).generate(ids, mask, max_new_tokens=20, **options)
             assert output.sequences.tolist() == expected.tolist()
 
 
@@ -257,10 +257,13 @@ def decoders(student: Any, teacher: Any, **options: Any) -> list[Any]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperature: float) -> None:
+def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperature: float, device: str) -> None:
     """Tokens, owners, counts and the bits of all log-probabilities; the batch's order does not matter either."""
     student, teacher = random_pair(relation, seed=11)
-    native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    native = (
+        NativeT5.from_model(student, "student", device=device),
+        NativeT5.from_model(teacher, "teacher", device=device),
+    )
     rng = np.random.default_rng(RELATIONS.index(relation))
     ids, mask = random_batch(rng, 9, VOCAB)
     settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True, "seed": 5}
@@ -307,14 +310,14 @@ def test_threads_and_batch_at_flan_t5_small_shape(flan_small: T5ForConditionalGe
     np.testing.assert_array_equal(outputs[0].student_logprobs[1, :end], alone.student_logprobs[0])
 
 
-def test_padding_on_either_side_and_ragged_lists_are_the_same() -> None:
+def test_padding_on_either_side_and_ragged_lists_are_the_same(device: str) -> None:
     student, teacher = random_pair("noisy", seed=3)
     ids, mask = random_batch(np.random.default_rng(6), 5, VOCAB)
     ragged = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
     width = ids.shape[1] + 3
     left = torch.tensor([[START] * (width - len(row)) + row for row in ragged])
     left_mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ragged])
-    decoder = SpeculativeDecoder(student, teacher)
+    decoder = SpeculativeDecoder(student, teacher, device=device)
     expected = decoder.generate(ids, mask, max_new_tokens=12).sequences.tolist()
     assert decoder.generate(ragged, max_new_tokens=12).sequences.tolist() == expected
     assert decoder.generate(left, left_mask, max_new_tokens=12).sequences.tolist() == expected
@@ -356,30 +359,32 @@ def test_lossless_speculation_is_the_teacher() -> None:
     assert rows >= 1000
 
 
-def test_lenience_zero_is_the_student_with_a_bonus_token() -> None:
+def test_lenience_zero_is_the_student_with_a_bonus_token(device: str) -> None:
     student, teacher = own_row_pairs(1)[1]
     ids, mask = random_batch(np.random.default_rng(2), 4, VOCAB)
-    output = SpeculativeDecoder(student, teacher, draft_length=5, lenience=0.0).generate(ids, mask, max_new_tokens=23)
+    output = SpeculativeDecoder(student, teacher, draft_length=5, lenience=0.0, device=device).generate(
+        ids, mask, max_new_tokens=23
+    )
     assert int(output.rolled_back.sum()) == 0
     owners = set(output.owners.flatten().tolist())
     assert owners == {0, 2, 3}
 
 
-def test_always_asking_is_the_teacher_and_never_asking_the_student() -> None:
-    for student, teacher in own_row_pairs(2):
+def test_always_asking_is_the_teacher_and_never_asking_the_student(device: str) -> None:
+    for student, teacher in own_row_pairs(2 if device == "cpu" else 1):
         ids, mask = random_batch(np.random.default_rng(1), 5, VOCAB)
         settings: dict[str, Any] = {"max_new_tokens": 20, "output_logprobs": True}
-        alone = GreedyDecoder(student).generate(ids, mask, **settings)
-        teacher_alone = GreedyDecoder(teacher).generate(ids, mask, **settings)
+        alone = GreedyDecoder(student, device=device).generate(ids, mask, **settings)
+        teacher_alone = GreedyDecoder(teacher, device=device).generate(ids, mask, **settings)
         for limits in ({"max_teacher_fraction": 0.0}, {"max_teacher_calls": 0}):
-            never = TrainingWheelsDecoder(student, teacher).generate(ids, mask, **settings, **limits)
+            never = TrainingWheelsDecoder(student, teacher, device=device).generate(ids, mask, **settings, **limits)
             assert never.sequences.tolist() == alone.sequences.tolist()
             np.testing.assert_array_equal(never.student_logprobs, alone.student_logprobs)
             assert never.teacher_passes == 0 and never.timings.teacher == 0.0  # lazy: nothing was even encoded
             assert int(never.teacher_calls.sum()) == 0
         # tau's row is the only one that sees the constant direction beta adds after the first token; bias the start.
         always_ask(student)
-        always = TrainingWheelsDecoder(student, teacher).generate(ids, mask, **settings)
+        always = TrainingWheelsDecoder(student, teacher, device=device).generate(ids, mask, **settings)
         assert always.sequences.tolist() == teacher_alone.sequences.tolist()
         assert set(always.owners[:, 1:].flatten().tolist()) <= {0, 2}
         assert always.teacher_calls.tolist() == always.lengths.tolist()

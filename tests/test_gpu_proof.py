@@ -41,6 +41,11 @@ def test_what_is_proved_is_compiled_as_what_is_shipped() -> None:
     assert ", ".join(f'"{flag}"' for flag in flags) in (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
+def test_the_roofs_are_those_of_the_documentation() -> None:
+    text = (ROOT / "docs/cuda.md").read_text(encoding="utf-8")
+    assert roofline.table() in text, "if that is meant: put there what python -m gpu_proof.roofline prints"
+
+
 def test_bytes_of_a_step_are_the_weights_and_the_caches() -> None:
     shape = SHAPES["flan-t5-small"]
     count = roofline.decoder_pass(shape, length=64, source=512, weights="fp16")
@@ -84,3 +89,10 @@ def test_memory_requests_stay_within_their_limits() -> None:
     for name, expected in traffic.on_paper().items():
         counted = sum(count.bytes for kernel, count in found.items() if kernel.startswith(name))
         assert counted == pytest.approx(expected, rel=0.05), name
+
+
+@needs_nvcc
+@pytest.mark.gpu_proof
+def test_passes_move_the_bytes_that_they_do_on_paper() -> None:
+    for name, (counted, paper) in traffic.decoder_passes().items():
+        assert counted == pytest.approx(paper, rel=0.05), name

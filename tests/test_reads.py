@@ -13,18 +13,18 @@ VOCAB, TAU = 12, 11
 PATH = [2, 3, 4, 5, 6, 7, EOS]
 
 
-def test_greedy_reads_one_token_a_step() -> None:
-    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB))).generate([[5, 1]], output_reads=True)
+def test_greedy_reads_one_token_a_step(device: str) -> None:
+    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]], output_reads=True)
     assert out.student_reads == [[1] * len(PATH)] and out.teacher_reads == [[]]
 
 
-def test_speculative_reads_as_the_rounds_say() -> None:
+def test_speculative_reads_as_the_rounds_say(device: str) -> None:
     """The student agrees up to 4, then once more after each correction: a check reads what it has not seen."""
     teacher = path_table(PATH, VOCAB)
     student = teacher.copy()
     student[4] = 0.0
     student[4, 9] = 12.0  # after 4 it drafts 9 where the teacher wants 5
-    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=2)
+    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=2, device=device)
     out = decoder.generate([[5, 1]], output_reads=True)
     assert out.sequences[0].tolist()[1:] == PATH
     # drafts 2 3, both stand, the teacher adds 4; drafts 9 (and 3), 9 is replaced by 5; drafts 6 7, EOS is added
@@ -32,21 +32,21 @@ def test_speculative_reads_as_the_rounds_say() -> None:
     assert out.student_reads == [[1, 1, 2, 1, 1, 1]]
 
 
-def test_a_call_reads_what_came_since_the_last() -> None:
+def test_a_call_reads_what_came_since_the_last(device: str) -> None:
     table = path_table(PATH, VOCAB)
     asks = table.copy()
     asks[4, TAU] = asks[6, TAU] = 20.0
-    decoder = TrainingWheelsDecoder(chain_student(asks, TAU), chain_t5(table))
+    decoder = TrainingWheelsDecoder(chain_student(asks, TAU), chain_t5(table), device=device)
     out = decoder.generate([[5, 1]], output_reads=True)
     assert out.sequences[0].tolist()[1:] == PATH
     assert out.teacher_reads == [[4, 2]]  # start 2 3 4, then 5 6
     assert out.student_reads == [[1] * len(PATH)]
 
 
-def test_what_the_teacher_writes_at_random_costs_the_student_no_pass() -> None:
+def test_what_the_teacher_writes_at_random_costs_the_student_no_pass(device: str) -> None:
     """It reads what the teacher wrote when it writes again itself: of seven tokens the last four are its own."""
     table = path_table(PATH, VOCAB)
-    decoder = RandomCallDecoder(chain_student(table, TAU), chain_t5(table), threshold=0.0)
+    decoder = RandomCallDecoder(chain_student(table, TAU), chain_t5(table), threshold=0.0, device=device)
     out = decoder.generate([[5, 1]], output_reads=True, max_teacher_calls=3)
     assert out.sequences[0].tolist()[1:] == PATH
     assert out.teacher_reads == [[1, 1, 1]]
@@ -54,13 +54,13 @@ def test_what_the_teacher_writes_at_random_costs_the_student_no_pass() -> None:
 
 
 @pytest.mark.parametrize("relation", ["noisy", "unrelated"])
-def test_reads_agree_with_the_counts_and_do_not_depend_on_the_batch(relation: str) -> None:
+def test_reads_agree_with_the_counts_and_do_not_depend_on_the_batch(relation: str, device: str) -> None:
     student, teacher = random_pair(relation, seed=3)
     ids, mask = random_batch(np.random.default_rng(5), 5, 43)
     rows = [row[: int(length)].tolist() for row, length in zip(ids, mask.sum(1))]
     for decoder in (
-        TrainingWheelsDecoder(student, teacher, verify_lenience=0.3),
-        SpeculativeDecoder(student, teacher, draft_length=3),
+        TrainingWheelsDecoder(student, teacher, verify_lenience=0.3, device=device),
+        SpeculativeDecoder(student, teacher, draft_length=3, device=device),
     ):
         options = {"max_new_tokens": 14, "output_reads": True}
         together = decoder.generate(rows, **options)

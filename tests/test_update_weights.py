@@ -25,41 +25,44 @@ def logits(native: NativeT5) -> bytes:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("shape", range(4))
-def test_new_weights_are_those_of_a_new_model(shape: int, dtype: str) -> None:
-    native = NativeT5.from_model(student(1, shape), dtype=dtype)
+def test_new_weights_are_those_of_a_new_model(shape: int, dtype: str, device: str) -> None:
+    native = NativeT5.from_model(student(1, shape), dtype=dtype, device=device)
     before = logits(native)
     native.update_weights(student(2, shape))
-    assert before != logits(native) == logits(NativeT5.from_model(student(2, shape), dtype=dtype))
+    assert before != logits(native) == logits(NativeT5.from_model(student(2, shape), dtype=dtype, device=device))
     native.update_weights(student(1, shape))
     assert logits(native) == before
 
 
-def test_decoders_use_the_new_weights() -> None:
-    native, teacher = NativeT5.from_model(student(1)), NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=9))
+def test_decoders_use_the_new_weights(device: str) -> None:
+    native, teacher = (
+        NativeT5.from_model(student(1), device=device),
+        NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=9), device=device),
+    )
     decoder = TrainingWheelsDecoder(native, teacher)
     for seed in (2, 3):
         model = student(seed)
         native.update_weights(model)
         ours = decoder.generate(ROWS, max_new_tokens=12)
-        fresh = TrainingWheelsDecoder(model, teacher).generate(ROWS, max_new_tokens=12)
+        fresh = TrainingWheelsDecoder(model, teacher, device=device).generate(ROWS, max_new_tokens=12)
         assert ours.sequences.tolist() == fresh.sequences.tolist()
         assert ours.owners.tolist() == fresh.owners.tolist()
 
 
-def test_an_optimiser_step_arrives() -> None:
+def test_an_optimiser_step_arrives(device: str) -> None:
     model = student(1)
-    native = NativeT5.from_model(model)
+    native = NativeT5.from_model(model, device=device)
     before = logits(native)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.125)
     assert logits(native) == before  # packed: a copy
     native.update_weights(model)
-    assert logits(native) == logits(NativeT5.from_model(model)) != before
+    assert logits(native) == logits(NativeT5.from_model(model, device=device)) != before
 
 
-def test_weights_do_not_change_under_a_stream() -> None:
-    native = NativeT5.from_model(student(1))
+def test_weights_do_not_change_under_a_stream(device: str) -> None:
+    native = NativeT5.from_model(student(1), device=device)
     decoder = GreedyDecoder(native)
     expected = decoder.generate(ROWS, max_new_tokens=9).sequences.tolist()
     with decoder.stream(ROWS, batch_size=1, max_new_tokens=9) as stream:
@@ -70,7 +73,7 @@ def test_weights_do_not_change_under_a_stream() -> None:
     for out, whole in zip(outputs, expected, strict=True):
         assert out.sequences[0].tolist() == whole[: 1 + int(out.lengths[0])]
     native.update_weights(student(2))
-    assert logits(native) == logits(NativeT5.from_model(student(2)))
+    assert logits(native) == logits(NativeT5.from_model(student(2), device=device))
 
 
 def test_packed_bytes_that_are_looked_at_stay() -> None:
@@ -82,8 +85,8 @@ def test_packed_bytes_that_are_looked_at_stay() -> None:
     assert [blob.tobytes() for blob in blobs] == before
 
 
-def test_a_wrong_model_changes_nothing() -> None:
-    native = NativeT5.from_model(student(1), name="policy")
+def test_a_wrong_model_changes_nothing(device: str) -> None:
+    native = NativeT5.from_model(student(1), name="policy", device=device)
     before = logits(native)
     with pytest.raises(ValueError, match="policy: update_weights takes models of the same config, but d_model is"):
         native.update_weights(student(2, shape=0))

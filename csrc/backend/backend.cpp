@@ -52,4 +52,6 @@ std::unique_ptr<Drafter> Backend::make_drafter(DecoderPass, const Weight&, const
   return nullptr;
 }
 
+std::unique_ptr<Replay> Backend::make_replay(DecoderPass, const Weight&) { return nullptr; }
+
 }  // namespace kdtw

@@ -151,12 +151,13 @@ struct DraftRow {
   uint64_t key = 0;         // names the row to the random numbers
   int limit = 0;            // it stops at so many picks, 1 or more
   bool waits_at_limit = false;
+  bool first_ask = false;  // its teacher has not seen its source yet: the draft pauses as soon as the row waits
   std::vector<int32_t> first_allowed;  // beside DraftRules::stops: the first output at which the row may pick each
   float* keep_logits = nullptr;        // where its picks' raw logits go, [limit, V], device memory
 };
 
 // A draft ends while rows could go on: as soon as those that wait, `waiting` others among them, are as many as `batch`
-// (0: as those that go on), or one has finished and `at_finish`.
+// (0: as those that go on), one waits for a first_ask, or one has finished and `at_finish`.
 struct DraftPause {
   int waiting = 0, batch = 0;
   bool at_finish = false;
@@ -176,9 +177,24 @@ class Drafter {
 // Enqueues the decoder over placed tokens; gives the normed hidden states of those wanted, [wanted, M].
 using DecoderPass = std::function<const float*(const PassTokens& placed)>;
 
+// Passes of few tokens that a device keeps ready.
+class Replay {
+ public:
+  virtual ~Replay() = default;
+
+  // Whether this pass is one of them; who is told no computes it another way.
+  virtual bool takes(size_t tokens, size_t requests) = 0;
+  // The pass over host lists, and requests[i] decided at tokens.wanted[i].
+  virtual void answer(const PassTokens& tokens, std::span<const PickRequest> requests,
+                      std::span<PickResult> results) = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  // To be called before the work of a call: what the program has enqueued on the device elsewhere comes before it.
+  virtual void begin_call() {}
 
   virtual Buffer allocate(size_t floats) = 0;
   virtual void upload(Buffer& to, std::span<const float> from) = 0;
@@ -228,6 +244,17 @@ class Backend {
   // drafter.
   virtual std::unique_ptr<Drafter> make_drafter(DecoderPass pass, const Weight& head, const DraftRules& rules, int rows,
                                                 int steps);
+  // Null where nothing is gained, as on the CPU. `pass` is called with up to most_replayed() tokens; else as above.
+  virtual std::unique_ptr<Replay> make_replay(DecoderPass pass, const Weight& head);
+  virtual int most_replayed() const { return 0; }
+
+  // Whether the device can do what is put aside beside the rest; on the CPU it could only come first.
+  virtual bool overlaps() const { return false; }
+  // Enqueues operations beside all that comes next, until join(). Memory that `work` asks for must not be used by
+  // anything that is not put aside too.
+  virtual void aside(const std::function<void()>& work) { work(); }
+  // What comes next begins when all that was put aside has ended.
+  virtual void join() {}
 };
 
 // The device that a user's word means, "cpu" or "cuda:<index>". Known are "cpu", "cuda", "cuda:<index>" and "auto", the

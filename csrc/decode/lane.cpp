@@ -1,27 +1,43 @@
 #include "decode/lane.h"
 
 #include <cassert>
+#include <utility>
 
 #include "core/clock.h"
 
 namespace kdtw {
 
-void Lane::open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll) {
-  std::vector<int> closed;
-  std::vector<std::vector<int32_t>> sources;
+Lane::Unopened Lane::unopened(std::span<const int> slots, std::span<const Row> rows) const {
+  Unopened found;
   for (const int slot : slots) {
-    if (state_.source_length[slot] > 0) continue;
-    closed.push_back(slot);
-    sources.push_back(rows[slot].sources[source_]);
+    if (opened(slot)) continue;
+    found.slots.push_back(slot);
+    found.sources.push_back(rows[slot].sources[source_]);
   }
+  return found;
+}
+
+void Lane::open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll) {
+  const auto [closed, sources] = unopened(slots, rows);
   if (closed.empty()) return;
   Stopwatch watch(encode_seconds);
   model_.encode(backend_, state_, work_, closed, sources, poll);
 }
 
+void Lane::open_aside(std::span<const int> slots, std::span<const Row> rows, const Poll& poll) {
+  const auto [closed, sources] = unopened(slots, rows);
+  if (closed.empty()) return;
+  Stopwatch watch(encode_seconds);
+  put_aside_ = true;
+  backend_.aside([&, &closed = closed, &sources = sources] {
+    model_.encode(backend_, state_, aside_work_, closed, sources, poll);
+  });
+}
+
 void Lane::catch_up(std::span<const Row> rows, std::span<const Query> queries, std::span<PickResult> results,
                     const Poll& poll) {
   Stopwatch watch(decode_seconds);
+  if (std::exchange(put_aside_, false)) backend_.join();
   size_t answered = 0;
   tokens_.clear(), wanted_.clear(), requests_.clear();
   for (size_t q = 0; q < queries.size();) {
@@ -46,12 +62,21 @@ void Lane::catch_up(std::span<const Row> rows, std::span<const Query> queries, s
   ++passes;
 }
 
-bool Lane::make_drafter(const DraftRules& rules, int slots, int steps) {
-  const auto pass = [this](const PassTokens& placed) -> const float* {
-    model_.decode(backend_, state_, draft_work_, placed, [] {});
-    return draft_work_.gathered;
+// For graphs: the model's pass in memory that stays where it is.
+DecoderPass Lane::pass_in(Workspace& work) {
+  return [this, &work](const PassTokens& placed) -> const float* {
+    model_.decode(backend_, state_, work, placed, [] {});
+    return work.gathered;
   };
-  drafter_ = backend_.make_drafter(pass, model_.head(), rules, slots, steps);
+}
+
+void Lane::make_replay() {
+  replay_ = backend_.make_replay(pass_in(replay_work_), model_.head());
+  if (replay_) replay_work_.reserve(backend_, model_.config(), backend_.most_replayed());
+}
+
+bool Lane::make_drafter(const DraftRules& rules, int slots, int steps) {
+  drafter_ = backend_.make_drafter(pass_in(draft_work_), model_.head(), rules, slots, steps);
   if (drafter_) draft_work_.reserve(backend_, model_.config(), 2 * slots);
   return drafter_ != nullptr;
 }
@@ -86,9 +111,14 @@ void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const Dr
 // One pass of the model over what was put together, and the picks that were asked of it.
 void Lane::flush(std::span<PickResult> results, size_t& answered, const Poll& poll) {
   if (tokens_.empty()) return;
-  model_.decode(backend_, state_, work_, tokens_, wanted_, poll);
-  if (!requests_.empty())
-    backend_.pick(model_.head(), work_.gathered, requests_, results.subspan(answered, requests_.size()));
+  const auto here = results.subspan(answered, requests_.size());
+  if (replay_ && !requests_.empty() && replay_->takes(tokens_.size(), requests_.size())) {
+    poll();
+    replay_->answer(model_.list(state_, tokens_, wanted_, lists_), requests_, here);
+  } else {
+    model_.decode(backend_, state_, work_, tokens_, wanted_, poll);
+    if (!requests_.empty()) backend_.pick(model_.head(), work_.gathered, requests_, here);
+  }
   answered += requests_.size();
   tokens_.clear(), wanted_.clear(), requests_.clear();
 }

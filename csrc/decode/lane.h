@@ -28,17 +28,22 @@ class Lane {
         model_(model),
         source_(source),
         reads_marks_(reads_marks),
-        state_(backend, model, slots, source_capacity, target_capacity),
+        state_(model, slots, source_capacity, target_capacity),
         read_(slots, 0) {}
 
   // Encodes the sources of those slots' rows that are not encoded yet, together. rows[slot] is a slot's row.
   void open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll);
+  // The same beside other lanes' passes, up to this lane's next one.
+  void open_aside(std::span<const int> slots, std::span<const Row> rows, const Poll& poll);
+  bool opened(int slot) const { return state_.source_length[slot] > 0; }
 
   // Reads each queried row up to its last queried token, in one ragged pass, and answers the queries
   // (a row's together, ordered by `after`). A query about a token that was read before is an error of the loop.
   void catch_up(std::span<const Row> rows, std::span<const Query> queries, std::span<PickResult> results,
                 const Poll& poll);
 
+  // From now on passes that a Replay takes go through one. Not for a lane that moves afterwards.
+  void make_replay();
   // From now on draft() can be called, with up to `slots` rows and `steps` steps; false: the host takes every step
   // here. Not for a lane that moves afterwards.
   bool make_drafter(const DraftRules& rules, int slots, int steps);
@@ -62,6 +67,12 @@ class Lane {
   double encode_seconds = 0.0, decode_seconds = 0.0;
 
  private:
+  struct Unopened {
+    std::vector<int> slots;
+    std::vector<std::vector<int32_t>> sources;
+  };
+  Unopened unopened(std::span<const int> slots, std::span<const Row> rows) const;
+  DecoderPass pass_in(Workspace& work);
   void flush(std::span<PickResult> results, size_t& answered, const Poll& poll);
 
   Backend& backend_;
@@ -75,8 +86,12 @@ class Lane {
   std::vector<InputToken> tokens_;
   std::vector<int32_t> wanted_;
   std::vector<PickRequest> requests_;
-  Workspace draft_work_;  // of the drafter's passes: it must not move
+  TokenLists lists_;
+  Workspace aside_work_;
+  bool put_aside_ = false;              // and not joined yet
+  Workspace draft_work_, replay_work_;  // of graphs: they must not move
   std::unique_ptr<Drafter> drafter_;
+  std::unique_ptr<Replay> replay_;
 };
 
 }  // namespace kdtw

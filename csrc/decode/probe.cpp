@@ -128,8 +128,9 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       history_(history),
       most_tokens_(most_tokens),
       backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads), model_->config().inner())),
-      state_(*backend_, *model_, rows, source_tokens, history + most_tokens) {
+      state_(*model_, rows, source_tokens, history + most_tokens) {
   const int width = model_->config().inner();
+  state_.make_caches(*backend_, model_->config());
   for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);
   for (auto& cache : state_.cross) fill(*backend_, *cache, rows, source_tokens, width);
   std::fill(state_.source_length.begin(), state_.source_length.end(), source_tokens);

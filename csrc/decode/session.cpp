@@ -40,8 +40,10 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const int capacity = options_.max_new_tokens + 1;
   student_.emplace(*backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
-  for (const auto& teacher : decoder_->teachers)
+  for (const auto& teacher : decoder_->teachers) {
     teachers_.emplace_back(*backend_, *teacher, 1 + teachers(), false, slots, source_capacity, capacity);
+    teachers_.back().make_replay();
+  }
   if (method_.accept.check == Check::kRejection) {
     const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
     draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
@@ -93,6 +95,7 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
   const bool ahead = has_drafter_ && !stream;  // a streamer is to be handed every token
   {
     Stopwatch watch(seconds_);
+    backend_->begin_call();
     admit(poll);
     for (;;) {
       poll();
@@ -107,9 +110,12 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       for (int k = 1; k <= teachers(); ++k) {
         select(waiting_, [k](const Row& row) { return row.waiting == k; });
         const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
-        if (!call_now(waiting, drafting, options_.teacher_batch)) continue;
-        call(k, waiting_, poll);
-        called = true;
+        if (call_now(waiting, drafting, options_.teacher_batch)) {
+          call(k, waiting_, poll);
+          called = true;
+        } else if (backend_->overlaps()) {
+          teachers_[k - 1].open_aside(waiting_, rows_, poll);
+        }
       }
       if (called) continue;
       if (ahead) {
@@ -139,6 +145,8 @@ Totals Session::totals() const {
 }
 
 void Session::admit(const Poll& poll) {
+  if (method_.accept.checks_all && backend_->overlaps())  // all will need it
+    teachers_.front().open_aside(added_, rows_, poll);
   student_->open(added_, rows_, poll);
   for (const int slot : added_) settle(rows_[slot]);
   running_.insert(running_.end(), added_.begin(), added_.end());
@@ -284,6 +292,7 @@ DraftRow Session::draft_row(int slot) const {
   draft.key = row.key;
   draft.limit = draft_limit(method_, room + row.drafts()) - row.drafts();
   draft.waits_at_limit = method_.accept.checks_all || draft.limit < room;
+  draft.first_ask = backend_->overlaps() && !teachers_.empty() && !teachers_.front().opened(slot);
   draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
   for (size_t i = 0; i < decoder_->special.tau.size(); ++i) {
     const int k = static_cast<int>(i) + 1;

@@ -26,13 +26,15 @@ int bias_bucket(int distance, bool bidirectional, int buckets, int max_distance)
 
 }  // namespace
 
-T5State::T5State(Backend& backend, const T5& model, int rows, int source_capacity, int target_capacity)
+T5State::T5State(const T5& model, int rows, int source_capacity, int target_capacity)
     : weights(model.hold()),
       rows(rows),
       source_capacity(source_capacity),
       target_capacity(target_capacity),
-      source_length(rows, 0) {
-  const T5Config& config = model.config();
+      source_length(rows, 0) {}
+
+void T5State::make_caches(Backend& backend, const T5Config& config) {
+  if (!self.empty()) return;
   for (int i = 0; i < config.decoder_layers; ++i) {
     self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity, config.cache_dtype));
     cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity, config.cache_dtype));
@@ -180,6 +182,7 @@ void T5::feed_forward(Backend& backend, Workspace& work, const FeedForward& laye
 void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
                 std::span<const std::vector<int32_t>> sources, const Poll& poll) const {
   const int M = config_.model_size, I = config_.inner();
+  state.make_caches(backend, config_);
   for (size_t first = 0; first < rows.size();) {
     // As many whole rows as fit a pass, at least one: attention needs a whole row.
     size_t last = first;
@@ -226,22 +229,24 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
   }
 }
 
+PassTokens T5::list(const T5State& state, std::span<const InputToken> tokens, std::span<const int32_t> wanted,
+                    TokenLists& lists) const {
+  lists = {};
+  bool any_marked = false;
+  for (const InputToken& token : tokens) {
+    lists.ids.push_back(token.id);
+    if (config_.has_mark) lists.marked.push_back(token.marked), any_marked |= token.marked != 0;
+    lists.self.push_back({token.row, token.position, token.position + 1});
+    lists.cross.push_back({token.row, token.position, state.source_length[token.row]});
+  }
+  if (!any_marked) lists.marked.clear();
+  return {lists.ids, lists.marked, lists.self, lists.cross, wanted};
+}
+
 void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
                 std::span<const int32_t> wanted, const Poll& poll) const {
-  const int count = static_cast<int>(tokens.size());
-  std::vector<int32_t> ids(count);
-  std::vector<uint8_t> marked(config_.has_mark ? count : 0);
-  std::vector<TokenAt> self(count), cross(count);
-  bool any_marked = false;
-  for (int t = 0; t < count; ++t) {
-    const auto& token = tokens[t];
-    ids[t] = token.id;
-    if (config_.has_mark) marked[t] = token.marked, any_marked |= token.marked != 0;
-    self[t] = {token.row, token.position, token.position + 1};
-    cross[t] = {token.row, token.position, state.source_length[token.row]};
-  }
-  if (!any_marked) marked.clear();
-  decode(backend, state, work, backend.place({ids, marked, self, cross, wanted}), poll);
+  TokenLists lists;
+  decode(backend, state, work, backend.place(list(state, tokens, wanted, lists)), poll);
 }
 
 void T5::decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const {

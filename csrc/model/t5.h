@@ -31,7 +31,10 @@ class T5;
 
 // Caches of one model for R rows of one generate call.
 struct T5State {
-  T5State(Backend& backend, const T5& model, int rows, int source_capacity, int target_capacity);
+  T5State(const T5& model, int rows, int source_capacity, int target_capacity);
+
+  // T5::encode does it the first time: a teacher that is never asked costs nothing.
+  void make_caches(Backend& backend, const T5Config& config);
 
   const std::shared_ptr<const void> weights;  // held
   const int rows, source_capacity, target_capacity;
@@ -49,6 +52,13 @@ class Workspace {
  private:
   int tokens_ = 0;
   Buffer memory_;
+};
+
+// The lists of a pass over input tokens, on the host.
+struct TokenLists {
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> marked;
+  std::vector<TokenAt> self, cross;
 };
 
 struct InputToken {
@@ -82,7 +92,10 @@ class T5 {
   // leaves the normed hidden states of tokens[wanted[i]] at work.gathered, [wanted.size(), M].
   void decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
               std::span<const int32_t> wanted, const Poll& poll) const;
-  // The same over tokens that Backend::place, or a Drafter, has put in their places.
+  // What such a pass is made of; points to `lists` and `wanted`.
+  PassTokens list(const T5State& state, std::span<const InputToken> tokens, std::span<const int32_t> wanted,
+                  TokenLists& lists) const;
+  // The same over tokens that Backend::place, a Drafter or a Replay has put in their places.
   void decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const;
 
   const Weight& head() const { return head_ ? *head_ : *embedding_; }

@@ -1,14 +1,17 @@
-// The Backend on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream; the host
-// waits where it needs numbers, once a pick.
+// The Backend on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream, or aside
+// on a second one; the host waits where it needs numbers, once a pick.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cuda/drafter.h"
 #include "backend/cuda/memory.h"
+#include "backend/cuda/replay.h"
 #include "backend/cuda/weight.h"
 #include "core/error.h"
 
@@ -37,18 +40,29 @@ KdtwCheck check_of(Check check) {
   throw std::logic_error("a check that the kernels do not know");
 }
 
-class CudaBackend : public Backend, private DraftHost {
+// A stream, and what is on its way to its operations.
+struct Queue {
+  explicit Queue(const std::shared_ptr<Pool>& pool)
+      : pool(*pool), stream(pool->begin_stream()), staging(pool, stream) {}
+  ~Queue() { pool.end_stream(stream); }
+
+  Pool& pool;
+  void* const stream;
+  Staging staging;
+  Scratch scratch;
+};
+
+class CudaBackend : public Backend, private GraphHost {
  public:
   explicit CudaBackend(int device)
-      : pool_(Pool::of(library(), device)),
-        table_(*pool_->library().table),
-        stream_(pool_->create_stream()),
-        staging_(pool_, stream_) {}
+      : pool_(Pool::of(library(), device)), table_(*pool_->library().table), main_(pool_) {}
 
   ~CudaBackend() override {
-    pool_->end_stream(stream_);
+    table_.synchronise(main_.stream);
     if (answers_ != nullptr) table_.release_host(answers_);
   }
+
+  void begin_call() override { pool_->follow_companion(main_.stream); }
 
   Buffer allocate(size_t floats) override {
     auto memory = memory_of(floats * sizeof(float));
@@ -58,20 +72,20 @@ class CudaBackend : public Backend, private DraftHost {
 
   void upload(Buffer& to, std::span<const float> from) override {
     pool_->use();
-    check(table_, table_.copy_in(to.data, from.data(), from.size_bytes(), stream_), "copy to the device");
+    check(table_, table_.copy_in(to.data, from.data(), from.size_bytes(), queue_->stream), "copy to the device");
     wait();
   }
 
   void download(std::span<float> to, const float* from) override {
     pool_->use();
-    check(table_, table_.copy_out(to.data(), from, to.size_bytes(), stream_), "copy from the device");
+    check(table_, table_.copy_out(to.data(), from, to.size_bytes(), queue_->stream), "copy from the device");
     wait();
   }
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype, Use use) override {
     pool_->use();
-    return std::make_unique<DeviceWeight>(pool_, stream_, parts, part_outputs, inputs, dtype, use);
+    return std::make_unique<DeviceWeight>(pool_, queue_->stream, parts, part_outputs, inputs, dtype, use);
   }
 
   std::unique_ptr<Weight> adopt(int, int, DType, Blob) override {
@@ -79,15 +93,16 @@ class CudaBackend : public Backend, private DraftHost {
   }
 
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
-    return std::make_unique<DeviceCache>(*pool_, stream_, rows, heads, head_size, capacity, dtype);
+    return std::make_unique<DeviceCache>(*pool_, queue_->stream, rows, heads, head_size, capacity, dtype);
   }
 
   PassTokens place(const PassTokens& tokens) override {
     begin(5, tokens.ids.size_bytes() + tokens.marked.size_bytes() + tokens.self.size_bytes() +
                  tokens.cross.size_bytes() + tokens.wanted.size_bytes());
-    const PassTokens placed{staging_.put(tokens.ids), staging_.put(tokens.marked), staging_.put(tokens.self),
-                            staging_.put(tokens.cross), staging_.put(tokens.wanted)};
-    staging_.send();
+    const PassTokens placed{queue_->staging.put(tokens.ids), queue_->staging.put(tokens.marked),
+                            queue_->staging.put(tokens.self), queue_->staging.put(tokens.cross),
+                            queue_->staging.put(tokens.wanted)};
+    queue_->staging.send();
     return placed;
   }
 
@@ -96,14 +111,15 @@ class CudaBackend : public Backend, private DraftHost {
     if (ids.empty()) return;
     pool_->use();
     check(table_,
-          table_.embed(&view(table), ids.data(), marked.data(), mark, static_cast<int32_t>(ids.size()), out, stream_),
+          table_.embed(&view(table), ids.data(), marked.data(), mark, static_cast<int32_t>(ids.size()), out,
+                       queue_->stream),
           "embed");
   }
 
   void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) override {
     if (tokens == 0) return;
     pool_->use();
-    check(table_, table_.rms_norm(x, scale, epsilon, tokens, size, out, stream_), "rms_norm");
+    check(table_, table_.rms_norm(x, scale, epsilon, tokens, size, out, queue_->stream), "rms_norm");
   }
 
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
@@ -124,7 +140,7 @@ class CudaBackend : public Backend, private DraftHost {
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
     if (tokens == 0) return;
     pool_->use();
-    check(table_, table_.activate(activation == Activation::kGatedGelu, hidden, tokens, size, out, stream_),
+    check(table_, table_.activate(activation == Activation::kGatedGelu, hidden, tokens, size, out, queue_->stream),
           "activate");
   }
 
@@ -134,7 +150,7 @@ class CudaBackend : public Backend, private DraftHost {
     pool_->use();
     check(table_,
           table_.store(&static_cast<DeviceCache&>(cache).view(), as_tokens(tokens.data()),
-                       static_cast<int32_t>(tokens.size()), keys, values, stride, stream_),
+                       static_cast<int32_t>(tokens.size()), keys, values, stride, queue_->stream),
           "store");
   }
 
@@ -145,14 +161,15 @@ class CudaBackend : public Backend, private DraftHost {
     const KdtwBias view = bias ? KdtwBias{bias->table, bias->lowest, bias->highest} : KdtwBias{nullptr, 0, 0};
     check(table_,
           table_.attend(&static_cast<const DeviceCache&>(cache).view(), as_tokens(tokens.data()),
-                        static_cast<int32_t>(tokens.size()), queries, stride, &view, out, stream_),
+                        static_cast<int32_t>(tokens.size()), queries, stride, &view, out, queue_->stream),
           "attend");
   }
 
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
     if (indices.empty()) return;
     pool_->use();
-    check(table_, table_.gather(x, indices.data(), static_cast<int32_t>(indices.size()), size, out, stream_), "gather");
+    check(table_, table_.gather(x, indices.data(), static_cast<int32_t>(indices.size()), size, out, queue_->stream),
+          "gather");
   }
 
   void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
@@ -161,14 +178,43 @@ class CudaBackend : public Backend, private DraftHost {
     const int n = static_cast<int>(requests.size());
     const KdtwResult* const decided = decide(head, hidden, send(requests), n);
     KdtwResult* answers = answers_for(n);
-    check(table_, table_.copy_out(answers, decided, n * sizeof(KdtwResult), stream_), "copy from the device");
+    check(table_, table_.copy_out(answers, decided, n * sizeof(KdtwResult), queue_->stream), "copy from the device");
     wait();
     std::transform(answers, answers + n, results.begin(), to_pick);
   }
 
   std::unique_ptr<Drafter> make_drafter(DecoderPass pass, const Weight& head, const DraftRules& rules, int rows,
                                         int steps) override {
-    return make_cuda_drafter(*this, *pool_, stream_, std::move(pass), head, rules, rows, steps);
+    return make_cuda_drafter(*this, *pool_, main_.stream, std::move(pass), head, rules, rows, steps);
+  }
+
+  std::unique_ptr<Replay> make_replay(DecoderPass pass, const Weight& head) override {
+    if (draft_setting().how == DraftSetting::kHost) return nullptr;
+    return make_cuda_replay(*this, *pool_, main_.stream, std::move(pass), head);
+  }
+  int most_replayed() const override { return kMostReplayed; }
+
+  bool overlaps() const override { return true; }
+
+  void aside(const std::function<void()>& work) override {
+    pool_->use();
+    if (!side_) side_.emplace(pool_);
+    check(table_, table_.follow(side_->stream, main_.stream), "order of two streams");
+    put_aside_ = true;
+    struct Back {
+      CudaBackend& backend;
+      ~Back() { backend.queue_ = &backend.main_, backend.use_scratch(nullptr); }
+    } back{*this};
+    queue_ = &*side_;
+    use_scratch(nullptr);
+    work();
+  }
+
+  void join() override {
+    if (!put_aside_) return;
+    pool_->use();
+    check(table_, table_.follow(main_.stream, side_->stream), "order of two streams");
+    put_aside_ = false;
   }
 
  private:
@@ -178,15 +224,16 @@ class CudaBackend : public Backend, private DraftHost {
     auto* summaries = scratch_as<KdtwSummary>(scratch_->summaries, static_cast<size_t>(count) * chunks);
     auto* decided = scratch_as<KdtwResult>(scratch_->decided, count);
     linear(head, hidden, count, logits, false);
-    check(table_, table_.pick(logits, V, requests, count, summaries, decided, stream_), "pick");
+    check(table_, table_.pick(logits, V, requests, count, summaries, decided, queue_->stream), "pick");
     return decided;
   }
 
-  void use_scratch(Scratch* scratch) override { scratch_ = scratch != nullptr ? scratch : &own_scratch_; }
+  void use_scratch(Scratch* scratch) override { scratch_ = scratch != nullptr ? scratch : &queue_->scratch; }
 
   void wait() override {
-    check(table_, table_.synchronise(stream_), "wait for the device");
-    staging_.reset();
+    check(table_, table_.synchronise(queue_->stream), "wait for the device");
+    queue_->staging.reset();
+    if (side_ && !put_aside_) side_->staging.reset();  // it was waited for, too
   }
 
   const KdtwWeight& view(const Weight& weight) const {
@@ -196,12 +243,12 @@ class CudaBackend : public Backend, private DraftHost {
     return on_device->view();
   }
 
-  std::shared_ptr<void> memory_of(size_t bytes) { return pool_->allocate(std::max<size_t>(bytes, 1), stream_); }
+  std::shared_ptr<void> memory_of(size_t bytes) { return pool_->allocate(std::max<size_t>(bytes, 1), queue_->stream); }
 
   // Before `pieces` arrays of `bytes` together are put.
   void begin(size_t pieces, size_t bytes) {
     pool_->use();
-    staging_.make_room(pieces, bytes);
+    queue_->staging.make_room(pieces, bytes);
   }
 
   // Memory that is kept from call to call; grown by half when it is too small.
@@ -226,7 +273,7 @@ class CudaBackend : public Backend, private DraftHost {
     pool_->use();
     const KdtwWeight& w = view(weight);
     if (w.scales == nullptr) {
-      check(table_, table_.linear(&w, x, norm_scale, epsilon, tokens, epilogue, out, stream_), "linear");
+      check(table_, table_.linear(&w, x, norm_scale, epsilon, tokens, epilogue, out, queue_->stream), "linear");
       return;
     }
     void* scaled =
@@ -234,22 +281,37 @@ class CudaBackend : public Backend, private DraftHost {
     float* scales = scratch(scratch_->scales, tokens);
     if (w.format == kKdtwInt8) {
       auto* to = static_cast<int8_t*>(scaled);
-      check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_),
+      check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, queue_->stream),
             "quantise");
-      check(table_, table_.linear_int8(&w, to, scales, tokens, epilogue, out, stream_), "linear_int8");
+      check(table_, table_.linear_int8(&w, to, scales, tokens, epilogue, out, queue_->stream), "linear_int8");
     } else {
       auto* to = static_cast<uint16_t*>(scaled);
-      check(table_, table_.scale_to_fp16(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, stream_),
+      check(table_,
+            table_.scale_to_fp16(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, queue_->stream),
             "scale_to_fp16");
-      check(table_, table_.linear_tensor(&w, to, scales, tokens, epilogue, out, stream_), "linear_tensor");
+      check(table_, table_.linear_tensor(&w, to, scales, tokens, epilogue, out, queue_->stream), "linear_tensor");
     }
   }
 
+  std::span<const KdtwRequest> translate(std::span<const PickRequest> requests) override {
+    put_requests(requests, 0);
+    queue_->staging.send();
+    return requests_;
+  }
+
   const KdtwRequest* send(std::span<const PickRequest> requests) {
-    size_t bytes = requests.size() * sizeof(KdtwRequest);
+    put_requests(requests, sizeof(KdtwRequest));
+    const KdtwRequest* const sent = queue_->staging.put(std::span<const KdtwRequest>(requests_)).data();
+    queue_->staging.send();
+    return sent;
+  }
+
+  // Fills requests_ and puts the lists that they point to, leaving room for so many bytes more a request.
+  void put_requests(std::span<const PickRequest> requests, size_t more) {
+    size_t bytes = requests.size() * more;
     for (const auto& request : requests) bytes += request.banned.size_bytes() + request.draft_banned.size_bytes();
     begin(1 + 2 * requests.size(), bytes);
-    const auto put = [&](std::span<const int32_t> ids) { return staging_.put(ids).data(); };
+    const auto put = [&](std::span<const int32_t> ids) { return queue_->staging.put(ids).data(); };
     requests_.clear();
     for (const auto& request : requests) {
       KdtwRequest& to = requests_.emplace_back();
@@ -269,9 +331,6 @@ class CudaBackend : public Backend, private DraftHost {
       to.want_confidence = request.want_confidence || request.check == Check::kDivergence;
       to.want_entropy = request.want_entropy;
     }
-    const KdtwRequest* const sent = staging_.put(std::span<const KdtwRequest>(requests_)).data();
-    staging_.send();
-    return sent;
   }
 
   // Pinned memory for n results.
@@ -288,10 +347,11 @@ class CudaBackend : public Backend, private DraftHost {
 
   const std::shared_ptr<Pool> pool_;
   const KdtwCudaTable& table_;
-  void* const stream_;
-  Staging staging_;
-  Scratch own_scratch_;
-  Scratch* scratch_ = &own_scratch_;
+  Queue main_;
+  std::optional<Queue> side_;  // made when something is put aside
+  Queue* queue_ = &main_;      // that operations go to
+  bool put_aside_ = false;     // and not joined yet
+  Scratch* scratch_ = &main_.scratch;
   std::vector<KdtwRequest> requests_;
   KdtwResult* answers_ = nullptr;
   int answers_capacity_ = 0;

@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "backend/cuda/graph.h"
 #include "core/error.h"
@@ -17,38 +18,9 @@ namespace {
 std::mutex setting_mutex;
 DraftSetting setting;
 
-DraftSetting current_setting() {
-  const std::lock_guard lock(setting_mutex);
-  return setting;
-}
-
-// Rows are filled up to the next number that products take at once, so that few graphs serve all numbers.
-int padded_rows(int rows) {
-  constexpr int kMost = 16;
-  if (rows > kMost) return (rows + kMost - 1) / kMost * kMost;
-  int width = 1;
-  while (width < rows) width *= 2;
-  return width;
-}
-
-// Gives out places in a block of memory, one after the other.
-class Places {
- public:
-  template <typename T>
-  size_t take(size_t count) {
-    const size_t offset = (bytes_ + 15) / 16 * 16;
-    bytes_ = offset + count * sizeof(T);
-    return offset;
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  size_t bytes_ = 0;
-};
-
 class CudaDrafter : public Drafter {
  public:
-  CudaDrafter(DraftHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head, const DraftRules& rules,
+  CudaDrafter(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head, const DraftRules& rules,
               int rows, int steps, bool loops, int ahead)
       : host_(host),
         pool_(pool),
@@ -62,10 +34,7 @@ class CudaDrafter : public Drafter {
     for (const DraftStop& stop : rules.stops) stops_.push_back({stop.id, stop.waits});
     const int width = padded_rows(rows);
     exchanged_bytes_ = exchanged(width, steps).bytes;
-    device_ = array<std::byte>(exchanged_bytes_);
-    void* pinned = nullptr;
-    if (table_.allocate_host(&pinned, exchanged_bytes_) != 0) throw OutOfMemory(exchanged_bytes_);
-    staged_ = {static_cast<std::byte*>(pinned), [&table = table_](std::byte* memory) { table.release_host(memory); }};
+    exchange_.emplace(pool, stream, exchanged_bytes_);
 
     shared_.stop_count = static_cast<int32_t>(stops_.size());
     shared_.seed = rules.seed, shared_.stream = static_cast<uint32_t>(Stream::kStudent);
@@ -86,12 +55,8 @@ class CudaDrafter : public Drafter {
   void draft(std::span<const DraftRow> rows, const DraftPause& pause, const float* hidden,
              std::vector<std::vector<PickResult>>& picks) override {
     pool_.use();
-    host_.use_scratch(&scratch_);
-    struct Leave {
-      DraftHost& host;
-      ~Leave() { host.use_scratch(nullptr); }
-    } leave{host_};
-    const int width = padded_rows(static_cast<int>(rows.size()));
+    const UseScratch use(host_, scratch_);
+    const int width = padded_rows(rows.size());
     int most = 0;
     for (const DraftRow& row : rows) most = std::max(most, row.limit);
     const Exchanged at = exchanged(width, most);
@@ -113,11 +78,11 @@ class CudaDrafter : public Drafter {
         for (const int until = std::min(steps + ahead_, most); steps < until; ++steps)
           graph(width, draft).launch(stream_);
         read(at, width, steps);
-      } while (here<KdtwDraftState>(at.state)->go_on);
+      } while (exchange_->here<KdtwDraftState>(at.state)->go_on);
     }
     picks.resize(rows.size());
-    const auto* const after = here<KdtwDraftRow>(at.rows);
-    const auto* const results = here<KdtwResult>(at.picks);
+    const auto* const after = exchange_->here<KdtwDraftRow>(at.rows);
+    const auto* const results = exchange_->here<KdtwResult>(at.picks);
     for (size_t i = 0; i < rows.size(); ++i) {
       picks[i].clear();
       for (int step = 0; step < after[i].picks; ++step)
@@ -147,44 +112,43 @@ class CudaDrafter : public Drafter {
   KdtwDraft view(int width, const Exchanged& at) const {
     KdtwDraft draft = shared_;
     draft.width = width;
-    draft.stops = there<KdtwStop>(at.stops);
-    draft.first_allowed = there<int32_t>(at.first_allowed);
-    draft.requests = there<KdtwRequest>(at.requests);
-    draft.state = there<KdtwDraftState>(at.state);
-    draft.rows = there<KdtwDraftRow>(at.rows);
-    draft.picks = there<KdtwResult>(at.picks);
+    draft.stops = exchange_->there<KdtwStop>(at.stops);
+    draft.first_allowed = exchange_->there<int32_t>(at.first_allowed);
+    draft.requests = exchange_->there<KdtwRequest>(at.requests);
+    draft.state = exchange_->there<KdtwDraftState>(at.state);
+    draft.rows = exchange_->there<KdtwDraftRow>(at.rows);
+    draft.picks = exchange_->there<KdtwResult>(at.picks);
     return draft;
   }
 
   void send(std::span<const DraftRow> rows, const DraftPause& pause, int width, const Exchanged& at) {
-    std::memset(staged_.get(), 0, at.picks);
-    std::copy(stops_.begin(), stops_.end(), here<KdtwStop>(at.stops));
-    *here<KdtwDraftState>(at.state) = {pause.waiting, pause.batch, pause.at_finish, 0};
-    auto* const to = here<KdtwDraftRow>(at.rows);
+    std::memset(exchange_->here<std::byte>(0), 0, at.picks);
+    std::copy(stops_.begin(), stops_.end(), exchange_->here<KdtwStop>(at.stops));
+    *exchange_->here<KdtwDraftState>(at.state) = {pause.waiting, pause.batch, pause.at_finish, 0};
+    auto* const to = exchange_->here<KdtwDraftRow>(at.rows);
     for (int i = 0; i < width; ++i) {
       to[i].stand = kKdtwFinished;
-      KdtwRequest& request = here<KdtwRequest>(at.requests)[i];
+      KdtwRequest& request = exchange_->here<KdtwRequest>(at.requests)[i];
       std::memcpy(&request, &request_, sizeof request);
       request.banned = banned_ + i * stops_.size();
     }
     for (size_t i = 0; i < rows.size(); ++i) {
       const DraftRow& row = rows[i];
       std::copy(row.first_allowed.begin(), row.first_allowed.end(),
-                here<int32_t>(at.first_allowed) + i * stops_.size());
+                exchange_->here<int32_t>(at.first_allowed) + i * stops_.size());
       to[i].key = row.key, to[i].keep_logits = row.keep_logits;
       to[i].id = row.id, to[i].marked = row.marked;
       to[i].row = row.self.row, to[i].position = row.self.position, to[i].source_length = row.cross.length;
       to[i].limit = row.limit, to[i].waits_at_limit = row.waits_at_limit;
+      to[i].first_ask = row.first_ask;
       to[i].stand = kKdtwDrafting;
     }
-    check(table_, table_.copy_in(device_, staged_.get(), at.picks, stream_), "copy to the device");
+    exchange_->send(0, at.picks);
   }
 
   // Waits for the rows and the picks of so many steps.
   void read(const Exchanged& at, int width, int steps) {
-    const size_t bytes = at.picks + static_cast<size_t>(width) * steps * sizeof(KdtwResult) - at.state;
-    check(table_, table_.copy_out(staged_.get() + at.state, device_ + at.state, bytes, stream_),
-          "copy from the device");
+    exchange_->fetch(at.state, at.picks + static_cast<size_t>(width) * steps * sizeof(KdtwResult) - at.state);
     host_.wait();
   }
 
@@ -214,16 +178,8 @@ class CudaDrafter : public Drafter {
     memory_.push_back(pool_.allocate(std::max<size_t>(count * sizeof(T), 1), stream_));
     return static_cast<T*>(memory_.back().get());
   }
-  template <typename T>
-  T* here(size_t offset) const {
-    return reinterpret_cast<T*>(staged_.get() + offset);
-  }
-  template <typename T>
-  T* there(size_t offset) const {
-    return reinterpret_cast<T*>(device_ + offset);
-  }
 
-  DraftHost& host_;
+  GraphHost& host_;
   Pool& pool_;
   const KdtwCudaTable& table_;
   void* const stream_;
@@ -234,11 +190,10 @@ class CudaDrafter : public Drafter {
   const int ahead_;
   std::vector<std::shared_ptr<void>> memory_;  // on the device
   size_t exchanged_bytes_ = 0;
-  std::byte* device_ = nullptr;        // [exchanged_bytes_]
-  std::shared_ptr<std::byte> staged_;  // the same on the host, pinned
-  int32_t* banned_ = nullptr;          // [width, stops], on the device
-  KdtwDraft shared_{};                 // what all widths share
-  KdtwRequest request_;                // what all rows ask
+  std::optional<Exchange> exchange_;
+  int32_t* banned_ = nullptr;  // [width, stops], on the device
+  KdtwDraft shared_{};         // what all widths share
+  KdtwRequest request_;        // what all rows ask
   Scratch scratch_;
   std::map<int, std::unique_ptr<Graph>> graphs_;  // by width
 };
@@ -257,9 +212,14 @@ void use_drafting(const std::string& how, int steps) {
   setting = {found->second, steps};
 }
 
-std::unique_ptr<Drafter> make_cuda_drafter(DraftHost& host, Pool& pool, void* stream, DecoderPass pass,
+DraftSetting draft_setting() {
+  const std::lock_guard lock(setting_mutex);
+  return setting;
+}
+
+std::unique_ptr<Drafter> make_cuda_drafter(GraphHost& host, Pool& pool, void* stream, DecoderPass pass,
                                            const Weight& head, const DraftRules& rules, int rows, int steps) {
-  const DraftSetting wanted = current_setting();
+  const DraftSetting wanted = draft_setting();
   if (wanted.how == DraftSetting::kHost) return nullptr;
   const bool loops = wanted.how != DraftSetting::kAhead && pool.runs_loops();
   if (wanted.how == DraftSetting::kLoop && !loops)

@@ -12,7 +12,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 3 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 4 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
@@ -103,6 +103,7 @@ struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` 
   int32_t id, marked, row, position;  // the token to read next
   int32_t source_length;              // keys that cross-attention sees
   int32_t limit, waits_at_limit;      // it stops at so many picks
+  int32_t first_ask;                  // see DraftRow
   int32_t picks;                      // so far
   KdtwStand stand;
 };
@@ -165,6 +166,8 @@ struct KdtwCudaTable {
   int32_t (*create_stream)(void** stream);
   int32_t (*destroy_stream)(void* stream);
   int32_t (*synchronise)(void* stream);
+  // What comes next on `stream` begins when all that is on `other` by now has ended. `other` null: the default stream.
+  int32_t (*follow)(void* stream, void* other);
   int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
   int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
 

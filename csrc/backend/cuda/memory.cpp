@@ -20,7 +20,27 @@ size_t rounded(size_t bytes) {
 
 constexpr size_t kBoundary = 16;  // of a staged piece
 
+std::mutex companion_mutex;
+
+// Never destroyed: what it calls may be gone when the process ends.
+std::shared_ptr<const Companion>& the_companion() {
+  static auto* const companion = new std::shared_ptr<const Companion>;
+  return *companion;
+}
+
+std::shared_ptr<const Companion> current_companion() {
+  const std::lock_guard lock(companion_mutex);
+  return the_companion();
+}
+
 }  // namespace
+
+void use_companion(std::shared_ptr<const Companion> companion) {
+  const std::lock_guard lock(companion_mutex);
+  the_companion().swap(companion);
+}
+
+Pool::Pool(const Library& library, int device) : library_(library), device_(device), companion_(current_companion()) {}
 
 std::shared_ptr<Pool> Pool::of(const Library& library, int device) {
   static std::mutex mutex;
@@ -36,6 +56,7 @@ std::shared_ptr<Pool> Pool::of(const Library& library, int device) {
 Pool::~Pool() {
   library_.table->use_device(device_);
   for (const auto& [bytes, block] : free_) library_.table->release(block.memory);
+  for (void* const stream : resting_) library_.table->destroy_stream(stream);
 }
 
 void Pool::use() const { check(*library_.table, library_.table->use_device(device_), "choice of the device"); }
@@ -45,7 +66,7 @@ bool Pool::runs_loops() {
     const std::lock_guard lock(mutex_);
     if (runs_loops_) return *runs_loops_;
   }
-  void* const stream = create_stream();
+  void* const stream = begin_stream();
   const bool found = loop_runs(*library_.table, stream);
   end_stream(stream);
   const std::lock_guard lock(mutex_);
@@ -53,11 +74,16 @@ bool Pool::runs_loops() {
   return found;
 }
 
-void* Pool::create_stream() {
+void* Pool::begin_stream() {
   use();
-  void* stream = nullptr;
-  check(*library_.table, library_.table->create_stream(&stream), "making of a stream");
   const std::lock_guard lock(mutex_);
+  void* stream = nullptr;
+  if (resting_.empty()) {
+    check(*library_.table, library_.table->create_stream(&stream), "making of a stream");
+  } else {
+    stream = resting_.back();
+    resting_.pop_back();
+  }
   streams_.insert(stream);
   return stream;
 }
@@ -65,16 +91,27 @@ void* Pool::create_stream() {
 void Pool::end_stream(void* stream) {
   library_.table->use_device(device_);
   library_.table->synchronise(stream);
-  library_.table->destroy_stream(stream);
   const std::lock_guard lock(mutex_);
   streams_.erase(stream);
+  resting_.push_back(stream);
   for (auto& [bytes, block] : free_)
     if (block.stream == stream) block.stream = nullptr;
+}
+
+void Pool::follow_companion(void* stream) const {
+  if (companion_ == nullptr) return;
+  use();
+  check(*library_.table, library_.table->follow(stream, companion_->current_stream(device_)), "order of two streams");
 }
 
 std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   const size_t size = rounded(bytes);
   void* memory = nullptr;
+  if (companion_ != nullptr) {
+    memory = companion_->allocate(device_, size, stream);
+    if (memory == nullptr) throw OutOfMemory(bytes);
+    return {memory, [pool = shared_from_this()](void* p) { pool->companion_->release(p); }};
+  }
   {
     const std::lock_guard lock(mutex_);
     const auto end = free_.upper_bound(size + size / 4);

@@ -1,18 +1,32 @@
 // Device memory that is asked for once: what a pass, a row or a session gives back is used again. A block goes back
-// tagged with the stream that may still be working on it, and another stream gets it after that one has ended.
+// tagged with the stream that may still be working on it, and another stream gets it after that one has ended. Where
+// another library in this process has an allocator of its own (torch), memory comes from there and goes back there.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
 #include <span>
+#include <vector>
 
 #include "backend/cuda/library.h"
 
 namespace kdtw::cuda {
+
+// The other library. Its functions are called from any thread, and throw nothing.
+struct Companion {
+  // On a boundary of 256 bytes, for work on `stream` (null: on its current stream); null: there is no memory left.
+  std::function<void*(int device, size_t bytes, void* stream)> allocate;
+  std::function<void(void* memory)> release;
+  // The calling thread's; null: the default stream.
+  std::function<void*(int device)> current_stream;
+};
+// Of the devices that nothing is on yet; null: none.
+void use_companion(std::shared_ptr<const Companion> companion);
 
 class Pool : public std::enable_shared_from_this<Pool> {
  public:
@@ -26,11 +40,14 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // Whether graphs with loops run on the device; tried out once.
   bool runs_loops();
 
-  void* create_stream();
-  // Waits for the stream's work and lets others have its blocks.
+  void* begin_stream();
+  // Waits for the stream's work and lets others have its blocks, and the stream itself.
   void end_stream(void* stream);
+  // What comes next on `stream` waits for the companion's current stream, if there is one.
+  void follow_companion(void* stream) const;
 
-  // At least `bytes`, on a boundary of 256, not cleared. Null stream: for something that outlives streams. OutOfMemory.
+  // At least `bytes`, on a boundary of 256, not cleared. Null stream: for something that outlives streams; a stream
+  // that writes there follows the companion first. OutOfMemory.
   std::shared_ptr<void> allocate(size_t bytes, void* stream);
 
  private:
@@ -39,14 +56,16 @@ class Pool : public std::enable_shared_from_this<Pool> {
     void* stream;  // null: anybody's
   };
 
-  Pool(const Library& library, int device) : library_(library), device_(device) {}
+  Pool(const Library& library, int device);
   void give_back(void* memory, size_t bytes, void* stream);
 
   const Library& library_;
   const int device_;
+  const std::shared_ptr<const Companion> companion_;
   std::mutex mutex_;
   std::multimap<size_t, Free> free_;
-  std::set<void*> streams_;
+  std::set<void*> streams_;     // at work
+  std::vector<void*> resting_;  // streams that have ended
   std::optional<bool> runs_loops_;
 };
 

@@ -63,23 +63,25 @@ __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const Kdt
 __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int first) {
   KDTW_SHARED(int, scratch, kWarps);
   const bool runs = first || draft.state->go_on;
-  int drafting = 0, waiting = 0, finished = 0;
+  int drafting = 0, waiting = 0, asking = 0, finished = 0;
   for (int i = threadIdx.x; runs && i < draft.width; i += kBlock) {
     KdtwDraftRow row = draft.rows[i];
     if (!first && row.stand == kKdtwDrafting) take(draft, i, row);
     prepare(draft, i, row);
     draft.rows[i] = row;
     drafting += row.stand == kKdtwDrafting, waiting += row.stand == kKdtwWaiting;
+    asking += row.stand == kKdtwWaiting && row.first_ask;
     finished += row.stand == kKdtwFinished && row.picks > 0;
   }
   drafting = block_reduce<Sum>(drafting, scratch);
   waiting = block_reduce<Sum>(waiting, scratch);
+  asking = block_reduce<Sum>(asking, scratch);
   finished = block_reduce<Sum>(finished, scratch);
   if (threadIdx.x == 0 && runs) {
     KdtwDraftState& state = *draft.state;
     const int wait = state.waiting + waiting;
     const bool called = wait > 0 && wait >= (state.batch > 0 ? state.batch : drafting);
-    const bool pauses = called || (state.at_finish && finished > 0);
+    const bool pauses = called || asking > 0 || (state.at_finish && finished > 0);
     state.go_on = first || (drafting > 0 && !pauses);
   }
 }

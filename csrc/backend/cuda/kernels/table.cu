@@ -75,6 +75,16 @@ int32_t create_stream(void** stream) {
 int32_t destroy_stream(void* stream) { return told(cudaStreamDestroy(static_cast<cudaStream_t>(stream))); }
 int32_t synchronise(void* stream) { return told(cudaStreamSynchronize(static_cast<cudaStream_t>(stream))); }
 
+int32_t follow(void* stream, void* other) {
+  cudaEvent_t reached = nullptr;
+  cudaError_t error = cudaEventCreateWithFlags(&reached, cudaEventDisableTiming);
+  if (error != cudaSuccess) return told(error);
+  error = cudaEventRecord(reached, static_cast<cudaStream_t>(other));
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), reached, 0);
+  cudaEventDestroy(reached);  // lasts until nobody waits for it
+  return told(error);
+}
+
 int32_t copy_in(void* to, const void* host, size_t bytes, void* stream) {
   return told(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
 }
@@ -83,38 +93,17 @@ int32_t copy_out(void* host, const void* from, size_t bytes, void* stream) {
 }
 
 constexpr KdtwCudaTable kTable = {
-    kKdtwCudaVersion,
-    KDTW_CUDA_KIND,
-    KDTW_CUDA_ARCHITECTURES,
-    describe,
-    device_count,
-    device_info,
-    use_device,
-    allocate,
-    release,
-    allocate_host,
-    release_host,
-    create_stream,
-    destroy_stream,
-    synchronise,
-    copy_in,
-    copy_out,
-    embed,
-    gather,
-    rms_norm,
-    quantise,
-    scale_to_fp16,
-    linear,
-    linear_int8,
-    linear_tensor,
-    activate,
-    store,
-    attend,
-    pick,
-    advance,
-    begin_graph,
-    end_graph,
-    launch_graph,
+    kKdtwCudaVersion, KDTW_CUDA_KIND, KDTW_CUDA_ARCHITECTURES,
+    describe,         device_count,   device_info,
+    use_device,       allocate,       release,
+    allocate_host,    release_host,   create_stream,
+    destroy_stream,   synchronise,    follow,
+    copy_in,          copy_out,       embed,
+    gather,           rms_norm,       quantise,
+    scale_to_fp16,    linear,         linear_int8,
+    linear_tensor,    activate,       store,
+    attend,           pick,           advance,
+    begin_graph,      end_graph,      launch_graph,
     destroy_graph,
 };
 

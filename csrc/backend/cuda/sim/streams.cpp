@@ -17,6 +17,7 @@ namespace {
 
 SimtStream default_stream;
 std::set<cudaStream_t> all_streams;
+std::map<cudaEvent_t, std::shared_ptr<SimtEvent>> events;  // that were not destroyed
 std::map<const char*, size_t> pinned;
 std::set<std::shared_ptr<Capture>> captures;
 cudaError_t error_code = cudaSuccess;
@@ -24,7 +25,7 @@ std::string error_text = "no error";
 
 void advance(SimtStream& stream);
 
-void reach(cudaEvent_t event, uint64_t generation) {
+void reach(const cudaEvent_t event, uint64_t generation) {
   while (event->reached < generation && event->stream && !stream_of(event->stream).tasks.empty()) {
     advance(stream_of(event->stream));
   }
@@ -35,7 +36,7 @@ void advance(SimtStream& stream) {
   Task task = std::move(stream.tasks.front());
   stream.tasks.pop_front();
   if (task.waits)
-    reach(task.event, task.generation);
+    reach(task.event.get(), task.generation);
   else if (task.event)
     task.event->reached = std::max(task.event->reached, task.generation);
   else
@@ -297,15 +298,16 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   });
 }
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  *event = new SimtEvent;
-  return cudaSuccess;
+  return guarded([&] {
+    const auto made = std::make_shared<SimtEvent>();
+    events[*event = made.get()] = made;
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return guarded([&] {
-    if (event) reach(event, event->recorded);
-    drain_all();  // waits for it may still be queued
-    delete event;
+    events.erase(event);
     return cudaSuccess;
   });
 }
@@ -313,7 +315,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return guarded([&] {
     event->stream = stream;
     event->capture = stream_of(stream).capture;
-    if (!event->capture) push(stream, {{}, event, ++event->recorded, false});
+    if (!event->capture) push(stream, {{}, event->shared_from_this(), ++event->recorded, false});
     return error_code;
   });
 }
@@ -328,7 +330,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
       }
       if (stream != capture.origin) capture.unfinished.insert(stream);
     } else if (event->reached < event->recorded) {
-      push(stream, {{}, event, event->recorded, true});
+      push(stream, {{}, event->shared_from_this(), event->recorded, true});
     }
     return error_code;
   });

@@ -37,7 +37,8 @@ struct Capture {
 
 struct Task {
   std::function<void()> run;
-  cudaEvent_t event = nullptr;  // to wait for, at its `generation`-th recording, or to set (when run is empty too)
+  // To wait for, at its `generation`-th recording, or to set (when run is empty too). Lives as long as it is queued.
+  std::shared_ptr<SimtEvent> event = nullptr;
   uint64_t generation = 0;
   bool waits = false;
 };
@@ -49,7 +50,7 @@ struct SimtStream {
   std::shared_ptr<simt::Capture> capture;
 };
 
-struct SimtEvent {
+struct SimtEvent : std::enable_shared_from_this<SimtEvent> {
   uint64_t recorded = 0, reached = 0;
   cudaStream_t stream = nullptr;
   std::shared_ptr<simt::Capture> capture;  // of its last recording

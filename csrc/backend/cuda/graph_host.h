@@ -1,0 +1,120 @@
+// What drafts and replayed passes, which are captured into graphs, use of their backend.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/kernels.h"
+#include "backend/cuda/memory.h"
+#include "core/error.h"
+
+namespace kdtw::cuda {
+
+// Device memory that operations need for themselves, kept from call to call.
+struct Scratch {
+  Buffer logits, summaries, decided, scaled, scales;
+  bool of_graphs = false;        // graphs go on using what has become too small
+  std::vector<Buffer> outgrown;  // which is here
+};
+
+class GraphHost {
+ public:
+  // Enqueues the decisions about hidden [count, M] that requests in device memory ask for; says where they will be.
+  virtual const KdtwResult* decide(const Weight& head, const float* hidden, const KdtwRequest* requests, int count) = 0;
+  // The requests as the kernels know them; the lists that they point to are on their way to the device. Valid until the
+  // next call.
+  virtual std::span<const KdtwRequest> translate(std::span<const PickRequest> requests) = 0;
+  // Operations take their memory from `scratch` until the next call; null: from the backend's own.
+  virtual void use_scratch(Scratch* scratch) = 0;
+  virtual void wait() = 0;
+
+ protected:
+  ~GraphHost() = default;
+};
+
+// For the length of a call.
+class UseScratch {
+ public:
+  UseScratch(GraphHost& host, Scratch& scratch) : host_(host) { host.use_scratch(&scratch); }
+  ~UseScratch() { host_.use_scratch(nullptr); }
+  UseScratch(const UseScratch&) = delete;
+  UseScratch& operator=(const UseScratch&) = delete;
+
+ private:
+  GraphHost& host_;
+};
+
+// Rows are filled up to the next number that products take at once, so that few graphs serve all numbers.
+inline int padded_rows(size_t rows) {
+  constexpr size_t kMost = 16;
+  if (rows > kMost) return static_cast<int>((rows + kMost - 1) / kMost * kMost);
+  size_t width = 1;
+  while (width < rows) width *= 2;
+  return static_cast<int>(width);
+}
+
+// Gives out places in a block of memory, one after the other.
+class Places {
+ public:
+  template <typename T>
+  size_t take(size_t count) {
+    const size_t offset = (bytes_ + 15) / 16 * 16;
+    bytes_ = offset + count * sizeof(T);
+    return offset;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_ = 0;
+};
+
+// A block of pinned memory and its twin on the device, which stay where they are. When it goes, the stream must have
+// done its work.
+class Exchange {
+ public:
+  Exchange(Pool& pool, void* stream, size_t bytes)
+      : table_(*pool.library().table), stream_(stream), device_(pool.allocate(bytes, stream)) {
+    void* pinned = nullptr;
+    if (table_.allocate_host(&pinned, bytes) != 0) throw OutOfMemory(bytes);
+    host_ = static_cast<std::byte*>(pinned);
+  }
+  ~Exchange() { table_.release_host(host_); }
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
+
+  // Where an offset is, on the host and on the device.
+  template <typename T>
+  T* here(size_t offset) const {
+    return reinterpret_cast<T*>(host_ + offset);
+  }
+  template <typename T>
+  T* there(size_t offset) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(device_.get()) + offset);
+  }
+  void send(size_t from, size_t bytes) const {
+    check(table_, table_.copy_in(there<std::byte>(from), here<std::byte>(from), bytes, stream_), "copy to the device");
+  }
+  void fetch(size_t from, size_t bytes) const {
+    check(table_, table_.copy_out(here<std::byte>(from), there<std::byte>(from), bytes, stream_),
+          "copy from the device");
+  }
+
+ private:
+  const KdtwCudaTable& table_;
+  void* const stream_;
+  const std::shared_ptr<void> device_;
+  std::byte* host_ = nullptr;
+};
+
+inline KdtwSampling sampling_of(const Sampling& sampling) {
+  return {sampling.temperature, sampling.top_k, sampling.top_p};
+}
+
+inline PickResult to_pick(const KdtwResult& result) {
+  return {result.id, result.passed != 0, result.finite != 0, result.log_prob, result.confidence, result.entropy};
+}
+
+}  // namespace kdtw::cuda
