@@ -365,7 +365,10 @@ def _cuda(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
         info = here[0][0]
         lines += [f"**{info['device']}: {info['student']} with {info['teacher']}, {dtype}**", ""]
         lines += [*markdown_table(("method", "ms per token", "of it bytes", "against teacher alone"), rows), ""]
-    return [*lines, "Bytes: weights and caches of the decoder passes that were made, over the memory's peak rate."]
+    return [
+        *lines,
+        "Bytes: weights, caches and activations of the decoder passes that were made, over the memory's peak rate.",
+    ]
 
 
 def quantisation_markdown() -> str:

@@ -79,7 +79,7 @@ def raced(request: pytest.FixtureRequest, place: Place, tiny: bool, rounds: int 
     for name, (make, options) in METHODS.items():
         decoder = make(student, teacher, 1)
         contestants[name] = partial(decoder.generate, ids, max_new_tokens=length, min_new_tokens=length, **options)
-    theirs = _peers(asking, answering, length) if torch.cuda.is_available() and place.rate else {}
+    theirs = _peers(asking, answering, length) if torch.cuda.is_available() else {}
     contestants |= {name: partial(generate, ids) for name, generate in theirs.items()}
     clock = _by_events if torch.cuda.is_available() else wall_clock
     return Race(place, request.param, small, large, race(contestants, rounds or 11, clock=clock))

@@ -83,7 +83,7 @@ def trained(
 ) -> Iterator[dict[str, Recorded]]:
     folder: Path = tmp_path_factory.mktemp("phase2")
     write_jsonl(folder / "train.jsonl", examples(pair)[120:])
-    write_jsonl(folder / "validation.jsonl", examples(pair)[:120])  # half of them for held_out_rows
+    write_jsonl(folder / "validation.jsonl", examples(pair)[:120])
     places = {
         "data.folder": folder,
         "out": folder / "out",

@@ -65,15 +65,15 @@ def table() -> str:
             count = decoder_pass(shape, LENGTH, SOURCE, weights)
             bounds = (f"{count.total / rate / 1e6:.2f}" for rate in RATES.values())
             rows.append(
-                [f"{shape.name}, {weights}", f"{count.total / 1e6:.0f}", *bounds, str(launches(shape, weights))]
+                [f"{shape.name}, {weights}", f"{count.total / 1e6:.0f}", *bounds, str(launches(shape.layers, weights))]
             )
     columns = ("shape", "MB", *(f"{name}, ms" for name in RATES), "kernels")
     return "\n".join(markdown_table(columns, rows))
 
 
-def launches(shape: Shape, weights: str) -> int:
-    """Kernels of a decoder pass and its pick, as tests/test_cuda_decode.py counts them."""
-    return 15 * shape.layers + 7 if weights == "int8" else 9 * shape.layers + 6
+def launches(layers: int, weights: str) -> int:
+    """Kernels of a decoder pass and its pick; tests/test_cuda_decode.py counts them."""
+    return 15 * layers + 7 if weights == "int8" else 9 * layers + 6
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from factories import RELATIONS, SHAPES, START, random_batch, random_pair, rando
 from test_decoding_oracle import METHODS, OUTCOMES, random_case
 
 import kdtw_fast
+from gpu_proof.roofline import launches
 from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
@@ -122,8 +123,7 @@ def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None
     finally:
         kdtw_fast._core.use_cuda_drafting("auto", 4)
     step = {name: five[name] - four[name] for name in five}
-    layers = SHAPES[1].decoder_layers
-    assert step["host_launches"] == step["kernels"] == (15 * layers + 7 if dtype == "int8" else 9 * layers + 6)
+    assert step["host_launches"] == step["kernels"] == launches(SHAPES[1].decoder_layers, dtype)
     assert step["host_synchronisations"] == step["copies_to_host"] == 1
     assert step["copies_to_device"] == 2  # the pass's tokens, and the request
     assert step["bytes_to_host"] == 24

@@ -231,7 +231,9 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
 
 PassTokens T5::list(const T5State& state, std::span<const InputToken> tokens, std::span<const int32_t> wanted,
                     TokenLists& lists) const {
-  lists = {};
+  lists.ids.clear(), lists.marked.clear(), lists.self.clear(), lists.cross.clear();
+  lists.ids.reserve(tokens.size()), lists.self.reserve(tokens.size()), lists.cross.reserve(tokens.size());
+  if (config_.has_mark) lists.marked.reserve(tokens.size());
   bool any_marked = false;
   for (const InputToken& token : tokens) {
     lists.ids.push_back(token.id);

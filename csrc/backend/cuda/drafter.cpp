@@ -18,19 +18,11 @@ namespace {
 std::mutex setting_mutex;
 DraftSetting setting;
 
-class CudaDrafter : public Drafter {
+class CudaDrafter : public Drafter, private GraphUser {
  public:
   CudaDrafter(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head, const DraftRules& rules,
               int rows, int steps, bool loops, int ahead)
-      : host_(host),
-        pool_(pool),
-        table_(*pool.library().table),
-        stream_(stream),
-        pass_(std::move(pass)),
-        head_(head),
-        loops_(loops),
-        ahead_(ahead) {
-    scratch_.of_graphs = true;
+      : GraphUser(host, pool, stream, std::move(pass), head), loops_(loops), ahead_(ahead) {
     for (const DraftStop& stop : rules.stops) stops_.push_back({stop.id, stop.waits});
     const int width = padded_rows(rows);
     exchanged_bytes_ = exchanged(width, steps).bytes;
@@ -179,22 +171,15 @@ class CudaDrafter : public Drafter {
     return static_cast<T*>(memory_.back().get());
   }
 
-  GraphHost& host_;
-  Pool& pool_;
-  const KdtwCudaTable& table_;
-  void* const stream_;
-  const DecoderPass pass_;
-  const Weight& head_;
   std::vector<KdtwStop> stops_;
   const bool loops_;
   const int ahead_;
   std::vector<std::shared_ptr<void>> memory_;  // on the device
   size_t exchanged_bytes_ = 0;
   std::optional<Exchange> exchange_;
-  int32_t* banned_ = nullptr;  // [width, stops], on the device
-  KdtwDraft shared_{};         // what all widths share
-  KdtwRequest request_;        // what all rows ask
-  Scratch scratch_;
+  int32_t* banned_ = nullptr;                     // [width, stops], on the device
+  KdtwDraft shared_{};                            // what all widths share
+  KdtwRequest request_;                           // what all rows ask
   std::map<int, std::unique_ptr<Graph>> graphs_;  // by width
 };
 

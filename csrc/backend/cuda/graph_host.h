@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -45,6 +46,24 @@ class UseScratch {
 
  private:
   GraphHost& host_;
+};
+
+// Somebody who captures a decoder's pass and its decisions: what both kinds are made with, and the memory of their
+// graphs.
+class GraphUser {
+ protected:
+  GraphUser(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head)
+      : host_(host), pool_(pool), table_(*pool.library().table), stream_(stream), pass_(std::move(pass)), head_(head) {
+    scratch_.of_graphs = true;
+  }
+
+  GraphHost& host_;
+  Pool& pool_;
+  const KdtwCudaTable& table_;
+  void* const stream_;
+  const DecoderPass pass_;
+  const Weight& head_;
+  Scratch scratch_;
 };
 
 // Rows are filled up to the next number that products take at once, so that few graphs serve all numbers.

@@ -11,20 +11,14 @@
 namespace kdtw::cuda {
 namespace {
 
-constexpr int kMakingCosts = 4;  // launches of the same pass, one by one, about
+// A pass comes up so often before it is captured. A guess at what capturing costs, in launches of the pass one by one:
+// no GPU was timed.
+constexpr int kMakingCosts = 4;
 
-class CudaReplay : public Replay {
+class CudaReplay : public Replay, private GraphUser {
  public:
   CudaReplay(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head)
-      : host_(host),
-        pool_(pool),
-        table_(*pool.library().table),
-        stream_(stream),
-        pass_(std::move(pass)),
-        head_(head),
-        exchange_(pool, stream, kPlaces.bytes) {
-    scratch_.of_graphs = true;
-  }
+      : GraphUser(host, pool, stream, std::move(pass), head), exchange_(pool, stream, kPlaces.bytes) {}
 
   ~CudaReplay() override { table_.synchronise(stream_); }
 
@@ -101,14 +95,7 @@ class CudaReplay : public Replay {
 
   inline static const PlacesOf kPlaces = places();
 
-  GraphHost& host_;
-  Pool& pool_;
-  const KdtwCudaTable& table_;
-  void* const stream_;
-  const DecoderPass pass_;
-  const Weight& head_;
   const Exchange exchange_;
-  Scratch scratch_;
   std::map<std::pair<int, int>, Kept> kept_;  // by tokens and requests
 };
 
