@@ -548,16 +548,16 @@ def test_a_batch_is_a_function_of_state_and_index(pair, tokenizer):
 
 
 def test_use_of_held_out_sources_can_drive_the_multipliers(pair, tokenizer):
-    phase = make(pair, tokenizer, replace(QUICK, held_out_rows=2))
+    phase = make(pair, tokenizer, replace(QUICK, held_out_rows=4))
     metrics = phase.train_batch(0)
     counted = [int(batch[0]) for seen in phase.lagrangian.seen for batch in seen]
-    assert sum(counted) == 2 and len(make(pair, tokenizer).held_out) == 0
+    assert sum(counted) == 4 and len(make(pair, tokenizer).held_out) == 0
     episodes = phase._held_out_episodes(0)
     assert {tuple(e.source.tolist()) for e in episodes} == {row.source for row in phase.held_out}
     uses = {name: value for name, value in metrics.items() if name.startswith("use/")}
     assert uses == {f"use/{BUDGETS[e.budget].phrase}": e.calls_of(1) / len(e) for e in episodes}
-    with pytest.raises(ValueError, match=r"held_out_rows=3 of a batch, but the second half .* has 2 within"):
-        make(pair, tokenizer, replace(QUICK, held_out_rows=3))
+    with pytest.raises(ValueError, match=r"held_out_rows=5 of a batch, but only 4 validation examples"):
+        make(pair, tokenizer, replace(QUICK, held_out_rows=5))
 
 
 def test_resuming_gives_the_same_bits(pair, tokenizer):

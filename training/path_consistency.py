@@ -91,8 +91,8 @@ class Settings(Pairing):
     pooled_use: bool = True
     # Of a batch: validation examples decoded greedily for their use alone, which then drives lambda in place of the
     # training rollouts'. A student asks more about sources that it was not fitted on, and budgets are kept there.
-    # From the second half of those examples; validation_rows, which select the checkpoint, are the first of them.
-    # 0 = the training rollouts' use.
+    # Drawn from all of them, those that select the checkpoint too: the fewer there are, the farther their use is from
+    # that of other sentences. 0 = the training rollouts' use.
     held_out_rows: int = 0
     tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
 
@@ -137,12 +137,12 @@ class PathConsistency:
             raise ValueError("phase 2 needs at least one training row, got none")
         self.settings, self.tokenizer = settings, tokenizer
         self.rows, self.examples = train_rows, validation_examples
-        later = validation_examples[len(validation_examples) // 2 :] if settings.held_out_rows else []
-        self.held_out = encode(later, tokenizer, settings.data.max_source, settings.data.max_target)
+        watched = validation_examples if settings.held_out_rows else []
+        self.held_out = encode(watched, tokenizer, settings.data.max_source, settings.data.max_target)
         if len(self.held_out) < settings.held_out_rows:
             raise ValueError(
-                f"held_out_rows={settings.held_out_rows} of a batch, but the second half of the validation examples "
-                f"has {len(self.held_out)} within data.max_source and data.max_target; lower it"
+                f"held_out_rows={settings.held_out_rows} of a batch, but only {len(self.held_out)} validation examples "
+                "are within data.max_source and data.max_target; lower it"
             )
         threads = settings.threads or None
         teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
