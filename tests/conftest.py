@@ -54,6 +54,18 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue("simulated")) if request.param == SIMULATED else "cpu"
 
 
+@pytest.fixture(params=[*kdtw_fast.build_info()["simd_levels"], SIMULATED])
+def place(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `device`, and on the CPU once at every SIMD level that this machine has."""
+    if request.param == SIMULATED:
+        yield str(request.getfixturevalue("simulated"))
+        return
+    before = kdtw_fast.build_info()["simd"]
+    kdtw_fast._core.set_simd(request.param)
+    yield "cpu"
+    kdtw_fast._core.set_simd(before)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test's cases on the simulated device one always runs, the others in `make gpu-proof`.
@@ -63,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of_test: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if isinstance(item, pytest.Function) and SIMULATED in (params.get("device"), params.get("package")):
+        if isinstance(item, pytest.Function) and any(value is SIMULATED for value in params.values()):
             of_test.setdefault((item.path, item.originalname), []).append(item)
     for cases in of_test.values():
         for index, item in enumerate(cases):

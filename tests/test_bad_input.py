@@ -305,29 +305,26 @@ def test_truncation_is_explicit_and_keeps_the_end_token() -> None:
         (9, ["row 1", "step 0"]),  # only in row 1's source
     ],
 )
-def test_nan_names_model_row_and_step(broken: str, token: int, place: list[str]) -> None:
+def test_nan_names_model_row_and_step(broken: str, token: int, place: list[str], device: str) -> None:
     table = path_table([2, 3, 4, 5, EOS], 16)
     models = {"student": chain_student(table, 15), "teacher": chain_t5(table)}
     with torch.no_grad():
         models[broken].shared.weight[token] = math.nan
     # Training Wheels never calls this teacher; speculation does.
-    decoder = (TrainingWheelsDecoder if broken == "student" else SpeculativeDecoder)(*models.values())
+    decoder = (TrainingWheelsDecoder if broken == "student" else SpeculativeDecoder)(*models.values(), device=device)
     assert_raises(lambda: decoder.generate([[6, EOS], [9, EOS]]), FloatingPointError, [broken, *place])
     assert decoder.generate([[6, EOS]], max_new_tokens=1).sequences.tolist() == [[START, 2]]
 
 
-def test_infinity_in_the_head() -> None:
+def test_infinity_in_the_head(device: str) -> None:
     teacher = copy.deepcopy(TEACHER)
     with torch.no_grad():
         teacher.lm_head.weight[7, 0] = math.inf
-    assert_raises(
-        lambda: GreedyDecoder(teacher).generate(SOURCE, max_new_tokens=3), FloatingPointError, ["row 0", "step 0"]
-    )
-    assert_raises(
-        lambda: SpeculativeDecoder(STUDENT, teacher).generate(SOURCE, max_new_tokens=3),
-        FloatingPointError,
-        ["teacher", "row 0", "step 0"],
-    )
+    alone, drafted = GreedyDecoder(teacher, device=device), SpeculativeDecoder(STUDENT, teacher, device=device)
+    for decoder, told in ((alone, []), (drafted, ["teacher"])):
+        assert_raises(
+            lambda d=decoder: d.generate(SOURCE, max_new_tokens=3), FloatingPointError, [*told, "row 0", "step 0"]
+        )
 
 
 # --- Folders ---------------------------------------------------------------------------------------------
