@@ -456,6 +456,7 @@ def main() -> None:
         "one's); results.jsonl, for the rest",
     )
     parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--markers", default=None, help="the name between the markers to fill, by default the region's")
     arguments = parser.parse_args()
     if arguments.region == "bench":
         if not arguments.results:
@@ -467,7 +468,8 @@ def main() -> None:
         content = FROM_RECORDS[arguments.region](arguments.results[0])
     else:
         content = quantisation_markdown()
-    readme = fill(arguments.readme.read_text(encoding="utf-8"), arguments.region, content)
+    markers = arguments.markers or arguments.region
+    readme = fill(arguments.readme.read_text(encoding="utf-8"), markers, content)
     arguments.readme.write_text(readme, encoding="utf-8")
 
 

@@ -21,24 +21,30 @@ def python(code: str) -> str:
     return done.stdout
 
 
-WHY = (
-    "from kdtw_fast import _core\ntry:\n    print(_core.resolve_device('cuda'))\nexcept ValueError as e:\n    print(e)"
-)
+WHY = """
+from kdtw_fast import _core
+try:
+    print(_core.resolve_device("cuda"))
+except ValueError as error:
+    print(error)
+print(_core.resolve_device("auto"))
+"""
 
 
 @pytest.mark.skipif(not LIBRARY.exists(), reason="this build has no CUDA library")
 def test_the_library_loads_and_tells_what_it_is_for() -> None:
-    info = eval(python("from kdtw_fast import build_info; print(build_info()['cuda'])"))
+    told = python(f"from kdtw_fast import build_info\nprint(build_info()['cuda']){WHY}")
+    info, why = eval(told.splitlines()[0]), told.splitlines()[1]
     assert info["library"] == str(LIBRARY)
     assert info["architectures"].endswith(" and PTX")
     if info["devices"]:
         pytest.skip("this machine has a GPU")
-    assert python(WHY).startswith("device 'cuda' was asked for, but CUDA cannot be used here (")
-    assert "or use device 'cpu'" in python(WHY)
-    assert python("from kdtw_fast import _core; print(_core.resolve_device('auto'))") == "cpu\n"
+    assert why.startswith("device 'cuda' was asked for, but CUDA cannot be used here (")
+    assert "or use device 'cpu'" in why
+    assert told.splitlines()[2] == "cpu"
 
 
 @pytest.mark.skipif(LIBRARY.exists(), reason="this build has the CUDA library")
 def test_a_build_without_it_says_so() -> None:
-    assert "device 'cuda' was asked for, but this build has no CUDA library" in python(WHY)
-    assert "KDTW_CUDA=1" in python(WHY)
+    told = python(WHY)
+    assert "device 'cuda' was asked for, but this build has no CUDA library" in told and "KDTW_CUDA=1" in told
