@@ -38,6 +38,9 @@ WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2":
 BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
+# After another system's calls. OpenMP's workers keep their processors busy for 0.2 seconds when their work is done, and
+# whoever came next shared them: it took a tenth longer than in a turn where it came after somebody else.
+SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 
@@ -266,6 +269,8 @@ class Run:
                     what = f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}"
                     self._progress(0.0, what)
                     done[name] += self._timed_calls(self._system(name), some)
+                    if self._plan[name].group in OUTSIDE:
+                        time.sleep(SETTLE_SECONDS)
                     self._progress(self._turn_work(name) * len(some) / total, "")
         if (self._subject.name, repetition) not in self._file.records.passes:
             self._file.append(clock.take(repetition, stamped(self._timing_shared)))
