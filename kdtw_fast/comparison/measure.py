@@ -38,8 +38,8 @@ WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2":
 BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
-# After another system's calls. OpenMP's workers keep their processors busy for 0.2 seconds when their work is done, and
-# whoever came next shared them: it took a tenth longer than in a turn where it came after somebody else.
+# After another system's calls the next point makes calls that are not timed for so long: worker threads of OpenMP keep
+# their processors busy for 0.2 seconds when their work is done. A pause instead cools caches and clocks.
 SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
@@ -262,15 +262,15 @@ class Run:
         parts = max(-(-len(calls[name]) // PART) for name in names)
         for part in range(parts):
             clock.sample(PASS_SECONDS / parts)
+            outside = False  # whether another system was the last to decode
             for name in names:
                 total = len(calls[name])
                 some = calls[name][part * total // parts : (part + 1) * total // parts]
                 if some:
                     what = f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}"
                     self._progress(0.0, what)
-                    done[name] += self._timed_calls(self._system(name), some)
-                    if self._plan[name].group in OUTSIDE:
-                        time.sleep(SETTLE_SECONDS)
+                    done[name] += self._timed_calls(self._system(name), some, SETTLE_SECONDS if outside else 0.0)
+                    outside = self._plan[name].group in OUTSIDE
                     self._progress(self._turn_work(name) * len(some) / total, "")
         if (self._subject.name, repetition) not in self._file.records.passes:
             self._file.append(clock.take(repetition, stamped(self._timing_shared)))
@@ -278,9 +278,14 @@ class Run:
             seconds, counts = zip(*done[name])
             self._file.append(self._timing(name, repetition, seconds, counts))
 
-    def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[tuple[float, Counts]]:
-        calls[0]()  # not timed: brings the weights back into the caches
+    def _timed_calls(
+        self, system: System, calls: Sequence[Callable[[], Any]], settle: float
+    ) -> list[tuple[float, Counts]]:
         gc.collect()
+        settled = time.perf_counter() + settle
+        calls[0]()  # not timed: brings the weights back into the caches
+        while time.perf_counter() < settled:
+            calls[0]()
         taken = []
         for call in calls:
             before = time.perf_counter()
