@@ -57,7 +57,7 @@ readme: $(VENV)/.installed
 	$(BIN)/python -m bench.table quantisation
 
 # Every method on the shipped pairs: the README's figure, the table under it and the examples, and docs/results.md's
-# claims. Wants a quiet machine: about fifty minutes on two cores. Stopped, it goes on where it was. COMPARE adds options.
+# claims. Wants a quiet machine: half an hour to fifty minutes on two cores. Stopped, it goes on where it was. COMPARE adds options.
 PAIRS ?= debian-de-en debian-synopsis
 COMPARE ?=
 RESULTS := out/compare/results.jsonl

@@ -39,7 +39,7 @@ BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
 # After another system's calls the next point makes calls that are not timed for so long: worker threads of OpenMP keep
-# their processors busy for 0.2 seconds when their work is done. A pause instead cools caches and clocks.
+# their processors busy for 0.2 seconds when their work is done. A pause instead makes short calls slower still.
 SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
