@@ -6,7 +6,6 @@ A results file that is there already is continued: what it holds is not measured
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import time
 from collections import defaultdict
@@ -39,10 +38,6 @@ WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2":
 BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
-# After another system's calls the next point makes calls that are not timed for so long: worker threads of OpenMP keep
-# their processors busy for 0.2 seconds when their work is done. A pause instead makes short calls slower still, and
-# so does one call again and again: those after it, of other sentences, then took up to twice their time.
-SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
 
@@ -262,16 +257,19 @@ class Run:
         """One turn of each point, cut into parts that take turns themselves, so that a slow moment hits all alike."""
         done: dict[str, list[tuple[float, Counts]]] = {name: [] for name in names}
         parts = max(-(-len(calls[name]) // PART) for name in names)
+        outside = True  # whether another system was the last to decode
         for part in range(parts):
             clock.sample(PASS_SECONDS / parts)
-            outside = False  # whether another system was the last to decode
             for name in names:
                 total = len(calls[name])
                 some = calls[name][part * total // parts : (part + 1) * total // parts]
                 if some:
                     what = f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}"
                     self._progress(0.0, what)
-                    done[name] += self._timed_calls(self._system(name), some, SETTLE_SECONDS if outside else 0.0)
+                    # What comes after another system finds the caches in its hands: the second time counts.
+                    for _ in range(2 if outside else 1):
+                        taken = self._timed_calls(self._system(name), some)
+                    done[name] += taken
                     outside = self._plan[name].group in OUTSIDE
                     self._progress(self._turn_work(name) * len(some) / total, "")
         if (self._subject.name, repetition) not in self._file.records.passes:
@@ -280,15 +278,9 @@ class Run:
             seconds, counts = zip(*done[name])
             self._file.append(self._timing(name, repetition, seconds, counts))
 
-    def _timed_calls(
-        self, system: System, calls: Sequence[Callable[[], Any]], settle: float
-    ) -> list[tuple[float, Counts]]:
+    def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[tuple[float, Counts]]:
         gc.collect()
-        settled = time.perf_counter() + settle
         calls[0]()  # not timed: brings the weights back into the caches
-        again = itertools.cycle(calls)
-        while time.perf_counter() < settled:
-            next(again)()
         taken = []
         for call in calls:
             before = time.perf_counter()
