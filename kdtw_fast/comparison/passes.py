@@ -94,6 +94,13 @@ class PassClock:
         self._encode: dict[str, _Sum] = defaultdict(_Sum)
         self._call: dict[str, list[float]] = defaultdict(list)
 
+    def settle(self, seconds: float) -> None:
+        """Makes the calls of `sample`, and counts nothing."""
+        sums, encode, call = self._sums, self._encode, self._call
+        self._reset()
+        self.sample(seconds)
+        self._sums, self._encode, self._call = sums, encode, call
+
     def sample(self, seconds: float) -> None:
         """Times calls of all methods in turns, once at least, until so many seconds are over."""
         end = time.perf_counter() + seconds
