@@ -325,17 +325,34 @@ def _two_models(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
+# Rollouts by the models that write, and what they are for.
+ROLLED = {
+    "both": "student and teacher (phase 2)",
+    "student": "student alone (GKD)",
+    "teacher": "teacher alone (the oracle's)",
+}
+
+
 def _rollout(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
-    ours = next(info["tokens_per_second"] for info, _ in entries if info["contestant"].startswith("rollout"))
+    rates = {(info["models"], info["system"]): info["tokens_per_second"] for info, _ in entries}
+    systems = list(dict.fromkeys(system for _, system in rates))
+    theirs = systems[-1]
     rows = []
-    for info, _ in entries:
-        rate = info["tokens_per_second"]
-        factor = "" if rate == ours else f"{ours / rate:.1f}×" + _mark(ROLLOUTS, "×")
-        rows.append([info["contestant"], f"{rate:.0f}", factor])
+    for models in dict.fromkeys(models for models, _ in rates):
+        cells = [f"{rates[models, one]:.0f}" if (models, one) in rates else "–" for one in systems]
+        other = rates.get((models, theirs))
+        factor = "–" if other is None else f"{rates[models, systems[0]] / other:.1f}×" + _mark(ROLLOUTS, "×")
+        rows.append([ROLLED[models], *cells, factor])
+    both = rates["both", systems[0]]
+    beside = " and ".join(
+        f"{both / rates[one, theirs]:.1f} times {theirs}'s of the {one}" for one in ("student", "teacher")
+    )
     return [
-        "**Rollouts of phase 2 on the shipped pair: 48 sentences, six budgets, sampled, with log-probabilities**",
+        "**Sampled rollouts on the shipped pair: 48 sentences, six budgets; ours with log-probabilities; tokens/s**",
         "",
-        *markdown_table(("what", "tokens/s", "the rollout is faster by"), rows),
+        *markdown_table(("rollouts", *systems, "faster by"), rows),
+        "",
+        f"Rollouts of both models together write {beside} alone.",
     ]
 
 

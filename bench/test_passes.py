@@ -28,11 +28,11 @@ def raced(tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
     contestants: dict[str, Callable[[], Any]] = {}
     for dtype in DTYPES:
         model = plain(shape).native("model", dtype)
-        probe = _core.Probe(model.core, 1, SOURCE_TOKENS, HISTORY, max(LENGTHS), threads)
+        probe = _core.Probe(model.device, model.core, 1, SOURCE_TOKENS, HISTORY, max(LENGTHS), threads)
         for length in LENGTHS:
             contestants[f"catch-up {dtype} {length}"] = partial(probe.decode, length, 1, REPEATS)
             contestants[f"verification {dtype} {length}"] = partial(probe.decode, length, length, REPEATS)
-        encoder = _core.Probe(model.core, 1, ENCODED_TOKENS, 0, 1, threads)
+        encoder = _core.Probe(model.device, model.core, 1, ENCODED_TOKENS, 0, 1, threads)
         contestants[f"encoder {dtype}"] = partial(encoder.encode, REPEATS)
     contestants["gemm"] = partial(gemm_rate, threads, size=64 if tiny else GEMM_SIZE)
     return race(contestants, rounds or 15)

@@ -143,11 +143,19 @@ def test_streams_stand_in_one_line_per_method_and_batch() -> None:
 
 
 def test_training_stands_beside_its_marks() -> None:
-    rates = {"rollout, both": 900.0, "Hugging Face": 100.0}
-    rollouts = [({"kind": "rollout", "contestant": name, "tokens_per_second": r}, 1.0) for name, r in rates.items()]
+    rates = {("both", "kdtw_fast"): 900.0}
+    rates |= {("student", "kdtw_fast"): 800.0, ("student", "HF"): 200.0}
+    rates |= {("teacher", "kdtw_fast"): 700.0, ("teacher", "HF"): 100.0}
+    rollouts = [
+        ({"kind": "rollout", "models": models, "system": system, "tokens_per_second": rate}, 1.0)
+        for (models, system), rate in rates.items()
+    ]
     parts = [({"kind": "phase 2", "part": part}, s) for part, s in (("batch", 2.0), ("renewal", 0.01))]
     text = bench_markdown(results(*rollouts, *parts))
-    assert "| rollout, both | 900 |  |" in text and "| Hugging Face | 100 | 9.0× (≥ 5×) |" in text
+    assert "| rollouts | kdtw_fast | HF | faster by |" in text
+    assert "| student and teacher (phase 2) | 900 | – | – |" in text
+    assert "| student alone (GKD) | 800 | 200 | 4.0× (≥ 5×) |" in text
+    assert "both models together write 4.5 times HF's of the student and 9.0 times HF's of the teacher alone." in text
     assert "takes 2.00 s, renewing the decoder's weights 10.0 ms of it: 0.50 % (≤ 2 %)" in text
 
 

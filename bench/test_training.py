@@ -1,7 +1,7 @@
 """Phase 2 on the shipped pair: rollouts beside Hugging Face's generate, and a batch beside what renews the decoder.
 
-A rollout decodes with both models and notes log-probabilities; Hugging Face's contestants decode the same sentences
-with one model, which is less work.
+A rollout decodes with both models, the oracle's and GKD's with one; all of ours note log-probabilities. Hugging Face's
+generate has no rollouts of two models: it decodes the same sentences with one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from kdtw_fast.training.rollouts import rollout
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.replay import replay_timer, report
-from kdtw_fast import BUDGETS, TrainingWheelsDecoder
+from kdtw_fast import BUDGETS, GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.pairs import Pair, load_pair
 from kdtw_fast.race import Recorded, race
 
 MOST_NEW = 80
-ROLLOUT = "rollout, student and teacher"
-ROLLOUTS = (ROLLOUT, "Hugging Face generate, student alone", "Hugging Face generate, teacher alone")
+HUGGING_FACE = "Hugging Face generate"
+MODELS = ("student", "teacher")
+ROLLOUTS = [("both", "kdtw_fast"), *((model, system) for model in MODELS for system in ("kdtw_fast", HUGGING_FACE))]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def examples(pair: Pair) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
+def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tuple[str, str], Recorded]:
     torch.set_num_threads(threads)
     rows = encode(examples(pair)[: 6 if tiny else 48], pair.tokenizer)
     budgets = [i % len(BUDGETS) for i in range(len(rows))]
@@ -51,29 +53,48 @@ def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[str
     def ours() -> int:
         return sum(map(len, rollout(decoder, rows, budgets, own, told, MOST_NEW, temperature=1.0)))
 
-    def theirs(model: Any, prompts: list[list[int]]) -> Callable[[], int]:
+    def alone(name: str, system: str) -> Callable[[], int]:
+        model: Any = getattr(pair, name)
+        prompts = [own[b] for b in budgets] if name == "student" else [told] * len(rows)
         sources = [[*prompt, *row.source, model.config.eos_token_id] for prompt, row in zip(prompts, rows)]
         batch = pair.tokenizer.pad({"input_ids": sources}, return_tensors="pt")
+        decoder = GreedyDecoder(model, num_threads=threads)
 
-        def run() -> int:
+        def native() -> int:
+            options = {"max_source_length": NO_LIMIT, "temperature": 1.0, "output_logprobs": True}
+            out = decoder.generate(sources, max_new_tokens=MOST_NEW, **options)
+            assert out.lengths is not None
+            return int(out.lengths.sum())
+
+        def theirs() -> int:
+            options = {
+                "do_sample": True,
+                "num_beams": 1,
+                "top_k": 0,
+                "suppress_tokens": decoder.student.tau_token_ids or None,
+            }
             with torch.inference_mode():
-                out = model.generate(**batch, max_new_tokens=MOST_NEW, do_sample=True, num_beams=1, top_k=0)
+                out = model.generate(**batch, max_new_tokens=MOST_NEW, **options)
             return int((out[:, 1:] != model.config.pad_token_id).sum())
 
-        return run
+        return native if system == "kdtw_fast" else theirs
 
-    students = theirs(pair.student, [own[b] for b in budgets])
-    return race(dict(zip(ROLLOUTS, (ours, students, theirs(pair.teacher, [told] * len(rows))))), rounds or 5)
+    both, *others = ROLLOUTS
+    return race({both: ours} | {one: alone(*one) for one in others}, rounds or 5)
 
 
 @pytest.mark.benchmark(timer=replay_timer)
-@pytest.mark.parametrize("contestant", ROLLOUTS)
-def test_rollouts(benchmark: BenchmarkFixture, rolled: dict[str, Recorded], contestant: str) -> None:
+@pytest.mark.parametrize("contestant", ROLLOUTS, ids=", ".join)
+def test_rollouts(
+    benchmark: BenchmarkFixture, rolled: dict[tuple[str, str], Recorded], contestant: tuple[str, str]
+) -> None:
     recorded = rolled[contestant]
     benchmark.group = "rollouts"
     rates = sorted(tokens / seconds for tokens, seconds in zip(recorded.results, recorded.seconds))
     report(benchmark, recorded.seconds)
-    benchmark.extra_info |= {"kind": "rollout", "contestant": contestant, "tokens_per_second": rates[len(rates) // 2]}
+    models, system = contestant
+    rate = rates[len(rates) // 2]
+    benchmark.extra_info |= {"kind": "rollout", "models": models, "system": system, "tokens_per_second": rate}
     assert min(recorded.results) > 0
 
 

@@ -27,7 +27,7 @@ from kdtw_fast.decoders import (
     _Decoder,
     _tokenizer_of,
 )
-from kdtw_fast.model import load
+from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.streams import Stream
@@ -136,6 +136,8 @@ class AutoDecoder(_Decoder):
         num_threads: None = all the processor offers.
         dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class AutoDecoder(_Decoder):
         num_threads: int | None = None,
         dtype: str = "auto",
         teacher_dtype: str | None = None,
+        device: str | None = None,
     ):
         # Not _Decoder's: this one has no native decoder of its own, every call is handed to another decoder.
         self.quality, self.budget, candidates = _quality(quality)
@@ -165,14 +168,11 @@ class AutoDecoder(_Decoder):
             check_int("num_threads", num_threads, 1)
         self.num_threads = num_threads or _core.hardware_threads()
         self.tokenizer = tokenizer or _tokenizer_of(student)
-        self.student = load(student, "student", dtype)
-        self.teachers = (load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype),)
+        self.student = load(student, "student", dtype, device)
+        if device is None and not isinstance(teacher, NativeT5):
+            device = self.student.device
+        self.teachers = (load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype, device),)
         _check_pair(self.student, self.teachers[0])
-        if self.student.device != "cpu":
-            raise ValueError(
-                "AutoDecoder measures passes on device 'cpu' only, but the models are packed for "
-                f"{self.student.device!r}; choose one of the other decoders"
-            )
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
         self._decoders: dict[tuple[str, int], _Decoder] = {}

@@ -262,7 +262,7 @@ def _present(folder: Path, metric: str) -> None:
     summary = {"points": [asdict(point) for point in points], "comparisons": [asdict(claim) for claim in found]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown(points) + "\n", encoding="utf-8")
-    (folder / "claims.md").write_text(verdicts(records, points, found, metric) + "\n", encoding="utf-8")
+    (folder / "claims.md").write_text(verdicts(records, samples, points, found, metric) + "\n", encoding="utf-8")
     paths = draw(points, folder, metric)
     console = make_console()
     for table in tables(points):

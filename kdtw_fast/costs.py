@@ -14,14 +14,16 @@ from statistics import median
 from typing import Any
 
 from kdtw_fast import _core
-from kdtw_fast.decoders import ModelLike
-from kdtw_fast.model import load
+from kdtw_fast.decoders import GreedyDecoder, ModelLike
+from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import check_int, check_real, nearest
 
 # Tokens per row of the passes that are measured; others are interpolated. Two points tell most: they come first.
 POINTS = (1, 17, 5, 9, 3, 2)
 PASS_TOKENS = 256  # longer passes are cut into such (csrc/model/t5.h), so that beyond it time grows with the tokens
 MAX_DRAFT_LENGTH = 16
+# Steps that a CUDA device takes by itself are timed so many at once; noise makes no step shorter than this, in seconds.
+DRAFTED, SHORTEST = 32, 1e-7
 SHORT, SHORT_REPEATS = 0.005, 3  # seconds of a pass that is repeated in its turn, and how often
 
 
@@ -229,9 +231,11 @@ def measure_costs(
     Every number is the median of as many turns as ``seconds`` allow. What a slow pair cannot do without (the
     encoders, a step, the longest pass of each kind) is timed at least once even when that takes longer; the points
     in between are then interpolated. No pass is longer than 256 tokens if it can be less: the rest is extended.
+    Passes are those that the host enqueues; a CUDA device takes the steps of a draft by itself (docs/cuda.md), which is
+    faster, and so a step there is what further tokens add to a greedy decode.
 
     Args:
-        student: NativeT5, Hugging Face T5 or a folder.
+        student: NativeT5, Hugging Face T5 or a folder; on any device, which is the teacher's as well.
         teacher: the same.
         rows: rows of the batch, R >= 1.
         source_tokens: length of every source, >= 1.
@@ -245,22 +249,19 @@ def measure_costs(
     check_real("seconds", seconds, 0.0, open_low=True)
     threads = _core.hardware_threads() if num_threads is None else check_int("num_threads", num_threads, 1)
     models = {"student": load(student, "student"), "teacher": load(teacher, "teacher")}
-    for model in models.values():
-        if model.device != "cpu":
-            raise ValueError(
-                f"costs are measured on device 'cpu' only, but {model.name} is packed for {model.device!r}"
-            )
     points = [n for n in POINTS if n <= 2 or rows * n <= PASS_TOKENS]
     encoded = max(1, min(rows, PASS_TOKENS // source_tokens))  # rows of an encoder's pass
     passes: dict[_Pass, Callable[[int], Any]] = {}
     for role, model in models.items():
-        passes[role, "encode", 0] = _core.Probe(model.core, encoded, source_tokens, 0, 1, threads).encode
-        probe = _core.Probe(model.core, rows, source_tokens, new_tokens // 2, max(points), threads)
+        passes[role, "encode", 0] = _core.Probe(model.device, model.core, encoded, source_tokens, 0, 1, threads).encode
+        probe = _core.Probe(model.device, model.core, rows, source_tokens, new_tokens // 2, max(points), threads)
         for n in points:
             if role == "teacher" or n <= 2:  # a student's passes read one token, or two
                 passes[role, "catch_up", n] = partial(probe.decode, n, 1)
             if role == "teacher":
                 passes[role, "verify", n] = partial(probe.decode, n, n)
+        if model.device != "cpu":
+            passes[role, "catch_up", 1] = _drafted_step(model, rows, source_tokens, threads)
     recorded = _in_turns(passes, seconds)
     return Costs(
         _model_costs("student", recorded, rows / encoded),
@@ -292,6 +293,24 @@ def _in_turns(passes: Mapping[_Pass, Callable[[int], Any]], seconds: float) -> d
                 repeats = SHORT_REPEATS if turns and turns[0] < SHORT else 1
                 turns.append(run(repeats)[0][-1])
     return {key: turns[1:] or turns for key, turns in recorded.items()}
+
+
+def _drafted_step(model: NativeT5, rows: int, source_tokens: int, num_threads: int) -> Callable[[int], Any]:
+    """As a pass of `_in_turns`: a step's share of what `DRAFTED` tokens take longer to decode than one."""
+    decoder = GreedyDecoder(model, num_threads=num_threads)
+    special = {*model.eos_token_ids, *model.tau_token_ids, model.pad_token_id}
+    sources = [[next(token for token in range(model.vocab_size) if token not in special)] * source_tokens] * rows
+
+    def seconds(new_tokens: int) -> float:
+        start = time.perf_counter()
+        decoder.generate(sources, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        return time.perf_counter() - start
+
+    def run(repeats: int) -> tuple[list[float], None]:
+        times = [(seconds(1 + DRAFTED) - seconds(1)) / DRAFTED for _ in range(repeats)]
+        return [max(step, SHORTEST) for step in times], None
+
+    return run
 
 
 def _model_costs(role: str, recorded: Mapping[_Pass, list[float]], encoder_passes: float) -> ModelCosts:

@@ -384,7 +384,9 @@ def _race_phases(models: Mapping[str, NativeT5], rows: int, plan: Plan, on_turn:
     phases: list[Phase] = []
     contestants: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
-        probe = _core.Probe(model.core, rows, plan.source_tokens, plan.new_tokens // 2, max(PASS_LENGTHS), plan.threads)
+        probe = _core.Probe(
+            model.device, model.core, rows, plan.source_tokens, plan.new_tokens // 2, max(PASS_LENGTHS), plan.threads
+        )
         for phase in _phases(name, rows):
             if phase.name == "encoder":
                 phase.tokens = plan.source_tokens

@@ -27,9 +27,11 @@ DRAFTING_PAYS, DRAFTING_COSTS = costs(0.001, 1.0), costs(1.0, 1.0)
 RELATIONS = ("noisy", "swapped", "unrelated")
 
 
-def pair(relation: str, seed: int = 2) -> tuple[NativeT5, NativeT5]:
+def pair(relation: str, seed: int = 2, device: str = "cpu") -> tuple[NativeT5, NativeT5]:
     student, teacher = random_pair(relation, seed=seed, vocab_size=VOCAB)
-    return NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    return NativeT5.from_model(student, "student", device=device), NativeT5.from_model(
+        teacher, "teacher", device=device
+    )
 
 
 # --- the rule ---------------------------------------------------------------------------------------------
@@ -106,8 +108,8 @@ def test_drafts_behind_a_correction_were_not_tested() -> None:
 
 @pytest.mark.parametrize("relation", RELATIONS)
 @pytest.mark.parametrize("seed", range(4))
-def test_quality_teacher_gives_the_teachers_tokens_whatever_is_chosen(relation: str, seed: int) -> None:
-    student, teacher = pair(relation, seed)
+def test_quality_teacher_gives_the_teachers_tokens_whatever_is_chosen(relation: str, seed: int, device: str) -> None:
+    student, teacher = pair(relation, seed, device)
     ids, mask = random_batch(np.random.default_rng(seed), 3, VOCAB)
     options = {"max_new_tokens": TOKENS, "output_logprobs": True}
     outs = [
@@ -121,12 +123,15 @@ def test_quality_teacher_gives_the_teachers_tokens_whatever_is_chosen(relation: 
     assert torch.equal(outs[0].teacher_logprobs[:, 1:].nan_to_num(9), outs[1].teacher_logprobs[:, 1:].nan_to_num(9))
 
 
-def test_the_teacher_alone_may_not_write_tau_either() -> None:
+def test_the_teacher_alone_may_not_write_tau_either(device: str) -> None:
     student, teacher = random_pair("noisy", seed=0, vocab_size=VOCAB)
     while student.config.tau_token_id == VOCAB:  # tau beyond the teacher's rows
         student, teacher = random_pair("noisy", seed=int(torch.randint(1000, ())), vocab_size=VOCAB)
     scale_row(teacher, student.config.tau_token_id, 4.0)
-    native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    native = (
+        NativeT5.from_model(student, "student", device=device),
+        NativeT5.from_model(teacher, "teacher", device=device),
+    )
     ids = [[5, 6, 7, EOS], [9, 30, EOS]]
     assert student.config.tau_token_id in GreedyDecoder(native[1]).generate(ids, max_new_tokens=TOKENS).sequences
     outs = [AutoDecoder(*native, costs=c).generate(ids, max_new_tokens=TOKENS) for c in (DRAFTING_PAYS, DRAFTING_COSTS)]
@@ -134,8 +139,8 @@ def test_the_teacher_alone_may_not_write_tau_either() -> None:
     assert native[1].tau_token_id is None
 
 
-def test_the_teacher_alone_is_reported_as_the_teacher() -> None:
-    student, teacher = pair("noisy")
+def test_the_teacher_alone_is_reported_as_the_teacher(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     streamed: list[tuple[int, int, int, int]] = []
     out = AutoDecoder(student, teacher, costs=DRAFTING_COSTS).generate(
         [[5, 6, EOS], [7, EOS]],
@@ -154,8 +159,8 @@ def test_the_teacher_alone_is_reported_as_the_teacher() -> None:
 
 
 @pytest.mark.parametrize("made_of", [DRAFTING_PAYS, DRAFTING_COSTS])
-def test_a_budget_is_training_wheels_or_the_teacher(made_of: Costs) -> None:
-    student, teacher = pair("swapped")
+def test_a_budget_is_training_wheels_or_the_teacher(made_of: Costs, device: str) -> None:
+    student, teacher = pair("swapped", device=device)
     ids = [[5, 6, 7, EOS], [9, 30, EOS]]
     out = AutoDecoder(student, teacher, quality="light", costs=made_of).generate(ids, max_new_tokens=TOKENS)
     decoder = TrainingWheelsDecoder(student, teacher) if made_of is DRAFTING_PAYS else GreedyDecoder(teacher)
@@ -167,15 +172,15 @@ def test_a_budget_is_training_wheels_or_the_teacher(made_of: Costs) -> None:
     assert fixed.prediction.method == WHEELS
 
 
-def test_quality_student_is_the_student() -> None:
-    student, teacher = pair("noisy")
+def test_quality_student_is_the_student(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     out = AutoDecoder(student, teacher, quality="student", costs=DRAFTING_COSTS).generate([[5, EOS]])
     assert out.prediction.method == STUDENT
     assert out.sequences.tolist() == GreedyDecoder(student).generate([[5, EOS]]).sequences.tolist()
 
 
-def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_times() -> None:
-    student, teacher = pair("noisy")
+def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_times(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     decoder = AutoDecoder(student, teacher, costs=DRAFTING_PAYS)
     sampled = decoder.generate([[5, 6, EOS]], temperature=0.9, top_k=20, seed=3)
     assert sampled.prediction.method == TEACHER
@@ -189,8 +194,8 @@ def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_ti
     assert greedy.sequences.tolist() == GreedyDecoder(teacher).generate([[5, 6, EOS]]).sequences.tolist()
 
 
-def test_teacher_inputs_reach_the_teacher() -> None:
-    student, teacher = pair("noisy")
+def test_teacher_inputs_reach_the_teacher(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     other = {"input_ids": [[8, 9, 10, 11, EOS]]}
     expected = GreedyDecoder(teacher).generate(**other).sequences.tolist()
     for made_of in (DRAFTING_PAYS, DRAFTING_COSTS):
@@ -199,8 +204,8 @@ def test_teacher_inputs_reach_the_teacher() -> None:
 
 
 @pytest.mark.parametrize(("made_of", "method"), [(DRAFTING_PAYS, SPECULATIVE), (DRAFTING_COSTS, TEACHER)])
-def test_a_stream_decodes_what_a_batch_does_and_says_how(made_of: Costs, method: str) -> None:
-    student, teacher = pair("noisy", 3)
+def test_a_stream_decodes_what_a_batch_does_and_says_how(made_of: Costs, method: str, device: str) -> None:
+    student, teacher = pair("noisy", 3, device)
     own, others = [[5, 6, EOS], [9, EOS], [7, 8, 9, EOS]], [[6, EOS], [5, 5, EOS], [9, 8, EOS]]
     batch = GreedyDecoder(teacher).generate(others, max_new_tokens=TOKENS)
     items = [{"input_ids": a, "teacher_input_ids": b} for a, b in zip(own, others)]
@@ -214,8 +219,8 @@ def test_a_stream_decodes_what_a_batch_does_and_says_how(made_of: Costs, method:
         decoder.stream(items, max_teacher_calls=1)
 
 
-def test_calls_and_calibration_teach_how_often_drafts_pass() -> None:
-    student, teacher = pair("unrelated", seed=1)
+def test_calls_and_calibration_teach_how_often_drafts_pass(device: str) -> None:
+    student, teacher = pair("unrelated", 1, device)
     ids = [[5, 6, 7, EOS], [9, 30, EOS], [4, EOS]]
     learnt = AutoDecoder(student, teacher, costs=DRAFTING_PAYS)
     before = learnt.chooser.acceptance.value
@@ -234,8 +239,8 @@ def test_calls_and_calibration_teach_how_often_drafts_pass() -> None:
     assert sceptic.generate(ids, max_new_tokens=TOKENS).prediction.method == TEACHER
 
 
-def test_a_budgets_use_is_learnt() -> None:
-    student, teacher = pair("swapped")
+def test_a_budgets_use_is_learnt(device: str) -> None:
+    student, teacher = pair("swapped", device=device)
     decoder = AutoDecoder(student, teacher, quality="very high", costs=DRAFTING_PAYS)
     out = decoder.generate([[5, 6, 7, EOS]], max_new_tokens=TOKENS)
     teachers = int(out.teacher_calls[0])
@@ -265,8 +270,8 @@ def test_costs_are_measured_once_per_batch_bucket(monkeypatch: pytest.MonkeyPatc
     assert outs[1].prediction.new_tokens == outs[0].lengths.float().mean()
 
 
-def test_real_costs_are_measured_where_none_are_given() -> None:
-    student, teacher = pair("noisy")
+def test_real_costs_are_measured_where_none_are_given(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     out = AutoDecoder(student, teacher, measure_seconds=0.05).generate([[5, EOS]], max_new_tokens=TOKENS)
     assert 0 < out.prediction.ms_per_token < 1000 and out.ms_per_token > 0
     expected = GreedyDecoder(teacher).generate([[5, EOS]], max_new_tokens=TOKENS)

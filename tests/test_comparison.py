@@ -29,7 +29,7 @@ from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
 from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.subjects import chosen, load_subject
-from kdtw_fast.comparison.summary import Latency, Point, Spread, pareto, sample, summarise
+from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
 from kdtw_fast.comparison.systems import pieces
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
@@ -338,13 +338,19 @@ def test_verdicts_follow_the_intervals() -> None:
         comparison("mixed", 0.1, "rouge2", -0.3, -0.1),
     ]
     records = Records({"a": outputs("a", [sentence(0, "a b")])})
-    rows = [line.split(" | ") for line in verdicts.markdown(records, points, found, "rouge2").splitlines()]
-    table = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 4}
-    assert table["claim"] == ["holds", "b0 (0)", "b0.1 (0.1) |"]
+    drawn = {
+        name: Statistics.of(["a b c"] * 2, [text] * 2) for name, text in [("pair/kdtw/0", "a b c"), ("x", "d e f")]
+    }
+    samples = Samples(resample(2, 0), drawn | {"pair/kdtw/0.1": drawn["x"]})
+    text = verdicts.markdown(records, {"pair": samples}, points, found, "rouge2")
+    rows = [line.removesuffix(" |").split(" | ") for line in text.splitlines()]
+    table = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 5}
+    assert table["claim"] == ["holds", "b0 (0)", "b0.1 (0.1)", "mean"]
     kept = next(row for name, row in table.items() if "share of all tokens" in name)
-    assert kept == ["at 1 of 2, against it 1", "+0.0 (-1.0 to +1.0)", "+5.0 (+4.0 to +6.0) |"]
-    assert table["better, ROUGE-2"] == ["at 1 of 2, open 1", "+1.0 (+0.5 to +1.5)", "+0.5 (-0.5 to +1.5) |"]
-    assert table["faster, ms/token"] == ["yes", "-20 % (-30 % to -10 %)", "– |"]
+    assert kept == ["at 1 of 2, against it 1", "+0.0 (-1.0 to +1.0)", "+5.0 (+4.0 to +6.0)", "–"]
+    better = ["at 1 of 2, open 1", "+1.0 (+0.5 to +1.5)", "+0.5 (-0.5 to +1.5)", "+50.0 (+50.0 to +50.0)"]
+    assert table["better, ROUGE-2"] == better  # the mean is made anew: of 100 - 0 and 0 - 0
+    assert table["faster, ms/token"] == ["yes", "-20 % (-30 % to -10 %)", "–", "–"]
     assert table["slower, ms/token"][0] == "no"
     assert table["mixed, ROUGE-2"][0] == "at 1 of 2, against it 1"
 

@@ -111,6 +111,16 @@ def test_number_formats(dtype: str, simulated: str) -> None:
     assert_alike(SpeculativeDecoder(*models, draft_length=3), ids, mask, max_new_tokens=8)
 
 
+@pytest.mark.parametrize("name", ["GreedyDecoder", "TrainingWheelsDecoder", "SpeculativeDecoder"])
+def test_drafts_of_more_steps_than_a_device_takes_at_once(name: str, simulated: str) -> None:
+    """A draft ends after 64 steps and goes on in the next one."""
+    student, teacher = random_pair("swapped", seed=1)
+    models = {"GreedyDecoder": [student], "TrainingWheelsDecoder": [student, teacher]}
+    options = {"draft_length": 70} if name == "SpeculativeDecoder" else {}  # of which all pass
+    decoder = getattr(kdtw_fast, name)(*models.get(name, [teacher, teacher]), device=simulated, **options)
+    assert_alike(decoder, [[5, 6, 7, 1], [8, 1]], max_new_tokens=76, min_new_tokens=72, seed=5)
+
+
 def test_rows_that_come_and_go(simulated: str) -> None:
     """A draft ends when a row does, and the next one takes its slot."""
     student, teacher = random_pair("noisy", seed=1)
@@ -161,6 +171,14 @@ def test_a_token_costs_the_host_nothing_in_a_loop(dtype: str, simulated: str) ->
     for name in ("host_synchronisations", "host_launches", "copies_to_device", "copies_to_host", "graph_launches"):
         assert nine[name] == five[name], name
     assert nine["allocations"] == 0
+
+
+def test_the_host_looks_at_a_loop_every_64_steps(simulated: str) -> None:
+    device = the_device()
+    use("loop")
+    decoder = GreedyDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
+    launches = {tokens: counted(decoder, device, tokens)["graph_launches"] for tokens in (64, 65)}
+    assert launches == {64: 1, 65: 2}
 
 
 def test_the_host_looks_every_few_steps(simulated: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,6 @@ from kdtw_fast.pairs import Pair, load_pair
 from kdtw_fast.selftest.agreement import as_array
 
 DTYPES = ["fp32", "bf16", "int8"]
-LEVELS = list(kdtw_fast.build_info()["simd_levels"])
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kdtw_fast.build_info()["simd"]
-    kdtw_fast._core.set_simd(request.param)
-    yield request.param
-    kdtw_fast._core.set_simd(before)
 
 
 def linear(weight: np.ndarray, x: np.ndarray, dtype: str, threads: int = 1) -> np.ndarray:
@@ -56,7 +46,7 @@ def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(x * (np.float32(127) / safe)).astype(np.int64), (largest / np.float32(127)).astype(np.float32)
 
 
-def test_int8_products_are_the_exact_integers_scaled_once(level: str) -> None:
+def test_int8_products_are_the_exact_integers_scaled_once(simd_level: str) -> None:
     """The definition in NumPy, bit for bit: so all instruction sets agree, and any number of rows or threads."""
     rng = np.random.default_rng(0)
     for outputs, inputs in SIZES:
@@ -81,7 +71,7 @@ def test_int8_sums_are_exact_at_their_largest() -> None:
         linear(np.ones((1, inputs + 1)), np.ones((1, inputs + 1)), "int8")
 
 
-def test_bf16_products_are_fp32_products_of_rounded_weights(level: str) -> None:
+def test_bf16_products_are_fp32_products_of_rounded_weights(simd_level: str) -> None:
     rng = np.random.default_rng(1)
     for outputs, inputs in SIZES:
         weight = rng.standard_normal((outputs, inputs), dtype=np.float32)
@@ -103,7 +93,7 @@ def test_bf16_rounds_every_value_to_the_nearest_even() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_zeros_stay_zero_and_what_is_not_finite_shows(level: str, dtype: str) -> None:
+def test_zeros_stay_zero_and_what_is_not_finite_shows(simd_level: str, dtype: str) -> None:
     rng = np.random.default_rng(3)
     weight, x = rng.standard_normal((70, 90)), rng.standard_normal((17, 90))
     x[4] = 0.0
@@ -131,7 +121,7 @@ def is_packed(name: str) -> bool:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"d{shape.d_model}")
-def test_a_bf16_model_is_the_fp32_model_with_rounded_weights(shape: Any, level: str) -> None:
+def test_a_bf16_model_is_the_fp32_model_with_rounded_weights(shape: Any, simd_level: str) -> None:
     rng = np.random.default_rng(shape.d_model)
     model = random_t5(shape, VOCAB, seed=7)
     bf16 = NativeT5.from_model(model, dtype="bf16")
@@ -146,9 +136,9 @@ def test_a_bf16_model_is_the_fp32_model_with_rounded_weights(shape: Any, level: 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"d{shape.d_model}")
-def test_catch_up_equals_steps(shape: Any, dtype: str, level: str) -> None:
+def test_catch_up_equals_steps(shape: Any, dtype: str, place: str) -> None:
     rng = np.random.default_rng(shape.d_model)
-    native = NativeT5.from_model(random_t5(shape, VOCAB, seed=8), dtype=dtype)
+    native = NativeT5.from_model(random_t5(shape, VOCAB, seed=8), dtype=dtype, device=place)
     source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
     whole = native.decode_logits(source, tokens)
     for chunks in cuts(rng, 35):
@@ -158,11 +148,13 @@ def test_catch_up_equals_steps(shape: Any, dtype: str, level: str) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("formats", [("bf16", "bf16"), ("int8", "int8"), ("bf16", "int8")], ids="-".join)
-def test_a_row_decodes_the_same_alone_and_in_any_batch(formats: tuple[str, str], temperature: float) -> None:
+def test_a_row_decodes_the_same_alone_and_in_any_batch(
+    formats: tuple[str, str], temperature: float, device: str
+) -> None:
     student, teacher = random_pair("noisy", seed=11)
     native = (
-        NativeT5.from_model(student, "student", dtype=formats[0]),
-        NativeT5.from_model(teacher, "teacher", dtype=formats[1]),
+        NativeT5.from_model(student, "student", dtype=formats[0], device=device),
+        NativeT5.from_model(teacher, "teacher", dtype=formats[1], device=device),
     )
     ids, mask = random_batch(np.random.default_rng(5), 5, VOCAB)
     settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": temperature, "output_logprobs": True, "seed": 5}
@@ -177,21 +169,21 @@ def test_a_row_decodes_the_same_alone_and_in_any_batch(formats: tuple[str, str],
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
-def test_lossless_speculation_is_the_teacher(dtype: str) -> None:
+def test_lossless_speculation_is_the_teacher(dtype: str, device: str) -> None:
     for seed in range(21, 25):
         student, teacher = random_pair("noisy", seed)
         if student.config.vocab_size == teacher.config.vocab_size:
             continue  # the teacher alone could write tau
-        packed = NativeT5.from_model(teacher, "teacher", dtype=dtype)
+        packed = NativeT5.from_model(teacher, "teacher", dtype=dtype, device=device)
         ids, mask = random_batch(np.random.default_rng(seed), 6, VOCAB)
         expected = GreedyDecoder(packed).generate(ids, mask, max_new_tokens=25)
         for draft_length in (1, 3, 6):
-            decoder = SpeculativeDecoder(student, packed, draft_length=draft_length, teacher_dtype=dtype)
+            decoder = SpeculativeDecoder(student, packed, draft_length=draft_length, teacher_dtype=dtype, device=device)
             assert decoder.generate(ids, mask, max_new_tokens=25).sequences.tolist() == expected.sequences.tolist()
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_int8_is_near_fp32(tied: bool) -> None:
+def test_int8_is_near_fp32(tied: bool, device: str) -> None:
     """Largest difference of a logit beside their standard deviation, which is about 3 in these models."""
     rng = np.random.default_rng(9)
     for shape in SHAPES:
@@ -199,7 +191,9 @@ def test_int8_is_near_fp32(tied: bool) -> None:
             continue
         model = random_t5(shape, VOCAB, seed=9)
         source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
-        fp32, int8 = (NativeT5.from_model(model, dtype=d).decode_logits(source, tokens) for d in ("fp32", "int8"))
+        fp32, int8 = (
+            NativeT5.from_model(model, dtype=d, device=device).decode_logits(source, tokens) for d in ("fp32", "int8")
+        )
         error = np.sqrt(np.mean((fp32 - int8) ** 2)) / fp32.std()
         assert 0 < error < 0.1
 
@@ -240,12 +234,12 @@ def test_weights_are_held_once(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
-def test_a_weight_that_is_not_finite_is_an_error(dtype: str) -> None:
+def test_a_weight_that_is_not_finite_is_an_error(dtype: str, device: str) -> None:
     model = random_t5(SHAPES[0], VOCAB, seed=2)
     with torch.no_grad():
         model.decoder.block[0].layer[2].DenseReluDense.wo.weight[3, 4] = float("nan")
     with pytest.raises(FloatingPointError, match="model"):
-        GreedyDecoder(NativeT5.from_model(model, dtype=dtype)).generate([[5, 6, 1]], max_new_tokens=4)
+        GreedyDecoder(NativeT5.from_model(model, dtype=dtype, device=device)).generate([[5, 6, 1]], max_new_tokens=4)
 
 
 # --- The shipped pair ------------------------------------------------------------------------------------

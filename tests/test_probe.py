@@ -16,7 +16,7 @@ MODEL = random_native(SMALL)
 
 
 def probe(rows: int = 1, threads: int = 1, model: NativeT5 = MODEL) -> _core.Probe:
-    return _core.Probe(model.core, rows, S, HISTORY, LONGEST, threads)
+    return _core.Probe(model.device, model.core, rows, S, HISTORY, LONGEST, threads)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -36,7 +36,7 @@ def test_a_pass_counts_weights_once_and_operations_by_token(rows: int, tokens: i
 
 def test_long_passes_are_cut_as_the_loop_cuts_them() -> None:
     longest = 256  # tokens of a pass
-    whole = _core.Probe(MODEL.core, longest + 1, 4, 0, 1, 1).decode(1, 1, 1)[1]
+    whole = _core.Probe(MODEL.device, MODEL.core, longest + 1, 4, 0, 1, 1).decode(1, 1, 1)[1]
     assert whole["linear"][1] == 2 * 4 * (SMALL.step_parameters - VOCAB * SMALL.d_model)
     assert whole["head"][2] == 2 * VOCAB * SMALL.d_model * (longest + 1)
 
@@ -67,6 +67,15 @@ def test_a_probe_refuses_passes_it_has_no_room_for(tokens: int, asked: int, mess
     with pytest.raises(ValueError, match=message):
         one.decode(tokens, asked, 1)
     assert one.decode(9, 9, 1)[0]
+
+
+def test_passes_end_on_the_device_before_their_time_is_taken(device: str) -> None:
+    model = NativeT5.from_model(random_t5(SHAPES[0], VOCAB, seed=0), device=device)
+    one = probe(3, model=model)
+    for seconds, operations in (one.encode(2), one.decode(5, 1, 2), one.decode(5, 5, 2), one.decode(4, 0, 2)):
+        assert len(seconds) == 2 and min(seconds) > 0
+        timed = sum(cost[0] for cost in operations.values())
+        assert 0 < timed <= sum(seconds) / 2 if device == "cpu" else timed == 0  # the host does not see operations end
 
 
 def test_non_finite_logits_are_an_error_not_a_time() -> None:

@@ -11,10 +11,11 @@ namespace kdtw {
 // Passes every call on and adds up what it took.
 class Probe::ProfiledBackend : public Backend {
  public:
-  // width: of keys and values, H*D.
-  ProfiledBackend(std::unique_ptr<Backend> inner, int width) : inner_(std::move(inner)), width_(width) {}
+  using Costs = std::array<OperationCost, kOperations>;
 
-  std::array<OperationCost, kOperations> costs;
+  // width: of keys and values, H*D.
+  ProfiledBackend(std::unique_ptr<Backend> inner, int width, Costs& costs)
+      : inner_(std::move(inner)), width_(width), costs_(costs) {}
 
   Buffer allocate(size_t floats) override { return inner_->allocate(floats); }
   void upload(Buffer& to, std::span<const float> from) override { inner_->upload(to, from); }
@@ -56,7 +57,7 @@ class Probe::ProfiledBackend : public Backend {
               const PositionBias* bias, float* out) override {
     const Timed timed(*this, Operation::kAttention);
     for (const auto& token : tokens)
-      costs[static_cast<int>(Operation::kAttention)].flops += 4.0 * token.length * width_;
+      costs_[static_cast<int>(Operation::kAttention)].flops += 4.0 * token.length * width_;
     inner_->attend(cache, tokens, queries, stride, bias, out);
   }
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
@@ -73,7 +74,7 @@ class Probe::ProfiledBackend : public Backend {
   class Timed {
    public:
     Timed(ProfiledBackend& backend, Operation operation)
-        : cost_(backend.costs[static_cast<int>(operation)]), watch_(cost_.seconds) {}
+        : cost_(backend.costs_[static_cast<int>(operation)]), watch_(cost_.seconds) {}
     Timed(ProfiledBackend& backend, Operation operation, const Weight& weight, int tokens) : Timed(backend, operation) {
       cost_.weight_bytes += static_cast<double>(weight.bytes());
       cost_.flops += 2.0 * tokens * weight.outputs * weight.inputs;
@@ -86,6 +87,7 @@ class Probe::ProfiledBackend : public Backend {
 
   const std::unique_ptr<Backend> inner_;
   const int width_;
+  Costs& costs_;
 };
 
 namespace {
@@ -93,30 +95,17 @@ namespace {
 // Writes positions [0, length) of every row: memory that was never touched is not read from where a decode's caches
 // are.
 void fill(Backend& backend, KeyValueCache& cache, int rows, int length, int width) {
+  if (length == 0) return;
   Buffer line = backend.allocate(width);
   std::vector<float> values(width);
   for (int i = 0; i < width; ++i) values[i] = 0.125f * static_cast<float>(i % 7 - 3);
   backend.upload(line, values);
+  std::vector<TokenAt> tokens(length);
   for (int row = 0; row < rows; ++row) {
-    for (int position = 0; position < length; ++position) {
-      const TokenAt token{row, position, position + 1};
-      backend.store(cache, std::span(&token, 1), line.data, line.data, width);
-    }
+    for (int position = 0; position < length; ++position) tokens[position] = {row, position, position + 1};
+    // Stride 0: all of them are stored from the one line.
+    backend.store(cache, backend.place({{}, {}, tokens, {}, {}}).self, line.data, line.data, 0);
   }
-}
-
-template <typename Pass>
-PassCosts repeated(std::array<OperationCost, kOperations>& costs, int repeats, Pass&& pass) {
-  costs = {};
-  PassCosts out;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = Clock::now();
-    pass();
-    out.seconds.push_back(seconds_since(start));
-  }
-  out.operations = costs;
-  for (auto& cost : out.operations) cost.seconds /= repeats, cost.weight_bytes /= repeats, cost.flops /= repeats;
-  return out;
 }
 
 }  // namespace
@@ -127,9 +116,16 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       source_tokens_(source_tokens),
       history_(history),
       most_tokens_(most_tokens),
-      backend_(std::make_unique<ProfiledBackend>(make_backend(device, threads), model_->config().inner())),
+      backend_([&]() -> std::unique_ptr<Backend> {
+        auto made = make_backend(device, threads);
+        if (device != "cpu") return made;
+        return std::make_unique<ProfiledBackend>(std::move(made), model_->config().inner(), costs_);
+      }()),
+      end_(backend_->allocate(1)),
       state_(*model_, rows, source_tokens, history + most_tokens) {
   const int width = model_->config().inner();
+  const float end = 0.0f;
+  backend_->upload(end_, std::span(&end, 1));
   state_.make_caches(*backend_, model_->config());
   for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);
   for (auto& cache : state_.cross) fill(*backend_, *cache, rows, source_tokens, width);
@@ -138,13 +134,30 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
 
 Probe::~Probe() = default;
 
+template <typename Pass>
+PassCosts Probe::repeated(int repeats, Pass&& pass) {
+  costs_ = {};
+  PassCosts out;
+  backend_->begin_call();
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = Clock::now();
+    pass();
+    float end = 0.0f;
+    backend_->download(std::span(&end, 1), end_.data);
+    out.seconds.push_back(seconds_since(start));
+  }
+  out.operations = costs_;
+  for (auto& cost : out.operations) cost.seconds /= repeats, cost.weight_bytes /= repeats, cost.flops /= repeats;
+  return out;
+}
+
 PassCosts Probe::encode(int repeats, const Poll& poll) {
   std::vector<int> rows(state_.rows);
   std::iota(rows.begin(), rows.end(), 0);
   std::vector<std::vector<int32_t>> sources(state_.rows, std::vector<int32_t>(source_tokens_));
   for (int row = 0; row < state_.rows; ++row)
     for (int i = 0; i < source_tokens_; ++i) sources[row][i] = random_id(row, i);
-  return repeated(backend_->costs, repeats, [&] { model_->encode(*backend_, state_, work_, rows, sources, poll); });
+  return repeated(repeats, [&] { model_->encode(*backend_, state_, work_, rows, sources, poll); });
 }
 
 PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
@@ -157,7 +170,7 @@ PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
   std::vector<int32_t> wanted;
   std::vector<PickRequest> requests;
   std::vector<PickResult> results;
-  return repeated(backend_->costs, repeats, [&] {
+  return repeated(repeats, [&] {
     // Cut where a lane cuts.
     for (size_t begin = 0; begin < input.size(); begin += T5::kMaxPass) {
       const size_t count = std::min<size_t>(T5::kMaxPass, input.size() - begin);

@@ -22,15 +22,17 @@ struct OperationCost {
 };
 
 struct PassCosts {
-  std::vector<double> seconds;                        // of each repeat, all operations and what lies between them
-  std::array<OperationCost, kOperations> operations;  // of one pass: the mean over the repeats
+  std::vector<double> seconds;  // of each repeat, all operations and what lies between them
+  // Of one pass, the mean over the repeats; on the CPU only, where an operation has ended when it returns.
+  std::array<OperationCost, kOperations> operations;
 };
 
 // One model and its caches for R rows, written up to the history. Every repeat of decode() reads the same positions
-// after the history, as if the rows had been rewound.
+// after the history, as if the rows had been rewound. Passes are those that the host enqueues, and have ended on the
+// device when their time is taken.
 class Probe {
  public:
-  // Caches of `history` + `most_tokens` positions. Threads 0 = all.
+  // Caches of `history` + `most_tokens` positions. device: the model's. Threads 0 = all.
   Probe(const std::string& device, std::shared_ptr<const T5> model, int rows, int source_tokens, int history,
         int most_tokens, int threads);
   ~Probe();
@@ -49,10 +51,14 @@ class Probe {
   class ProfiledBackend;
 
   int32_t random_id(int row, int position) const;
+  template <typename Pass>
+  PassCosts repeated(int repeats, Pass&& pass);
 
   const std::shared_ptr<const T5> model_;
   const int source_tokens_, history_, most_tokens_;
-  const std::unique_ptr<ProfiledBackend> backend_;
+  std::array<OperationCost, kOperations> costs_;
+  const std::unique_ptr<Backend> backend_;
+  Buffer end_;  // a number that is read when all before it has ended
   T5State state_;
   Workspace work_;
 };

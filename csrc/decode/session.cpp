@@ -52,7 +52,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   // which look at the ledger before they draw a number or an entropy.
   const bool by_host =
       options_.max_seconds > 0 || teachers() > 1 || method_.call.at_random() || method_.call.by_entropy();
-  has_drafter_ = !by_host && student_->make_drafter(draft_rules(), slots, options_.max_new_tokens);
+  has_drafter_ = !by_host && student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
   seconds_ = seconds_since(opened_);
 }
 
@@ -249,7 +249,8 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
     if (rows_[group[i]].running()) take(rows_[group[i]], results_[i]);
 }
 
-// Student steps without the host, until a call is due (call_now), or a row has finished and until_finish.
+// Up to kLongestDraft student steps without the host, until a call is due (call_now), or a row has finished and
+// until_finish.
 void Session::draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll) {
   draft_rows_.clear();
   for (const int slot : group) draft_rows_.push_back(draft_row(slot));
@@ -290,8 +291,10 @@ DraftRow Session::draft_row(int slot) const {
   DraftRow draft;
   draft.self.row = slot;
   draft.key = row.key;
-  draft.limit = draft_limit(method_, room + row.drafts()) - row.drafts();
-  draft.waits_at_limit = method_.accept.checks_all || draft.limit < room;
+  const int limit = draft_limit(method_, room + row.drafts()) - row.drafts();
+  // Rows that get so far get there in one step, and go on in the next draft.
+  draft.limit = std::min(limit, kLongestDraft);
+  draft.waits_at_limit = limit <= kLongestDraft && (method_.accept.checks_all || limit < room);
   draft.first_ask = backend_->overlaps() && !teachers_.empty() && !teachers_.front().opened(slot);
   draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
   for (size_t i = 0; i < decoder_->special.tau.size(); ++i) {

@@ -42,6 +42,10 @@ struct Totals {
 // Called with every settled token, in order of each row's positions (0 = first output).
 using TokenStream = std::function<void(int row, int position, int32_t token, Owner owner)>;
 
+// Steps that a device drafts before the host looks again: Ctrl-C is heard in between, and a wait for so many steps
+// is little beside them.
+inline constexpr int kLongestDraft = 64;
+
 enum class Until { kSomeFinished, kAllFinished };
 
 class Session {

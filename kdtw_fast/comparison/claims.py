@@ -42,6 +42,13 @@ def compare_quality(samples: Samples, question: str, this: str, other: str, metr
     return Comparison(question, metric, this, other, difference, two_sided(mines - others))
 
 
+def mean_difference(samples: Samples, compared: Sequence[Comparison]) -> Interval:
+    """The mean of several differences in quality, by paired bootstrap over sentences."""
+    scores = [[samples.score(name, one.metric) for name in (one.this, one.other)] for one in compared]
+    value = np.mean([mine - theirs for (mine, _), (theirs, _) in scores])
+    return Interval.of(float(value), np.mean([mines - others for (_, mines), (_, others) in scores], axis=0))
+
+
 def compare_latency(records: Records, question: str, this: str, other: str) -> Comparison | None:
     """How much longer a point takes per token than another, by bootstrap over the turns; None without both timed.
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from kdtw_fast.owners_view import markdown_table
 
-from .claims import Comparison
+from .claims import Comparison, mean_difference
 from .quality import METRICS, Interval
 from .records import Records
-from .summary import Point
+from .summary import Point, Samples
 from .table import NONE
 
 KEPT = 0.03  # how far use may be from a budget that is kept
 
 
-def markdown(records: Records, points: Sequence[Point], comparisons: Sequence[Comparison], metric: str) -> str:
+def markdown(
+    records: Records,
+    samples: Mapping[str, Samples],
+    points: Sequence[Point],
+    comparisons: Sequence[Comparison],
+    metric: str,
+) -> str:
     """For each pair a table of claims by budgets, for reading.
 
     Args:
         records: of a results file.
+        samples: of `sample`, by pair.
         points: of `summarise`.
         comparisons: of `claims`, in the same metric.
         metric: of :data:`kdtw_fast.comparison.quality.METRICS`.
@@ -38,10 +45,10 @@ def markdown(records: Records, points: Sequence[Point], comparisons: Sequence[Co
             by_point = {c.this: c for c in comparisons if c.question == question}
             found = [by_point.get(point.id) for point in wheels]
             if any(found):
-                rows.append(_compared(question, found))
+                rows.append(_compared(question, found, samples[pair]))
         budgets = [f"{point.settings.get('budget', point.label)} ({point.budget:g})" for point in wheels]
         blocks += [f"**{wheels[0].task} ({pair})**: {_costs(records, pair)}", ""]
-        blocks += [*markdown_table(("claim", "holds", *budgets), rows, text_columns=2), ""]
+        blocks += [*markdown_table(("claim", "holds", *budgets, "mean"), rows, text_columns=2), ""]
     return "\n".join([*blocks, _note(metric)])
 
 
@@ -52,6 +59,7 @@ def _kept(what: str, uses: Sequence[Interval | None], wheels: Sequence[Point]) -
         f"use − budget, {what}, in points; within {100 * KEPT:g}",
         _words(held, [not one for one in held], wheels),
         *(NONE if one is None else _cell(one, lambda value: f"{100 * value:+.1f}") for one in excess),
+        NONE,
     ]
 
 
@@ -59,7 +67,7 @@ def _moved(interval: Interval, by: float) -> Interval:
     return Interval(interval.value + by, interval.low + by, interval.high + by)
 
 
-def _compared(question: str, found: Sequence[Comparison | None]) -> list[str]:
+def _compared(question: str, found: Sequence[Comparison | None], samples: Samples) -> list[str]:
     there = [one for one in found if one is not None]
     faster = there[0].metric == "ms_per_token"
     sign = -1 if faster else 1  # of a difference that speaks for the claim
@@ -70,7 +78,8 @@ def _compared(question: str, found: Sequence[Comparison | None]) -> list[str]:
     )
     unit = "ms/token" if faster else METRICS[there[0].metric]
     cells = [NONE if one is None else _cell(one.difference, show) for one in found]
-    return [f"{question}, {unit}", _words(held, failed, found), *cells]
+    mean = NONE if faster else _cell(mean_difference(samples, there), show)
+    return [f"{question}, {unit}", _words(held, failed, found), *cells, mean]
 
 
 def _words(held: Sequence[bool], failed: Sequence[bool], found: Sequence[object | None]) -> str:
@@ -107,5 +116,6 @@ def _note(metric: str) -> str:
     return (
         f"Differences in {METRICS[metric]} are paired over sentences, those in latency over turns; in brackets 95 % "
         "bootstrap intervals. A claim holds at a budget where the whole interval speaks for it, and is open where the "
-        f"interval holds 0. {NONE}: there is no point to compare with: DistillSpec has none as good, or none as fast."
+        f"interval holds 0. {NONE}: there is no point to compare with: DistillSpec has none as good, or none as fast. "
+        "The mean is that of the differences on its left."
     )
