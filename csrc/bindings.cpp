@@ -485,12 +485,11 @@ PYBIND11_MODULE(_core, m) {
       });
 
   py::class_<Probe>(m, "Probe")
-      .def(py::init(
-               [](const std::string& device, std::shared_ptr<T5> model, int rows, int source_tokens, int history,
-                  int most_tokens, int threads) {
-                 return std::make_unique<Probe>(device, std::move(model), rows, source_tokens, history, most_tokens,
-                                                threads);
-               }),
+      .def(py::init([](const std::string& device, std::shared_ptr<T5> model, int rows, int source_tokens, int history,
+                       int most_tokens, int threads) {
+             return std::make_unique<Probe>(device, std::move(model), rows, source_tokens, history, most_tokens,
+                                            threads);
+           }),
            py::arg("device"), py::arg("model"), py::arg("rows"), py::arg("source_tokens"), py::arg("history"),
            py::arg("most_tokens"), py::arg("threads"))
       .def(

@@ -12,28 +12,15 @@ import pytest
 import torch
 
 import kdtw_fast
-from kdtw_fast import model
 from kdtw_fast.selftest.agreement import Tally
 
 ORACLE_TALLY = pytest.StashKey[Tally]()
 SIMULATED = "simulated"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--device",
-        default="cpu",
-        help='where models decode that a test would pack for the CPU: "cpu", "cuda", "cuda:1", …, or "simulated"',
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORACLE_TALLY] = Tally()
     torch.set_num_threads(1)  # tiny models: more threads only cost
-    if config.getoption("--device") != "cpu":
-        device, check = config.getoption("--device"), model.check_device
-        where = _simulated_device() if device == SIMULATED else check(device)
-        model.check_device = lambda asked: check(where if asked == "cpu" else asked)
 
 
 @pytest.fixture
@@ -52,17 +39,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
-def _simulated_device() -> str:
+@pytest.fixture(scope="session")
+def simulated() -> str:
+    """The name of a device on which CUDA kernels run: the one that g++ compiles them for (docs/cuda.md)."""
     from gpu_proof.build import build_simulated
 
     kdtw_fast._core.use_cuda_library(os.environ.get("KDTW_CUDA_LIBRARY") or str(build_simulated()))
     return "cuda:0"
-
-
-@pytest.fixture(scope="session")
-def simulated() -> str:
-    """The name of a device on which CUDA kernels run: the one that g++ compiles them for (docs/cuda.md)."""
-    return _simulated_device()
 
 
 @pytest.fixture(params=["cpu", SIMULATED])
@@ -84,20 +67,11 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test's cases on the simulated device one always runs, the others in `make gpu-proof`.
 
-    It is the one in the middle of what was collected: a case that is named alone runs. With another --device the tests
-    that have such cases are left out, and those of what only the CPU has.
+    It is the one in the middle of what was collected: a case that is named alone runs.
     """
-    if config.getoption("--device") != "cpu":
-        fixtures = {"device", "place", "simulated", "simd_level"}
-        for item in items:
-            if fixtures & set(getattr(item, "fixturenames", ())):
-                item.add_marker(pytest.mark.skip(reason="chooses its devices itself"))
-            elif item.get_closest_marker("cpu_only"):
-                item.add_marker(pytest.mark.skip(reason="of what only the CPU has"))
-        return
     of_test: dict[tuple[Path, str], list[pytest.Item]] = {}
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

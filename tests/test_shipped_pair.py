@@ -9,6 +9,7 @@ import pytest
 import torch
 from factories import START
 
+import kdtw_fast
 from kdtw_fast import (
     BigLittleDecoder,
     GreedyDecoder,
@@ -119,6 +120,20 @@ def test_every_method_equals_the_oracle(
         expected = slow(*(pair.student, pair.teacher)[:models], **options).generate(**batch)
         oracle_tally.add(compare(output, expected, f"{name} {options} temperature {temperature}"))
     assert oracle_tally.differing <= 1
+
+
+@pytest.mark.parametrize("name", ["GreedyDecoder", "TrainingWheelsDecoder", "SpeculativeDecoder"])
+def test_the_pair_on_a_simulated_device(pair: Pair, name: str, device: str, oracle_tally: Tally) -> None:
+    """Real weights, vocabulary and shapes; in fp32, because tensor cores round what they encode."""
+    roles = ["student"] if name == "GreedyDecoder" else ["student", "teacher"]
+    packed = [NativeT5.from_pretrained(pair.folder / role, role, "fp32", device=device) for role in roles]
+    batch = inputs(pair, 1, "very high", skip=3) | {"max_new_tokens": 8}
+    if len(roles) == 1:
+        del batch["teacher_inputs"]
+    output = getattr(kdtw_fast, name)(*packed).generate(**batch, output_logprobs=True)
+    expected = getattr(reference, name)(*(getattr(pair, role) for role in roles)).generate(**batch)
+    oracle_tally.add(compare(output, expected, name))
+    assert oracle_tally.differing == 0
 
 
 def test_strings_in_strings_out(pair: Pair) -> None:

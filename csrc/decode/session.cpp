@@ -52,7 +52,8 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   // which look at the ledger before they draw a number or an entropy.
   const bool by_host =
       options_.max_seconds > 0 || teachers() > 1 || method_.call.at_random() || method_.call.by_entropy();
-  has_drafter_ = !by_host && student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
+  has_drafter_ =
+      !by_host && student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
   seconds_ = seconds_since(opened_);
 }
 
