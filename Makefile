@@ -47,8 +47,10 @@ format: $(VENV)/.extra-dev
 # Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench
 	mkdir -p build
-	$(BIN)/python -m pytest bench --benchmark-json=build/bench.json
+	$(BIN)/python -m pytest bench --ignore=bench/test_training.py --benchmark-json=build/bench.json
 	$(BIN)/python -m bench.table bench build/bench.json
+	$(BIN)/python -m pytest bench/test_training.py --benchmark-json=build/training.json
+	$(BIN)/python -m bench.table bench build/training.json --markers training
 
 # The benchmarks on tiny models: checks that they run, measures nothing.
 bench-tiny: $(VENV)/.extra-bench

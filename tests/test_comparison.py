@@ -25,6 +25,7 @@ from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_qua
 from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
 from kdtw_fast.comparison.examples import examples, markdown
 from kdtw_fast.comparison.measure import Run, Settings
+from kdtw_fast.comparison.passes import PassClock
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
 from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
@@ -313,6 +314,23 @@ def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_pa
     assert shown.count("\nsource ") == shown.count("\nreference ") == min(3, len(SENTENCES))
     again = CliRunner().invoke(cli.app, arguments)
     assert again.stdout == result.stdout  # measured once
+
+
+def test_calls_that_settle_are_not_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of a second each to settle, and of two after that: the clock knows the latter only."""
+    subject = load_subject(str(folder), data=folder / "data.jsonl", sentences=2)
+    clock = PassClock(subject, [0, 1], 1, 1, 5)
+    now, step = [0.0], [1.0]
+
+    def perf_counter() -> float:
+        now[0] += step[0]
+        return now[0]
+
+    monkeypatch.setattr("kdtw_fast.comparison.passes.time.perf_counter", perf_counter)
+    clock.settle(0.0)
+    step[0] = 2.0
+    clock.sample(0.0)
+    assert clock.take(0, {}).call["student"] == pytest.approx(2.0, abs=0.1)
 
 
 def test_verdicts_follow_the_intervals() -> None:
