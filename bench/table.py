@@ -424,6 +424,11 @@ def claims_markdown(path: Path) -> str:
     return (path.parent / "claims.md").read_text(encoding="utf-8")
 
 
+def points_markdown(path: Path) -> str:
+    """The table of all points, which `kdtw compare` wrote beside its records, for docs/results.md."""
+    return (path.parent / "table.md").read_text(encoding="utf-8")
+
+
 def examples_markdown(path: Path) -> str:
     """A few sentences of each pair, from the same records."""
     from kdtw_fast.comparison.examples import examples, markdown
@@ -456,6 +461,7 @@ FROM_RECORDS = {
     "compare": compare_markdown,
     "examples": examples_markdown,
     "claims": claims_markdown,
+    "points": points_markdown,
     "ablation": ablation_markdown,
     "seeds": seeds_markdown,
 }
