@@ -1,8 +1,8 @@
 """Writes the README's measured parts between their markers, so that no number in it was typed by hand.
 
 `python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table compare
-out/compare/results.jsonl` and, from the same, `examples` and `claims` (for docs/results.md, by `--readme`); `ablation`
-and `seeds` as bench/ablation.py says; `python -m bench.table quantisation`.
+out/compare/results.jsonl` and, from the same, `examples`, `claims` and `points` (for docs/results.md, by `--readme`);
+`ablation` and `seeds` as bench/ablation.py says; `python -m bench.table quantisation`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def bench_markdown(*runs: dict[str, Any]) -> str:
         f"`make bench` on {' and '.join(dict.fromkeys(run['datetime'][:10] for run in runs))}"
         f"{f', in {len(runs)} runs' if len(runs) > 1 else ''}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
         f"{kdtw['cores']} cores, {kdtw['simd']}, {machine['system']}; {versions}. Medians; what is compared takes "
-        "turns in one process. Random weights, greedy, and unless said otherwise one row, 64 source and 64 new tokens; "
+        "turns in one process. Unless said otherwise random weights, greedy, one row, 64 source and 64 new tokens; "
         "times of whole calls, the encoder included. In brackets: the mark this project sets itself.",
     ]
     for kind, section in sections.items():

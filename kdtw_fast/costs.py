@@ -231,8 +231,8 @@ def measure_costs(
     Every number is the median of as many turns as ``seconds`` allow. What a slow pair cannot do without (the
     encoders, a step, the longest pass of each kind) is timed at least once even when that takes longer; the points
     in between are then interpolated. No pass is longer than 256 tokens if it can be less: the rest is extended.
-    Passes are those that the host enqueues; a CUDA device takes the steps of a draft by itself (docs/cuda.md), which is
-    faster, and so a step there is what further tokens add to a greedy decode.
+    Passes are those that the host enqueues; a CUDA device takes the steps of a draft by itself (docs/cuda.md), and
+    so a step there is what further tokens add to a greedy decode.
 
     Args:
         student: NativeT5, Hugging Face T5 or a folder; on any device, which is the teacher's as well.

@@ -194,6 +194,15 @@ def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_ti
     assert greedy.sequences.tolist() == GreedyDecoder(teacher).generate([[5, 6, EOS]]).sequences.tolist()
 
 
+def test_models_are_packed_for_the_device_that_is_asked_for(simulated: str) -> None:
+    student, teacher = random_pair("noisy", seed=2, vocab_size=VOCAB)
+    packed = NativeT5.from_model(student, "student", device=simulated)
+    for decoder in (AutoDecoder(student, teacher, device=simulated), AutoDecoder(packed, teacher)):
+        assert (decoder.student.device, decoder.teachers[0].device) == (simulated, simulated)
+    with pytest.raises(ValueError, match="packed for device 'cuda:0', but device='cpu' was asked for"):
+        AutoDecoder(packed, teacher, device="cpu")
+
+
 def test_teacher_inputs_reach_the_teacher(device: str) -> None:
     student, teacher = pair("noisy", device=device)
     other = {"input_ids": [[8, 9, 10, 11, EOS]]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from factories import SHAPES, random_t5
+from test_cuda_decode import the_device
 
 from kdtw_fast import NativeT5, _core
 from kdtw_fast.profiling import OPERATIONS, cache_bytes
@@ -72,6 +73,11 @@ def test_a_probe_refuses_passes_it_has_no_room_for(tokens: int, asked: int, mess
 def test_passes_end_on_the_device_before_their_time_is_taken(device: str) -> None:
     model = NativeT5.from_model(random_t5(SHAPES[0], VOCAB, seed=0), device=device)
     one = probe(3, model=model)
+    if device != "cpu":
+        simulated = the_device()
+        simulated.reset_counters()
+        one.decode(4, 0, 2)  # asks for no answer, and is waited for all the same
+        assert simulated.counters()["host_synchronisations"] >= 2
     for seconds, operations in (one.encode(2), one.decode(5, 1, 2), one.decode(5, 5, 2), one.decode(4, 0, 2)):
         assert len(seconds) == 2 and min(seconds) > 0
         timed = sum(cost[0] for cost in operations.values())

@@ -38,9 +38,8 @@ WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2":
 BATCHED = 0.5  # of them where sentences are decoded together
 
 PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
-# After another system's calls ours of half a millisecond take up to half as long again for more than ten calls: caches,
-# page tables and the other system's threads come to rest only while others of our calls run. A pause does not help, nor
-# does one call again and again.
+# Behind another system's calls ours of half a millisecond took up to half as long again, for more than ten calls; not
+# where calls of several of our methods came first. A pause did not help, nor one call again and again.
 SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
@@ -264,7 +263,7 @@ class Run:
         outside = True  # whether another system was the last to decode
         for part in range(parts):
             if outside:
-                clock.settle(SETTLE_SECONDS)
+                clock.sample(SETTLE_SECONDS, counted=False)
             clock.sample(PASS_SECONDS / parts)
             outside = False
             for name in names:
@@ -274,7 +273,7 @@ class Run:
                     what = f"turn {repetition + 1} of {self._settings.repetitions}: {self._plan[name].label}"
                     self._progress(0.0, what)
                     if outside and self._plan[name].group not in OUTSIDE:
-                        clock.settle(SETTLE_SECONDS)
+                        clock.sample(SETTLE_SECONDS, counted=False)
                     done[name] += self._timed_calls(self._system(name), some)
                     outside = self._plan[name].group in OUTSIDE
                     self._progress(self._turn_work(name) * len(some) / total, "")

@@ -94,15 +94,11 @@ class PassClock:
         self._encode: dict[str, _Sum] = defaultdict(_Sum)
         self._call: dict[str, list[float]] = defaultdict(list)
 
-    def settle(self, seconds: float) -> None:
-        """Makes the calls of `sample`, and counts nothing."""
-        sums, encode, call = self._sums, self._encode, self._call
-        self._reset()
-        self.sample(seconds)
-        self._sums, self._encode, self._call = sums, encode, call
+    def sample(self, seconds: float, counted: bool = True) -> None:
+        """Times calls of all methods in turns, once at least, until so many seconds are over.
 
-    def sample(self, seconds: float) -> None:
-        """Times calls of all methods in turns, once at least, until so many seconds are over."""
+        Those that are not counted are made for what they leave behind.
+        """
         end = time.perf_counter() + seconds
         while True:
             for number, method in enumerate(self._methods):
@@ -111,7 +107,7 @@ class PassClock:
                     before = time.perf_counter()
                     out = method.calls[which]()
                     taken = time.perf_counter() - before
-                    if repeat > 0:
+                    if counted and repeat > 0:
                         self._count(number, method, which, out, taken)
                 method.called += CALLS - 1
             if time.perf_counter() >= end:

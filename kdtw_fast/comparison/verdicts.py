@@ -117,5 +117,5 @@ def _note(metric: str) -> str:
         f"Differences in {METRICS[metric]} are paired over sentences, those in latency over turns; in brackets 95 % "
         "bootstrap intervals. A claim holds at a budget where the whole interval speaks for it, and is open where the "
         f"interval holds 0. {NONE}: there is no point to compare with: DistillSpec has none as good, or none as fast. "
-        "The mean is that of the differences on its left."
+        "The mean is that of the differences in quality on its left."
     )
