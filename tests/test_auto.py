@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -257,8 +258,8 @@ def test_a_budgets_use_is_learnt(device: str) -> None:
     assert decoder.calibrate([[5, 6, 7, EOS]], max_new_tokens=TOKENS) == decoder.chooser.use.value
 
 
-def test_costs_are_measured_once_per_batch_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, teacher = pair("noisy")
+def test_costs_are_measured_once_per_batch_bucket(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     asked: list[tuple[int, int, int]] = []
 
     def measured(
@@ -297,8 +298,8 @@ class Letters:
         return [" ".join(map(str, row)) for row in torch.as_tensor(sequences).tolist()]
 
 
-def test_strings_get_each_models_prompt_and_the_qualitys_budget() -> None:
-    student, teacher = pair("noisy")
+def test_strings_get_each_models_prompt_and_the_qualitys_budget(device: str) -> None:
+    student, teacher = pair("noisy", device=device)
     student.student_prompt, student.teacher_prompt, teacher.teacher_prompt = "a{budget}b", "q", "q"
     for quality, made_of, decoder, budget in [
         ("high", DRAFTING_PAYS, TrainingWheelsDecoder(student, teacher, tokenizer=Letters()), "high"),
@@ -312,44 +313,64 @@ def test_strings_get_each_models_prompt_and_the_qualitys_budget() -> None:
     assert 0 <= AutoDecoder(student, teacher, costs=DRAFTING_PAYS, tokenizer=Letters()).calibrate(["ab", "c"]) <= 1
 
 
-NATIVE = pair("noisy")
+@functools.cache
+def natives(device: str) -> tuple[NativeT5, NativeT5]:
+    return pair("noisy", device=device)
 
 
-def auto(**options: Any) -> AutoDecoder:
-    return AutoDecoder(*NATIVE, **({"costs": DRAFTING_PAYS} | options))
+def auto(device: str, **options: Any) -> AutoDecoder:
+    return AutoDecoder(*natives(device), **({"costs": DRAFTING_PAYS} | options))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (
-            lambda: auto(quality="best"),
+            lambda d: auto(d, quality="best"),
             ValueError,
             "quality is 'teacher', 'student' or a budget; unknown budget 'best'",
         ),
-        (lambda: auto(quality=0.15), ValueError, "quality is .* budget 0.15 is none of the six"),
-        (lambda: auto(quality=None), TypeError, "quality is .* got NoneType"),
-        (lambda: auto(qualty="teacher"), TypeError, "no parameter 'qualty'; did you mean 'quality'"),
-        (lambda: auto(method="bild"), ValueError, "method 'bild' does not give quality 'teacher'"),
-        (lambda: auto(acceptance=2), ValueError, "acceptance must be in"),
-        (lambda: auto(measure_seconds=0), ValueError, "measure_seconds must be in"),
-        (lambda: auto(num_threads=0), ValueError, "num_threads must be at least 1"),
-        (lambda: AutoDecoder(NATIVE[1], NATIVE[1], quality="light"), ValueError, "no <tau>"),
-        (lambda: auto().generate([[5, EOS]], max_teacher_fraction=0.1), TypeError, "belongs to TrainingWheelsDecoder"),
-        (lambda: auto(quality="light").generate([[5, EOS]], max_teacher_calls=1), TypeError, "max_teacher_calls is a"),
-        (lambda: auto().generate([]), ValueError, "empty batch"),
-        (lambda: auto().generate([[5, EOS]], teacher_inputs=[1]), TypeError, "teacher_inputs must be a mapping"),
+        (lambda d: auto(d, quality=0.15), ValueError, "quality is .* budget 0.15 is none of the six"),
+        (lambda d: auto(d, quality=None), TypeError, "quality is .* got NoneType"),
+        (lambda d: auto(d, qualty="teacher"), TypeError, "no parameter 'qualty'; did you mean 'quality'"),
+        (lambda d: auto(d, method="bild"), ValueError, "method 'bild' does not give quality 'teacher'"),
+        (lambda d: auto(d, acceptance=2), ValueError, "acceptance must be in"),
+        (lambda d: auto(d, measure_seconds=0), ValueError, "measure_seconds must be in"),
+        (lambda d: auto(d, num_threads=0), ValueError, "num_threads must be at least 1"),
+        (lambda d: AutoDecoder(*natives(d)[1:] * 2, quality="light"), ValueError, "no <tau>"),
         (
-            lambda: auto().generate([[5, EOS]], max_tokens=3),
+            lambda d: auto(d).generate([[5, EOS]], max_teacher_fraction=0.1),
+            TypeError,
+            "belongs to TrainingWheelsDecoder",
+        ),
+        (
+            lambda d: auto(d, quality="light").generate([[5, EOS]], max_teacher_calls=1),
+            TypeError,
+            "max_teacher_calls is a",
+        ),
+        (lambda d: auto(d).generate([]), ValueError, "empty batch"),
+        (
+            lambda d: auto(d).generate([[5, EOS]], teacher_inputs=[1]),
+            TypeError,
+            "teacher_inputs must be a mapping",
+        ),
+        (
+            lambda d: auto(d).generate([[5, EOS]], max_tokens=3),
             TypeError,
             "AutoDecoder.generate has no option 'max_tokens'",
         ),
-        (lambda: auto(tokenizer=Letters())("ab", "light"), TypeError, "takes its budget as quality='light'"),
-        (lambda: auto()("ab"), ValueError, "no tokenizer"),
-        (lambda: auto(quality="student").calibrate([[5, EOS]]), ValueError, "nothing to calibrate"),
-        (lambda: auto().calibrate([]), ValueError, "empty batch"),
+        (
+            lambda d: auto(d, tokenizer=Letters())("ab", "light"),
+            TypeError,
+            "takes its budget as quality='light'",
+        ),
+        (lambda d: auto(d)("ab"), ValueError, "no tokenizer"),
+        (lambda d: auto(d, quality="student").calibrate([[5, EOS]]), ValueError, "nothing to calibrate"),
+        (lambda d: auto(d).calibrate([]), ValueError, "empty batch"),
     ],
 )
-def test_bad_input_is_one_sentence(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_one_sentence(
+    call: Callable[[str], Any], error: type[Exception], message: str, device: str
+) -> None:
     with pytest.raises(error, match=message):
-        call()
+        call(device)

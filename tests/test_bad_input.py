@@ -6,6 +6,7 @@ Tables of (call, type, parts of the message); afterwards the decoder still decod
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -31,12 +32,22 @@ from kdtw_fast import (
 
 VOCAB = 43
 STUDENT, TEACHER = random_pair("noisy", seed=2, vocab_size=VOCAB)  # tau = 43, beyond the teacher's rows
-NATIVE = NativeT5.from_model(STUDENT, "student"), NativeT5.from_model(TEACHER, "teacher")
 SOURCE = [[5, 6, 7, EOS], [8, EOS]]
 IDS = torch.tensor([[5, 6, 7, EOS], [8, EOS, START, START]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
 Call = Callable[[], Any]
+OnDevice = Callable[[str], Any]  # takes a device
+
+
+@functools.cache
+def natives(device: str) -> tuple[NativeT5, NativeT5]:
+    return NativeT5.from_model(STUDENT, "student", device=device), NativeT5.from_model(
+        TEACHER, "teacher", device=device
+    )
+
+
+NATIVE = natives("cpu")
 
 
 class Tokenizer:
@@ -49,23 +60,23 @@ class Tokenizer:
         return [" ".join(map(str, row)) for row in torch.as_tensor(sequences).tolist()]
 
 
-def wheels(**options: Any) -> TrainingWheelsDecoder:
-    return TrainingWheelsDecoder(*NATIVE, **options)
+def wheels(device: str = "cpu", **options: Any) -> TrainingWheelsDecoder:
+    return TrainingWheelsDecoder(*natives(device), **options)
 
 
-def speculative(**options: Any) -> SpeculativeDecoder:
-    return SpeculativeDecoder(*NATIVE, **options)
+def speculative(device: str = "cpu", **options: Any) -> SpeculativeDecoder:
+    return SpeculativeDecoder(*natives(device), **options)
 
 
-def generate(*arguments: Any, decoder: Callable[[], Any] = wheels, **options: Any) -> Call:
-    return lambda: decoder().generate(*(arguments or (SOURCE,)), **options)
+def generate(*arguments: Any, decoder: OnDevice = wheels, **options: Any) -> OnDevice:
+    return lambda device: decoder(device).generate(*(arguments or (SOURCE,)), **options)
 
 
-def text(*arguments: Any, **options: Any) -> Call:
-    return lambda: wheels(tokenizer=Tokenizer())(*arguments, **options)
+def text(*arguments: Any, **options: Any) -> OnDevice:
+    return lambda device: wheels(device, tokenizer=Tokenizer())(*arguments, **options)
 
 
-INPUTS: list[tuple[str, Call, type[Exception], list[str]]] = [
+INPUTS: list[tuple[str, OnDevice, type[Exception], list[str]]] = [
     ("empty batch", generate([]), ValueError, ["input_ids", "empty"]),
     ("empty tensor", generate(torch.zeros((0, 4), dtype=torch.long)), ValueError, ["input_ids", "empty"]),
     ("empty row", generate([[5, EOS], []]), ValueError, ["row 1", "empty"]),
@@ -98,7 +109,9 @@ INPUTS: list[tuple[str, Call, type[Exception], list[str]]] = [
     ("teacher inputs", generate(SOURCE, teacher_inputs=[[5]]), TypeError, ["teacher_inputs", "input_ids"]),
     (
         "teacher inputs for one model",
-        generate(SOURCE, decoder=lambda: GreedyDecoder(NATIVE[0]), teacher_inputs={"input_ids": SOURCE}),
+        generate(
+            SOURCE, decoder=lambda device: GreedyDecoder(natives(device)[0]), teacher_inputs={"input_ids": SOURCE}
+        ),
         TypeError,
         ["teacher_inputs", "GreedyDecoder"],
     ),
@@ -110,7 +123,7 @@ INPUTS: list[tuple[str, Call, type[Exception], list[str]]] = [
     ("unknown budget", text("a", budget="ligth"), ValueError, ["'ligth'", '"light"']),
     ("budget that is none of the six", text("a", budget=0.15), ValueError, ["0.15", "0.1", "0.2"]),
     ("budget type", text("a", budget=[0.1]), TypeError, ["budget", "list"]),
-    ("text without tokenizer", lambda: wheels()("a", budget="light"), ValueError, ["tokenizer"]),
+    ("text without tokenizer", lambda device: wheels(device)("a", budget="light"), ValueError, ["tokenizer"]),
 ]
 
 OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
@@ -248,13 +261,13 @@ def assert_raises(call: Call, expected: type[Exception], parts: list[str]) -> No
 
 
 @pytest.mark.parametrize(("call", "expected", "parts"), [case[1:] for case in INPUTS], ids=[case[0] for case in INPUTS])
-def test_inputs(call: Call, expected: type[Exception], parts: list[str]) -> None:
-    assert_raises(call, expected, parts)
+def test_inputs(call: OnDevice, expected: type[Exception], parts: list[str], device: str) -> None:
+    assert_raises(lambda: call(device), expected, parts)
 
 
 @pytest.mark.parametrize(("options", "expected", "parts"), OPTIONS, ids=[str(case[0]) for case in OPTIONS])
-def test_options(options: dict[str, Any], expected: type[Exception], parts: list[str]) -> None:
-    assert_raises(generate(SOURCE, **options), expected, parts)
+def test_options(options: dict[str, Any], expected: type[Exception], parts: list[str], device: str) -> None:
+    assert_raises(lambda: generate(SOURCE, **options)(device), expected, parts)
 
 
 @pytest.mark.parametrize(
@@ -264,22 +277,23 @@ def test_construction(call: Call, expected: type[Exception], parts: list[str]) -
     assert_raises(call, expected, parts)
 
 
-def test_teacher_limits_belong_to_training_wheels() -> None:
+def test_teacher_limits_belong_to_training_wheels(device: str) -> None:
     for name, value in (("max_teacher_fraction", 0.1), ("max_teacher_calls", 3)):
-        assert_raises(generate(SOURCE, decoder=speculative, **{name: value}), TypeError, [name, "SpeculativeDecoder"])
+        call = generate(SOURCE, decoder=speculative, **{name: value})
+        assert_raises(lambda call=call: call(device), TypeError, [name, "SpeculativeDecoder"])
 
 
-def test_put_and_end_streamers_take_one_row() -> None:
+def test_put_and_end_streamers_take_one_row(device: str) -> None:
     class Streamer:
         def put(self, value: Any) -> None: ...
 
         def end(self) -> None: ...
 
-    assert_raises(generate(SOURCE, streamer=Streamer()), ValueError, ["one row", "2"])
+    assert_raises(lambda: generate(SOURCE, streamer=Streamer())(device), ValueError, ["one row", "2"])
 
 
-def test_a_decoder_survives_every_bad_call() -> None:
-    decoder = wheels()
+def test_a_decoder_survives_every_bad_call(device: str) -> None:
+    decoder = wheels(device)
     expected = decoder.generate(SOURCE, max_new_tokens=6).sequences.tolist()
     for options, expected_type, _ in OPTIONS:
         with pytest.raises(expected_type):
@@ -287,8 +301,8 @@ def test_a_decoder_survives_every_bad_call() -> None:
     assert decoder.generate(SOURCE, max_new_tokens=6).sequences.tolist() == expected
 
 
-def test_truncation_is_explicit_and_keeps_the_end_token() -> None:
-    decoder = GreedyDecoder(NATIVE[1])
+def test_truncation_is_explicit_and_keeps_the_end_token(device: str) -> None:
+    decoder = GreedyDecoder(natives(device)[1])
     long = [[*range(2, 12), EOS]]
     cut = decoder.generate(long, truncation=True, max_source_length=5, max_new_tokens=6)
     assert cut.sequences.tolist() == decoder.generate([[2, 3, 4, 5, EOS]], max_new_tokens=6).sequences.tolist()
@@ -348,23 +362,24 @@ def edit_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "gone"}))
 
 
-def test_folder_equals_model_in_memory(folder: Path) -> None:
+def test_folder_equals_model_in_memory(folder: Path, device: str) -> None:
     model = random_t5(SHAPES[2], VOCAB, seed=4)
     tokens = [START, 5, 9, 30]
-    loaded, packed = NativeT5.from_pretrained(folder), NativeT5.from_model(model)
+    loaded, packed = NativeT5.from_pretrained(folder, device=device), NativeT5.from_model(model, device=device)
     assert np.array_equal(loaded.decode_logits([4, EOS], tokens), packed.decode_logits([4, EOS], tokens))
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]])
-def test_shards_equal_one_file(shape: Any, tmp_path: Path) -> None:
+def test_shards_equal_one_file(shape: Any, tmp_path: Path, device: str) -> None:
     model = random_t5(shape, VOCAB, seed=6)
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
     tokens = [START, 5, 9, 30]
-    expected = NativeT5.from_model(model).decode_logits([4, EOS], tokens)
+    expected = NativeT5.from_model(model, device=device).decode_logits([4, EOS], tokens)
     for name in ("one", "many"):
-        assert np.array_equal(NativeT5.from_pretrained(tmp_path / name).decode_logits([4, EOS], tokens), expected)
+        loaded = NativeT5.from_pretrained(tmp_path / name, device=device)
+        assert np.array_equal(loaded.decode_logits([4, EOS], tokens), expected)
     next((tmp_path / "many").glob("model-00001*")).unlink()
     assert_raises(lambda: NativeT5.from_pretrained(tmp_path / "many"), FileNotFoundError, ["model-00001", "many"])
 
@@ -467,5 +482,5 @@ def test_a_model_without_values() -> None:
         (([5], [0, 2]), {"num_threads": 0}, ["num_threads", "0"]),
     ],
 )
-def test_decode_logits(arguments: Any, options: dict[str, Any], parts: list[str]) -> None:
-    assert_raises(lambda: NATIVE[1].decode_logits(*arguments, **options), ValueError, parts)
+def test_decode_logits(arguments: Any, options: dict[str, Any], parts: list[str], device: str) -> None:
+    assert_raises(lambda: natives(device)[1].decode_logits(*arguments, **options), ValueError, parts)

@@ -88,9 +88,10 @@ def kdtw():
     return lambda *args, stdin=None: runner.invoke(cli.app, [str(a) for a in args], input=stdin)
 
 
-def test_each_text_gives_one_line_as_the_decoder_wrote_it(kdtw, pair: TinyPair) -> None:
-    result = kdtw("generate", *pair.folders, *SMALL, "--budget", "high", *[x for x in LINES if x.strip()])
-    decoder = TrainingWheelsDecoder(pair.student, pair.teacher, tokenizer=pair.tokenizer)
+def test_each_text_gives_one_line_as_the_decoder_wrote_it(kdtw, pair: TinyPair, device: str) -> None:
+    options = [*SMALL, "--budget", "high", "--device", device]
+    result = kdtw("generate", *pair.folders, *options, *[x for x in LINES if x.strip()])
+    decoder = TrainingWheelsDecoder(pair.student, pair.teacher, tokenizer=pair.tokenizer, device=device)
     expected = decoder([x for x in LINES if x.strip()], budget="high", max_new_tokens=12).texts
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split("\n") == [*(" ".join(text.splitlines()) for text in expected), ""]

@@ -98,14 +98,15 @@ def check_totals(output: Any) -> None:
 
 
 @pytest.mark.parametrize("lenience", [0.0, 0.5])
-def test_every_prefix_keeps_every_ledger(lenience: float) -> None:
+def test_every_prefix_keeps_every_ledger(lenience: float, device: str) -> None:
     ids, mask = random_batch(np.random.default_rng(0), 6, 42)
     limits = {"max_teacher_fraction": {1: 0.3, 2: 0.1}, "max_teacher_calls": 4}
     used = np.zeros(2)
-    for seed in range(6):
+    limit, seeds = (30, 6) if device == "cpu" else (12, 2)
+    for seed in range(seeds):
         for relation in RELATIONS:
-            decoder = native(relation, seed, 2, lenience)
-            out = decoder.generate(ids, mask, max_new_tokens=30, temperature=1.0, seed=seed, **limits)
+            decoder = native(relation, seed, 2, lenience, device)
+            out = decoder.generate(ids, mask, max_new_tokens=limit, temperature=1.0, seed=seed, **limits)
             for row, length in zip(out.experts.numpy(), out.lengths.tolist()):
                 for end in range(1, 1 + length):
                     prefix = row[1 : 1 + end]
@@ -115,8 +116,8 @@ def test_every_prefix_keeps_every_ledger(lenience: float) -> None:
     assert min(used) > 0
 
 
-def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream() -> None:
-    decoder = native("noisy", 1, 3, 0.0)
+def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream(device: str) -> None:
+    decoder = native("noisy", 1, 3, 0.0, device)
     rng = np.random.default_rng(5)
     rows = [[*rng.integers(2, 41, size=int(rng.integers(2, 9))).tolist(), EOS] for _ in range(9)]
     told = [[*rng.integers(2, 41, size=4).tolist(), EOS] for _ in range(9)]
@@ -134,25 +135,25 @@ def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream() -> None:
     assert torch.equal(alone.sequences[0], together.sequences[4, : alone.sequences.shape[1]])
 
 
-def test_a_teacher_that_is_never_asked_never_encodes() -> None:
+def test_a_teacher_that_is_never_asked_never_encodes(device: str) -> None:
     """Only those it may ask count; with none left the student writes alone."""
-    decoder = native("noisy", 1, 2, 0.0)
+    decoder = native("noisy", 1, 2, 0.0, device)
     ids, mask = random_batch(np.random.default_rng(1), 4, 42)
     out = decoder.generate(ids, mask, max_teacher_calls={2: 0})
     assert out.expert_calls[:, 0].sum() > 0 and out.expert_calls[:, 1].sum() == 0
     out = decoder.generate(ids, mask, max_teacher_calls=0)
     assert out.teacher_passes == 0 and out.expert_fraction.sum() == 0
-    alone = GreedyDecoder(experts("noisy", 1, 2)[0]).generate(ids, mask)
+    alone = GreedyDecoder(experts("noisy", 1, 2)[0], device=device).generate(ids, mask)
     assert torch.equal(out.sequences, alone.sequences)
     assert alone.expert_calls.shape == (4, 0) and int(alone.experts.sum()) == 0
 
 
-def test_each_teacher_has_a_mark_of_its_own() -> None:
+def test_each_teacher_has_a_mark_of_its_own(device: str) -> None:
     """The student's logits in torch and natively, for marks of every teacher."""
     student, _ = experts("unrelated", 2, 3)
     with torch.no_grad():
         student.marks.copy_(torch.randn(student.marks.shape, generator=torch.Generator().manual_seed(0)))
-    core = NativeT5.from_model(student, "student")
+    core = NativeT5.from_model(student, "student", device=device)
     source, tokens, marks = [5, 9, EOS], [START, 7, 8, 9, 10], [0, 1, 3, 2, 0]
     with torch.no_grad():
         expected = student(
@@ -171,18 +172,20 @@ def test_each_teacher_has_a_mark_of_its_own() -> None:
         )
 
 
-def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any) -> None:
+def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any, device: str) -> None:
     student, teachers = experts("noisy", 3, 2)
     student.save_pretrained(tmp_path)
     again = TrainingWheelsT5.from_pretrained(tmp_path)
     assert again.tau_token_ids == student.tau_token_ids
     assert torch.equal(again.teacher_token_embedding, student.teacher_token_embedding)
     ids, mask = random_batch(np.random.default_rng(1), 3, 42)
-    wanted = TrainingWheelsDecoder(student, teachers).generate(ids, mask)
-    for cache in (None, True, True):  # without a file of packed weights, writing it, reading it
-        packed = NativeT5.from_pretrained(tmp_path, cache=cache)
+    wanted = TrainingWheelsDecoder(student, teachers, device=device).generate(ids, mask)
+    # Without a file of packed weights, writing it, reading it; device memory has none.
+    for cache in (None, True, True) if device == "cpu" else (None,):
+        packed = NativeT5.from_pretrained(tmp_path, cache=cache, device=device)
         assert packed.tau_token_ids == student.tau_token_ids
-        assert torch.equal(TrainingWheelsDecoder(packed, teachers).generate(ids, mask).experts, wanted.experts)
+        found = TrainingWheelsDecoder(packed, teachers, device=device).generate(ids, mask)
+        assert torch.equal(found.experts, wanted.experts)
 
 
 def test_from_t5_makes_rows_and_marks_for_several() -> None:
@@ -214,16 +217,16 @@ class Words:
         return [""] * len(ids)
 
 
-def test_the_prompt_names_every_budget() -> None:
+def test_the_prompt_names_every_budget(device: str) -> None:
     student, teachers = experts("noisy", 1, 2)
     words = Words()
-    decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words)
+    decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words, device=device)
     decoder(["a", "b"], budget=["light", 0.5], max_new_tokens=2)
     assert words.seen[:2] == [f"With light and very high teacher use, translate: {text}" for text in "ab"]
     list(decoder.stream(["c", {"text": "d", "budget": ("no", "high")}], budget=("light", "light"), max_new_tokens=2))
     assert "With light and light teacher use, translate: c" in words.seen
     assert "With no and high teacher use, translate: d" in words.seen
-    GreedyDecoder(student, tokenizer=words)("e", max_new_tokens=2)
+    GreedyDecoder(student, tokenizer=words, device=device)("e", max_new_tokens=2)
     assert words.seen[-1] == "With no and no teacher use, translate: e"
     for call in (lambda: decoder("a", budget="light"), lambda: decoder.stream(["a"], budget=["light"] * 3)):
         with pytest.raises(ValueError, match="2 teachers, give a budget for each"):
@@ -248,24 +251,24 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG)
-def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: str) -> None:
-    decoder = native("noisy", 1, 2, 0.0)
+def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: str, device: str) -> None:
+    decoder = native("noisy", 1, 2, 0.0, device)
     with pytest.raises(error, match=message) as raised:
         call(decoder)
     assert "\n" not in str(raised.value)
 
 
-def test_teachers_have_number_formats_of_their_own() -> None:
-    decoder = TrainingWheelsDecoder(STUDENT, TEACHERS, teacher_dtype=["int8", None])
+def test_teachers_have_number_formats_of_their_own(device: str) -> None:
+    decoder = TrainingWheelsDecoder(STUDENT, TEACHERS, teacher_dtype=["int8", None], device=device)
     assert [teacher.dtype for teacher in decoder.teachers] == ["int8", "fp32"]
     assert decoder.teachers[1].name == "teacher 2"
 
 
-def test_a_broken_teacher_is_named() -> None:
+def test_a_broken_teacher_is_named(device: str) -> None:
     _, teachers = random_experts("noisy", 1, 2)
     with torch.no_grad():
         teachers[1].lm_head.weight[:] = float("nan")
-    decoder = TrainingWheelsDecoder(STUDENT, teachers)
+    decoder = TrainingWheelsDecoder(STUDENT, teachers, device=device)
     with pytest.raises(FloatingPointError, match="the teacher 2's logits are not finite"):
         for seed in range(20):
             decoder.generate(GOOD * 4, temperature=1.5, seed=seed, max_teacher_calls={1: 0})

@@ -74,15 +74,15 @@ def test_reads_agree_with_the_counts_and_do_not_depend_on_the_batch(relation: st
             assert min(alone.student_reads[0]) == 1 and min(alone.teacher_reads[0], default=1) >= 1
 
 
-def test_reads_come_only_when_asked_for() -> None:
-    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB))).generate([[5, 1]])
+def test_reads_come_only_when_asked_for(device: str) -> None:
+    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]])
     assert out.student_reads is None and out.teacher_reads is None
 
 
-def test_auto_gives_the_reads_of_the_teacher_alone_to_the_teacher() -> None:
+def test_auto_gives_the_reads_of_the_teacher_alone_to_the_teacher(device: str) -> None:
     model = chain_t5(path_table(PATH, VOCAB))
     cheap, dear = ModelCosts(0.0, {1: 1.0}), ModelCosts(0.0, {1: 100.0})
-    decoder = AutoDecoder(model, model, quality="teacher", costs=Costs(dear, cheap))
+    decoder = AutoDecoder(model, model, quality="teacher", costs=Costs(dear, cheap), device=device)
     out = decoder.generate([[5, 1]], output_reads=True)
     assert out.prediction.method == "greedy-teacher"
     assert out.teacher_reads == [[1] * len(PATH)] and out.student_reads == [[]]

@@ -519,7 +519,7 @@ def test_one_budget_per_row(package: Any) -> None:
     assert calls == [0, 2, 4, 1]
 
 
-def test_several_end_tokens() -> None:
+def test_several_end_tokens(device: str) -> None:
     """A config may list end tokens; any of them ends a row, whoever writes it, and none before min_new_tokens."""
     tokens = path(9)
     teacher = chain_t5(table(tokens))
@@ -528,9 +528,9 @@ def test_several_end_tokens() -> None:
         model.config.eos_token_id = [EOS, tokens[4]]
     for name, options in METHODS:
         models = (teacher,) if name == "GreedyDecoder" else (student, teacher)
-        got = decode(kdtw_fast, name, models, {"max_new_tokens": 20}, **options)
+        got = decode(OnDevice(device), name, models, {"max_new_tokens": 20}, **options)
         assert got["tokens"] == tokens[:5]
-        got = decode(kdtw_fast, name, models, {"max_new_tokens": 6, "min_new_tokens": 5}, **options)
+        got = decode(OnDevice(device), name, models, {"max_new_tokens": 6, "min_new_tokens": 5}, **options)
         assert tokens[4] not in got["tokens"][:5]
 
 

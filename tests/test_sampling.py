@@ -138,9 +138,9 @@ def test_native_philox_is_its_python_twin() -> None:
         assert _core.uniform(seed, row, position, stream) == float(uniform(seed, row, position, stream))
 
 
-def test_return_sequences_differ_and_equal_rows_of_their_own() -> None:
+def test_return_sequences_differ_and_equal_rows_of_their_own(device: str) -> None:
     _, teacher = tables(0.0)
-    decoder = GreedyDecoder(chain_t5(teacher))
+    decoder = GreedyDecoder(chain_t5(teacher), device=device)
     sources = [[5, EOS], [6, 2, EOS]]
     together = decoder.generate(sources, temperature=1.0, num_return_sequences=50, max_new_tokens=8, seed=3)
     assert together.sequences.shape[0] == 100
@@ -151,9 +151,9 @@ def test_return_sequences_differ_and_equal_rows_of_their_own() -> None:
         assert together.sequences[row, :end].tolist() == alone.sequences[0].tolist()
 
 
-def test_the_seed_matters_and_repeats() -> None:
+def test_the_seed_matters_and_repeats(device: str) -> None:
     _, teacher = tables(0.0)
-    decoder = GreedyDecoder(chain_t5(teacher))
+    decoder = GreedyDecoder(chain_t5(teacher), device=device)
     first, again, other = (
         decoder.generate([SOURCE] * 50, temperature=1.0, seed=seed, max_new_tokens=8).sequences.tolist()
         for seed in (1, 1, 2)
@@ -191,9 +191,9 @@ def test_lossless_speculative_sampling_draws_from_the_teacher(closeness: float, 
     assert_follows(counts, chain_probabilities(teacher, 3))
 
 
-def test_lossless_with_other_warps_for_student_and_teacher() -> None:
+def test_lossless_with_other_warps_for_student_and_teacher(device: str) -> None:
     student, teacher = tables(0.5)
-    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=2)
+    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=2, device=device)
     output = sampled(
         decoder,
         temperature=1.6,
@@ -207,9 +207,9 @@ def test_lossless_with_other_warps_for_student_and_teacher() -> None:
     assert_follows(counts, chain_probabilities(teacher, 3, how=Warp(0.8, 0, 0.85)))
 
 
-def test_greedy_student_under_a_sampling_teacher_is_lossless_too() -> None:
+def test_greedy_student_under_a_sampling_teacher_is_lossless_too(device: str) -> None:
     student, teacher = tables(0.5)
-    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=3)
+    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=3, device=device)
     output = sampled(decoder, temperature=0.0, teacher_temperature=1.0, max_new_tokens=4)
     counts = outcomes(output, ("sequences", 0), ("sequences", 1), ("sequences", 2))
     assert_follows(counts, chain_probabilities(teacher, 3))
@@ -217,10 +217,11 @@ def test_greedy_student_under_a_sampling_teacher_is_lossless_too() -> None:
 
 @pytest.mark.parametrize("lenience", [0.0, 0.3, 0.7, 1.0])
 @pytest.mark.parametrize("closeness", [0.0, 0.6])
-def test_acceptance_rate_and_replacements(closeness: float, lenience: float) -> None:
+def test_acceptance_rate_and_replacements(closeness: float, lenience: float, device: str) -> None:
     """(token, owner) of the first two positions, K = 1: accepted with min(1, p / l q), else from max(0, p - l q)."""
     student, teacher = tables(closeness)
-    decoder = SpeculativeDecoder(chain_t5(student), chain_t5(teacher), draft_length=1, lenience=lenience)
+    models = chain_t5(student), chain_t5(teacher)
+    decoder = SpeculativeDecoder(*models, draft_length=1, lenience=lenience, device=device)
     output = sampled(decoder, max_new_tokens=5)
     first = speculative_table(student, teacher, lenience)
     expected: dict[tuple[int, ...], float] = {}
@@ -236,12 +237,13 @@ def test_acceptance_rate_and_replacements(closeness: float, lenience: float) -> 
     counts = outcomes(output, ("sequences", 0), ("owners", 0), ("sequences", 1), ("owners", 1))
     assert_follows(counts, expected)
     # The acceptance rate itself, against its exact value: a binomial test.
+    rows = sum(counts.values())
     exact = sum(probability for (_, owner), probability in first[START].items() if owner == 3)
     accepted = sum(count for cell, count in counts.items() if cell[1] == 3)
     if 0.0 < exact < 1.0 - 1e-9:
-        assert stats.binomtest(accepted, ROWS, exact).pvalue > LEVEL
+        assert stats.binomtest(accepted, rows, exact).pvalue > LEVEL
     else:
-        assert accepted == round(exact) * ROWS
+        assert accepted == round(exact) * rows
 
 
 # --- Training Wheels and SKD ------------------------------------------------------------------------------

@@ -53,10 +53,10 @@ def make(name: str, options: dict[str, Any], relation: str = "noisy", seed: int 
 
 
 @functools.cache
-def slow_model(seed: int = 0) -> NativeT5:
-    """Big enough that a token takes a good part of a millisecond."""
-    model = random_t5(Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True), 1000, seed)
-    return NativeT5.from_model(model, "model")
+def slow_model(device: str, seed: int = 0) -> NativeT5:
+    """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
+    shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
+    return NativeT5.from_model(random_t5(shape, 1000, seed), "model", device=device)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -81,10 +81,10 @@ def test_a_callable_sees_every_token_once_in_order(
     assert silent.sequences.tolist() == output.sequences.tolist()
 
 
-def test_tokens_arrive_while_decoding_goes_on() -> None:
+def test_tokens_arrive_while_decoding_goes_on(device: str) -> None:
     """Training Wheels without a check streams each token at once; speculation holds a draft until it is settled."""
     arrivals: list[int] = []
-    decoder = make("SpeculativeDecoder", {"draft_length": 4}, "same")
+    decoder = make("SpeculativeDecoder", {"draft_length": 4}, "same", device=device)
     output = decoder.generate([[5, 6, 1]], max_new_tokens=15, streamer=lambda r, p, t, o: arrivals.append(p))
     assert arrivals == list(range(int(output.lengths[0])))
 
@@ -96,7 +96,7 @@ def test_tokens_arrive_while_decoding_goes_on() -> None:
             raise StopError(f"enough at {position}")
 
     for name, options in METHODS:
-        decoder = make(name, options, "same")
+        decoder = make(name, options, "same", device=device)
         with pytest.raises(StopError, match="enough at 3"):
             decoder.generate([[5, 6, 1]], min_new_tokens=10, max_new_tokens=15, streamer=stop)
         assert decoder.generate([[5, 6, 1]], max_new_tokens=4).lengths.tolist() <= [4]
@@ -118,9 +118,9 @@ class PutStreamer:
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
-def test_hugging_face_streamers(name: str, options: dict[str, Any]) -> None:
+def test_hugging_face_streamers(name: str, options: dict[str, Any], device: str) -> None:
     streamer = PutStreamer()
-    output = make(name, options).generate([[5, 6, 1]], max_new_tokens=12, streamer=streamer)
+    output = make(name, options, device=device).generate([[5, 6, 1]], max_new_tokens=12, streamer=streamer)
     assert streamer.ids == output.sequences[0].tolist()
     assert streamer.ended == 1
 
@@ -128,8 +128,8 @@ def test_hugging_face_streamers(name: str, options: dict[str, Any]) -> None:
 # --- Time ------------------------------------------------------------------------------------------------
 
 
-def test_max_time_stops_rows_where_they_are() -> None:
-    model = slow_model()
+def test_max_time_stops_rows_where_they_are(device: str) -> None:
+    model = slow_model(device)
     full = GreedyDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=60, max_new_tokens=60)
     start = time.perf_counter()
     output = GreedyDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=2000, max_new_tokens=2000, max_time=0.3)
@@ -143,9 +143,9 @@ def test_max_time_stops_rows_where_they_are() -> None:
     assert set(full.finish_reasons) <= {"length", "end"}
 
 
-def test_max_time_leaves_no_unchecked_draft() -> None:
+def test_max_time_leaves_no_unchecked_draft(device: str) -> None:
     """Speculation stopped on time returns a prefix of the teacher's output, not a draft nobody has checked."""
-    student, teacher = slow_model(1), slow_model(2)
+    student, teacher = slow_model(device, 1), slow_model(device, 2)
     expected = GreedyDecoder(teacher).generate([[5, 6, 1]], min_new_tokens=80, max_new_tokens=80).sequences[0].tolist()
     for max_time in (0.05, 0.11, 0.17):
         output = SpeculativeDecoder(student, teacher, draft_length=8).generate(
@@ -159,16 +159,17 @@ def test_max_time_leaves_no_unchecked_draft() -> None:
 # --- Threads ---------------------------------------------------------------------------------------------
 
 
-def test_two_python_threads_share_a_decoder() -> None:
+def test_two_python_threads_share_a_decoder(device: str) -> None:
     """Both get what they would have got alone, and they run at the same time: the lock is released."""
-    decoder = make("TrainingWheelsDecoder", {"verify_lenience": 0.5, "num_threads": 2}, "swapped")
+    decoder = make("TrainingWheelsDecoder", {"verify_lenience": 0.5, "num_threads": 2}, "swapped", device=device)
     batches = [random_batch(np.random.default_rng(seed), 5, VOCAB) for seed in range(8)]
-    settings: dict[str, Any] = {"max_new_tokens": 30, "temperature": 0.8}
+    limit, turns = (30, 24) if device == "cpu" else (6, 3)
+    settings: dict[str, Any] = {"max_new_tokens": limit, "temperature": 0.8}
     expected = [decoder.generate(*batch, **settings).sequences.tolist() for batch in batches]
     failures: list[str] = []
 
     def work(offset: int) -> None:
-        for turn in range(24):
+        for turn in range(turns):
             index = (turn + offset) % len(batches)
             if decoder.generate(*batches[index], **settings).sequences.tolist() != expected[index]:
                 failures.append(f"batch {index} differs in thread {offset}")
@@ -181,8 +182,8 @@ def test_two_python_threads_share_a_decoder() -> None:
     assert not failures
 
 
-def test_python_goes_on_while_a_thread_decodes() -> None:
-    model = slow_model()
+def test_python_goes_on_while_a_thread_decodes(device: str) -> None:
+    model = slow_model(device)
     decoder = GreedyDecoder(model, num_threads=1)
     done = threading.Event()
 
@@ -244,12 +245,12 @@ def test_rows_are_served_together(device: str) -> None:
         assert (eight.student_passes, eight.teacher_passes) == (one.student_passes, one.teacher_passes)
 
 
-def test_output_is_a_hugging_face_model_output() -> None:
-    output = make("SpeculativeDecoder", {}).generate([[5, 6, 1]], max_new_tokens=4)
+def test_output_is_a_hugging_face_model_output(device: str) -> None:
+    output = make("SpeculativeDecoder", {}, device=device).generate([[5, 6, 1]], max_new_tokens=4)
     assert output["sequences"] is output.sequences and "owners" in output
     assert output.sequences.dtype == torch.int64 and int(output.sequences[0, 0]) == START
     assert output.student_logprobs is None and output.texts is None
-    logged = make("SpeculativeDecoder", {}).generate([[5, 6, 1]], max_new_tokens=4, output_logprobs=True)
+    logged = make("SpeculativeDecoder", {}, device=device).generate([[5, 6, 1]], max_new_tokens=4, output_logprobs=True)
     assert logged.student_logprobs.shape == logged.teacher_logprobs.shape == logged.sequences.shape
 
 
