@@ -22,11 +22,9 @@ test: $(VENV)/.extra-test
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
-ON_SIMULATED := $(addprefix tests/test_,$(addsuffix .py,rules streams streaming sampling experts exactness reads \
-	update_weights pick dtypes auto costs probe interrupt shipped_pair))
 gpu-proof: gpu-proof-kernels gpu-proof-decodes
 gpu-proof-decodes: $(VENV)/.extra-test
-	$(TEST) -m "gpu_proof or not gpu_proof" -k simulated $(ON_SIMULATED)
+	$(TEST) -m "gpu_proof or not gpu_proof" -k "simulated and not selftest" tests
 gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 	$(TEST) -m "gpu_proof or not gpu_proof" $(PROOF)
 	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -k "not cpu" \

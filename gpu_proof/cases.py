@@ -420,16 +420,26 @@ def pick_checks(k: Kernels) -> None:
     assert set(drawn) <= set(order[:5].tolist()) and len(set(drawn)) > 1
 
 
-# Drafts: ids that stop a row, and whether it waits then.
-STOPS = [(1, 0), (6, 1), (7, 1)]
-STEPS, VOCABULARY, SEED, CONFIDENCE = 6, 40, 2**40 + 7, 0.25
+# Drafts: ids that stop a row, and the teacher that it waits for then.
+STOPS = [(1, 0), (6, 1), (7, 2)]
+STEPS, VOCABULARY, SEED, CONFIDENCE, ENTROPY, UNIFORM = 6, 40, 2**40 + 7, 0.25, 1.5, 0.8
+NEVER = 2**31 - 1
 
 
 class _Draft:
     """A draft in device memory, and what Python makes of the same rules."""
 
     def __init__(
-        self, k: Kernels, limits: list[int], width: int, *, seed: int, waiting: int = 0, batch: int = 0
+        self,
+        k: Kernels,
+        limits: list[int],
+        width: int,
+        *,
+        seed: int,
+        waiting: tuple[int, int] = (0, 0),
+        batch: int = 0,
+        unsure: bool = False,
+        unseen: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.k, self.width, self.waiting, self.batch = k, width, waiting, batch
@@ -439,18 +449,23 @@ class _Draft:
         self.positions = rng.integers(0, 4, len(limits)).tolist()
         self.picks: list[list[int]] = [[] for _ in limits]  # ids, by row
         self.stands = ["drafting"] * len(limits)
+        self.waits_for = [0] * len(limits)
+        self.first_call = rng.integers(0, 6, len(limits)).tolist() if unsure else [NEVER] * len(limits)
+        self.unseen_by = rng.integers(0, 4, len(limits)).tolist() if unseen else [0] * len(limits)
         self.go_on = True
         self.logits = k.device.empty((STEPS, VOCABULARY))
         rows = [
             k.make(
                 "KdtwDraftRow", key=key, keep_logits=self.logits if row % 2 else None, id=20 + row, marked=row % 3,
                 row=row, position=position, source_length=5 + row, limit=limit, waits_at_limit=row % 2, picks=0,
-                stand=constants()["kKdtwDrafting"],
+                stand=constants()["kKdtwDrafting"], first_call=self.first_call[row], unseen_by=self.unseen_by[row],
             )
             for row, (key, position, limit) in enumerate(zip(self.keys, self.positions, limits))
         ]  # fmt: skip
         rows += [k.make("KdtwDraftRow", stand=constants()["kKdtwFinished"])] * (width - len(limits))
-        self.state = k.upload([k.make("KdtwDraftState", waiting=waiting, batch=batch, at_finish=0, go_on=0)])
+        state = k.make("KdtwDraftState", batch=batch, at_finish=0, go_on=0)
+        state.waiting[:2] = waiting
+        self.state = k.upload([state])
         self.rows = k.upload(rows)
         self.taken = k.device.empty(STEPS * width * len(bytes(k.make("KdtwResult"))), np.uint8)
         self.lists = {name: k.device.empty(width, np.int32) for name in ("ids", "wanted")}
@@ -462,17 +477,23 @@ class _Draft:
         self.decided = k.upload([k.make("KdtwResult")] * width)
         self.struct = k.make(
             "KdtwDraft", state=self.state, rows=self.rows, first_allowed=k.device.array(self.first),
-            stops=k.upload([k.make("KdtwStop", id=id_, waits=waits) for id_, waits in STOPS]), width=width,
-            stop_count=len(STOPS), seed=SEED, stream=0, vocabulary=VOCABULARY, min_confidence=CONFIDENCE,
+            stops=k.upload([k.make("KdtwStop", id=id_, waits_for=k_) for id_, k_ in STOPS]), width=width,
+            stop_count=len(STOPS), seed=SEED, stream=0, vocabulary=VOCABULARY, min_confidence=CONFIDENCE, teachers=2,
+            by_entropy=int(unsure), max_entropy=ENTROPY, max_uniform=UNIFORM, call_stream=3,
             marked=self.marked, requests=self.requests, decided=self.decided, picks=self.taken,
             **self.lists, **self.places,
         )  # fmt: skip
 
-    def decide(self, ids: list[int], confidences: list[float], finite: list[int]) -> None:
-        """Writes what a step picks, and follows the rules."""
+    def calls(self, row: int) -> bool:
+        """Whether the ledger lets a control call for the row's next output."""
+        return self.positions[row] + len(self.picks[row]) >= self.first_call[row]
+
+    def decide(self, ids: list[int], confidences: list[float], entropies: list[float], finite: list[int]) -> None:
+        """Writes what a step picks, and follows the rules. A pick that need not know its entropy says 0."""
+        entropies = [entropy if self.calls(row) else 0.0 for row, entropy in enumerate(entropies)]
         made = [
-            self.k.make("KdtwResult", id=i, passed=1, finite=f, log_prob=-1.0, confidence=c)
-            for i, c, f in zip(ids, confidences, finite)
+            self.k.make("KdtwResult", id=i, passed=1, finite=f, log_prob=-1.0, confidence=c, entropy=e)
+            for i, c, e, f in zip(ids, confidences, entropies, finite)
         ]
         made += [self.k.make("KdtwResult", id=1)] * (self.width - len(ids))
         self.decided.put(np.frombuffer(b"".join(bytes(m) for m in made), np.uint8))
@@ -483,17 +504,25 @@ class _Draft:
             if self.stands[row] != "drafting":
                 continue
             self.picks[row].append(id_)
+            position = self.positions[row] + len(self.picks[row])
+            teacher = None  # goes on
             if not is_finite:
-                self.stands[row] = "finished"
-            elif confidence < CONFIDENCE:
-                self.stands[row] = "waiting"
+                teacher = 0
+            elif confidence < CONFIDENCE or entropies[row] > ENTROPY:
+                teacher = 1
             elif id_ in stops:
-                self.stands[row] = "waiting" if stops[id_] else "finished"
+                teacher = stops[id_]
             elif len(self.picks[row]) == self.limits[row]:
-                self.stands[row] = "waiting" if row % 2 else "finished"
+                teacher = row % 2
+            elif self.calls(row) and uniform(SEED, self.keys[row], position, 3) > UNIFORM:
+                teacher = 1
+            if teacher is not None:
+                self.stands[row], self.waits_for[row] = "waiting" if teacher else "finished", teacher
         going = self.stands.count("drafting")
-        waits = self.waiting + self.stands.count("waiting")
-        self.go_on = going > 0 and not (waits > 0 and waits >= (self.batch or going))
+        waits = [self.waiting[teacher - 1] + self.waits_for.count(teacher) for teacher in (1, 2)]
+        called = any(count > 0 and count >= (self.batch or going) for count in waits)
+        unseen = any(teacher and seen >> (teacher - 1) & 1 for teacher, seen in zip(self.waits_for, self.unseen_by))
+        self.go_on = going > 0 and not called and not unseen
 
     def check(self) -> None:
         """The device's state is what the rules say, and so is what the next step would read."""
@@ -509,6 +538,8 @@ class _Draft:
         assert not own[len(self.limits) :, 2].any() and not cross[len(self.limits) :, 2].any()
         for row, picks in enumerate(self.picks):
             assert rows[row].stand == constants()[f"kKdtw{self.stands[row].capitalize()}"], (row, self.stands)
+            assert rows[row].waits_for == self.waits_for[row]
+            assert bool(requests[row].want_entropy) == (self.stands[row] == "drafting" and self.calls(row))
             assert [taken[step * self.width + row].id for step in range(len(picks))] == picks
             if self.stands[row] != "drafting":
                 assert own[row, 2] == cross[row, 2] == 0, "a row that has stopped reads at an empty place"
@@ -528,16 +559,28 @@ class _Draft:
 
 @case
 def draft(k: Kernels) -> None:
-    """What stands between steps: stops, limits, bans, draws, and when a draft pauses."""
-    for seed, (rows, width, waiting, batch) in enumerate([(1, 1, 0, 0), (3, 4, 0, 0), (3, 4, 1, 3), (5, 8, 0, 2)]):
+    """What stands between steps: stops, limits, bans, draws, calls, and when a draft pauses."""
+    for seed, (rows, width, waiting, batch, unsure, unseen) in enumerate(
+        [
+            (1, 1, (0, 0), 0, False, False),
+            (3, 4, (0, 0), 0, False, False),
+            (3, 4, (1, 0), 3, False, True),
+            (5, 8, (0, 1), 2, False, False),
+            (5, 8, (1, 1), 9, True, False),
+            (6, 8, (3, 0), 5, True, True),
+            (8, 8, (0, 4), 0, True, False),
+        ]
+    ):
         rng = np.random.default_rng(seed)
-        drafts = _Draft(k, rng.integers(1, STEPS + 1, rows).tolist(), width, seed=seed, waiting=waiting, batch=batch)
+        settings = {"seed": seed, "waiting": waiting, "batch": batch, "unsure": unsure, "unseen": unseen}
+        drafts = _Draft(k, rng.integers(1, STEPS + 1, rows).tolist(), width, **settings)
         k.advance(drafts.struct, 1, None)
         drafts.check()
         for _ in range(STEPS):
             ids = rng.choice([1, 6, 7, *range(10, 40)], rows, p=[0.1, 0.1, 0.05, *[0.75 / 30] * 30]).tolist()
             finite = (rng.random(rows) < 0.95).astype(int).tolist()
-            drafts.decide(ids, rng.choice([0.2, 0.9], rows, p=[0.1, 0.9]).tolist(), finite)
+            confidences, entropies = (rng.choice(of, rows, p=[0.1, 0.9]).tolist() for of in ([0.2, 0.9], [1.6, 0.4]))
+            drafts.decide(ids, confidences, entropies, finite)
             k.advance(drafts.struct, 0, None)
             drafts.check()
         assert not drafts.go_on
@@ -555,7 +598,7 @@ def draft_in_a_loop(k: Kernels) -> None:
     k.advance(drafts.struct, 0, stream[0])
     k.end_graph(capture, graph, stream[0])
     for _ in range(5):
-        drafts.decide([10, 11, 12], [0.9] * 3, [1] * 3)
+        drafts.decide([10, 11, 12], [0.9] * 3, [0.0] * 3, [1] * 3)
     for _ in range(2):
         k.launch_graph(graph[0], stream[0])
         k.synchronise(stream[0])

@@ -67,11 +67,12 @@ def struct(name: str) -> type[ctypes.Structure]:
         if base.endswith("*"):
             base, rest = base[:-1], f"*{rest}"
         for declared in rest.split(","):
-            part = re.fullmatch(r"\s*(\*?)\s*(\w+)\s*(?:\[(\d+)\])?\s*", declared)
+            part = re.fullmatch(r"\s*(\*?)\s*(\w+)\s*(?:\[(\w+)\])?\s*", declared)
             if part is None:
                 raise KeyError(f"cannot read {line!r} of struct {name}")
             if part[3]:
-                fields.append((part[2], ctypes.c_char * int(part[3])))
+                count = int(part[3]) if part[3].isdigit() else constants()[part[3]]
+                fields.append((part[2], (ctypes.c_char if base == "char" else _type(base)) * count))
             else:
                 fields.append((part[2], ctypes.c_void_p if part[1] else _type(base)))
     return type(name, (ctypes.Structure,), {"_fields_": fields})

@@ -95,6 +95,8 @@ class _Translator:
             return f"as<{cpp}>({_identifier(text)})"
         if text in self.constants:
             return f"({cpp})(uint64_t)&{_identifier(text)}[0]"
+        if text in self.parameters:
+            return f"({cpp})(uint64_t)arguments[{self.parameters[text]}]"
         raise PtxError(f"operand {text}")
 
     def address(self, text: str, space: str) -> str:
@@ -105,6 +107,8 @@ class _Translator:
         if space == "param":
             if base in self.parameters:
                 return f"((char*)arguments[{self.parameters[base]}] + {offset})"
+            if base.startswith("%"):  # a register with a parameter's address
+                return f"((char*)({self.value(base, 'u64')} + ({offset})))"
             return f"((char*)&{_identifier(base)} + {offset})"
         if space == "shared":
             return f"(shared + (uint32_t)({self.value(base, 'u32')} + {offset}))"

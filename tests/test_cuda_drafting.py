@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import test_decoding_oracle
 import torch
-from factories import SHAPES, random_batch, random_pair, random_t5
+from factories import SHAPES, random_batch, random_experts, random_pair, random_t5
 from test_cuda_decode import VOCAB, the_device
 
 import kdtw_fast
@@ -83,6 +83,39 @@ def test_ledgers_ends_and_forced_tokens(teacher_batch: int | None, seed: int, si
     fractions = [None, 0.0, 0.3, 0.5]
     output = assert_alike(decoder, ids, mask, max_teacher_fraction=fractions, max_teacher_calls=2, **settings)
     assert int(output.teacher_calls[1]) == 0
+
+
+@pytest.mark.parametrize("teacher_batch", [1, 3, None])
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [("RandomCallDecoder", 0.6), ("RandomCallDecoder", 0.0), ("EntropyCallDecoder", 2.0), ("EntropyCallDecoder", 0.0)],
+)
+def test_controls_call_where_the_host_would(
+    name: str, threshold: float, teacher_batch: int | None, simulated: str
+) -> None:
+    """A number is drawn, and an entropy looked at, from the first output on at which the ledger lets a row call."""
+    student, teacher = random_pair("unrelated", seed=2)
+    ids, mask = random_batch(np.random.default_rng(3), 5, VOCAB, longest=6)
+    decoder = getattr(kdtw_fast, name)(student, teacher, threshold=threshold, device=simulated)
+    settings = {"max_new_tokens": 9, "min_new_tokens": 4, "forced_tokens": [5, 9], "teacher_batch": teacher_batch}
+    fractions = [None, 0.0, 0.25, 0.5, 1.0]
+    output = assert_alike(decoder, ids, mask, max_teacher_fraction=fractions, max_teacher_calls=4, seed=8, **settings)
+    calls = output.teacher_calls.tolist()
+    assert calls[1] == 0 and max(calls) == (4 if threshold == 0.0 else max(calls)) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("teacher_batch", [1, 2, None])
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_teachers(count: int, teacher_batch: int | None, temperature: float, simulated: str) -> None:
+    """A draft pauses when enough rows wait for one teacher, however many wait for the others."""
+    student, teachers = random_experts("noisy", 1, count)
+    ids, mask = random_batch(np.random.default_rng(count), 6, 42, longest=6)
+    settings = {"max_new_tokens": 10, "temperature": temperature, "teacher_batch": teacher_batch, "seed": 4}
+    for lenience, limits in ((0.0, {}), (0.3, {"max_teacher_fraction": {1: 0.3, 2: 0.5}, "max_teacher_calls": 3})):
+        decoder = TrainingWheelsDecoder(student, teachers, verify_lenience=lenience, device=simulated)
+        output = assert_alike(decoder, ids, mask, **settings, **limits)
+        assert int((output.expert_calls.sum(0) > 0).sum()) >= 2
 
 
 @pytest.mark.parametrize(("how", "steps"), WAYS)
@@ -205,6 +238,20 @@ def test_one_wait_a_draft_and_one_a_call(how: str, simulated: str) -> None:
     assert calls >= 2
     waits = many["host_synchronisations"] - few["host_synchronisations"]
     assert abs(waits - 2 * calls) <= 1  # where one place is left the teacher writes without a draft
+
+
+@pytest.mark.parametrize("name", ["RandomCallDecoder", "EntropyCallDecoder", "TrainingWheelsDecoder"])
+def test_controls_and_several_teachers_draft_without_the_host(name: str, simulated: str) -> None:
+    device = the_device()
+    use("loop")
+    if name == "TrainingWheelsDecoder":
+        decoder = TrainingWheelsDecoder(*random_experts("noisy", 1, 2), device=simulated)
+    else:
+        decoder = getattr(kdtw_fast, name)(*random_pair("noisy", seed=9), device=simulated)
+    few, many = (counted(decoder, device, tokens, max_teacher_calls=1) for tokens in (6, 14))
+    assert many["while_iterations"] - few["while_iterations"] == 8
+    for name in ("host_synchronisations", "host_launches", "copies_to_device", "copies_to_host", "graph_launches"):
+        assert many[name] == few[name], name
 
 
 def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -131,35 +132,43 @@ struct PickResult {
 // A token at which a row stops drafting when it picks it.
 struct DraftStop {
   int32_t id;
-  bool waits;  // for the teacher then; else it has finished
+  int waits_for;  // this teacher then, 1 .. n; 0: it has finished
 };
 
 // What the rows of a session's drafts share.
 struct DraftRules {
+  int teachers = 0;
   std::vector<DraftStop> stops;
   Sampling sampling;
   uint64_t seed = 0;
-  double min_confidence = 0;  // a row whose pick has less waits for the teacher
+  double min_confidence = 0;  // a row whose pick has less waits for teacher 1
+  // From DraftRow::first_call on a row waits for teacher 1 where the entropy of a pick is above max_entropy, and where,
+  // before it reads on, the number that Stream::kCall draws for the next output is above max_uniform.
+  double max_entropy = std::numeric_limits<double>::infinity();
+  double max_uniform = 1;
   bool want_log_prob = false;
 };
 
 // A row that drafts: it reads its newest token and picks the next, reads that, and so on, until it stops.
 struct DraftRow {
-  int32_t id = 0;           // the newest token
-  uint8_t marked = 0;       // see PassTokens
-  TokenAt self{}, cross{};  // its places; what follows it is output self.position
-  uint64_t key = 0;         // names the row to the random numbers
-  int limit = 0;            // it stops at so many picks, 1 or more
-  bool waits_at_limit = false;
-  bool first_ask = false;  // its teacher has not seen its source yet: the draft pauses as soon as the row waits
+  int32_t id = 0;               // the newest token
+  uint8_t marked = 0;           // see PassTokens
+  TokenAt self{}, cross{};      // its places; what follows it is output self.position
+  uint64_t key = 0;             // names the row to the random numbers
+  int limit = 0;                // it stops at so many picks, 1 or more
+  bool waits_at_limit = false;  // for teacher 1
+  uint32_t unseen_by = 0;  // bit k - 1: teacher k has not seen its source: the draft pauses as soon as it waits for k
+  int first_call = std::numeric_limits<int>::max();  // see DraftRules
   std::vector<int32_t> first_allowed;  // beside DraftRules::stops: the first output at which the row may pick each
   float* keep_logits = nullptr;        // where its picks' raw logits go, [limit, V], device memory
 };
 
-// A draft ends while rows could go on: as soon as those that wait, `waiting` others among them, are as many as `batch`
-// (0: as those that go on), one waits for a first_ask, or one has finished and `at_finish`.
+// A draft ends while rows could go on: as soon as those that wait for a teacher k, waiting[k - 1] others among them,
+// are as many as `batch` (0: as those that go on), one waits for a teacher that has not seen it, or one has finished
+// and `at_finish`.
 struct DraftPause {
-  int waiting = 0, batch = 0;
+  std::span<const int> waiting;
+  int batch = 0;
   bool at_finish = false;
 };
 

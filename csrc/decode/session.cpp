@@ -48,12 +48,9 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
     const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
     draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
   }
-  // The host takes every step where it looks at the clock, where several teachers are asked, and for the controls,
-  // which look at the ledger before they draw a number or an entropy.
-  const bool by_host =
-      options_.max_seconds > 0 || teachers() > 1 || method_.call.at_random() || method_.call.by_entropy();
-  has_drafter_ =
-      !by_host && student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
+  // The host takes every step where it looks at the clock.
+  has_drafter_ = options_.max_seconds <= 0 &&
+                 student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
   seconds_ = seconds_since(opened_);
 }
 
@@ -255,11 +252,13 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
 void Session::draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll) {
   draft_rows_.clear();
   for (const int slot : group) draft_rows_.push_back(draft_row(slot));
-  const int waiting = static_cast<int>(running_.size() - group.size());
+  waiting_for_.assign(teachers_.size(), 0);
+  for (const int slot : running_)
+    if (const int k = rows_[slot].waiting) ++waiting_for_[k - 1];
   if (options_.want_reads)
     for (const int slot : group)
       rows_[slot].student_reads.push_back(static_cast<int>(rows_[slot].tokens.size()) - student_->read(slot));
-  student_->draft(rows_, draft_rows_, {waiting, options_.teacher_batch, until_finish}, picks_, poll);
+  student_->draft(rows_, draft_rows_, {waiting_for_, options_.teacher_batch, until_finish}, picks_, poll);
   for (size_t i = 0; i < group.size(); ++i) {
     Row& row = rows_[group[i]];
     if (options_.want_reads) row.student_reads.resize(row.student_reads.size() + picks_[i].size() - 1, 1);
@@ -277,11 +276,14 @@ void Session::draft_ahead(const std::vector<int>& group, bool until_finish, cons
 DraftRules Session::draft_rules() const {
   const auto& special = decoder_->special;
   DraftRules rules;
-  for (const int32_t id : special.end) rules.stops.push_back({id, method_.accept.checks_all});
-  for (const int32_t id : special.tau) rules.stops.push_back({id, true});
+  rules.teachers = teachers();
+  for (const int32_t id : special.end) rules.stops.push_back({id, method_.accept.checks_all ? 1 : 0});
+  for (const int32_t id : special.tau) rules.stops.push_back({id, special.teacher_of(id)});
   rules.sampling = options_.student_sampling;
   rules.seed = options_.seed;
   rules.min_confidence = method_.call.min_confidence;
+  rules.max_entropy = method_.call.max_entropy;
+  rules.max_uniform = method_.call.max_uniform;
   rules.want_log_prob = options_.want_log_probs;
   return rules;
 }
@@ -296,15 +298,18 @@ DraftRow Session::draft_row(int slot) const {
   // Rows that get so far get there in one step, and go on in the next draft.
   draft.limit = std::min(limit, kLongestDraft);
   draft.waits_at_limit = limit <= kLongestDraft && (method_.accept.checks_all || limit < room);
-  draft.first_ask = backend_->overlaps() && !teachers_.empty() && !teachers_.front().opened(slot);
-  draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
-  for (size_t i = 0; i < decoder_->special.tau.size(); ++i) {
-    const int k = static_cast<int>(i) + 1;
+  for (int k = 1; backend_->overlaps() && k <= teachers(); ++k)
+    draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
+  // A draft calls nobody, so that a ledger that allows a call goes on allowing it.
+  const auto first_ask = [&](int k) {
     int position = row.outputs();
-    if (!method_.call.on_tau || k > teachers()) position = options_.max_new_tokens;
     while (position < options_.max_new_tokens && !row.may_ask(k, position)) ++position;
-    draft.first_allowed.push_back(position);
-  }
+    return position;
+  };
+  if (method_.call.at_random() || method_.call.by_entropy()) draft.first_call = first_ask(1);
+  draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
+  for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
+    draft.first_allowed.push_back(method_.call.on_tau && k <= teachers() ? first_ask(k) : options_.max_new_tokens);
   if (draft_logits_.data) draft.keep_logits = draft_slot(slot, row.drafts());
   return draft;
 }

@@ -116,6 +116,7 @@ class Session {
   std::vector<Row> finished_;                // not handed out yet
   bool fault_ = false;                       // one of these is at fault
   std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
+  std::vector<int> waiting_for_;             // [k - 1]: how many wait for teacher k
   std::vector<Query> queries_;
   std::vector<PickResult> results_;
   std::vector<DraftRow> draft_rows_;

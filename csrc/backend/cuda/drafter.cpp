@@ -23,15 +23,20 @@ class CudaDrafter : public Drafter, private GraphUser {
   CudaDrafter(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head, const DraftRules& rules,
               int rows, int steps, bool loops, int ahead)
       : GraphUser(host, pool, stream, std::move(pass), head), loops_(loops), ahead_(ahead) {
-    for (const DraftStop& stop : rules.stops) stops_.push_back({stop.id, stop.waits});
+    for (const DraftStop& stop : rules.stops) stops_.push_back({stop.id, stop.waits_for});
     const int width = padded_rows(rows);
     exchanged_bytes_ = exchanged(width, steps).bytes;
     exchange_.emplace(pool, stream, exchanged_bytes_);
 
     shared_.stop_count = static_cast<int32_t>(stops_.size());
-    shared_.seed = rules.seed, shared_.stream = static_cast<uint32_t>(Stream::kStudent);
+    shared_.teachers = rules.teachers;
+    shared_.seed = rules.seed;
+    shared_.stream = static_cast<uint32_t>(Stream::kStudent);
+    shared_.call_stream = static_cast<uint32_t>(Stream::kCall);
     shared_.vocabulary = head.outputs;
     shared_.min_confidence = rules.min_confidence;
+    shared_.by_entropy = rules.max_entropy < std::numeric_limits<double>::infinity();
+    shared_.max_entropy = rules.max_entropy, shared_.max_uniform = rules.max_uniform;
     shared_.ids = array<int32_t>(width), shared_.wanted = array<int32_t>(width);
     shared_.marked = array<uint8_t>(width);
     shared_.self = array<KdtwToken>(width), shared_.cross = array<KdtwToken>(width);
@@ -116,7 +121,9 @@ class CudaDrafter : public Drafter, private GraphUser {
   void send(std::span<const DraftRow> rows, const DraftPause& pause, int width, const Exchanged& at) {
     std::memset(exchange_->here<std::byte>(0), 0, at.picks);
     std::copy(stops_.begin(), stops_.end(), exchange_->here<KdtwStop>(at.stops));
-    *exchange_->here<KdtwDraftState>(at.state) = {pause.waiting, pause.batch, pause.at_finish, 0};
+    auto& state = *exchange_->here<KdtwDraftState>(at.state);
+    std::copy(pause.waiting.begin(), pause.waiting.end(), state.waiting);
+    state.batch = pause.batch, state.at_finish = pause.at_finish;
     auto* const to = exchange_->here<KdtwDraftRow>(at.rows);
     for (int i = 0; i < width; ++i) {
       to[i].stand = kKdtwFinished;
@@ -132,7 +139,7 @@ class CudaDrafter : public Drafter, private GraphUser {
       to[i].id = row.id, to[i].marked = row.marked;
       to[i].row = row.self.row, to[i].position = row.self.position, to[i].source_length = row.cross.length;
       to[i].limit = row.limit, to[i].waits_at_limit = row.waits_at_limit;
-      to[i].first_ask = row.first_ask;
+      to[i].unseen_by = row.unseen_by, to[i].first_call = row.first_call;
       to[i].stand = kKdtwDrafting;
     }
     exchange_->send(0, at.picks);

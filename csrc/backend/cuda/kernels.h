@@ -12,7 +12,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 4 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 5 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
@@ -94,7 +94,7 @@ struct KdtwSummary {
 enum KdtwStand : int32_t { kKdtwDrafting, kKdtwWaiting, kKdtwFinished };
 
 struct KdtwStop {  // DraftStop
-  int32_t id, waits;
+  int32_t id, waits_for;
 };
 
 struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` is kKdtwFinished and the rest 0
@@ -103,14 +103,17 @@ struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` 
   int32_t id, marked, row, position;  // the token to read next
   int32_t source_length;              // keys that cross-attention sees
   int32_t limit, waits_at_limit;      // it stops at so many picks
-  int32_t first_ask;                  // see DraftRow
+  uint32_t unseen_by;                 // see DraftRow
+  int32_t first_call;                 // see DraftRow
   int32_t picks;                      // so far
   KdtwStand stand;
+  int32_t waits_for;  // kKdtwWaiting: the teacher
 };
 
+enum { kKdtwMostTeachers = 32 };
 struct KdtwDraftState {
-  int32_t waiting, batch, at_finish;  // DraftPause
-  int32_t go_on;                      // whether another step is wanted
+  int32_t waiting[kKdtwMostTeachers], batch, at_finish;  // DraftPause
+  int32_t go_on;                                         // whether another step is wanted
 };
 
 // One graph's draft: where everything lies for `width` rows.
@@ -121,12 +124,13 @@ struct KdtwDraft {
   const KdtwStop* stops;
   int32_t width, stop_count;
   // What all rows share.
+  int32_t teachers, by_entropy;  // by_entropy: whether max_entropy is looked at
   uint64_t seed;
-  uint32_t stream;  // of random numbers
+  uint32_t stream, call_stream;  // of random numbers: for picks, and for max_uniform
   int32_t vocabulary;
-  double min_confidence;
-  // What a step reads, each [width]. Of a request, the banned ids (room for all stops is at request.banned), the draw
-  // and keep_logits are written here.
+  double min_confidence, max_entropy, max_uniform;  // DraftRules
+  // What a step reads, each [width]. Of a request, the banned ids (room for all stops is at request.banned), the draw,
+  // keep_logits and want_entropy are written here.
   int32_t *ids, *wanted;
   uint8_t* marked;
   KdtwToken *self, *cross;

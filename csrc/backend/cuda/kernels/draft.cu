@@ -21,23 +21,36 @@ __device__ __forceinline__ double uniform(uint64_t seed, uint64_t row, uint32_t 
   return ((counter[0] >> 5) * 67108864.0 + (counter[1] >> 6)) / 9007199254740992.0;
 }
 
-// Where the row stands after its pick.
-__device__ __forceinline__ KdtwStand judge(const KdtwDraft& draft, const KdtwDraftRow& row, const KdtwResult& pick) {
-  if (!pick.finite) return kKdtwFinished;
-  if (pick.confidence < draft.min_confidence) return kKdtwWaiting;
-  for (int s = 0; s < draft.stop_count; ++s)
-    if (draft.stops[s].id == pick.id) return draft.stops[s].waits ? kKdtwWaiting : kKdtwFinished;
-  if (row.picks == row.limit) return row.waits_at_limit ? kKdtwWaiting : kKdtwFinished;
-  return kKdtwDrafting;
+__device__ __forceinline__ double draw(const KdtwDraft& draft, const KdtwDraftRow& row, uint32_t stream) {
+  return uniform(draft.seed, row.key, static_cast<uint32_t>(row.position), stream);
+}
+
+// Where the row stands after its pick, which its position is behind already. What a pick was not asked for is 0 there.
+__device__ __forceinline__ void judge(const KdtwDraft& draft, const KdtwResult& pick, KdtwDraftRow& row) {
+  row.stand = kKdtwFinished, row.waits_for = 0;
+  if (!pick.finite) return;
+  int stop = 0;
+  while (stop < draft.stop_count && draft.stops[stop].id != pick.id) ++stop;
+  if (pick.confidence < draft.min_confidence || pick.entropy > draft.max_entropy) {
+    row.waits_for = 1;
+  } else if (stop < draft.stop_count) {
+    row.waits_for = draft.stops[stop].waits_for;
+  } else if (row.picks == row.limit) {
+    row.waits_for = row.waits_at_limit;
+  } else if (row.position >= row.first_call && draw(draft, row, draft.call_stream) > draft.max_uniform) {
+    row.waits_for = 1;
+  } else {
+    row.stand = kKdtwDrafting;
+  }
+  if (row.waits_for) row.stand = kKdtwWaiting;
 }
 
 __device__ __forceinline__ void take(const KdtwDraft& draft, int i, KdtwDraftRow& row) {
   const KdtwResult pick = draft.decided[i];
   draft.picks[static_cast<size_t>(row.picks) * draft.width + i] = pick;
-  ++row.picks;
-  row.stand = judge(draft, row, pick);
+  ++row.picks, ++row.position;
   row.id = pick.id, row.marked = 0;
-  ++row.position;
+  judge(draft, pick, row);
   if (row.keep_logits != nullptr) row.keep_logits += draft.vocabulary;
 }
 
@@ -51,7 +64,8 @@ __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const Kdt
   draft.wanted[i] = i;
   KdtwRequest& request = draft.requests[i];
   request.keep_logits = drafts ? row.keep_logits : nullptr;
-  request.uniform = uniform(draft.seed, row.key, static_cast<uint32_t>(row.position), draft.stream);
+  request.want_entropy = drafts && draft.by_entropy && row.position >= row.first_call;
+  request.uniform = draw(draft, row, draft.stream);
   auto* const banned = const_cast<int32_t*>(request.banned);
   int count = 0;
   for (int s = 0; s < draft.stop_count; ++s)
@@ -63,27 +77,30 @@ __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const Kdt
 __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int first) {
   KDTW_SHARED(int, scratch, kWarps);
   const bool runs = first || draft.state->go_on;
-  int drafting = 0, waiting = 0, asking = 0, finished = 0;
+  int drafting = 0, unseen = 0, finished = 0;
   for (int i = threadIdx.x; runs && i < draft.width; i += kBlock) {
     KdtwDraftRow row = draft.rows[i];
     if (!first && row.stand == kKdtwDrafting) take(draft, i, row);
     prepare(draft, i, row);
     draft.rows[i] = row;
-    drafting += row.stand == kKdtwDrafting, waiting += row.stand == kKdtwWaiting;
-    asking += row.stand == kKdtwWaiting && row.first_ask;
+    drafting += row.stand == kKdtwDrafting;
+    unseen += row.stand == kKdtwWaiting && (row.unseen_by >> (row.waits_for - 1) & 1);
     finished += row.stand == kKdtwFinished && row.picks > 0;
   }
   drafting = block_reduce<Sum>(drafting, scratch);
-  waiting = block_reduce<Sum>(waiting, scratch);
-  asking = block_reduce<Sum>(asking, scratch);
+  unseen = block_reduce<Sum>(unseen, scratch);
   finished = block_reduce<Sum>(finished, scratch);
-  if (threadIdx.x == 0 && runs) {
-    KdtwDraftState& state = *draft.state;
-    const int wait = state.waiting + waiting;
-    const bool called = wait > 0 && wait >= (state.batch > 0 ? state.batch : drafting);
-    const bool pauses = called || asking > 0 || (state.at_finish && finished > 0);
-    state.go_on = first || (drafting > 0 && !pauses);
+  KdtwDraftState& state = *draft.state;
+  bool called = false;
+  for (int teacher = 1; teacher <= draft.teachers; ++teacher) {
+    int waiting = 0;
+    for (int i = threadIdx.x; runs && i < draft.width; i += kBlock)
+      waiting += draft.rows[i].stand == kKdtwWaiting && draft.rows[i].waits_for == teacher;
+    waiting = state.waiting[teacher - 1] + block_reduce<Sum>(waiting, scratch);
+    called |= waiting > 0 && waiting >= (state.batch > 0 ? state.batch : drafting);  // call_now
   }
+  if (threadIdx.x == 0 && runs)
+    state.go_on = first || (drafting > 0 && !called && unseen == 0 && !(state.at_finish && finished > 0));
 }
 
 }  // namespace
