@@ -572,8 +572,16 @@ def draft(k: Kernels) -> None:
         ]
     ):
         rng = np.random.default_rng(seed)
-        settings = {"seed": seed, "waiting": waiting, "batch": batch, "unsure": unsure, "unseen": unseen}
-        drafts = _Draft(k, rng.integers(1, STEPS + 1, rows).tolist(), width, **settings)
+        drafts = _Draft(
+            k,
+            rng.integers(1, STEPS + 1, rows).tolist(),
+            width,
+            seed=seed,
+            waiting=waiting,
+            batch=batch,
+            unsure=unsure,
+            unseen=unseen,
+        )
         k.advance(drafts.struct, 1, None)
         drafts.check()
         for _ in range(STEPS):
