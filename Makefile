@@ -23,8 +23,9 @@ test: $(VENV)/.extra-test
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
 gpu-proof: gpu-proof-kernels gpu-proof-decodes
+CASES := gpu_proof or not gpu_proof
 gpu-proof-decodes: $(VENV)/.extra-test
-	$(TEST) -m "gpu_proof or not gpu_proof" -k "simulated and not selftest" tests
+	$(TEST) -m "$(CASES)" -k "simulated and not selftest" tests
 gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 	$(TEST) -m "gpu_proof or not gpu_proof" $(PROOF)
 	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -k "not cpu" \

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 import torch
 from factories import SHAPES, random_batch, random_pair, random_t5
-from test_exactness import FIELDS, LOGPROBS, VOCAB, cuts, decoders, tokens_of
+from test_exactness import FIELDS, LOGPROBS, VOCAB, cuts, decoders, threads_of, tokens_of
 from transformers import T5ForConditionalGeneration
 
 import kdtw_fast
@@ -142,7 +142,7 @@ def test_catch_up_equals_steps(shape: Any, dtype: str, place: str) -> None:
     source, tokens = tokens_of(rng, 21, VOCAB), tokens_of(rng, 35, VOCAB)
     whole = native.decode_logits(source, tokens)
     for chunks in cuts(rng, 35):
-        for threads in (1, 2):
+        for threads in threads_of(place):
             assert same_bits(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
 
 
@@ -156,11 +156,12 @@ def test_a_row_decodes_the_same_alone_and_in_any_batch(
         NativeT5.from_model(student, "student", dtype=formats[0], device=device),
         NativeT5.from_model(teacher, "teacher", dtype=formats[1], device=device),
     )
-    ids, mask = random_batch(np.random.default_rng(5), 5, VOCAB)
-    settings: dict[str, Any] = {"max_new_tokens": 20, "temperature": temperature, "output_logprobs": True, "seed": 5}
+    rows, limit = (5, 20) if device == "cpu" else (3, 8)
+    ids, mask = random_batch(np.random.default_rng(5), rows, VOCAB)
+    settings: dict[str, Any] = {"max_new_tokens": limit, "temperature": temperature, "output_logprobs": True, "seed": 5}
     for one_thread, two_threads in zip(decoders(*native, num_threads=1), decoders(*native, num_threads=2)):
         batch = two_threads.generate(ids, mask, **settings)
-        for row in range(5):
+        for row in range(rows):
             alone = one_thread.generate(ids[row : row + 1], mask[row : row + 1], row_ids=[row], **settings)
             end = int(alone.lengths[0]) + 1
             for name in FIELDS + LOGPROBS:
@@ -170,16 +171,17 @@ def test_a_row_decodes_the_same_alone_and_in_any_batch(
 
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_lossless_speculation_is_the_teacher(dtype: str, device: str) -> None:
+    rows, limit = (6, 25) if device == "cpu" else (2, 8)
     for seed in range(21, 25):
         student, teacher = random_pair("noisy", seed)
         if student.config.vocab_size == teacher.config.vocab_size:
             continue  # the teacher alone could write tau
         packed = NativeT5.from_model(teacher, "teacher", dtype=dtype, device=device)
-        ids, mask = random_batch(np.random.default_rng(seed), 6, VOCAB)
-        expected = GreedyDecoder(packed).generate(ids, mask, max_new_tokens=25)
+        ids, mask = random_batch(np.random.default_rng(seed), rows, VOCAB)
+        expected = GreedyDecoder(packed).generate(ids, mask, max_new_tokens=limit)
         for draft_length in (1, 3, 6):
             decoder = SpeculativeDecoder(student, packed, draft_length=draft_length, teacher_dtype=dtype, device=device)
-            assert decoder.generate(ids, mask, max_new_tokens=25).sequences.tolist() == expected.sequences.tolist()
+            assert decoder.generate(ids, mask, max_new_tokens=limit).sequences.tolist() == expected.sequences.tolist()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -78,7 +78,7 @@ def test_catch_up_equals_steps_and_hugging_face(shape: Shape, length: int, devic
     whole = native.decode_logits(source, tokens)
     assert whole.shape == (length, VOCAB) and whole.dtype == np.float32
     np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
-    for chunks in cuts(rng, length):
+    for chunks in cuts(rng, length)[: 4 if device == "cpu" else 2 if length < 100 else 1]:
         for threads in threads_of(device):
             assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
 
@@ -157,7 +157,7 @@ def test_groups_of_queries_over_long_contexts(shape: Shape, place: str) -> None:
     source, tokens = tokens_of(rng, 301, VOCAB), tokens_of(rng, 167, VOCAB)
     whole = native.decode_logits(source, tokens)
     np.testing.assert_allclose(whole, hugging_face_logits(model, source, tokens), atol=1e-4, rtol=0)
-    for chunks in group_cuts(167):
+    for chunks in group_cuts(167)[0 if place == "cpu" else 1 :]:
         for threads in threads_of(place):
             assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
 
@@ -169,7 +169,8 @@ def test_ragged_rows_encode_as_they_do_alone(place: str) -> None:
     lengths = (1, 2, 13, 16, 17, 400, 5, 129, 64, 3)
     sources = [rng.integers(2, VOCAB, size=length).tolist() for length in lengths]
     decoder = GreedyDecoder(native)
-    settings: dict[str, Any] = {"max_new_tokens": 20, "min_new_tokens": 20, "output_logprobs": True}
+    limit = 20 if place == "cpu" else 6
+    settings: dict[str, Any] = {"max_new_tokens": limit, "min_new_tokens": limit, "output_logprobs": True}
     batch = decoder.generate(sources, **settings)
     for row, source in enumerate(sources):
         alone = decoder.generate([source], num_threads=1, **settings)
@@ -197,7 +198,7 @@ def test_bf16_caches(shape: Shape, place: str) -> None:
     source, tokens = tokens_of(rng, 61, VOCAB), tokens_of(rng, 83, VOCAB)
     native = NativeT5.from_model(model, cache_dtype="bf16", device=place)
     whole = native.decode_logits(source, tokens)
-    for chunks in group_cuts(83):
+    for chunks in group_cuts(83)[0 if place == "cpu" else 1 :]:
         for threads in threads_of(place):
             assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
     exact = hugging_face_logits(model, source, tokens)
@@ -269,7 +270,7 @@ def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperatur
         NativeT5.from_model(teacher, "teacher", device=device),
     )
     rng = np.random.default_rng(RELATIONS.index(relation))
-    rows, length = (9, 24) if device == "cpu" else (4, 12)  # a simulated device is slow
+    rows, length = (9, 24) if device == "cpu" else (3, 6)  # a simulated device is slow
     ids, mask = random_batch(rng, rows, VOCAB)
     settings: dict[str, Any] = {"max_new_tokens": length, "temperature": temperature, "output_logprobs": True}
     settings["seed"] = 5
@@ -350,7 +351,7 @@ def own_row_pairs(count: int) -> list[tuple[Any, Any]]:
 def test_lossless_speculation_is_the_teacher(device: str) -> None:
     """Greedy, lenience 1: token for token, every time, without a word about ties."""
     rows = 0
-    pairs, batches, each, longest = (3, 2, 6, 40) if device == "cpu" else (1, 1, 3, 12)
+    pairs, batches, each, longest = (3, 2, 6, 40) if device == "cpu" else (1, 1, 2, 12)
     for student, teacher in own_row_pairs(pairs):
         native = NativeT5.from_model(student, device=device), NativeT5.from_model(teacher, device=device)
         for batch in range(batches):
@@ -363,7 +364,7 @@ def test_lossless_speculation_is_the_teacher(device: str) -> None:
                 output = decoder.generate(ids, mask, max_new_tokens=limit)
                 assert output.sequences.tolist() == expected.sequences.tolist()
                 rows += len(ids)
-    assert rows >= (1000 if device == "cpu" else 96)
+    assert rows >= (1000 if device == "cpu" else 64)
 
 
 def test_lenience_zero_is_the_student_with_a_bonus_token(device: str) -> None:

@@ -71,12 +71,13 @@ def test_the_company_changes_no_bit(vocab_size: int, place: str) -> None:
     for index, (name, options) in some_of(list(enumerate(ALL_METHODS)), place):
         pair = random_pair("noisy", seed=index, vocab_size=vocab_size)
         models = tuple(NativeT5.from_model(model, device=place) for model in pair)
-        ids, mask = random_batch(np.random.default_rng(index), 17, vocab_size)
+        rows = (0, 7, 16) if place == "cpu" else (0, 4)
+        ids, mask = random_batch(np.random.default_rng(index), rows[-1] + 1, vocab_size)
         decoder = build(kdtw_fast, name, models, options)
         for warp in WARPS[:2]:
             settings = warp | {"max_new_tokens": 6, "output_logprobs": True}
             batch = decoder.generate(ids, mask, num_threads=2, **settings)
-            for row in (0, 7, 16):
+            for row in rows:
                 alone = decoder.generate(
                     ids[row : row + 1], mask[row : row + 1], row_ids=[row], num_threads=1, **settings
                 )

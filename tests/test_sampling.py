@@ -21,7 +21,7 @@ from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 8
 TAU = 7
-ROWS, ROWS_SIMULATED = 20_000, 200
+ROWS, ROWS_SIMULATED = 20_000, 120
 SOURCE = [5, EOS]
 LEVEL = 1e-3  # a right sampler fails a test at a fixed seed with this probability
 
@@ -291,7 +291,7 @@ def test_interleaved_sampling(device: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.gpu_proof)], indirect=True)
 def test_no_row_ever_exceeds_its_ledger(device: str) -> None:
     """10,000 rows with their own limits, greedy and sampled, checked or not: at no prefix, in no count."""
-    share = 1 if device == "cpu" else 25  # of the rows
+    share = 1 if device == "cpu" else 50  # of the rows
     student, teacher = tables(0.5)
     student[:, TAU] += 1.5
     models = chain_student(student, TAU), chain_t5(teacher)
