@@ -103,7 +103,8 @@ class GenerateOptions:
         max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row; of several
             teachers as above.
         max_time: seconds after which a row stops where it is, from when its decoding began; None = no limit.
-        max_source_length: longer sources are an error, or cut when ``truncation`` is True.
+        max_source_length: longer sources are an error, or cut when ``truncation`` is True. On a CUDA device a stream
+            takes memory for so many tokens of every row when it begins.
         truncation: cut over-long sources (keeping the end token) instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
         output_reads: also return how many tokens each pass read.

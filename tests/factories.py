@@ -6,14 +6,18 @@ table, so that what a decoder must do can be written down by hand.
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
+from kdtw_fast import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.selftest.tiny import (
     EOS,
@@ -28,6 +32,8 @@ from kdtw_fast.selftest.tiny import (
     with_tau,
 )
 
+T = TypeVar("T")
+
 __all__ = [
     "EOS",
     "RELATIONS",
@@ -36,6 +42,9 @@ __all__ = [
     "Shape",
     "chain_student",
     "chain_t5",
+    "empty_the_device",
+    "kept",
+    "pack",
     "path_table",
     "random_batch",
     "random_experts",
@@ -44,6 +53,29 @@ __all__ = [
     "scale_row",
     "with_tau",
 ]
+
+
+_kept: list[Callable[..., Any]] = []
+
+
+def kept(make: Callable[..., T]) -> Callable[..., T]:
+    """`functools.cache` for models that may lie on a device, until `empty_the_device`."""
+    made = functools.cache(make)
+    _kept.append(made)
+    return made
+
+
+def empty_the_device() -> None:
+    """Forgets what tests keep, so that nothing is left on a device."""
+    for made in _kept:
+        made.cache_clear()  # type: ignore[attr-defined]
+    gc.collect()
+
+
+def pack(student: Any, teacher: Any, device: str) -> tuple[NativeT5, NativeT5]:
+    return NativeT5.from_model(student, "student", device=device), NativeT5.from_model(
+        teacher, "teacher", device=device
+    )
 
 
 def random_experts(

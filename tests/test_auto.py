@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from factories import EOS, chain_student, chain_t5, path_table, random_batch, random_pair, scale_row
+from factories import EOS, chain_student, chain_t5, kept, pack, path_table, random_batch, random_pair, scale_row
 
 from kdtw_fast import AutoDecoder, GreedyDecoder, NativeT5, Owner, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.auto import FEWEST_CALLS, LAST_CALLS, SPECULATIVE, STUDENT, TEACHER, WHEELS, Chooser
@@ -29,10 +28,7 @@ RELATIONS = ("noisy", "swapped", "unrelated")
 
 
 def pair(relation: str, seed: int = 2, device: str = "cpu") -> tuple[NativeT5, NativeT5]:
-    student, teacher = random_pair(relation, seed=seed, vocab_size=VOCAB)
-    return NativeT5.from_model(student, "student", device=device), NativeT5.from_model(
-        teacher, "teacher", device=device
-    )
+    return pack(*random_pair(relation, seed=seed, vocab_size=VOCAB), device)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------
@@ -313,7 +309,7 @@ def test_strings_get_each_models_prompt_and_the_qualitys_budget(device: str) -> 
     assert 0 <= AutoDecoder(student, teacher, costs=DRAFTING_PAYS, tokenizer=Letters()).calibrate(["ab", "c"]) <= 1
 
 
-@functools.cache
+@kept
 def natives(device: str) -> tuple[NativeT5, NativeT5]:
     return pair("noisy", device=device)
 

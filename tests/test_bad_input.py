@@ -6,7 +6,6 @@ Tables of (call, type, parts of the message); afterwards the decoder still decod
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, SHAPES, START, chain_student, chain_t5, path_table, random_pair, random_t5
+from factories import EOS, SHAPES, START, chain_student, chain_t5, kept, pack, path_table, random_pair, random_t5
 from safetensors.torch import load_file, save_file
 
 from kdtw_fast import (
@@ -40,11 +39,9 @@ Call = Callable[[], Any]
 OnDevice = Callable[[str], Any]  # takes a device
 
 
-@functools.cache
+@kept
 def natives(device: str) -> tuple[NativeT5, NativeT5]:
-    return NativeT5.from_model(STUDENT, "student", device=device), NativeT5.from_model(
-        TEACHER, "teacher", device=device
-    )
+    return pack(STUDENT, TEACHER, device)
 
 
 NATIVE = natives("cpu")

@@ -5,15 +5,13 @@ What the host's steps give is held to the oracle by test_cuda_decode.py, and wha
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import test_decoding_oracle
 import torch
-from factories import SHAPES, random_batch, random_experts, random_pair, random_t5
+from factories import SHAPES, empty_the_device, random_batch, random_experts, random_pair, random_t5
 from test_cuda_decode import VOCAB, the_device
 
 import kdtw_fast
@@ -267,8 +265,7 @@ def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:
 def test_a_device_without_loops(simulated: str) -> None:
     """Found out by trying: the host launches the steps then."""
     device = the_device()
-    test_decoding_oracle.native.cache_clear()
-    gc.collect()  # no pool of the device is left that knows
+    empty_the_device()  # no pool of the device is left that knows
     try:
         device.conditional_nodes(False)
         native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_decoding_oracle
-from factories import random_batch, random_pair
+from factories import empty_the_device, random_batch, random_pair
 from test_cuda_decode import VOCAB, the_device
 
 import kdtw_fast
@@ -84,8 +83,7 @@ def other(lazy: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ot
     core = SimpleNamespace(build_info=lambda: {"cuda": native}, use_cuda_companion=kdtw_fast._core.use_cuda_companion)
     monkeypatch.setattr(companion, "_core", core)
     monkeypatch.setattr(companion, "torch", SimpleNamespace(cuda=library, OutOfMemoryError=MemoryError))
-    test_decoding_oracle.native.cache_clear()
-    gc.collect()  # nothing is on the device
+    empty_the_device()
     yield library
     gc.collect()
     kdtw_fast._core.use_cuda_companion(None, None, None)

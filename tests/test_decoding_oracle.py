@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import RELATIONS, START, random_batch, random_pair
+from factories import RELATIONS, START, kept, random_batch, random_pair
 
 import kdtw_fast
 from kdtw_fast import reference
@@ -29,7 +29,7 @@ def pair(relation: str, seed: int) -> tuple[Any, Any]:
     return random_pair(relation, seed)
 
 
-@functools.cache
+@kept
 def native(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...], device: str) -> Any:
     student, teacher = pair(relation, seed)
     models = {"GreedyDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))

@@ -12,7 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5, scale_row, with_tau
+from factories import (
+    EOS,
+    RELATIONS,
+    SHAPES,
+    START,
+    Shape,
+    pack,
+    random_batch,
+    random_pair,
+    random_t5,
+    scale_row,
+    with_tau,
+)
 from transformers import T5Config, T5ForConditionalGeneration
 
 from kdtw_fast import (
@@ -265,10 +277,7 @@ def decoders(student: Any, teacher: Any, **options: Any) -> list[Any]:
 def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperature: float, device: str) -> None:
     """Tokens, owners, counts and the bits of all log-probabilities; the batch's order does not matter either."""
     student, teacher = random_pair(relation, seed=11)
-    native = (
-        NativeT5.from_model(student, "student", device=device),
-        NativeT5.from_model(teacher, "teacher", device=device),
-    )
+    native = pack(student, teacher, device)
     rng = np.random.default_rng(RELATIONS.index(relation))
     rows, length = (9, 24) if device == "cpu" else (3, 6)  # a simulated device is slow
     ids, mask = random_batch(rng, rows, VOCAB)
@@ -291,7 +300,7 @@ def test_a_row_decodes_the_same_alone_and_in_any_batch(relation: str, temperatur
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_one_thread_equals_two(relation: str, temperature: float) -> None:
     student, teacher = random_pair(relation, seed=12)
-    native = NativeT5.from_model(student, "student"), NativeT5.from_model(teacher, "teacher")
+    native = pack(student, teacher, "cpu")
     ids, mask = random_batch(np.random.default_rng(4), 7, VOCAB)
     settings: dict[str, Any] = {"max_new_tokens": 24, "temperature": temperature, "output_logprobs": True}
     pairs = zip(decoders(*native, num_threads=1), decoders(*native, num_threads=2), strict=True)
@@ -353,7 +362,7 @@ def test_lossless_speculation_is_the_teacher(device: str) -> None:
     rows = 0
     pairs, batches, each, longest = (3, 2, 6, 40) if device == "cpu" else (1, 1, 2, 12)
     for student, teacher in own_row_pairs(pairs):
-        native = NativeT5.from_model(student, device=device), NativeT5.from_model(teacher, device=device)
+        native = pack(student, teacher, device)
         for batch in range(batches):
             rng = np.random.default_rng([rows, batch])
             ids, mask = random_batch(rng, each, VOCAB)

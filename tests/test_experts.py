@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, RELATIONS, START, random_batch, random_experts
+from factories import EOS, RELATIONS, START, kept, random_batch, random_experts
 
 from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -23,7 +23,7 @@ def experts(relation: str, seed: int, count: int) -> tuple[TrainingWheelsT5, lis
     return random_experts(relation, seed, count)
 
 
-@functools.cache
+@kept
 def native(relation: str, seed: int, count: int, lenience: float, device: str = "cpu") -> TrainingWheelsDecoder:
     student, teachers = experts(relation, seed, count)
     return TrainingWheelsDecoder(student, teachers, verify_lenience=lenience, device=device)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from factories import START
+from factories import START, kept, pack
 
 import kdtw_fast
 from kdtw_fast import GreedyDecoder, NativeT5, Owner, SpeculativeDecoder, TrainingWheelsDecoder, reference
@@ -24,13 +23,11 @@ def pair() -> Pair:
     return load_pair("debian-de-en")
 
 
-@functools.cache
+@kept
 def natives(device: str) -> tuple[NativeT5, NativeT5]:
     """In fp32, as torch holds them: tensor cores would round what they encode."""
     pair = load_pair("debian-de-en")
-    return NativeT5.from_model(pair.student, "student", device=device), NativeT5.from_model(
-        pair.teacher, "teacher", device=device
-    )
+    return pack(pair.student, pair.teacher, device)
 
 
 def inputs(pair: Pair, count: int, budget: str = "light", skip: int = 0) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import RELATIONS, SHAPES, START, Shape, random_batch, random_pair, random_t5
+from factories import RELATIONS, SHAPES, START, Shape, kept, random_batch, random_pair, random_t5
 
 from kdtw_fast import (
     BigLittleDecoder,
@@ -52,7 +51,7 @@ def make(name: str, options: dict[str, Any], relation: str = "noisy", seed: int 
     return CLASSES[name](*((student,) if name == "GreedyDecoder" else (student, teacher)), device=device, **options)
 
 
-@functools.cache
+@kept
 def slow_model(device: str, seed: int = 0) -> NativeT5:
     """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
     shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]

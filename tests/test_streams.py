@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import functools
 import gc
 import itertools
 import math
@@ -17,7 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, RELATIONS, SHAPES, START, Shape, chain_t5, path_table, random_batch, random_pair, random_t5
+from factories import (
+    EOS,
+    RELATIONS,
+    SHAPES,
+    START,
+    Shape,
+    chain_t5,
+    kept,
+    pack,
+    path_table,
+    random_batch,
+    random_pair,
+    random_t5,
+)
 
 import kdtw_fast
 from kdtw_fast import GenerationOutput, GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, _core
@@ -30,13 +42,10 @@ NUMBERS = ("lengths", "teacher_calls", "teacher_fraction", "drafted", "accepted"
 METHODS = [(getattr(kdtw_fast, name), options) for name, options in decodes.METHODS]
 
 
-@functools.cache
+@kept
 def natives(device: str, relation: str = "noisy", seed: int = 1) -> tuple[NativeT5, NativeT5]:
     """A pair whose rows end early and late."""
-    student, teacher = random_pair(relation, seed, VOCAB)
-    return NativeT5.from_model(student, "student", device=device), NativeT5.from_model(
-        teacher, "teacher", device=device
-    )
+    return pack(*random_pair(relation, seed, VOCAB), device)
 
 
 def make(method: Any, options: dict[str, Any], models: tuple[NativeT5, NativeT5], **more: Any) -> Any:
@@ -44,7 +53,7 @@ def make(method: Any, options: dict[str, Any], models: tuple[NativeT5, NativeT5]
     return method(*((student,) if method is GreedyDecoder else (student, teacher)), **options, **more)
 
 
-@functools.cache
+@kept
 def slow_model(device: str) -> NativeT5:
     """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
     shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
