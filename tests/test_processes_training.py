@@ -110,6 +110,19 @@ def test_two_processes_run_the_command(toy, tmp_path, launcher):
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
+def test_a_process_may_end_while_its_sums_are_under_way(tmp_path):
+    """Else gloo's threads, which let go of the tensors, find no Python any more and abort the process."""
+    script = tmp_path / "end.py"
+    script.write_text(
+        "import torch\n"
+        "from kdtw_fast.training import processes\n"
+        "assert processes.number() == 2\n"
+        "for size in [1] + [1 << 20] * 30:\n"
+        "    torch.distributed.all_reduce(torch.ones(size), async_op=True)\n"
+    )
+    launched("torchrun", script)
+
+
 def test_one_process_is_left_alone():
     assert (processes.number(), processes.rank(), processes.share(3), processes.total(2.5)) == (1, 0, 1.0, 2.5)
     assert processes.mine([1, 2, 3]) == processes.gathered([1, 2, 3]) == [1, 2, 3]

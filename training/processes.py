@@ -6,6 +6,7 @@ validates and writes. With one process nothing here does anything.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,15 @@ def _joined() -> bool:
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate, or start one process") from None
     PartialState(cpu=not torch.cuda.is_available())
+    # Before Python ends: gloo's threads drop tensors, for which they need its lock, and one that still waits for it
+    # when Python ends takes the process with it ("terminate called without an active exception").
+    atexit.register(_leave)
     return True
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def number() -> int:

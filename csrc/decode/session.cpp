@@ -300,16 +300,17 @@ DraftRow Session::draft_row(int slot) const {
   draft.waits_at_limit = limit <= kLongestDraft && (method_.accept.checks_all || limit < room);
   for (int k = 1; backend_->overlaps() && k <= teachers(); ++k)
     draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
-  // A draft calls nobody, so that a ledger that allows a call goes on allowing it.
+  // A draft calls nobody, so that a ledger that allows a call goes on allowing it. Behind `end` nothing is picked.
+  const int end = row.outputs() + draft.limit;
   const auto first_ask = [&](int k) {
     int position = row.outputs();
-    while (position < options_.max_new_tokens && !row.may_ask(k, position)) ++position;
+    while (position < end && !row.may_ask(k, position)) ++position;
     return position;
   };
   if (method_.call.at_random() || method_.call.by_entropy()) draft.first_call = first_ask(1);
   draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
   for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
-    draft.first_allowed.push_back(method_.call.on_tau && k <= teachers() ? first_ask(k) : options_.max_new_tokens);
+    draft.first_allowed.push_back(method_.call.on_tau && k <= teachers() ? first_ask(k) : end);
   if (draft_logits_.data) draft.keep_logits = draft_slot(slot, row.drafts());
   return draft;
 }
