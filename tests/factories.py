@@ -51,6 +51,7 @@ __all__ = [
     "random_pair",
     "random_t5",
     "scale_row",
+    "slow_model",
     "with_tau",
 ]
 
@@ -76,6 +77,13 @@ def pack(student: Any, teacher: Any, device: str) -> tuple[NativeT5, NativeT5]:
     return NativeT5.from_model(student, "student", device=device), NativeT5.from_model(
         teacher, "teacher", device=device
     )
+
+
+@kept
+def slow_model(device: str, seed: int = 0) -> NativeT5:
+    """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
+    shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
+    return NativeT5.from_model(random_t5(shape, 1000, seed), "model", device=device)
 
 
 def random_experts(

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import RELATIONS, SHAPES, START, Shape, kept, random_batch, random_pair, random_t5
+from factories import RELATIONS, SHAPES, START, random_batch, random_pair, slow_model
 
 from kdtw_fast import (
     BigLittleDecoder,
     EntropyCallDecoder,
     GreedyDecoder,
     InterleavedDecoder,
-    NativeT5,
     Owner,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
@@ -49,13 +48,6 @@ CLASSES = {
 def make(name: str, options: dict[str, Any], relation: str = "noisy", seed: int = 2, device: str = "cpu") -> Any:
     student, teacher = random_pair(relation, seed)
     return CLASSES[name](*((student,) if name == "GreedyDecoder" else (student, teacher)), device=device, **options)
-
-
-@kept
-def slow_model(device: str, seed: int = 0) -> NativeT5:
-    """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
-    shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
-    return NativeT5.from_model(random_t5(shape, 1000, seed), "model", device=device)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)

@@ -21,7 +21,6 @@ from factories import (
     RELATIONS,
     SHAPES,
     START,
-    Shape,
     chain_t5,
     kept,
     pack,
@@ -29,6 +28,7 @@ from factories import (
     random_batch,
     random_pair,
     random_t5,
+    slow_model,
 )
 
 import kdtw_fast
@@ -51,13 +51,6 @@ def natives(device: str, relation: str = "noisy", seed: int = 1) -> tuple[Native
 def make(method: Any, options: dict[str, Any], models: tuple[NativeT5, NativeT5], **more: Any) -> Any:
     student, teacher = models
     return method(*((student,) if method is GreedyDecoder else (student, teacher)), **options, **more)
-
-
-@kept
-def slow_model(device: str) -> NativeT5:
-    """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
-    shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
-    return NativeT5.from_model(random_t5(shape, 1000, 0), device=device)
 
 
 def ragged(rows: int, seed: int = 0) -> list[list[int]]:
