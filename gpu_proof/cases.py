@@ -424,6 +424,7 @@ def pick_checks(k: Kernels) -> None:
 STOPS = [(1, 0), (6, 1), (7, 2)]
 STEPS, VOCABULARY, SEED, CONFIDENCE, ENTROPY, UNIFORM = 6, 40, 2**40 + 7, 0.25, 1.5, 0.8
 NEVER = 2**31 - 1
+FINISHED, DRAFTING = constants()["kKdtwFinished"], constants()["kKdtwDrafting"]
 
 
 class _Draft:
@@ -448,8 +449,7 @@ class _Draft:
         self.first = rng.integers(0, 5, (width, len(STOPS))).astype(np.int32)
         self.positions = rng.integers(0, 4, len(limits)).tolist()
         self.picks: list[list[int]] = [[] for _ in limits]  # ids, by row
-        self.stands = ["drafting"] * len(limits)
-        self.waits_for = [0] * len(limits)
+        self.stands = [DRAFTING] * len(limits)  # or FINISHED, or the teacher that the row waits for
         self.first_call = rng.integers(0, 6, len(limits)).tolist() if unsure else [NEVER] * len(limits)
         self.unseen_by = rng.integers(0, 4, len(limits)).tolist() if unseen else [0] * len(limits)
         self.go_on = True
@@ -458,11 +458,11 @@ class _Draft:
             k.make(
                 "KdtwDraftRow", key=key, keep_logits=self.logits if row % 2 else None, id=20 + row, marked=row % 3,
                 row=row, position=position, source_length=5 + row, limit=limit, waits_at_limit=row % 2, picks=0,
-                stand=constants()["kKdtwDrafting"], first_call=self.first_call[row], unseen_by=self.unseen_by[row],
+                stand=DRAFTING, first_call=self.first_call[row], unseen_by=self.unseen_by[row],
             )
             for row, (key, position, limit) in enumerate(zip(self.keys, self.positions, limits))
         ]  # fmt: skip
-        rows += [k.make("KdtwDraftRow", stand=constants()["kKdtwFinished"])] * (width - len(limits))
+        rows += [k.make("KdtwDraftRow", stand=FINISHED)] * (width - len(limits))
         state = k.make("KdtwDraftState", batch=batch, at_finish=0, go_on=0)
         state.waiting[:2] = waiting
         self.state = k.upload([state])
@@ -501,27 +501,24 @@ class _Draft:
             return
         stops = dict(STOPS)
         for row, (id_, confidence, is_finite) in enumerate(zip(ids, confidences, finite)):
-            if self.stands[row] != "drafting":
+            if self.stands[row] != DRAFTING:
                 continue
             self.picks[row].append(id_)
             position = self.positions[row] + len(self.picks[row])
-            teacher = None  # goes on
             if not is_finite:
-                teacher = 0
+                self.stands[row] = FINISHED
             elif confidence < CONFIDENCE or entropies[row] > ENTROPY:
-                teacher = 1
+                self.stands[row] = 1
             elif id_ in stops:
-                teacher = stops[id_]
+                self.stands[row] = stops[id_] or FINISHED
             elif len(self.picks[row]) == self.limits[row]:
-                teacher = row % 2
+                self.stands[row] = row % 2 or FINISHED
             elif self.calls(row) and uniform(SEED, self.keys[row], position, 3) > UNIFORM:
-                teacher = 1
-            if teacher is not None:
-                self.stands[row], self.waits_for[row] = "waiting" if teacher else "finished", teacher
-        going = self.stands.count("drafting")
-        waits = [self.waiting[teacher - 1] + self.waits_for.count(teacher) for teacher in (1, 2)]
+                self.stands[row] = 1
+        going = self.stands.count(DRAFTING)
+        waits = [self.waiting[teacher - 1] + self.stands.count(teacher) for teacher in (1, 2)]
         called = any(count > 0 and count >= (self.batch or going) for count in waits)
-        unseen = any(teacher and seen >> (teacher - 1) & 1 for teacher, seen in zip(self.waits_for, self.unseen_by))
+        unseen = any(stand > 0 and seen >> (stand - 1) & 1 for stand, seen in zip(self.stands, self.unseen_by))
         self.go_on = going > 0 and not called and not unseen
 
     def check(self) -> None:
@@ -537,11 +534,10 @@ class _Draft:
         np.testing.assert_array_equal(self.lists["wanted"].numpy(), np.arange(self.width))
         assert not own[len(self.limits) :, 2].any() and not cross[len(self.limits) :, 2].any()
         for row, picks in enumerate(self.picks):
-            assert rows[row].stand == constants()[f"kKdtw{self.stands[row].capitalize()}"], (row, self.stands)
-            assert rows[row].waits_for == self.waits_for[row]
-            assert bool(requests[row].want_entropy) == (self.stands[row] == "drafting" and self.calls(row))
+            assert rows[row].stand == self.stands[row], (row, self.stands)
+            assert bool(requests[row].want_entropy) == (self.stands[row] == DRAFTING and self.calls(row))
             assert [taken[step * self.width + row].id for step in range(len(picks))] == picks
-            if self.stands[row] != "drafting":
+            if self.stands[row] != DRAFTING:
                 assert own[row, 2] == cross[row, 2] == 0, "a row that has stopped reads at an empty place"
                 assert requests[row].keep_logits is None
                 continue

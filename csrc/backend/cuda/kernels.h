@@ -91,7 +91,7 @@ struct KdtwSummary {
 // A draft on the device: rows of which each reads its newest token, picks the next one, reads that, and so on, until it
 // stops. advance() stands between two steps.
 
-enum KdtwStand : int32_t { kKdtwDrafting, kKdtwWaiting, kKdtwFinished };
+enum { kKdtwFinished = -1, kKdtwDrafting = 0 };  // where a row stands; k > 0: it waits for teacher k
 
 struct KdtwStop {  // DraftStop
   int32_t id, waits_for;
@@ -106,8 +106,7 @@ struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` 
   uint32_t unseen_by;                 // see DraftRow
   int32_t first_call;                 // see DraftRow
   int32_t picks;                      // so far
-  KdtwStand stand;
-  int32_t waits_for;  // kKdtwWaiting: the teacher
+  int32_t stand;
 };
 
 enum { kKdtwMostTeachers = 32 };

@@ -26,23 +26,14 @@ __device__ __forceinline__ double draw(const KdtwDraft& draft, const KdtwDraftRo
 }
 
 // Where the row stands after its pick, which its position is behind already. What a pick was not asked for is 0 there.
-__device__ __forceinline__ void judge(const KdtwDraft& draft, const KdtwResult& pick, KdtwDraftRow& row) {
-  row.stand = kKdtwFinished, row.waits_for = 0;
-  if (!pick.finite) return;
-  int stop = 0;
-  while (stop < draft.stop_count && draft.stops[stop].id != pick.id) ++stop;
-  if (pick.confidence < draft.min_confidence || pick.entropy > draft.max_entropy) {
-    row.waits_for = 1;
-  } else if (stop < draft.stop_count) {
-    row.waits_for = draft.stops[stop].waits_for;
-  } else if (row.picks == row.limit) {
-    row.waits_for = row.waits_at_limit;
-  } else if (row.position >= row.first_call && draw(draft, row, draft.call_stream) > draft.max_uniform) {
-    row.waits_for = 1;
-  } else {
-    row.stand = kKdtwDrafting;
-  }
-  if (row.waits_for) row.stand = kKdtwWaiting;
+__device__ __forceinline__ int judge(const KdtwDraft& draft, const KdtwDraftRow& row, const KdtwResult& pick) {
+  if (!pick.finite) return kKdtwFinished;
+  if (pick.confidence < draft.min_confidence || pick.entropy > draft.max_entropy) return 1;
+  for (int s = 0; s < draft.stop_count; ++s)
+    if (draft.stops[s].id == pick.id) return draft.stops[s].waits_for > 0 ? draft.stops[s].waits_for : kKdtwFinished;
+  if (row.picks == row.limit) return row.waits_at_limit ? 1 : kKdtwFinished;
+  if (row.position >= row.first_call && draw(draft, row, draft.call_stream) > draft.max_uniform) return 1;
+  return kKdtwDrafting;
 }
 
 __device__ __forceinline__ void take(const KdtwDraft& draft, int i, KdtwDraftRow& row) {
@@ -50,7 +41,7 @@ __device__ __forceinline__ void take(const KdtwDraft& draft, int i, KdtwDraftRow
   draft.picks[static_cast<size_t>(row.picks) * draft.width + i] = pick;
   ++row.picks, ++row.position;
   row.id = pick.id, row.marked = 0;
-  judge(draft, pick, row);
+  row.stand = judge(draft, row, pick);
   if (row.keep_logits != nullptr) row.keep_logits += draft.vocabulary;
 }
 
@@ -84,7 +75,7 @@ __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int fi
     prepare(draft, i, row);
     draft.rows[i] = row;
     drafting += row.stand == kKdtwDrafting;
-    unseen += row.stand == kKdtwWaiting && (row.unseen_by >> (row.waits_for - 1) & 1);
+    unseen += row.stand > 0 && (row.unseen_by >> (row.stand - 1) & 1);
     finished += row.stand == kKdtwFinished && row.picks > 0;
   }
   drafting = block_reduce<Sum>(drafting, scratch);
@@ -94,8 +85,7 @@ __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int fi
   bool called = false;
   for (int teacher = 1; teacher <= draft.teachers; ++teacher) {
     int waiting = 0;
-    for (int i = threadIdx.x; runs && i < draft.width; i += kBlock)
-      waiting += draft.rows[i].stand == kKdtwWaiting && draft.rows[i].waits_for == teacher;
+    for (int i = threadIdx.x; runs && i < draft.width; i += kBlock) waiting += draft.rows[i].stand == teacher;
     waiting = state.waiting[teacher - 1] + block_reduce<Sum>(waiting, scratch);
     called |= waiting > 0 && waiting >= (state.batch > 0 ? state.batch : drafting);  // call_now
   }
