@@ -17,7 +17,8 @@ import torch
 
 from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
-from kdtw_fast.costs import Costs, Prediction, measure_costs
+from kdtw_fast.cost_measuring import measure_costs
+from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoders import (
     GreedyDecoder,
     ModelLike,

@@ -1,30 +1,20 @@
-"""The cost model: what model passes take here, measured once, and what each method would then take per token.
+"""The cost model: what each method takes per token, given what the two models' passes take.
 
-Measuring needs the native core; predicting is arithmetic on a few numbers. docs/profiling.md derives the formulas.
+Arithmetic only; `kdtw_fast.cost_measuring` times the passes. docs/profiling.md derives the formulas.
 """
 
 from __future__ import annotations
 
-import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from statistics import median
+from importlib import import_module
 from typing import Any
 
-from kdtw_fast import _core
-from kdtw_fast.decoders import GreedyDecoder, ModelLike
-from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import check_int, check_real, nearest
 
-# Tokens per row of the passes that are measured; others are interpolated. Two points tell most: they come first.
-POINTS = (1, 17, 5, 9, 3, 2)
-PASS_TOKENS = 256  # longer passes are cut into such (csrc/model/t5.h), so that beyond it time grows with the tokens
 MAX_DRAFT_LENGTH = 16
-# Steps that a CUDA device takes by itself are timed so many at once; noise makes no step shorter than this, in seconds.
-DRAFTED, SHORTEST = 32, 1e-7
-SHORT, SHORT_REPEATS = 0.005, 3  # seconds of a pass that is repeated in its turn, and how often
 
 
 @dataclass(frozen=True)
@@ -216,105 +206,13 @@ _FORMULAS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., _Part
 }
 
 
-def measure_costs(
-    student: ModelLike,
-    teacher: ModelLike,
-    *,
-    rows: int = 1,
-    source_tokens: int = 64,
-    new_tokens: int = 64,
-    num_threads: int | None = None,
-    seconds: float = 1.0,
-) -> Costs:
-    """Times the passes of a pair on random tokens, in turns, after a history of half the new tokens.
-
-    Every number is the median of as many turns as ``seconds`` allow. What a slow pair cannot do without (the
-    encoders, a step, the longest pass of each kind) is timed at least once even when that takes longer; the points
-    in between are then interpolated. No pass is longer than 256 tokens if it can be less: the rest is extended.
-    Passes are those that the host enqueues; a CUDA device takes the steps of a draft by itself (docs/cuda.md), and
-    so a step there is what further tokens add to a greedy decode.
-
-    Args:
-        student: NativeT5, Hugging Face T5 or a folder; on any device, which is the teacher's as well.
-        teacher: the same.
-        rows: rows of the batch, R >= 1.
-        source_tokens: length of every source, >= 1.
-        new_tokens: expected outputs per row, >= 1.
-        num_threads: None = all.
-        seconds: time to spend, > 0.
-    """
-    check_int("rows", rows, 1)
-    check_int("source_tokens", source_tokens, 1)
-    check_int("new_tokens", new_tokens, 1)
-    check_real("seconds", seconds, 0.0, open_low=True)
-    threads = _core.hardware_threads() if num_threads is None else check_int("num_threads", num_threads, 1)
-    models = {"student": load(student, "student"), "teacher": load(teacher, "teacher")}
-    points = [n for n in POINTS if n <= 2 or rows * n <= PASS_TOKENS]
-    encoded = max(1, min(rows, PASS_TOKENS // source_tokens))  # rows of an encoder's pass
-    passes: dict[_Pass, Callable[[int], Any]] = {}
-    for role, model in models.items():
-        passes[role, "encode", 0] = _core.Probe(model.device, model.core, encoded, source_tokens, 0, 1, threads).encode
-        probe = _core.Probe(model.device, model.core, rows, source_tokens, new_tokens // 2, max(points), threads)
-        for n in points:
-            if role == "teacher" or n <= 2:  # a student's passes read one token, or two
-                passes[role, "catch_up", n] = partial(probe.decode, n, 1)
-            if role == "teacher":
-                passes[role, "verify", n] = partial(probe.decode, n, n)
-        if model.device != "cpu":
-            passes[role, "catch_up", 1] = _drafted_step(model, rows, source_tokens, threads)
-    recorded = _in_turns(passes, seconds)
-    return Costs(
-        _model_costs("student", recorded, rows / encoded),
-        _model_costs("teacher", recorded, rows / encoded),
-        rows=rows,
-        source_tokens=source_tokens,
-        new_tokens=new_tokens,
-        num_threads=threads,
-    )
-
-
-_Pass = tuple[str, str, int]  # student or teacher, what it does, tokens per row
-
-
-def _in_turns(passes: Mapping[_Pass, Callable[[int], Any]], seconds: float) -> dict[_Pass, list[float]]:
-    """Seconds of each pass by turns, all of them in turns until the time is up; ``passes`` take a number of repeats.
-
-    Of several turns the first is not counted. A short pass is repeated in its turn, and the last repeat counts: its
-    weights may stay in the cache, as they would in a decode.
-    """
-    longest = max(tokens for _, _, tokens in passes)
-    needed = {key for key in passes if key[0] == "student" or key[2] in (0, 1, longest)}
-    recorded: dict[_Pass, list[float]] = {}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not needed <= recorded.keys():
-        for key, run in passes.items():
-            if time.perf_counter() < end or (key in needed and key not in recorded):
-                turns = recorded.setdefault(key, [])
-                repeats = SHORT_REPEATS if turns and turns[0] < SHORT else 1
-                turns.append(run(repeats)[0][-1])
-    return {key: turns[1:] or turns for key, turns in recorded.items()}
-
-
-def _drafted_step(model: NativeT5, rows: int, source_tokens: int, num_threads: int) -> Callable[[int], Any]:
-    """As a pass of `_in_turns`: a step's share of what `DRAFTED` tokens take longer to decode than one."""
-    decoder = GreedyDecoder(model, num_threads=num_threads)
-    special = {*model.eos_token_ids, *model.tau_token_ids, model.pad_token_id}
-    sources = [[next(token for token in range(model.vocab_size) if token not in special)] * source_tokens] * rows
-
-    def seconds(new_tokens: int) -> float:
-        start = time.perf_counter()
-        decoder.generate(sources, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
-        return time.perf_counter() - start
-
-    def run(repeats: int) -> tuple[list[float], None]:
-        times = [(seconds(1 + DRAFTED) - seconds(1)) / DRAFTED for _ in range(repeats)]
-        return [max(step, SHORTEST) for step in times], None
-
-    return run
-
-
-def _model_costs(role: str, recorded: Mapping[_Pass, list[float]], encoder_passes: float) -> ModelCosts:
-    def points(kind: str) -> dict[int, float]:
-        return {n: median(times) for (who, what, n), times in recorded.items() if (who, what) == (role, kind)}
-
-    return ModelCosts(encoder_passes * points("encode")[0], points("catch_up"), points("verify"))
+def __getattr__(name: str) -> Any:
+    """``measure_costs`` lived here."""
+    if name == "measure_costs":
+        warnings.warn(
+            "kdtw_fast.costs.measure_costs is deprecated; use kdtw_fast.cost_measuring.measure_costs",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return import_module("kdtw_fast.cost_measuring").measure_costs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

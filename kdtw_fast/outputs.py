@@ -6,16 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils import ModelOutput
 
 from kdtw_fast import _core
-
-if TYPE_CHECKING:
-    from kdtw_fast.costs import Prediction
+from kdtw_fast.costs import Prediction
 
 
 class Owner(IntEnum):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from factories import random_pair
 
-from kdtw_fast import NativeT5
-from kdtw_fast import costs as costs_module
-from kdtw_fast.costs import POINTS, Costs, ModelCosts, expected_run, measure_costs
+from kdtw_fast import NativeT5, cost_measuring
+from kdtw_fast.cost_measuring import POINTS, measure_costs
+from kdtw_fast.costs import Costs, ModelCosts, expected_run
 
 # A student step takes 1, reading two tokens 1.5; a teacher step 10, each further token 1 more, a check 0.5 each.
 STUDENT = ModelCosts(encode=4.0, catch_up={1: 1.0, 2: 1.5})
@@ -132,18 +132,18 @@ def test_measured_costs_have_every_point(device: str) -> None:
 
 def test_a_large_batch_is_measured_in_passes_of_at_most_256_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, int]] = []
-    probe = costs_module._core.Probe
+    probe = cost_measuring._core.Probe
 
     def recorded(device: str, model: Any, rows: int, source: int, history: int, most: int, threads: int) -> Any:
         made.append((rows, most))
         return probe(device, model, rows, source, history, most, threads)
 
-    monkeypatch.setattr(costs_module._core, "Probe", recorded)
+    monkeypatch.setattr(cost_measuring._core, "Probe", recorded)
     costs = measure_costs(*PAIR, rows=64, source_tokens=16, new_tokens=2, num_threads=1, seconds=0.05)
     assert made == [(16, 1), (64, 3)] * 2
     assert set(costs.teacher.catch_up) == {1, 2, 3}
     times = {("teacher", "encode", 0): [2.0, 4.0, 3.0], ("teacher", "catch_up", 1): [1.0]}
-    assert costs_module._model_costs("teacher", times, 64 / 16) == ModelCosts(12.0, {1: 1.0})
+    assert cost_measuring._model_costs("teacher", times, 64 / 16) == ModelCosts(12.0, {1: 1.0})
 
 
 class Clock:
@@ -177,8 +177,8 @@ class Clock:
 
 def test_measuring_a_slow_pair_ends_once_what_is_needed_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(10.0)
-    monkeypatch.setattr(costs_module, "time", clock)
-    recorded = costs_module._in_turns(clock.passes, 1.0)
+    monkeypatch.setattr(cost_measuring, "time", clock)
+    recorded = cost_measuring._in_turns(clock.passes, 1.0)
     assert len(clock.runs) == len(recorded) == 8  # two encoders, the student's two, two teacher's points of each kind
     assert {n for role, kind, n in recorded if role == "teacher" and kind != "encode"} == {1, 17}
     assert all(times == [20.0] for times in recorded.values())
@@ -186,9 +186,17 @@ def test_measuring_a_slow_pair_ends_once_what_is_needed_is_known(monkeypatch: py
 
 def test_measuring_a_fast_pair_drops_the_first_turn_and_repeats_short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(0.001)
-    monkeypatch.setattr(costs_module, "time", clock)
-    recorded = costs_module._in_turns(clock.passes, 1.0)
+    monkeypatch.setattr(cost_measuring, "time", clock)
+    recorded = cost_measuring._in_turns(clock.passes, 1.0)
     assert recorded.keys() == clock.passes.keys()
     assert clock.now == pytest.approx(1.0, abs=0.01)
     assert all(len(times) > 3 and set(times) == {0.001} for times in recorded.values())
     assert {repeats for _, repeats in clock.runs} == {1, 3}
+
+
+def test_the_old_place_of_measure_costs_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="use kdtw_fast.cost_measuring.measure_costs"):
+        from kdtw_fast.costs import measure_costs as old
+    assert old is measure_costs
+    with pytest.raises(ImportError):
+        from kdtw_fast.costs import unknown  # type: ignore[attr-defined]  # noqa: F401
