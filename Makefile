@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format bench bench-tiny readme compare clean distclean
+.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny readme compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -42,6 +42,13 @@ format: $(VENV)/.extra-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(STYLED)
+
+# The documentation site, in build/site; a warning is an error.
+docs: $(VENV)/.extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -q
+
+docs-serve: $(VENV)/.extra-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 # Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench

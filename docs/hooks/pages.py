@@ -1,0 +1,56 @@
+"""What MkDocs is told beyond mkdocs.yml: the commands' page, made from `kdtw` itself, and Markdown inside <details>."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from mkdocs.structure.files import File, Files
+from rich.text import Text
+
+from kdtw_fast.cli import app
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the page of commands."""
+    files.append(File.generated(config, "reference/cli.md", content="\n".join(_commands())))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """GitHub renders Markdown inside <details>; Python-Markdown wants to be asked."""
+    return markdown.replace("<details>", '<details markdown="1">')
+
+
+def _commands() -> Iterator[str]:
+    yield "# Commands\n\nMade from the command line itself: `kdtw COMMAND --help` says the same.\n"
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        yield f"## kdtw {name}\n"
+        yield f"{_plain(command.help)}\n"
+        yield from _parameters(command.params)
+        if command.epilog:
+            yield f"```text\n{_plain(command.epilog)}\n```\n"
+
+
+def _parameters(parameters: list[Any]) -> Iterator[str]:
+    panels: dict[str, list[str]] = {}
+    for p in parameters:
+        if getattr(p, "hidden", False) or p.name == "help":
+            continue
+        names = [*p.opts, *p.secondary_opts] if p.param_type_name == "option" else [(p.metavar or p.name).upper()]
+        default = "" if p.default in (None, False, []) or callable(p.default) else f" *Default: {p.default}.*"
+        line = f"- {', '.join(f'`{name}`' for name in names)}: {_line(p.help)}{default}"
+        panels.setdefault(getattr(p, "rich_help_panel", None) or "Options", []).append(line)
+    for panel, lines in panels.items():
+        yield f"**{panel}**\n"
+        yield "\n".join(lines) + "\n"
+
+
+def _plain(text: str | None) -> str:
+    return Text.from_markup(text or "").plain.replace("\b", "").strip()
+
+
+def _line(text: str | None) -> str:
+    return re.sub(r"([*_\[\]])", r"\\\1", " ".join(_plain(text).split())).replace("<", "&lt;")
