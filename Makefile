@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f)
-STYLED := $(filter %.h %.cpp %.cu,$(NATIVE))
+STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
 .PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny readme compare clean distclean

@@ -51,9 +51,7 @@ def needs_recompile(compiled: str | Path, source: str) -> bool:
 
 
 def files(suffix: str) -> list[str]:
-    """Of csrc, without cuda/sim: that stands in for a GPU in tests, and gpu_proof/build.py builds it."""
-    paths = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob(f"*.{suffix}")]
-    return sorted(str(path) for path in paths if path.parts[:4] != ("csrc", "backend", "cuda", "sim"))
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*.{suffix}"))
 
 
 def find_nvcc() -> str | None:

@@ -1,4 +1,4 @@
-"""Builds libraries of the CUDA kernels that run on the simulated device (csrc/backend/cuda/sim).
+"""Builds libraries of the CUDA kernels that run on the simulated device (gpu_proof/sim).
 
     python -m gpu_proof.build [--kind source|ptx] [--arch sm_75] [--checked]    prints the library's path
 
@@ -22,7 +22,7 @@ from gpu_proof import translate
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
-SIM = CSRC / "backend/cuda/sim"
+SIM = ROOT / "gpu_proof/sim"
 OUT = ROOT / "build/gpu_proof"
 
 COMMON = [
@@ -38,7 +38,7 @@ COMMON = [
     "-Wextra",
 ]
 # -fno-strict-aliasing: kernels read the same bytes as uint4 and as halves, which CUDA permits and C++ does not.
-KERNEL = ["-x", "c++", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-DKDTW_SIMT"]
+KERNEL = ["-x", "c++", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
 # The hooks of g++'s thread sanitizer are called, and tsan_hooks.cpp answers them in the place of its run time.
 CHECKED = ["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
 NVCC = ["-std=c++20", "-O3", "-fmad=false", "-lineinfo"]  # as setup.py, and lines
@@ -97,9 +97,9 @@ def _digest(parts: Iterable[str | bytes]) -> str:
 
 
 def _includes(path: Path, roots: Sequence[Path], seen: set[Path]) -> None:
-    """Collects the files that `path` includes by quotes, directly or not, as far as they lie under `roots`."""
-    for name in re.findall(r'^\s*#\s*include\s*"(.+?)"', path.read_text(encoding="utf-8"), re.MULTILINE):
-        for root in roots:
+    """Collects the files that `path` includes, directly or not, as far as they lie under `roots` or beside it."""
+    for name in re.findall(r'^\s*#\s*include\s*["<](.+?)[">]', path.read_text(encoding="utf-8"), re.MULTILINE):
+        for root in (path.parent, *roots):
             found = root / name
             if found.is_file():
                 if found not in seen:
@@ -137,11 +137,11 @@ def _shim(checked: bool) -> Path:
     left_out = {"check_off.cpp"} if checked else CHECKER
     names = [path.name for path in sorted(SIM.glob("*.cpp")) if path.name not in left_out]
     one = OUT / f"shim{'-checked' if checked else ''}.cpp"
-    text = "".join(f'#include "backend/cuda/sim/{name}"\n' for name in names)
+    text = "".join(f'#include "{name}"\n' for name in names)
     if not one.exists() or one.read_text(encoding="utf-8") != text:
         one.parent.mkdir(parents=True, exist_ok=True)
         one.write_text(text, encoding="utf-8")
-    return _object(one, [CSRC], ["-O2", "-fvisibility=hidden"])
+    return _object(one, [SIM], ["-O2", "-fvisibility=hidden"])
 
 
 def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines: Sequence[str] = ()) -> Path:
@@ -167,7 +167,7 @@ def _translated_object(ptx: Path, checked: bool) -> Path:
         partial = cpp.with_name(f"{cpp.stem}.{os.getpid()}.cpp")
         partial.write_text(translate.translate(ptx.read_text(encoding="utf-8")), encoding="utf-8")
         partial.rename(cpp)
-    return _object(cpp, [CSRC], [*TRANSLATED, *(CHECKED if checked else [])])
+    return _object(cpp, [SIM], [*TRANSLATED, *(CHECKED if checked else [])])
 
 
 def build_simulated(
@@ -202,6 +202,7 @@ def build_simulated(
     if not sources:
         raise BuildError(f"no kernels under {csrc}/backend/cuda/kernels")
     roots = [csrc, CSRC] if csrc != CSRC else [CSRC]
+    simulated = [*roots, SIM]  # headers of CUDA's names are found there
     instrument = CHECKED if checked else []
     given = defines
     told = "simulated device" if kind == "source" else f"simulated device, PTX for {arch}"
@@ -211,9 +212,9 @@ def build_simulated(
         if path is None:
             return [_shim(checked)]
         if kind == "source":
-            return [_object(path, roots, [*KERNEL, *defines, *instrument])]
+            return [_object(path, simulated, [*KERNEL, *defines, *instrument])]
         ptx = to_ptx(path, arch, roots=roots, defines=given)
-        host = _object(path, roots, [*KERNEL, *defines, "-DKDTW_SIMT_PTX"])
+        host = _object(path, simulated, [*KERNEL, *defines, "-DKDTW_SIMT_PTX"])
         return [_translated_object(ptx, checked), host]
 
     with ThreadPoolExecutor(JOBS) as pool:

@@ -141,7 +141,7 @@ class SimulatedDevice:
         self.library.kdtw_sim_reset_counters()
 
     def counters(self) -> dict[str, int]:
-        """What was counted since the last reset; csrc/backend/cuda/sim/control.h says what each is."""
+        """What was counted since the last reset; gpu_proof/sim/control.h says what each is."""
         lines = self.library.kdtw_sim_counters().decode().splitlines()
         return {name: int(value) for name, value in (line.split("=") for line in lines)}
 

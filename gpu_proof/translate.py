@@ -1,7 +1,7 @@
 """Turns the PTX that nvcc makes of the kernels into C++ for the simulated device, one statement an instruction.
 
 So tests execute what nvcc made of a kernel: its load widths, its loads through the read-only cache, its barriers. An
-instruction that is not known stops the translation with its text. csrc/backend/cuda/sim/ptx.h has what the C++ calls.
+instruction that is not known stops the translation with its text. gpu_proof/sim/ptx.h has what the C++ calls.
 """
 
 import re
@@ -18,7 +18,7 @@ CPP = {
 COORDINATES = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
 SPACES = ("global", "shared", "param", "local", "const")
 HALVES = ("f16", "f16x2", "bf16", "bf16x2")
-SHARED_GAP = 64  # kSharedGap of csrc/backend/cuda/sim/device.h
+SHARED_GAP = 64  # kSharedGap of gpu_proof/sim/device.h
 
 
 def _identifier(name: str) -> str:
@@ -539,7 +539,7 @@ def translate(text: str) -> str:
     """
     module = parse(text)
     out = [f"// Made by gpu_proof/translate.py of PTX {module.version} for {module.target}."]
-    out += ['#include "backend/cuda/sim/ptx.h"', "using namespace simt::ptx;", "namespace {"]
+    out += ['#include "ptx.h"', "using namespace simt::ptx;", "namespace {"]
     for constant in module.constants:
         values = constant.values or ""
         if values:

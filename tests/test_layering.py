@@ -1,4 +1,4 @@
-"""Which folder of csrc may include which: the design, held by a test."""
+"""Which folder of C++ may include which: the design, held by a test."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,10 @@ ALLOWED = {
     "backend/cpu": {"core", "backend/backend.h", "backend/cpu"},
     "backend/cuda": {"core", "backend/backend.h", "backend/cuda"},
     "backend/cuda/kernels": {"backend/cuda/kernels.h", "backend/cuda/rt.h", "backend/cuda/kernels"},
-    "backend/cuda/sim": {"backend/cuda/sim"},
     "model": {"core", "backend/backend.h", "model"},
     "decode": {"core", "backend/backend.h", "model", "decode"},
 }
-# By which kernels see CUDA: nvcc's, or the simulated device.
+SIMULATED = CSRC.parent / "gpu_proof/sim"  # knows no kernel and nothing of the engine
 RT = CSRC / "backend/cuda/rt.h"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu"} and p.parent != CSRC)
 
@@ -30,10 +29,16 @@ def includes(path: Path, brackets: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_folder_includes_only_what_it_may(path: Path) -> None:
-    allowed = ALLOWED[str(path.parent.relative_to(CSRC))] | ({"backend/cuda/sim"} if path == RT else set())
+    allowed = ALLOWED[str(path.parent.relative_to(CSRC))]
     for included in includes(path, '""'):
         assert (CSRC / included).is_file(), f"{included} is not given from csrc/"
         assert included in allowed or str(Path(included).parent) in allowed, f"must not include {included}"
+
+
+def test_simulated_device_includes_only_itself() -> None:
+    for path in sorted(SIMULATED.glob("*.*")):
+        for included in includes(path, '""'):
+            assert (SIMULATED / included).is_file(), f"{path.name} must not include {included}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))

@@ -1,6 +1,16 @@
 // Small kernels that use every part of the simulated device once; tests/test_gpu_simulator.py calls them. Not part of
 // the product.
-#include "gpu_kernels/rt.h"
+#include <cstdint>
+
+#include "backend/cuda/rt.h"
+
+#ifdef __CUDACC__
+#define DYNAMIC_SHARED(T, name)                                  \
+  extern __shared__ __align__(16) unsigned char dynamic_bytes[]; \
+  T* name = reinterpret_cast<T*>(dynamic_bytes)
+#else
+#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simt::dyn_shared())
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -44,7 +54,7 @@ __global__ void divergent_kernel(int* out) {
 // y[n] = sum of x[n, :], a block a row.
 __global__ void row_sum_kernel(const float* x, int size, float* y) {
   KDTW_SHARED(float, partial, 8);
-  KDTW_DYN_SHARED(float, row);
+  DYNAMIC_SHARED(float, row);
   for (int k = threadIdx.x; k < size; k += blockDim.x) row[k] = x[static_cast<size_t>(blockIdx.x) * size + k];
   __syncthreads();
   float sum = 0.0f;
@@ -106,7 +116,7 @@ __global__ void rules_kernel(int bug, const float* in, float* out, int n) {
   if (bug != 6) __syncthreads();                      // 6: no barrier between the load and the store
   shared[t] = other;
   __syncthreads();
-  if (bug == 7 && t < 16) other += __shfl_xor_sync(kAll, other, 16);  // 7: lanes are missing
+  if (bug == 7 && t < 16) other += __shfl_xor_sync(kAll, other, 16);                       // 7: lanes are missing
   if (bug == 8) other += static_cast<float>(*reinterpret_cast<const long long*>(in + 1));  // 8: misaligned
   if (bug == 9) out[0] = other;  // 9: all threads of all blocks store to one place
   if (bug == 11) {               // 11: read through the cache that stores do not reach

@@ -1,14 +1,14 @@
-// The one header by which kernel sources see CUDA: nvcc's own, or the simulated device when g++ compiles them.
-// Kernels use these macros for shared memory, launches and what is written in PTX; everything else is CUDA as it is.
+// How kernels see CUDA: its headers, and macros for shared memory, launches and the one instruction written in PTX.
+// A compiler other than nvcc must be given stand-ins for these headers that define the macros, too (docs/gpu_proof.md).
 // KDTW_MMA_16x8x8: a warp's D[16,8] += A[16,8] B[8,8] on tensor cores, halves in, floats out; fragments as PTX has
 // them.
 #pragma once
 
-#ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#ifdef __CUDACC__
 #define KDTW_SHARED(T, name, n) __shared__ T name[n]
 #define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
   (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
@@ -21,12 +21,4 @@ __device__ __forceinline__ void mma_16x8x8(float (&d)[4], const unsigned (&a)[2]
 }
 }  // namespace kdtw::cuda
 #define KDTW_MMA_16x8x8(d, a, b) ::kdtw::cuda::mma_16x8x8(d, a, b)
-#else
-#include "backend/cuda/sim/simt.h"
-
-#define KDTW_SHARED(T, name, n) \
-  T* name = (T*)::simt::shared_slot(SIMT_SITE, sizeof(T) * (n), alignof(T) > 16 ? alignof(T) : 16, #name)
-#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ::simt::launch(#kernel, kernel, grid, block, shared, stream, false, __VA_ARGS__)
-#define KDTW_MMA_16x8x8(d, a, b) ::simt::mma_f16(SIMT_SITE, a, b, d, 8)
 #endif

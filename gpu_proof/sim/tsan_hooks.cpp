@@ -1,6 +1,6 @@
 // The functions that g++ -fsanitize=thread calls around every load and store, answered by our checker in the place of
 // libtsan. Kernels alone are compiled so; the host code in the same files calls them too, and access() lets it pass.
-#include "backend/cuda/sim/check.h"
+#include "check.h"
 
 #define PC __builtin_return_address(0)  // in the kernel
 

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "backend/cuda/sim/types.h"
+#include "types.h"
 
 namespace simt {
 

@@ -1,13 +1,13 @@
 // Streams, events, errors and copies. Work runs when it is enqueued or, with the lazy setting, not before the host
 // waits for it: then a host that reads too early sees what was there before.
-#include "backend/cuda/sim/streams.h"
+#include "streams.h"
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
 
-#include "backend/cuda/sim/check.h"
+#include "check.h"
 
 namespace simt {
 

@@ -3,8 +3,10 @@
 #include <bit>
 #include <vector>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/device.h"
+#include "check.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "device.h"
 
 namespace simt {
 namespace {

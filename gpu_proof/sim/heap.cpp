@@ -6,8 +6,8 @@
 #include <map>
 #include <stdexcept>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/device.h"
+#include "check.h"
+#include "device.h"
 
 namespace simt {
 namespace {

@@ -1,8 +1,8 @@
 // Block and grid barriers, shared memory, fences: what threads of a block do together.
 #include <cstring>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/device.h"
+#include "check.h"
+#include "device.h"
 
 namespace simt {
 namespace {

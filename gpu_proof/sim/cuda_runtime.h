@@ -1,8 +1,8 @@
-// Runs CUDA sources on the CPU, for proofs without a GPU: the same .cu file that nvcc compiles, compiled by g++ with
-// this header in the place of CUDA's. One fiber runs per CUDA thread; fibers of a block are switched only where they
-// synchronise, in an order the caller chooses, so that a kernel that relies on an order gives another result.
+// CUDA's header of this name, on the simulated device: the .cu files that nvcc compiles run on the CPU when g++ finds
+// this header in the place of CUDA's. Each CUDA thread is a fiber; the fibers of a block take turns only where they
+// synchronise, in an order that the caller chooses, so a kernel that relies on one order fails in another.
 //
-//   types.h     vectors, half and bfloat16        runtime.h  memory, streams, events, graphs
+//   types.h     keywords and vectors              runtime.h  memory, streams, events, graphs
 //   kernel.h    what a kernel's body may call     control.h  what a test may set and read
 #pragma once
 
@@ -10,9 +10,9 @@
 #include <tuple>
 #include <utility>
 
-#include "backend/cuda/sim/kernel.h"
-#include "backend/cuda/sim/runtime.h"
-#include "backend/cuda/sim/types.h"
+#include "kernel.h"
+#include "runtime.h"
+#include "types.h"
 
 namespace simt {
 
@@ -101,3 +101,10 @@ void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, si
 }
 
 }  // namespace simt
+
+// What csrc/backend/cuda/rt.h defines for nvcc.
+#define KDTW_SHARED(T, name, n) \
+  T* name = (T*)::simt::shared_slot(SIMT_SITE, sizeof(T) * (n), alignof(T) > 16 ? alignof(T) : 16, #name)
+#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  ::simt::launch(#kernel, kernel, grid, block, shared, stream, false, __VA_ARGS__)
+#define KDTW_MMA_16x8x8(d, a, b) ::simt::mma_f16(SIMT_SITE, a, b, d, 8)

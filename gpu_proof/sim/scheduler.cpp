@@ -7,9 +7,9 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/device.h"
-#include "backend/cuda/sim/fiber.h"
+#include "check.h"
+#include "device.h"
+#include "fiber.h"
 
 namespace simt {
 

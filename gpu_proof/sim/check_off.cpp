@@ -1,5 +1,5 @@
 // The checker of libraries that do not check.
-#include "backend/cuda/sim/check.h"
+#include "check.h"
 
 namespace simt::check {
 

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/cuda/sim/control.h"
-#include "backend/cuda/sim/simt.h"
+#include "control.h"
+#include "cuda_runtime.h"
 
 namespace simt {
 

@@ -8,7 +8,7 @@
 #include <set>
 #include <vector>
 
-#include "backend/cuda/sim/device.h"
+#include "device.h"
 
 struct SimtNode {
   std::function<void()> run;  // none for a conditional node

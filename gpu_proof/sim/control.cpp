@@ -1,12 +1,12 @@
 // The device's fixed properties, and the C functions by which tests set and read the rest (kdtw_sim_*).
-#include "backend/cuda/sim/control.h"
+#include "control.h"
 
 #include <cstring>
 #include <set>
 #include <sstream>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/streams.h"
+#include "check.h"
+#include "streams.h"
 
 namespace simt {
 namespace {

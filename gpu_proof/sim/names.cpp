@@ -11,8 +11,8 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "backend/cuda/sim/device.h"
-#include "backend/cuda/sim/translated.h"
+#include "device.h"
+#include "translated.h"
 
 namespace simt {
 namespace {

@@ -4,8 +4,10 @@
 
 #include <limits>
 
-#include "backend/cuda/sim/simt.h"
-#include "backend/cuda/sim/translated.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+#include "cuda_runtime.h"
+#include "translated.h"
 
 namespace simt::ptx {
 

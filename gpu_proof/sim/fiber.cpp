@@ -1,4 +1,4 @@
-#include "backend/cuda/sim/fiber.h"
+#include "fiber.h"
 
 #include <sys/mman.h>
 
@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "backend/cuda/sim/device.h"
+#include "device.h"
 
 #if !defined(__x86_64__)
 #error "the simulated device's stack switch is written for x86-64"

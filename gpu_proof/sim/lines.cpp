@@ -4,8 +4,8 @@
 #include <set>
 
 #include <dlfcn.h>
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/checker.h"
+#include "check.h"
+#include "checker.h"
 
 namespace simt::check {
 namespace {
@@ -16,7 +16,7 @@ std::map<const void*, std::string> known;
 // "…/kernels/linear.cu:12 (discriminator 3)" -> "linear.cu:12"; empty for lines of the shim.
 std::string short_line(std::string line) {
   while (!line.empty() && line.back() == '\n') line.pop_back();
-  if (line.find("/cuda/sim/") != std::string::npos || line.rfind("??", 0) == 0) return "";
+  if (line.find("/gpu_proof/sim/") != std::string::npos || line.rfind("??", 0) == 0) return "";
   const size_t slash = line.rfind('/');
   if (slash != std::string::npos) line = line.substr(slash + 1);
   return line.substr(0, line.find(" ("));

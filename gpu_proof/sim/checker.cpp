@@ -15,9 +15,9 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "backend/cuda/sim/check.h"
-#include "backend/cuda/sim/checker.h"
-#include "backend/cuda/sim/device.h"
+#include "check.h"
+#include "checker.h"
+#include "device.h"
 
 namespace simt {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "backend/cuda/sim/streams.h"
+#include "streams.h"
 
 struct SimtGraphExec {
   std::shared_ptr<const SimtGraph> graph;
