@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,14 +39,15 @@ class Batch:
         """This process's rows (all of them where there is one process)."""
         if len(self.labels) <= processes.rank():  # none: a row without labels keeps the processes in step
             return Batch(self.source_ids[:1], self.source_mask[:1], torch.full_like(self.labels[:1], IGNORED))
-        return Batch(*(processes.mine(tensor) for tensor in (self.source_ids, self.source_mask, self.labels)))
+        own = slice(processes.rank(), None, processes.number())
+        return Batch(self.source_ids[own], self.source_mask[own], self.labels[own])
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(self.source_ids.to(device), self.source_mask.to(device), self.labels.to(device))
 
 
-def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
+def encode(examples: Sequence[Example], tokenizer: Any, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
     """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
     if not examples:  # of which transformers' tokenizers raise IndexError
         return []
@@ -58,17 +60,17 @@ def encode(examples: Sequence[Example], tokenizer, max_source: int = 96, max_tar
     ]
 
 
-def student_prompts(tokenizer, template: str, experts: int = 1) -> list[list[int]]:
+def student_prompts(tokenizer: Any, template: str, experts: int = 1) -> list[list[int]]:
     """Token ids of the student's prompt for each of the six budgets (of several teachers: each mix), in their order."""
     return instruction_prompts(tokenizer, Instructions(template, experts))
 
 
-def instruction_prompts(tokenizer, instructions: Instructions) -> list[list[int]]:
+def instruction_prompts(tokenizer: Any, instructions: Instructions) -> list[list[int]]:
     """Token ids of each instruction, in their order."""
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in instructions.texts]
 
 
-def teacher_prompts(tokenizer, prompt: str) -> list[list[int]]:
+def teacher_prompts(tokenizer: Any, prompt: str) -> list[list[int]]:
     """Token ids of the teacher's one prompt, as a list of one."""
     return [tokenizer(prompt, add_special_tokens=False)["input_ids"]]
 

@@ -26,7 +26,7 @@ from .batches import IGNORED, instruction_prompts
 from .debian import Example
 from .evaluate import longest_source, scores, shown, texts
 from .losses import behaviour_cloning
-from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher
+from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher, to_device
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .oracle import expert_gains, oracle_experts, shift_marks
 from .selection import rank
@@ -74,9 +74,9 @@ def measure_use(
     calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
     of_each: dict[str, list[float]] = {}
     if len(decoder.teachers) > 1:
-        own = np.concatenate([out["expert_calls"].numpy() for out in outs]).sum(0) / lengths.sum()
+        own = np.concatenate([np.asarray(out.expert_calls) for out in outs]).sum(0) / lengths.sum()
         of_each = {"achieved_of": own.round(4).tolist()}
-    written = texts(decoder.tokenizer, [out.sequences[0].tolist() for out in outs])
+    written = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
     return {
         "achieved": round(float(calls.sum() / lengths.sum()), 4),
         "row_mean": round(float((calls / lengths).mean()), 4),
@@ -106,7 +106,7 @@ def measure_budgets(
         sources = (example.source for example in examples)
         limit = longest_source(decoder, examples, mixes.told(mix))
         found = measure_use(decoder, examples, sources, budget=mixes.told(mix), max_source_length=limit, **options)
-        asked = {"budget": join_phrases(mix), "asked": sum(budget.fraction for budget in mix)}
+        asked: dict[str, Any] = {"budget": join_phrases(mix), "asked": sum(budget.fraction for budget in mix)}
         if len(mix) > 1:
             asked["asked_of"] = [budget.fraction for budget in mix]
         table.append({**asked, **found})
@@ -135,7 +135,7 @@ class BehaviourCloning:
         self.batches = self.task.batches(rows, instruction_prompts(self.tokenizer, self.instructions))
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
-        self.student.to(settings.device).train()
+        to_device(self.student, settings.device).train()
         for teacher in self.teachers:
             settle_teacher(teacher, settings)
 
@@ -147,7 +147,7 @@ class BehaviourCloning:
         own = self.batches[index].mine().to(settings.device)
         told = self.batches.at(index, self.task.told).mine().to(settings.device)
         budgets = torch.zeros(len(own.labels), len(self.teachers))
-        drawn = torch.from_numpy(processes.mine(self.batches.draws(index)))
+        drawn = torch.tensor(processes.mine(self.batches.draws(index).tolist()), dtype=torch.long)
         budgets[: len(drawn)] = self.instructions.fractions[drawn]
         kept = own.labels != IGNORED
         common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}

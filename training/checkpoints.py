@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
     A damaged one is named in a warning and the one before is taken; ValueError where no whole one is left.
     """
-    damaged = []
+    damaged: list[Path] = []
     for path in (folder / LATEST, folder / PREVIOUS):
         if not path.exists():
             continue

@@ -22,7 +22,7 @@ from kdtw_fast.options import check_int, check_real
 from .batches import Batch, Encoded, collate, encode
 from .debian import Example
 from .evaluate import greedy, longest_source, scores, shown, texts
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member, settle_teacher
+from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member, settle_teacher, to_device
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .sampling import Sampler, sample
 from .settings import Optimiser, Run, one_of
@@ -74,7 +74,7 @@ class Distillation:
         self.answering = self.native_teacher()
         self.optimiser = make_optimiser(self.student, settings.optimiser)
         quicken(self.student, 0.0)
-        self.student.to(settings.device).train()
+        to_device(self.student, settings.device).train()
         settle_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
         self.seconds: dict[str, float] = {}
@@ -144,7 +144,7 @@ class Distillation:
         assert self.answering is not None
         length = self.settings.speculative_draft_length
         decoder = SpeculativeDecoder(self.student, self.answering, draft_length=length, tokenizer=self.tokenizer)
-        options = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
+        options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
         options["max_source_length"] = longest_source(decoder, examples)
         outs = list(decoder.stream([example.source for example in examples], **options))
         total = {name: sum(int(out[name][0]) for out in outs) for name in ("accepted", "drafted", "lengths")}

@@ -8,6 +8,7 @@ from typing import Any
 import sacrebleu
 import torch
 from rouge_score import rouge_scorer
+from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import GreedyDecoder
@@ -37,14 +38,19 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def greedy(
-    model, rows: Sequence[Encoded], prompt: Sequence[int], max_new_tokens: int = 96, size: int = 64
+    model: T5ForConditionalGeneration,
+    rows: Sequence[Encoded],
+    prompt: Sequence[int],
+    max_new_tokens: int = 96,
+    size: int = 64,
 ) -> list[list[int]]:
     """Greedy outputs (without start token, with EOS if reached) of the native decoder, in the order of `rows`."""
     decoder = GreedyDecoder(model, num_threads=torch.get_num_threads())
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
-        sources = [[*prompt, *rows[i].source, model.config.eos_token_id] for i in chosen]
+        sources = [[*prompt, *rows[i].source, decoder.student.eos_token_ids[0]] for i in chosen]
         out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
+        assert out.sequences is not None and out.lengths is not None
         for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
             outputs[i] = ids[1 : 1 + length]
     return outputs
@@ -77,6 +83,6 @@ def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **opti
     ]
 
 
-def texts(tokenizer, outputs: Sequence[Sequence[int]]) -> list[str]:
+def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
     """Decoded outputs without special tokens."""
     return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]

@@ -6,6 +6,7 @@ Every number in the card is measured here, on the weights that ship, through the
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -62,9 +64,8 @@ def round_to_bf16(model: PreTrainedModel) -> None:
 
 def save_bf16(model: PreTrainedModel, folder: Path) -> None:
     """Write config and safetensors with bf16 weights; the model itself stays in float32."""
-    dtype = model.dtype
-    model.to(torch.bfloat16).save_pretrained(folder)
-    model.to(dtype)
+    shipped = copy.deepcopy(model)
+    shipped.bfloat16().save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
 
@@ -82,7 +83,7 @@ def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") ->
 
 
 def measure(
-    models: dict[str, T5ForConditionalGeneration], tokenizer, examples: Sequence[Example]
+    models: dict[str, T5ForConditionalGeneration], tokenizer: Any, examples: Sequence[Example]
 ) -> dict[str, dict[str, float | str]]:
     """BLEU and ROUGE-2 of each model alone, greedy; students are told "no"."""
     rows = encode(examples, tokenizer, 10**6, 10**6)

@@ -21,7 +21,16 @@ from .batches import IGNORED, Batches, encode, instruction_prompts
 from .evaluate import greedy, scores, shown, texts
 from .losses import cross_entropy, distillation
 from .mixes import Instructions
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, new_t5, save_pair_member, settle_teacher
+from .models import (
+    forced_logits,
+    load_t5,
+    load_teacher,
+    load_tokenizer,
+    new_t5,
+    save_pair_member,
+    settle_teacher,
+    to_device,
+)
 from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
 from .settings import Optimiser, Run, check_wordings, one_of
 from .tasks import Task, teacher_trajectories
@@ -82,7 +91,7 @@ class Fitting:
             self.model = new_t5(shape, len(self.tokenizer), settings, settings.role)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
         quicken(self.model, settings.dropout)
-        self.model.to(settings.device).train()
+        to_device(self.model, settings.device).train()
         rows = self.task.train
         self.teacher: T5ForConditionalGeneration | None = None
         if settings.needs_teacher:

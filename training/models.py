@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -46,10 +47,10 @@ def new_t5(shape: Model, tokenizer_size: int, settings: Run, role: str) -> T5For
         num_decoder_layers=shape.decoder_layers,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,
     )
+    config.decoder_start_token_id = 0
     config.teacher_prompt = settings.teacher_prompt
     if role == "student":
         config.student_prompt = settings.student_prompt
@@ -84,7 +85,7 @@ def settle_teacher(teacher: T5ForConditionalGeneration, settings: Run) -> None:
     What packs its weights for the native decoders comes before.
     """
     quicken(teacher, 0.0)
-    teacher.to(settings.device).eval()
+    to_device(teacher, settings.device).eval()
     if settings.shard_teacher:
         processes.shard(teacher)
 
@@ -106,10 +107,15 @@ def load_student(
             return student
         return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], experts=experts)
     plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
-    prompts = {}
+    prompts: dict[str, Any] = {}
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
     return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, experts=experts, **prompts)
+
+
+def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model, moved: what transformers declares of its own `to` takes no device."""
+    return nn.Module.to(model, device)
 
 
 def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -> torch.Tensor:

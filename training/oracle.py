@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, T5ForConditionalGeneration
@@ -152,7 +153,7 @@ def decode_with_threshold(
 def oracle_curve(
     student: TrainingWheelsT5,
     teacher: T5ForConditionalGeneration,
-    tokenizer,
+    tokenizer: Any,
     rows: Sequence[Encoded],
     references: Sequence[str],
     size: int = 64,

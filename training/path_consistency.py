@@ -6,7 +6,7 @@ Holds the algorithm and all of its state; who calls `train_batch`, validates and
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, l
 from .evaluate import shown
 from .lagrangian import Lagrangian
 from .losses import path_consistency, training_wheels_reward
-from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher
+from .models import load_student, load_teachers, load_tokenizer, save_pair_member, settle_teacher, to_device
 from .optimisation import NonFiniteLossError, make_optimiser, quicken, rate_at, set_rate
 from .replay import ReplayBuffer
 from .rewards import RewardStatistics
@@ -38,6 +38,7 @@ from .rollouts import ask_where_divergent, rollout, rollout_seed, score_unread, 
 from .selection import rank
 from .settings import Optimiser, Pairing
 from .tasks import Task
+from .trainer import Table
 from .value import ValueNetwork
 
 _TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
@@ -157,7 +158,7 @@ class PathConsistency:
         self.told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
         self.special, self.tau = special_tokens(student), student.tau_token_ids
         quicken(student, 0.0)
-        student.to(settings.device).eval()
+        to_device(student, settings.device).eval()
         for teacher in teachers:
             settle_teacher(teacher, settings)
         self.student, self.teachers, self.teacher = student, teachers, teachers[-1]
@@ -431,7 +432,7 @@ class PathConsistency:
 
     # ------------------------------------------------------------ measuring and saving
 
-    def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
+    def validate(self, index: int, rows: int | None) -> Table:
         """Use and quality at the budgets on the first `rows` validation examples (None = all), greedy.
 
         `index` is the number of batches trained; the result does not depend on it.
@@ -453,7 +454,7 @@ class PathConsistency:
         budget = mixes.told(mixes.moderate(self.experts, self.instructions.budgets))
         return shown(decoder, self.examples[:count], self.settings.max_new_tokens, budget=budget)
 
-    def rank(self, table: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    def rank(self, table: Table) -> tuple[float, ...]:
         """How good a table of `validate` is, larger is better; see selection.py."""
         return rank(table, self.settings.tolerance)
 

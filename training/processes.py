@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+from transformers import T5ForConditionalGeneration
 
 Row = TypeVar("Row")
 
@@ -100,7 +101,7 @@ def average_gradients(model: torch.nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def shard(model: torch.nn.Module) -> None:
+def shard(model: T5ForConditionalGeneration) -> None:
     """Leave each process its part of the parameters of a T5's blocks, which gather a block's when they run it (FSDP).
 
     Embedding and head stay whole. From here on every process must run the model equally often. With one process nothing

@@ -150,8 +150,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         beside = path.parent / str(base)
         under = _read(beside if beside.is_file() else _find(str(base)), (*seen, path))
         under.pop("summary", None)
-        own = OmegaConf.merge(under, own)
-    found = OmegaConf.to_container(own)
+        found = OmegaConf.to_container(OmegaConf.merge(under, own))
+    else:
+        found = OmegaConf.to_container(own)
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 

@@ -44,5 +44,6 @@ def sample(
     sources = [[*own, *row.source, eos] for row in rows]
     seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
     out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
+    assert out.sequences is not None and out.lengths is not None
     written = zip(rows, out.sequences.tolist(), out.lengths.tolist(), strict=True)
     return processes.gathered([Encoded(row.source, tuple(ids[1 : 1 + length])) for row, ids, length in written])

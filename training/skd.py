@@ -48,9 +48,13 @@ class SKD(gkd.GKD):
 
     def _interleaved(self, threads: int) -> InterleavedDecoder:
         assert self.answering is not None
-        settings = {"draft_length": self.settings.draft_length, "accept_top_k": self.settings.accept_top_k}
         return InterleavedDecoder(
-            self.student, self.answering, **settings, tokenizer=self.tokenizer, num_threads=threads
+            self.student,
+            self.answering,
+            draft_length=self.settings.draft_length,
+            accept_top_k=self.settings.accept_top_k,
+            tokenizer=self.tokenizer,
+            num_threads=threads,
         )
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:

@@ -59,8 +59,8 @@ def measure_wordings(
     for name, place, values in (("phrases", "{budget}", phrases), ("percent", "{percent}", percent)):
         if values and place not in places:
             raise ValueError(f'{name}={list(values)} are given, but no template holds "{place}"; add one that does')
-    for value in percent:
-        check_int("percent", value, 0, 100)
+    for number in percent:
+        check_int("percent", number, 0, 100)
     if not examples:
         raise ValueError("there are no examples to measure on; give at least one")
     if decoder.tokenizer is None:
