@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny readme compare clean distclean
+.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -54,28 +54,28 @@ docs-serve: $(VENV)/.extra-docs
 bench: $(VENV)/.extra-bench
 	mkdir -p build
 	$(BIN)/python -m pytest bench --ignore=bench/test_training.py --benchmark-json=build/bench.json
-	$(BIN)/python -m bench.table bench build/bench.json
+	$(BIN)/python -m bench.speed_tables build/bench.json
 	$(BIN)/python -m pytest bench/test_training.py --benchmark-json=build/training.json
-	$(BIN)/python -m bench.table bench build/training.json --markers training
+	$(BIN)/python -m bench.speed_tables build/training.json --region training
 
 # The benchmarks on tiny models: checks that they run, measures nothing.
 bench-tiny: $(VENV)/.extra-bench
 	$(BIN)/python -m pytest bench --tiny
 
-readme: $(VENV)/.installed
-	$(BIN)/python -m bench.table quantisation
+# What fewer bits cost in quality: docs/results.md's table of number formats.
+quantisation: $(VENV)/.installed
+	$(BIN)/python -m bench.quantisation
 
-# Every method on the shipped pairs: the README's figure, the table under it and the examples, and docs/results.md's
-# claims. Wants a quiet machine: half an hour to fifty minutes on two cores. Stopped, it goes on where it was. COMPARE adds options.
+# Every method on the shipped pairs: the figure, docs/results.md's points, examples and claims, and the README's short
+# table. Wants a quiet machine: half an hour to fifty minutes on two cores. Stopped, it goes on where it was. COMPARE adds options.
 PAIRS ?= debian-de-en debian-synopsis
 COMPARE ?=
 RESULTS := out/compare/results.jsonl
 compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 	$(BIN)/kdtw compare $(PAIRS) --out $(dir $(RESULTS)) $(COMPARE)
 	cp out/compare/quality-latency.png docs/comparison.png
-	$(BIN)/python -m bench.table compare $(RESULTS)
-	$(BIN)/python -m bench.table examples $(RESULTS)
-	$(BIN)/python -m bench.table claims $(RESULTS) --readme docs/results.md
+	for table in points examples claims; do $(BIN)/python -m bench.record_tables $$table $(RESULTS) || exit 1; done
+	$(BIN)/python -m bench.record_tables summary
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest bench --benchmark-json=FILE` measures, `python -m bench.table` writes the README's tables."""
+"""Benchmarks: `pytest bench` measures; `bench.speed_tables` and `bench.record_tables` write the tables of docs/."""

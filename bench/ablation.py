@@ -1,7 +1,7 @@
 """Trained students of one pair set against each other: use, quality, and quality at equal use.
 
     kdtw compare runs/A/recipe.yaml runs/B/recipe.yaml … --methods student,teacher,training-wheels --out out/ablation
-    python -m bench.table ablation out/ablation/results.jsonl --readme FILE     # with the region's two markers
+    python -m bench.record_tables students out/ablation/results.jsonl
 
 The first run is the one that the others are set against.
 """
@@ -67,7 +67,7 @@ def at_equal_use(mine: Curve, base: Curve) -> Interval:
     return Interval.of(difference(mine.use, mine.quality, base.use, base.quality), np.array(drawn))
 
 
-def spread(records: Records) -> str:
+def seeds_sentence(records: Records) -> str:
     """How far the runs but for the first lie apart, in a sentence: the same recipe with several seeds."""
     curves = [curve(records, run) for run in records.pairs[1:]]
     shares, scores = (np.ptp([getattr(one, name)[:-1] for one in curves], axis=0) for name in ("use", "quality"))
@@ -75,8 +75,8 @@ def spread(records: Records) -> str:
     return f"Between the {len(curves)} seeds, at one budget, use differs {use} points and ROUGE-2 {quality}."
 
 
-def markdown(records: Records) -> str:
-    """The table."""
+def students_table(records: Records) -> str:
+    """The students' use and quality at every budget, and quality over the first one's at equal use."""
     first, *others = records.pairs
     base = curve(records, first)
     columns = [f"{budget:g}: use, ROUGE-2" for budget in base.budgets]

@@ -1,4 +1,4 @@
-"""Holds decodes of the shipped pairs to what they were, bit for bit: every method, number format, batch size, SIMD level.
+"""Holds decodes of the shipped pairs to what they were, bit for bit: all methods, number formats, batch sizes, levels.
 
     python -m bench.identity record FILE    # before a change that must not change what is computed
     python -m bench.identity check FILE     # after it
@@ -120,7 +120,9 @@ def main() -> None:
     different = [case for case in common if found[case] != known[case]]
     for case in different:
         print(f"differs: {case}")
-    print(f"{len(common)} decodes compared, {len(different)} differ; {len(found) - len(common)} are not in {given.file}")
+    print(
+        f"{len(common)} decodes compared, {len(different)} differ; {len(found) - len(common)} are not in {given.file}"
+    )
     sys.exit(bool(different) or not common)
 
 

@@ -1,14 +1,20 @@
-"""What bf16 and int8 weights cost in quality on the shipped pair: next tokens, whole outputs and BLEU beside fp32."""
+"""What bf16 and int8 weights cost in quality on the shipped pair: next tokens, whole outputs and BLEU beside fp32.
+
+`python -m bench.quantisation` (`make quantisation`) measures it and writes the table into docs/results.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import sacrebleu
 
+from bench.regions import RESULTS, write_region
 from kdtw_fast import GreedyDecoder, NativeT5, TrainingWheelsDecoder
+from kdtw_fast.owners_view import markdown_table
 from kdtw_fast.pairs import Pair, load_pair
 
 DTYPES = ("fp32", "bf16", "int8")
@@ -82,10 +88,8 @@ def _same_next(model: NativeT5, decoder: GreedyDecoder, texts: Sequence[str], ou
     return same / total
 
 
-def markdown(rows: Sequence[Quality]) -> str:
-    """The README's table."""
-    from bench.table import markdown_table
-
+def formats_table(rows: Sequence[Quality]) -> str:
+    """Quality by method and number format."""
     cells = [
         [
             row.method,
@@ -104,4 +108,10 @@ def markdown(rows: Sequence[Quality]) -> str:
             "",
             f"The pair's {sentences} sample sentences, greedy. The pair ships in bf16, so bf16 holds it exactly.",
         ]
+    )
+
+
+if __name__ == "__main__":
+    write_region(
+        RESULTS, "quantisation", f"`make quantisation` on {date.today().isoformat()}.\n\n{formats_table(measure())}"
     )

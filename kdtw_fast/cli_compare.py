@@ -252,8 +252,8 @@ def _present(folder: Path, metric: str) -> None:
     from kdtw_fast.comparison.figures import draw
     from kdtw_fast.comparison.records import read
     from kdtw_fast.comparison.summary import sample, summarise
-    from kdtw_fast.comparison.table import FOOTNOTE, markdown, tables
-    from kdtw_fast.comparison.verdicts import markdown as verdicts
+    from kdtw_fast.comparison.table import FOOTNOTE, points_tables, terminal_tables
+    from kdtw_fast.comparison.verdicts import claims_tables
 
     records = read(folder / "results.jsonl")
     samples = {pair: sample(records, pair) for pair in records.pairs}
@@ -261,11 +261,11 @@ def _present(folder: Path, metric: str) -> None:
     found = claims(records, samples, points, metric)
     summary = {"points": [asdict(point) for point in points], "comparisons": [asdict(claim) for claim in found]}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(markdown(points) + "\n", encoding="utf-8")
-    (folder / "claims.md").write_text(verdicts(records, samples, points, found, metric) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(points_tables(points) + "\n", encoding="utf-8")
+    (folder / "claims.md").write_text(claims_tables(records, samples, points, found, metric) + "\n", encoding="utf-8")
     paths = draw(points, folder, metric)
     console = make_console()
-    for table in tables(points):
+    for table in terminal_tables(points):
         console.print(table, crop=False)
     console.print(FOOTNOTE, soft_wrap=True)
     written = [folder / name for name in ("results.jsonl", "summary.json", "table.md", "claims.md")] + paths

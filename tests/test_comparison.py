@@ -23,7 +23,7 @@ from kdtw_fast import GreedyDecoder
 from kdtw_fast.comparison import figures, table, verdicts
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
 from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
-from kdtw_fast.comparison.examples import examples, markdown
+from kdtw_fast.comparison.examples import examples, examples_text
 from kdtw_fast.comparison.measure import Run, Settings
 from kdtw_fast.comparison.passes import PassClock
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
@@ -360,7 +360,7 @@ def test_verdicts_follow_the_intervals() -> None:
         name: Statistics.of(["a b c"] * 2, [text] * 2) for name, text in [("pair/kdtw/0", "a b c"), ("x", "d e f")]
     }
     samples = Samples(resample(2, 0), drawn | {"pair/kdtw/0.1": drawn["x"]})
-    text = verdicts.markdown(records, {"pair": samples}, points, found, "rouge2")
+    text = verdicts.claims_tables(records, {"pair": samples}, points, found, "rouge2")
     rows = [line.removesuffix(" |").split(" | ") for line in text.splitlines()]
     table = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 5}
     assert table["claim"] == ["holds", "b0 (0)", "b0.1 (0.1)", "mean"]
@@ -389,7 +389,7 @@ def test_examples_mark_the_teachers_tokens_and_need_all_three() -> None:
         ("teacher", "ab c"),
         ("reference", "a b c d"),
     ]
-    assert "training-wheels  a[b] c[</s>]" in markdown([example])
+    assert "training-wheels  a[b] c[</s>]" in examples_text([example])
     with pytest.raises(ValueError, match="the records of pair lack one"):
         examples(Records({one.id: one for one in made[:2]}), "pair")
 
@@ -585,7 +585,7 @@ def test_the_table_shows_grids_by_their_front_and_all_else() -> None:
         point("d", 1, None, "random"),
     ]
     assert [p.id for p in table.shown(points)] == ["a", "c", "d"]
-    text = table.markdown(points)
+    text = table.points_tables(points)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 4 and "| 10 % | 20.0 % | 2.0 ± 0.0 |" in text
     assert rows[3].count("–") == 3  # no gap, no latency, no rate

@@ -63,8 +63,8 @@ def _runs(sentence: Sentence) -> list[Run]:
     return found
 
 
-def markdown(found: Sequence[Example]) -> str:
-    """The examples as a block of text for a README."""
+def examples_text(found: Sequence[Example]) -> str:
+    """The examples as a Markdown block."""
     width = max(len(name) for example in found for name, _ in example)
     blocks = ["\n".join(f"{name:<{width}}  {text.plain}" for name, text in example) for example in found]
     return "\n".join(["```text", "\n\n".join(blocks), "```"])

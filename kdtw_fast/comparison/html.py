@@ -150,7 +150,7 @@ _ALL_COLUMNS = (
 
 
 def _table(points: Sequence[Point]) -> dict[str, Any]:
-    """The table of the README, and one of all points with the intervals' ends."""
+    """The table of docs/results.md, and one of all points with the intervals' ends."""
     return {
         "caption": caption(points),
         "columns": COLUMNS,

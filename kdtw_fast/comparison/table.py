@@ -1,4 +1,4 @@
-"""The comparison as a table: Markdown for a README, and for a terminal."""
+"""The comparison as a table: in Markdown, and for a terminal."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ FOOTNOTE = (
 )
 
 
-def markdown(points: Sequence[Point], folded: Sequence[str] = ()) -> str:
-    """A table for each pair, for a README; groups in ``folded`` have a second one, which a reader unfolds."""
+def points_tables(points: Sequence[Point], folded: Sequence[str] = ()) -> str:
+    """A Markdown table for each pair; groups in ``folded`` have a second one, which a reader unfolds."""
     lines: list[str] = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
@@ -100,7 +100,7 @@ def markdown(points: Sequence[Point], folded: Sequence[str] = ()) -> str:
     return "\n".join([*lines, FOOTNOTE])
 
 
-def tables(points: Sequence[Point]) -> list[Table]:
+def terminal_tables(points: Sequence[Point]) -> list[Table]:
     """The same for a terminal, with fewer columns and without quartiles."""
     result = []
     for pair in dict.fromkeys(point.pair for point in points):

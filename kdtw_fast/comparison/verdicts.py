@@ -17,7 +17,7 @@ from .table import NONE
 KEPT = 0.03  # how far use may be from a budget that is kept
 
 
-def markdown(
+def claims_tables(
     records: Records,
     samples: Mapping[str, Samples],
     points: Sequence[Point],

@@ -1,24 +1,23 @@
-"""Writes the README's measured parts between their markers, so that no number in it was typed by hand.
+"""The speed tables of docs/benchmarks.md, from pytest-benchmark's JSON.
 
-`python -m bench.table bench build/bench.json` (from `pytest bench --benchmark-json=…`); `python -m bench.table compare
-out/compare/results.jsonl` and, from the same, `examples`, `claims` and `points` (for docs/results.md, by `--readme`);
-`ablation` and `seeds` as bench/ablation.py says; `python -m bench.table quantisation`.
+    python -m bench.speed_tables build/bench.json        # what `pytest bench --benchmark-json=build/bench.json` wrote
+
+Of several files, a later one's benchmarks of a kind take the place of an earlier one's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from bench.regions import BENCHMARKS, write_region
 from kdtw_fast.owners_view import markdown_table
 from kdtw_fast.profiling import OURS
 
-README = Path(__file__).parent.parent / "README.md"
-
-# The marks this project sets itself; the tables show them beside what was measured.
+# The goals this project sets itself; the tables show them beside what was measured.
 FASTER_THAN = {"Hugging Face generate": 3.0, "CTranslate2 float32": 1.7, "CTranslate2 int8": 2.5}
 OF_READ_RATE = {"fp32": 80, "bf16": 80, "int8": 60}  # percent
 STEPS_OF_CATCH_UP = {("int8", 4): 1.5, ("int8", 8): 2.2}  # at most
@@ -30,21 +29,10 @@ MEMORY = 6e9  # bytes, at most
 ROLLOUTS = 5.0  # times Hugging Face
 RENEWAL = 2  # percent of a training batch, at most
 
-FOLDED = ("verify", "bild", "interleaved", "random", "entropy")  # parts of the comparison's table
-
 Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
 
 
-def fill(text: str, region: str, content: str) -> str:
-    """``text`` with what stands between the region's two markers replaced; ValueError if a marker is missing."""
-    begin, end = f"<!-- {region}:begin -->", f"<!-- {region}:end -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"the README needs the lines '{begin}' and '{end}', once each and in this order")
-    head, tail = text.split(begin)[0], text.split(end)[1]
-    return f"{head}{begin}\n\n{content.strip()}\n\n{end}{tail}"
-
-
-def bench_markdown(*runs: dict[str, Any]) -> str:
+def speed_tables(*runs: dict[str, Any]) -> str:
     """The benchmark tables of pytest-benchmark's JSON; what did not run is left out.
 
     Of several runs on one machine, a later one's benchmarks of a kind take the place of an earlier one's.
@@ -388,113 +376,14 @@ def _cuda(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def quantisation_markdown() -> str:
-    """What bf16 and int8 cost in quality on the shipped pair."""
-    from bench.quantisation import markdown, measure
-
-    return f"`make readme` on {date.today().isoformat()}.\n\n{markdown(measure())}"
-
-
-def compare_markdown(path: Path) -> str:
-    """The comparison's figure and its table, from the records of `kdtw compare`."""
-    from kdtw_fast.comparison.records import read
-    from kdtw_fast.comparison.summary import summarise
-    from kdtw_fast.comparison.table import markdown
-
-    records = read(path)
-    if not records.timings:
-        raise ValueError(f"{path} holds no timings yet; let kdtw compare end")
-    last = {records.outputs[timing.id].pair: timing.provenance for timing in records.timings.values()}
-    machine = next(iter(last.values()))["machine"]
-    commands = dict.fromkeys(f"`{one['command']}` on {one['time'][:10]}" for one in last.values())
-    return "\n".join(
-        [
-            "![Quality against latency of every method](docs/comparison.png)",
-            "",
-            f"{machine['processor']}, {machine['cores']} cores, {machine['build']['simd']}; {'; '.join(commands)}. "
-            "[How it is measured](docs/comparison.md), [which of the paper's claims hold](docs/results.md).",
-            "",
-            markdown(summarise(records), FOLDED),
-        ]
-    )
-
-
-def claims_markdown(path: Path) -> str:
-    """The paper's claims, which `kdtw compare` wrote beside its records, for docs/results.md."""
-    return (path.parent / "claims.md").read_text(encoding="utf-8")
-
-
-def points_markdown(path: Path) -> str:
-    """The table of all points, which `kdtw compare` wrote beside its records, for docs/results.md."""
-    return (path.parent / "table.md").read_text(encoding="utf-8")
-
-
-def examples_markdown(path: Path) -> str:
-    """A few sentences of each pair, from the same records."""
-    from kdtw_fast.comparison.examples import examples, markdown
-    from kdtw_fast.comparison.records import read
-    from kdtw_fast.owners_view import LEGEND
-
-    records = read(path)
-    blocks = [f"{pair}:\n\n{markdown(examples(records, pair))}" for pair in records.pairs]
-    return "\n\n".join([f"Who wrote what ({LEGEND}), from the same records:", *blocks])
-
-
-def ablation_markdown(path: Path) -> str:
-    """Several trained students of one pair, for docs/results.md."""
-    from bench.ablation import markdown
-    from kdtw_fast.comparison.records import read
-
-    return markdown(read(path))
-
-
-def seeds_markdown(path: Path) -> str:
-    """The same recipe with several seeds, and how far they lie apart, for docs/results.md."""
-    from bench.ablation import markdown, spread
-    from kdtw_fast.comparison.records import read
-
-    records = read(path)
-    return f"{markdown(records)}\n\n{spread(records)}"
-
-
-FROM_RECORDS = {
-    "compare": compare_markdown,
-    "examples": examples_markdown,
-    "claims": claims_markdown,
-    "points": points_markdown,
-    "ablation": ablation_markdown,
-    "seeds": seeds_markdown,
-}
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("region", choices=("bench", "quantisation", *FROM_RECORDS))
-    parser.add_argument(
-        "results",
-        type=Path,
-        nargs="*",
-        help="pytest-benchmark's JSON, for 'bench' (of several, a later one's parts take the place of an earlier "
-        "one's); results.jsonl, for the rest",
-    )
-    parser.add_argument("--readme", type=Path, default=README)
-    parser.add_argument("--markers", default=None, help="the name between the markers to fill, by default the region's")
-    arguments = parser.parse_args()
-    if arguments.region == "bench":
-        if not arguments.results:
-            parser.error("'bench' needs the JSON that pytest bench --benchmark-json=FILE wrote")
-        content = bench_markdown(*(json.loads(run.read_text(encoding="utf-8")) for run in arguments.results))
-    elif arguments.region in FROM_RECORDS:
-        if len(arguments.results) != 1:
-            parser.error(f"'{arguments.region}' needs the results.jsonl that kdtw compare wrote, one file")
-        content = FROM_RECORDS[arguments.region](arguments.results[0])
-    else:
-        content = quantisation_markdown()
-    markers = arguments.markers or arguments.region
-    readme = fill(arguments.readme.read_text(encoding="utf-8"), markers, content)
-    arguments.readme.write_text(readme, encoding="utf-8")
+def main(
+    results: Annotated[list[Path], typer.Argument(help="pytest-benchmark's JSON files.", exists=True, dir_okay=False)],
+    into: Annotated[Path, typer.Option(help="The file with the two markers.")] = BENCHMARKS,
+    region: Annotated[str, typer.Option(help="The name in the markers.")] = "bench",
+) -> None:
+    """Writes the speed tables between the markers of a file."""
+    write_region(into, region, speed_tables(*(json.loads(file.read_text(encoding="utf-8")) for file in results)))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

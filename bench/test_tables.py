@@ -1,4 +1,4 @@
-"""The README's measured parts: markers, and what must never get between them."""
+"""The measured parts of README.md and docs/: markers, and what must never get between them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,53 @@ from pathlib import Path
 
 import pytest
 
-from bench.table import README, bench_markdown, compare_markdown, fill, markdown_table
-from kdtw_fast.comparison.records import Outputs, Sentence, Timing, to_line
+from bench.record_tables import points_text, read_tables, summary_text
+from bench.regions import BENCHMARKS, README, RESULTS, read_region, split, write_region
+from bench.speed_tables import speed_tables
+from kdtw_fast.comparison.records import Outputs, Sentence, Timing, read, to_line
+from kdtw_fast.owners_view import markdown_table
 
 
-def test_fill_replaces_what_stands_between_the_markers() -> None:
-    text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n"
-    once = fill(text, "x", "new\n")
-    assert once == "a\n<!-- x:begin -->\n\nnew\n\n<!-- x:end -->\nb\n"
-    assert fill(once, "x", "new") == once
+def test_a_region_is_what_stands_between_its_markers(tmp_path: Path) -> None:
+    file = tmp_path / "a.md"
+    file.write_text("a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n", encoding="utf-8")
+    for _ in range(2):
+        write_region(file, "x", "new\n")
+        assert file.read_text(encoding="utf-8") == "a\n<!-- x:begin -->\n\nnew\n\n<!-- x:end -->\nb\n"
+    assert read_region(file, "x") == "new"
 
 
 @pytest.mark.parametrize("text", ["", "<!-- x:begin -->", "<!-- x:end --><!-- x:begin -->"])
-def test_fill_refuses_a_file_without_its_markers(text: str) -> None:
+def test_a_file_without_its_markers_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="x:begin"):
-        fill(text, "x", "new")
+        split(text, "x")
 
 
-def test_tiny_results_never_reach_the_readme() -> None:
+def test_tiny_results_never_reach_a_table() -> None:
     with pytest.raises(ValueError, match="--tiny"):
-        bench_markdown({"machine_info": {"kdtw": {"tiny": True}}, "benchmarks": []})
+        speed_tables({"machine_info": {"kdtw": {"tiny": True}}, "benchmarks": []})
 
 
-def test_the_readme_has_its_regions() -> None:
-    readme = README.read_text(encoding="utf-8")
-    assert fill(fill(fill(readme, "bench", "x"), "examples", "y"), "compare", "z") != readme
+@pytest.mark.parametrize(
+    ("file", "regions"),
+    [
+        (README, ["summary"]),
+        (RESULTS, ["points", "examples", "claims", "one-thread", "ablation", "seeds", "quantisation"]),
+        (BENCHMARKS, ["bench", "training"]),
+    ],
+)
+def test_every_measured_part_has_its_place(file: Path, regions: list[str]) -> None:
+    assert all(read_region(file, region) for region in regions)
+
+
+def test_the_readme_holds_the_numbers_of_the_results() -> None:
+    points, one_thread = (read_region(RESULTS, region) for region in ("points", "one-thread"))
+    assert read_region(README, "summary") == summary_text(points, one_thread)
+
+
+def test_tables_are_read_as_they_were_written() -> None:
+    text = "\n".join(["**one**", *markdown_table(["a", "b"], [["x", "1"]]), "more", *markdown_table(["c"], [["y"]])])
+    assert read_tables(text) == {"one": [{"a": "x", "b": "1"}, {"c": "y"}]}
 
 
 def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:
@@ -41,11 +63,11 @@ def test_the_comparison_comes_from_its_records(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text(to_line(alone), encoding="utf-8")
     with pytest.raises(ValueError, match="no timings yet"):
-        compare_markdown(path)
+        points_text(read(path))
     timing = Timing("p/x", 0, 1, 1, 1, [0], [0.5], [2], [2], [], {}, provenance)
     path.write_text(to_line(alone) + to_line(timing), encoding="utf-8")
-    text = compare_markdown(path)
-    assert "](docs/comparison.png)" in text and "Some CPU, 2 cores, avx2; `kdtw compare p` on 2026-01-02." in text
+    text = points_text(read(path))
+    assert "Some CPU, 2 cores, avx2; `kdtw compare p` on 2026-01-02." in text
     assert "| student alone |" in text and "250.00 (250.00–250.00) | 4 |" in text
 
 
@@ -69,7 +91,7 @@ def one_model(system: str, dtype: str, threads: int, median: float) -> tuple[dic
 
 
 def test_ratios_stand_beside_their_marks() -> None:
-    text = bench_markdown(
+    text = speed_tables(
         results(
             one_model("kdtw_fast", "int8", 1, 0.02),
             one_model("CTranslate2 int8", "int8", 1, 0.05),
@@ -89,7 +111,7 @@ def test_reading_several_tokens_is_shown_against_a_step() -> None:
     passes = [one("catch-up", n, 0.001 * n**0.5) for n in (1, 4, 8)] + [
         one("verification", n, 0.001 * n) for n in (1, 4, 8)
     ]
-    text = bench_markdown(results(*passes))
+    text = speed_tables(results(*passes))
     assert "| catch-up, int8 | 1.00 | 2.00× (≤ 1.5×) | 2.83× (≤ 2.2×) |" in text
     assert "| verification, int8 | 1.00 | 4.00× | 8.00× |" in text
 
@@ -99,7 +121,7 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
         info = {"kind": "large teacher", "method": name, "student": None, "new_tokens": tokens, "dtype": "int8"}
         return info | {"teacher": "t", "threads": 1} | more, median
 
-    text = bench_markdown(
+    text = speed_tables(
         results(
             method("teacher alone", 1.0),
             method("speculative, K = 5", 0.5, shares={"encode": 0.2, "student": 0.5, "teacher": 0.3}),
@@ -116,7 +138,7 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
         info = {"kind": "batch", "system": system, "setting": setting, "dtype": "fp32", "rows": 2, "tokens": 20}
         return info, median
 
-    text = bench_markdown(
+    text = speed_tables(
         results(batch("kdtw_fast", "x", 1.0), batch("CTranslate2", "a", 4.0), batch("CTranslate2", "b", 2.0))
     )
     assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
@@ -127,7 +149,7 @@ def test_a_device_has_its_roof_beside_it() -> None:
         info = {"kind": "cuda", "method": method, "device": "T4", "dtype": "fp16", "student": "s", "teacher": "t"}
         return info | {"new_tokens": 10, "roof": roof}, median
 
-    text = bench_markdown(results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2)))
+    text = speed_tables(results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2)))
     assert "**T4: s with t, fp16**" in text and "| teacher alone | 10.000 | 5.000 | 1.00× |" in text
     assert "| Hugging Face fp16, assisted | 20.000 |  | 0.50× |" in text
 
@@ -137,7 +159,7 @@ def test_streams_stand_in_one_line_per_method_and_batch() -> None:
         info = {"kind": "stream", "method": "m", "student": "s", "teacher": "t", "threads": 2, "tokens": 100}
         return info | {"contestant": contestant, "rows": rows}, median
 
-    text = bench_markdown(results(one("half", 8, 1.0), one("all", 8, 2.0), one("half", 16, 0.5), one("all", 16, 0.25)))
+    text = speed_tables(results(one("half", 8, 1.0), one("all", 8, 2.0), one("half", 16, 0.5), one("all", 16, 0.25)))
     assert "| method | rows | half | all |" in text
     assert "| m | 8 | 100 | 50 |" in text and "| m | 16 | 200 | 400 |" in text
 
@@ -151,7 +173,7 @@ def test_training_stands_beside_its_marks() -> None:
         for (models, system), rate in rates.items()
     ]
     parts = [({"kind": "phase 2", "part": part}, s) for part, s in (("batch", 2.0), ("renewal", 0.01))]
-    text = bench_markdown(results(*rollouts, *parts))
+    text = speed_tables(results(*rollouts, *parts))
     assert "| rollouts | kdtw_fast | HF | faster by |" in text
     assert "| student and teacher (phase 2) | 900 | – | – |" in text
     assert "| student alone (GKD) | 800 | 200 | 4.0× (≥ 5×) |" in text
@@ -161,7 +183,7 @@ def test_training_stands_beside_its_marks() -> None:
 
 def test_results_without_a_table_are_refused() -> None:
     with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
-        bench_markdown(results(({"kind": "new"}, 1.0)))
+        speed_tables(results(({"kind": "new"}, 1.0)))
 
 
 def test_of_several_runs_the_later_part_counts() -> None:
@@ -170,10 +192,10 @@ def test_of_several_runs_the_later_part_counts() -> None:
         return info | {"teacher": "t", "threads": 1}, median
 
     first, second = results(method(1.0)), results(method(2.0)) | {"datetime": "2027-02-03T00:00"}
-    text = bench_markdown(first, second)
+    text = speed_tables(first, second)
     assert "`make bench` on 2026-01-02 and 2027-02-03, in 2 runs" in text
     assert "| 200.00 |" in text and "| 100.00 |" not in text
-    assert "| 100.00 |" in bench_markdown(first, results())
+    assert "| 100.00 |" in speed_tables(first, results())
     second["machine_info"] = {"kdtw": {"tiny": False, "cores": 3}}
     with pytest.raises(ValueError, match="different machines or builds"):
-        bench_markdown(first, second)
+        speed_tables(first, second)

@@ -1,0 +1,150 @@
+"""The tables of docs/results.md, from the raw records of `kdtw compare`, and the README's short one.
+
+python -m bench.record_tables points out/compare/results.jsonl      # also: examples, claims, students, seeds
+python -m bench.record_tables summary       # README.md's, from the points in docs/results.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.ablation import seeds_sentence, students_table
+from bench.regions import README, RESULTS, read_region, write_region
+from kdtw_fast.comparison.examples import examples, examples_text
+from kdtw_fast.comparison.records import Records, read
+from kdtw_fast.comparison.summary import summarise
+from kdtw_fast.comparison.table import points_tables
+from kdtw_fast.owners_view import LEGEND, markdown_table
+from kdtw_fast.pairs import DEFAULT_PAIR
+
+FOLDED = ("verify", "bild", "interleaved", "random", "entropy")  # in a second table, which a reader unfolds
+
+RecordsFile = Annotated[Path, typer.Argument(help="results.jsonl of kdtw compare.", exists=True, dir_okay=False)]
+Into = Annotated[Path, typer.Option(help="The file with the two markers.")]
+Region = Annotated[str, typer.Option(help="The name in the markers.")]
+
+
+def points_text(records: Records) -> str:
+    """Machine, command and date of a comparison, and the tables of all its points."""
+    if not records.timings:
+        raise ValueError("the records hold no timings yet; let kdtw compare end")
+    last = {records.outputs[timing.id].pair: timing.provenance for timing in records.timings.values()}
+    machine = next(iter(last.values()))["machine"]
+    commands = dict.fromkeys(f"`{one['command']}` on {one['time'][:10]}" for one in last.values())
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['build']['simd']}; {'; '.join(commands)}."
+    return f"{where}\n\n{points_tables(summarise(records), FOLDED)}"
+
+
+def examples_of_pairs(records: Records) -> str:
+    """A few sentences of each pair."""
+    blocks = [f"{pair}:\n\n{examples_text(examples(records, pair))}" for pair in records.pairs]
+    return "\n\n".join([f"Who wrote what ({LEGEND}), from the same records:", *blocks])
+
+
+def read_tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """Markdown tables as rows of cells by column, under the bold line before them."""
+    tables: dict[str, list[dict[str, str]]] = {}
+    title, columns = "", list[str]()
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("**"):
+            title, columns = line.strip("*"), []
+        elif not line.startswith("|"):
+            columns = []
+        elif not columns:
+            columns = cells
+        elif not line.startswith("|---"):
+            tables.setdefault(title, []).append(dict(zip(columns, cells, strict=True)))
+    return tables
+
+
+def summary_text(points: str, one_thread: str, pair: str = DEFAULT_PAIR) -> str:
+    """The README's table of eight rows: the two ends, KDTW between them, the lossless rival and other systems.
+
+    Args:
+        points: the text of :func:`points_text`.
+        one_thread: the same of a comparison with one thread, where CTranslate2 is at its fastest.
+        pair: whose rows.
+    """
+    rows, single = (_rows_of(text, pair) for text in (points, one_thread))
+    lossless = min(
+        (name for name in rows if name.startswith("speculative, lossless")), key=lambda n: float(_ms(rows[n]))
+    )
+    theirs = "CTranslate2, teacher"
+    chosen = [
+        ("student alone", rows["student alone"]),
+        *((f"KDTW, “{budget}” budget", rows[f"KDTW, {budget}"]) for budget in ("light", "moderate", "very high")),
+        ("speculative, lossless", rows[lossless]),
+        ("teacher alone", rows["teacher alone"]),
+        ("CTranslate2, teacher, 1 thread", single[theirs]),
+        ("Hugging Face, teacher", rows["Hugging Face generate, teacher"]),
+    ]
+    cells = [[words, row["used"], row["ROUGE-2"], _ms(row)] for words, row in chosen]
+    title = next(title for title in read_tables(points) if title.startswith(f"{pair}:"))
+    return "\n".join(
+        [
+            *markdown_table(("method", "by the teacher", "ROUGE-2", "ms/token"), cells),
+            "",
+            f"{title}. CTranslate2 stands with one thread, where it is fastest (with two {_ms(rows[theirs])}); our "
+            f"teacher alone takes {_ms(single['teacher alone'])} with one. {points.splitlines()[0]}",
+        ]
+    )
+
+
+def _rows_of(text: str, pair: str) -> dict[str, dict[str, str]]:
+    found = [rows for title, rows in read_tables(text).items() if title.startswith(f"{pair}:")]
+    if not found:
+        raise ValueError(f"there is no table of {pair}")
+    return {row["method"]: row for row in found[0]}
+
+
+def _ms(row: dict[str, str]) -> str:
+    """The median of a cell like "0.11 (0.10–0.12)"."""
+    return row["ms/token"].split()[0]
+
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+
+@app.command()
+def points(results: RecordsFile, into: Into = RESULTS, region: Region = "points") -> None:
+    """Every point: quality, latency and use."""
+    write_region(into, region, points_text(read(results)))
+
+
+@app.command(name="examples")
+def _examples(results: RecordsFile, into: Into = RESULTS, region: Region = "examples") -> None:
+    """A few sentences in full."""
+    write_region(into, region, examples_of_pairs(read(results)))
+
+
+@app.command()
+def claims(results: RecordsFile, into: Into = RESULTS, region: Region = "claims") -> None:
+    """The paper's claims, which kdtw compare wrote beside its records."""
+    write_region(into, region, (results.parent / "claims.md").read_text(encoding="utf-8"))
+
+
+@app.command()
+def students(results: RecordsFile, into: Into = RESULTS, region: Region = "ablation") -> None:
+    """Several trained students of one pair."""
+    write_region(into, region, students_table(read(results)))
+
+
+@app.command()
+def seeds(results: RecordsFile, into: Into = RESULTS, region: Region = "seeds") -> None:
+    """The same recipe with several seeds, and how far they lie apart."""
+    records = read(results)
+    write_region(into, region, f"{students_table(records)}\n\n{seeds_sentence(records)}")
+
+
+@app.command()
+def summary(source: Annotated[Path, typer.Option("--from")] = RESULTS, into: Into = README) -> None:
+    """The README's eight rows, from the tables of all points."""
+    write_region(into, "summary", summary_text(read_region(source, "points"), read_region(source, "one-thread")))
+
+
+if __name__ == "__main__":
+    app()
