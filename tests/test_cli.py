@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
-from kdtw_fast import Owner, TrainingWheelsDecoder
+from kdtw_fast import Owner, TrainingWheelsDecoder, __version__, build_info
 from kdtw_fast.methods import METHODS
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
@@ -384,7 +384,7 @@ def test_an_error_names_its_line_and_keeps_the_lines_before_it(kdtw, pair: TinyP
 
 def test_an_interruption_keeps_finished_lines_and_exits_130(kdtw, pair: TinyPair, tmp_path: Path, monkeypatch) -> None:
     finished = kdtw("generate", *pair.folders, *SMALL, "die doku").stdout
-    whole = cli._decode
+    whole = cli.generate.decode
 
     def interrupted(decoder, lines, options):
         for line in whole(decoder, lines, options):
@@ -392,7 +392,7 @@ def test_an_interruption_keeps_finished_lines_and_exits_130(kdtw, pair: TinyPair
                 raise KeyboardInterrupt
             yield line
 
-    monkeypatch.setattr(cli, "_decode", interrupted)
+    monkeypatch.setattr(cli.generate, "decode", interrupted)
     target = tmp_path / "out.txt"
     result = kdtw("generate", *pair.folders, *SMALL, "--batch-size", "1", "-o", target, stdin="die doku\npaket\n")
     assert (result.exit_code, result.stderr) == (130, "kdtw: interrupted\n")
@@ -416,9 +416,9 @@ def test_help_names_every_method_and_option(kdtw) -> None:
 
 
 def test_info_tells_version_simd_and_threads(kdtw) -> None:
-    build = cli.build_info()
+    build = build_info()
     text = kdtw("info").stdout
-    assert cli.__version__ in text and build["simd"] in text and "threads" in text
+    assert __version__ in text and build["simd"] in text and "threads" in text
     assert ("CPU only" if build["cuda"] is None else build["cuda"]["architectures"]) in text
 
 

@@ -78,7 +78,7 @@ def compare(folder: Path):
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is measured: drawing takes longer than that."""
-    monkeypatch.setattr("kdtw_fast.cli_compare._present", lambda folder, metric: None)
+    monkeypatch.setattr("kdtw_fast.cli.compare._present", lambda folder, metric: None)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +304,7 @@ def test_systems_that_are_not_there_are_left_out_with_a_line(
 
 def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_path: Path, monkeypatch) -> None:
     quick = Choices(groups=("student", "teacher", "training-wheels"), control_budgets=())
-    monkeypatch.setattr("kdtw_fast.cli_compare.QUICK", quick)
+    monkeypatch.setattr("kdtw_fast.cli.compare.QUICK", quick)
     arguments = ["demo", "--pair", shipped, "--out", str(tmp_path), "--threads", "1"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr

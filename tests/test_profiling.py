@@ -13,7 +13,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
-from kdtw_fast import cli_bench, peers, profiling
+from kdtw_fast import peers, profiling
+from kdtw_fast.cli import bench as cli_bench
 from kdtw_fast.costs import Costs, ModelCosts
 from kdtw_fast.machine import Roof
 from kdtw_fast.profiling import OPERATIONS, OURS, Phase, Plan, cache_bytes, profile

@@ -1,4 +1,4 @@
-"""`kdtw compare` and `kdtw demo`: every method on a pair's held-out sentences: raw results, figures and a table."""
+"""`kdtw compare`: every method on a pair's held-out sentences: raw results, figures and a table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.text import Text
 from tqdm import tqdm
 
-from kdtw_fast.cli_options import Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
 from kdtw_fast.options import check_int
-from kdtw_fast.owners_view import LEGEND, make_console
+from kdtw_fast.owners_view import make_console
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 _WHAT, _HOW = "What to compare", "How to measure"
@@ -187,32 +186,6 @@ def compare(
         ]
         _measure(each, choices, settings, folder, quiet)
     _present(folder, metric)
-
-
-def demo(
-    pair: PairName = None,
-    out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("out/demo"),
-    threads: Threads = None,
-    dtype: Dtype = "auto",
-    teacher_dtype: TeacherDtype = None,
-) -> None:
-    """A quick comparison of every method on a shipped pair, then a few sentences: who wrote what.
-
-    The same as [bold]kdtw compare --quick[/bold] with a few of its sentences in full. The sentences were never trained
-    on. Takes minutes; when called again it shows what it measured before.
-    """
-    from kdtw_fast.comparison.examples import examples
-    from kdtw_fast.comparison.records import read
-
-    name = pair or DEFAULT_PAIR
-    compare([name], out=out, quick=True, threads=threads, dtype=dtype, teacher_dtype=teacher_dtype)
-    console = make_console()
-    console.print(Text(f"\nWho wrote what ({LEGEND}):"), soft_wrap=True)
-    for example in examples(read(out / "results.jsonl"), name):
-        console.print()
-        for title, line in example:
-            console.print(Text.assemble((f"{title:<14} ", "dim"), line), soft_wrap=True)
-    console.print(Text(f"\nAll sentences, every token with its owner: kdtw report {out}"), soft_wrap=True)
 
 
 def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Any, folder: Path, quiet: bool) -> None:

@@ -16,7 +16,7 @@ import typer
 from tqdm import tqdm
 
 from kdtw_fast import _core, peers
-from kdtw_fast.cli_options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli.options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.machine import available_memory
 from kdtw_fast.model import CACHE_DTYPES, NativeT5, check_dtype
 from kdtw_fast.options import check_int

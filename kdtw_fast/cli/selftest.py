@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdtw_fast import _core
-from kdtw_fast.cli_options import Device
+from kdtw_fast.cli.options import Device
 from kdtw_fast.machine import machine
 
 

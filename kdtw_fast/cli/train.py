@@ -1,4 +1,4 @@
-"""`kdtw train`: run a training recipe, continue it, list the recipes that ship. `kdtw curves`: draw what it logged."""
+"""`kdtw train`: run a training recipe, continue it, list the recipes that ship."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,27 +59,6 @@ def train(
         raise typer.Exit(128 + outcome.stopped_by)
     for row in outcome.table if processes.rank() == 0 else []:
         print(json.dumps(row, ensure_ascii=False))
-
-
-def curves(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run, its out=….", show_default=False)],
-    output: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--output", "-o", help="Where to: .png, .svg or .pdf; may be given again. Default: in the folder."
-        ),
-    ] = None,
-) -> None:
-    """Draw a run's curves from its metrics.jsonl, while it trains or afterwards.
-
-    Loss, use and multiplier per budget, reward, consistency error, lengths, scores of validations: a panel each.
-
-        kdtw curves runs/debian-de-en/phase2
-    """
-    from kdtw_fast.training.curves import plot_run
-
-    for file in plot_run(folder, output or []):
-        print(file)
 
 
 def _list(summaries: dict[str, str]) -> None:

@@ -1,0 +1,41 @@
+"""The `kdtw` command: its commands, a file each, and its entry point."""
+
+from __future__ import annotations
+
+import typer
+
+from kdtw_fast.cli import bench, compare, curves, demo, generate, info, project, report, selftest, train
+from kdtw_fast.cli.errors import OneSentence
+
+app = typer.Typer(
+    cls=OneSentence,
+    name="kdtw",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Two T5 models decode together: a small student writes, a large teacher adds the tokens it is asked for.
+
+Begin with [bold]kdtw demo[/bold] (every method on a held-out sample, one table) or translate something:
+
+    kdtw generate "Dieses Paket enthält die Dokumentation."
+""",
+)
+
+
+app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command()(demo.demo)
+app.command()(bench.bench)
+app.command()(compare.compare)
+app.command()(report.report)
+app.command()(project.project)
+app.command()(selftest.selftest)
+app.command()(train.train)
+app.command()(curves.curves)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Entry point of `kdtw`."""
+    app(prog_name="kdtw")

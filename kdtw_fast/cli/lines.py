@@ -1,0 +1,102 @@
+"""Source lines as `kdtw generate` reads and decodes them, in order."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdtw_fast.methods import Decoder
+from kdtw_fast.outputs import GenerationOutput
+
+
+@dataclass(frozen=True)
+class Line:
+    """A source line: its number from 1, its text; and what came out (None for an empty line)."""
+
+    number: int
+    source: str
+    out: GenerationOutput | None = None
+
+    @property
+    def text(self) -> str:
+        """The output text on one line."""
+        if self.out is None or self.out.texts is None:
+            return ""
+        return " ".join(self.out.texts[0].splitlines())
+
+    def tokens(self) -> tuple[list[int], list[int], list[int] | None]:
+        """Output token ids, owner codes and, of several teachers, their numbers, without start token and padding."""
+        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.experts is None:
+            return [], [], None
+        experts = self.out.experts[0, 1:].tolist() if self.experts > 1 else None
+        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), experts
+
+    @property
+    def experts(self) -> int:
+        """How many teachers there were."""
+        return 0 if self.out is None or self.out.expert_calls is None else self.out.expert_calls.shape[1]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where lines come from; ``total`` where it is known before reading."""
+
+    lines: Iterable[str]
+    total: int | None
+    batch_size: int
+
+    @classmethod
+    def of(cls, texts: list[str] | None, file: Path | None, output: Path | None, batch_size: int) -> Lines:
+        """The lines of arguments, a file or stdin."""
+        if texts and file is not None:
+            raise ValueError(f"give texts or --file {file}, not both")
+        if texts:
+            return cls([" ".join(text.splitlines()) for text in texts], None, batch_size)
+        if file is None or str(file) == "-":
+            if sys.stdin.isatty():
+                print("kdtw: reading lines from the keyboard; Ctrl-D ends", file=sys.stderr)
+                batch_size = 1
+            return cls(_read(sys.stdin.buffer), None, batch_size)
+        if output is not None and output.exists() and output.samefile(file):
+            raise ValueError(f"--output {output} is the --file that is being read; choose another")
+        with file.open("rb") as stream:
+            lines = list(_read(stream))
+        return cls(lines, len(lines), batch_size)
+
+
+def _read(stream: Iterable[bytes]) -> Iterator[str]:
+    for number, raw in enumerate(stream):
+        yield raw.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+
+
+def decode(decoder: Decoder, lines: Lines, options: dict[str, Any]) -> Iterator[Line]:
+    """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it."""
+    read: deque[Line] = deque()  # and not given out yet
+
+    def items() -> Iterator[dict[str, Any]]:
+        for number, source in enumerate(lines.lines, start=1):
+            read.append(Line(number, source))
+            if source.strip():
+                yield {"text": source, "row_id": number - 1}
+
+    def empty_lines() -> Iterator[Line]:
+        while read and not read[0].source.strip():
+            yield read.popleft()
+
+    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, **options)
+    try:
+        for out in stream:
+            yield from empty_lines()
+            line = read.popleft()
+            yield Line(line.number, line.source, out)
+    except (ValueError, FloatingPointError) as error:
+        yield from empty_lines()
+        if not read:  # it is the next line that could not be read
+            raise
+        message = str(error).replace(f"item {stream.failed}", "it").replace(f" at row {stream.failed},", " at")
+        raise type(error)(f"line {read[0].number}: {message}") from error
+    yield from empty_lines()

@@ -1,0 +1,58 @@
+"""The models that a command decodes with, from a shipped pair or from folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdtw_fast.model import NativeT5
+from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
+
+
+def load_models(
+    needed: tuple[str, ...],
+    pair: str | None,
+    student: Path | None,
+    teacher: list[Path] | None,
+    tokenizer: Path | None,
+    dtypes: dict[str, str],
+    cache: bool = False,
+    device: str = "cpu",
+) -> tuple[dict[str, Any], Any]:
+    """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
+    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
+    if student is None and not teacher:
+        if tokenizer is not None:
+            raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
+        home = pair_folder(pair or DEFAULT_PAIR)
+        shipped = {
+            role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
+            for role in needed
+        }
+        return shipped, _tokenizer([home / "tokenizer"])
+    if pair is not None:
+        raise ValueError("give --pair, or --student and --teacher, not both")
+    models: dict[str, Any] = {}
+    for role in needed:
+        if not folders[role]:
+            raise ValueError(f"this method needs --{role} too")
+        for folder in folders[role]:
+            if not folder.is_dir():
+                raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
+        names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
+        found = [
+            NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)
+            for folder, name in zip(folders[role], names)
+        ]
+        models[role] = found if len(found) > 1 else found[0]
+    beside = folders[needed[0]][0]
+    return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])
+
+
+def _tokenizer(folders: list[Path]) -> Any:
+    from transformers import AutoTokenizer
+
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
+            return AutoTokenizer.from_pretrained(folder)
+    raise FileNotFoundError(f"no tokenizer in {' or '.join(map(str, folders))}; name its folder with --tokenizer")

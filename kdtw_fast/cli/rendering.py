@@ -1,0 +1,84 @@
+"""Decoded lines as text, JSON or marked text, and where they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rich.text import Text
+
+from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.cli.lines import Line
+from kdtw_fast.methods import Method
+from kdtw_fast.outputs import Owner
+from kdtw_fast.owners_view import gauge, make_console, marked, runs, visible
+
+Render = Callable[[Line], str | Text]
+
+
+def as_text(line: Line) -> str:
+    """The decoded text alone."""
+    return line.text
+
+
+def with_owners(tokenizer: Any, method: Method, budget: Any) -> Render:
+    """The marked text, behind a gauge of the teachers' share, all together, where several models write."""
+    asked = None if budget is None else sum(one.fraction for one in resolve_budgets(budget))
+
+    def render(line: Line) -> Text:
+        tokens, owners, experts = line.tokens()
+        text = marked(runs(tokens, owners, tokenizer, experts))
+        if line.out is None or len(method.models) < 2:
+            return text
+        return Text.assemble(gauge(float(line.out["teacher_fraction"][0]), asked), "  ", text)
+
+    return render
+
+
+def as_json(method: str) -> Render:
+    """A line as a JSON object: text, tokens, owners, counts."""
+
+    def render(line: Line) -> str:
+        tokens, owners, experts = line.tokens()
+        record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text}
+        ran = None if line.out is None else line.out.prediction
+        record["method"] = method if ran is None else ran.method
+        record |= {"tokens": tokens, "owners": [Owner(code).name.lower() for code in owners]}
+        for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
+            record[name] = 0 if line.out is None else int(line.out[name][0])
+        fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][0])
+        record["teacher_fraction"] = round(fraction, 6)
+        if line.out is not None and experts is not None:
+            record |= {"experts": experts, "expert_calls": line.out["expert_calls"][0].tolist()}
+        reasons = None if line.out is None else line.out.finish_reasons
+        record["finish_reason"] = "empty" if reasons is None else reasons[0]
+        return json.dumps(record, ensure_ascii=False)
+
+    return render
+
+
+@contextmanager
+def writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
+    """A function that writes one line, flushed, so that an interruption loses no finished line."""
+    if output is None:
+        console = make_console()
+
+        def show(line: str | Text) -> None:
+            if isinstance(line, Text):
+                console.print(line, soft_wrap=True)
+            else:
+                print(visible(line) if console.is_terminal else line, flush=True)
+
+        yield show
+        return
+    stream: IO[str]
+    with output.open("w", encoding="utf-8", newline="\n") as stream:
+
+        def write(line: str | Text) -> None:
+            stream.write((line.plain if isinstance(line, Text) else line) + "\n")
+            stream.flush()
+
+        yield write
