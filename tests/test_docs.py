@@ -22,6 +22,7 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("training/*.md")]
 )
 RUN = [
+    ROOT / "README.md",
     ROOT / "docs/index.md",
     ROOT / "docs/concepts.md",
     *sorted((ROOT / "docs/howto").glob("*.md")),
@@ -92,3 +93,7 @@ def test_commands_name_what_exists(page: Path) -> None:
             assert given <= options | {"--help", "-h"}, (words, given - options)
             if words[1] == "train" and words[2:] and not re.match(r"-|.*[$A-Z{].*|.*\.yaml$", words[2]):
                 recipes.resolve(words[2], [word for word in words[3:] if "=" in word and not word.startswith("-")])
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
