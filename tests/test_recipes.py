@@ -1,5 +1,6 @@
 """Recipes: every shipped one resolves; overrides and mistakes; JSONL, parquet and hub layouts; the command."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from toy_training import SHAPE, overrides, toy_examples, toy_recipe
 from typer.testing import CliRunner
 
 from kdtw_fast.cli import app
+from kdtw_fast.pairs import DATA
 
 ALL = recipes.recipe_names()
 
@@ -35,6 +37,21 @@ def test_every_recipe_resolves(name, tmp_path):
     written = tmp_path / "again.yaml"
     written.write_text(recipes.to_yaml(recipe))
     assert recipes.resolve(written) == recipe
+
+
+@pytest.mark.parametrize("pair", ["debian-de-en", "debian-synopsis"])
+def test_the_recipes_of_a_shipped_pair_are_what_trained_it(pair):
+    """They are the shipped recipes but for what they name, and these numbers stand in the pair's history."""
+    made = {path.stem: recipes.resolve(path).settings for path in (DATA / "pairs" / pair / "recipes").glob("*.yaml")}
+    assert set(made) == {"teacher", "student", "phase1", "phase2", "gkd"}
+    steps = {"debian-de-en": (6200, 3500, 1200, 1500, 610), "debian-synopsis": (4600, 3500, 1200, 900, 610)}[pair]
+    assert tuple(made[name].steps for name in ("teacher", "student", "phase1", "phase2", "gkd")) == steps
+    for name, settings in made.items():
+        assert settings.threads == 1 and settings.bf16 is (name != "phase2"), name
+        same = {"summary": "", "threads": 0, "bf16": None, "validation_rows": 0, "sample_every": 0}
+        assert dataclasses.replace(settings, **same) == dataclasses.replace(
+            recipes.resolve(f"{pair}/{name}").settings, **same
+        )
 
 
 def test_recipes_are_there_for_both_tasks_and_the_paper():

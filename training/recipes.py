@@ -1,7 +1,7 @@
 """Recipes: an algorithm and its settings in YAML, changed from the command line, checked, and run.
 
 A recipe names its `algorithm`; all other keys are fields of that algorithm's `Settings`. `base` names a recipe to start
-from. The shipped ones are in recipes/ and are found by name ("debian-de-en/teacher").
+from. The shipped ones, named TASK/RECIPE, stand in the books of recipes/ (training/README.md says how).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kdtw_fast.options import nearest
 from .settings import Run
 from .trainer import Algorithm, Outcome, Trainer
 
-FOLDER = Path(__file__).parent / "recipes"
+BOOKS = Path(__file__).parent / "recipes"
 
 # Each algorithm's module, imported when a recipe asks for it: its `Settings` extends Run, its `build` takes them.
 ALGORITHMS = {
@@ -62,12 +63,12 @@ def find_algorithm(name: str) -> tuple[type[Run], Callable[[Any], Algorithm]]:
 
 def recipe_names() -> list[str]:
     """The shipped recipes, as `kdtw train` takes them."""
-    return sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+    return sorted(_shipped())
 
 
 def summary(name: str) -> str:
     """A recipe's one line."""
-    return str(_read(_find(name)).get("summary", ""))
+    return str(_read(name).get("summary", ""))
 
 
 def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -76,11 +77,10 @@ def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ValueError for an unknown recipe, algorithm or setting (naming the nearest known one) and for a value of the
     wrong type or out of range, FileNotFoundError for a file that is not there.
     """
-    path = _find(str(name))
-    given = _read(path)
+    given = _read(str(name))
     algorithm = given.pop("algorithm", None)
     if not isinstance(algorithm, str):
-        raise ValueError(f"{path} names no algorithm; add `algorithm: NAME`, one of {', '.join(ALGORITHMS)}")
+        raise ValueError(f"{name} names no algorithm; add `algorithm: NAME`, one of {', '.join(ALGORITHMS)}")
     schema: DictConfig = OmegaConf.structured(find_algorithm(algorithm)[0])
     merged = _merged(schema, OmegaConf.create(given), f"recipe {name}")
     for override in overrides:
@@ -122,39 +122,59 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
     return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
 
 
-def _find(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"there is no recipe file {name}; kdtw train --list shows the recipes by name")
-        return Path(name)
-    path = FOLDER / f"{name}.yaml"
-    if name not in recipe_names():
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
-    return path
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    """The keys of every shipped recipe by its name: those of its task, of its book, of its base, and its own."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(BOOKS.glob("*.yaml")):
+        book = _load(path)
+        for task, of_task in book["tasks"].items():
+            common = OmegaConf.merge(of_task, book.get("shared", {}), {"out": "runs/${task}/${recipe}"})
+            made: dict[str, Any] = {}  # of this task, before places are filled in
+            for name, entry in book["recipes"].items():
+                own = dict(entry)
+                base, only, here = own.pop("base", None), own.pop("only", task), own.pop("in", {})
+                if only != task:
+                    continue
+                made[name] = OmegaConf.merge(made[base] if base else common, own, here.get(task, {}))
+                places = OmegaConf.create({"task": task, "recipe": name, "keys": made[name]})
+                found[f"{task}/{name}"] = OmegaConf.to_container(places["keys"], resolve=True)  # type: ignore[assignment]
+    return found
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's keys, those of its base under them."""
-    if path in seen:
-        raise ValueError(f"{path} is its own base, by way of {', '.join(map(str, seen[1:])) or 'itself'}")
+def _load(path: Path) -> dict[str, Any]:
+    """A YAML file of settings by name, as it stands."""
     try:
-        own = OmegaConf.load(path)
+        found = OmegaConf.load(path)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1})" if mark else ""
         raise ValueError(f"{path} is not YAML{place}: {getattr(error, 'problem', error)}") from None
-    if not isinstance(own, DictConfig):
+    if not isinstance(found, DictConfig):
         raise ValueError(f"{path} must hold settings by name, got a list or nothing")
+    return {str(key): value for key, value in OmegaConf.to_container(found).items()}  # type: ignore[union-attr]
+
+
+def _read(name: str, beside: Path = Path(), seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A recipe's keys, those of its base under them; a file is looked for beside the one that names it, too."""
+    if name in _shipped():
+        return dict(_shipped()[name])
+    path = beside / name if (beside / name).is_file() else Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe file {name}; kdtw train --list shows the recipes by name")
+    if str(path) in seen:
+        raise ValueError(f"{path} is its own base, by way of {', '.join(seen[1:]) or 'itself'}")
+    own = _load(path)
     base = own.pop("base", None)
-    if base is not None:
-        beside = path.parent / str(base)
-        under = _read(beside if beside.is_file() else _find(str(base)), (*seen, path))
-        under.pop("summary", None)
-        found = OmegaConf.to_container(OmegaConf.merge(under, own))
-    else:
-        found = OmegaConf.to_container(own)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    if base is None:
+        return own
+    under = _read(str(base), path.parent, (*seen, str(path)))
+    under.pop("summary", None)
+    merged = OmegaConf.to_container(OmegaConf.merge(under, own))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
 def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:
