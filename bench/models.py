@@ -10,23 +10,23 @@ from typing import Any
 import torch
 
 from kdtw_fast import NativeT5
-from kdtw_fast.shapes import EOS, PAD, SHAPES, Shape, Values, random_native, random_t5, random_tensors
+from kdtw_fast.shapes import EOS, PAD, SHAPES, T5Shape, Values, random_native, random_t5, random_tensors
 
 FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE, FLAN_T5_XL = (
     SHAPES[f"flan-t5-{size}"] for size in ("small", "base", "large", "xl")
 )
-T5_TINY = Shape("t5-efficient-tiny", 256, 64, 4, 1024, 4)
-TINY_STUDENT = Shape("1M student", 96, 32, 3, 256, 2, 4096)
-TINY_TEACHER = Shape("1M teacher", 96, 32, 3, 256, 3, 4096)
-LARGER_TEACHER = Shape("27M teacher", 512, 64, 6, 1024, 8, 4096)
-SMOKE = Shape("smoke", 64, 16, 4, 96, 2, 160)
+T5_TINY = T5Shape("t5-efficient-tiny", 256, 64, 4, 1024, 4)
+TINY_STUDENT = T5Shape("1M student", 96, 32, 3, 256, 2, 4096)
+TINY_TEACHER = T5Shape("1M teacher", 96, 32, 3, 256, 3, 4096)
+LARGER_TEACHER = T5Shape("27M teacher", 512, 64, 6, 1024, 8, 4096)
+SMOKE = T5Shape("smoke", 64, 16, 4, 96, 2, 160)
 
 
 @dataclass(frozen=True)
 class Made:
     """A random model with some tensors and config fields of its own, to be built natively or as Hugging Face's."""
 
-    shape: Shape
+    shape: T5Shape
     seed: int
     tensors: Mapping[str, Values]
     config: Mapping[str, Any]
@@ -40,12 +40,12 @@ class Made:
         return random_t5(self.shape, self.seed, tensors=self.tensors)
 
 
-def plain(shape: Shape, seed: int = 0) -> Made:
+def plain(shape: T5Shape, seed: int = 0) -> Made:
     """A random model as it comes."""
     return Made(shape, seed, {}, {})
 
 
-def asking_student(shape: Shape, seed: int = 1) -> Made:
+def asking_student(shape: T5Shape, seed: int = 1) -> Made:
     """A random student that chooses <tau> (its last row) wherever it may, so that the ledger alone sets its use.
 
     Every embedding gets a large first coordinate that only the <tau> row of the head reads.
@@ -71,7 +71,7 @@ def asking_student(shape: Shape, seed: int = 1) -> Made:
     return Made(shape, seed, own, {"tau_token_id": tau})
 
 
-def teacher_without(shape: Shape, tau: int, seed: int = 0) -> Made:
+def teacher_without(shape: T5Shape, tau: int, seed: int = 0) -> Made:
     """A random teacher that never prefers <tau>: alone it may write that id, beside a student it may not."""
     tensors = random_tensors(shape, seed)
 
@@ -83,7 +83,7 @@ def teacher_without(shape: Shape, tau: int, seed: int = 0) -> Made:
     return Made(shape, seed, {"lm_head.weight": head}, {})
 
 
-def ragged_pair(student: Shape, teacher: Shape, teacher_share: float, length: int) -> tuple[Made, Made]:
+def ragged_pair(student: T5Shape, teacher: T5Shape, teacher_share: float, length: int) -> tuple[Made, Made]:
     """A random pair for sampling at temperature 1, whose rows ask and end at random, each at its own times.
 
     At every token the student chooses <tau> (its last row) with about the probability ``teacher_share``, and both
@@ -97,7 +97,7 @@ def ragged_pair(student: Shape, teacher: Shape, teacher_share: float, length: in
     return asking, _with_probabilities(teacher, 0, end)
 
 
-def _with_probabilities(shape: Shape, seed: int, wanted: Mapping[int, float]) -> Made:
+def _with_probabilities(shape: T5Shape, seed: int, wanted: Mapping[int, float]) -> Made:
     """A random model whose tokens ``wanted`` come up with about these probabilities, whatever stands before them.
 
     Every embedding gets a large first coordinate that only these tokens' rows of the head read, with weights that give
@@ -135,7 +135,7 @@ def path(vocab_size: int, seed: int = 0) -> torch.Tensor:
     return 2 + torch.randperm(vocab_size - 3, generator=generator)
 
 
-def walker(shape: Shape, way: torch.Tensor, seed: int, strays: torch.Tensor | None = None) -> Made:
+def walker(shape: T5Shape, way: torch.Tensor, seed: int, strays: torch.Tensor | None = None) -> Made:
     """A random model of full size whose greedy choice after a token is the next one on ``way``, whatever was before.
 
     A token's embedding is its code, 20 times a row of random signs; the head's row of a token is the code of the one
@@ -174,7 +174,7 @@ def strays(length: int, steps: int, share: float, seed: int = 0) -> torch.Tensor
     return torch.cat((some(0, steps), some(steps, length - steps)))
 
 
-def source(shape: Shape, length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
+def source(shape: T5Shape, length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
     """Random source ids [rows, length], each row ending in EOS."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, shape.vocab_size - 1, (rows, length), generator=generator)

@@ -23,7 +23,7 @@ from bench.test_two_models import METHODS, NEW_TOKENS, SOURCE_TOKENS, TEACHER, W
 from gpu_proof.roofline import RATES, decoder_pass
 from kdtw_fast.peers import CTranslate2, Decoded, has_ctranslate2, hugging_face
 from kdtw_fast.race import Recorded, race, wall_clock
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import T5Shape
 
 DTYPES = ("fp16", "int8")
 PEERS = ("Hugging Face fp16, teacher alone", "Hugging Face fp16, assisted", "CTranslate2 float16, teacher alone")
@@ -62,8 +62,8 @@ def place(tiny: bool, request: pytest.FixtureRequest) -> Iterator[Place]:
 class Race:
     place: Place
     dtype: str
-    student: Shape
-    teacher: Shape
+    student: T5Shape
+    teacher: T5Shape
     recorded: dict[str, Recorded]
 
 

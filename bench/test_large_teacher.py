@@ -20,7 +20,7 @@ from bench.replay import replay_timer, report
 from kdtw_fast import GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.peers import Decoded, hugging_face
 from kdtw_fast.race import Recorded, race
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
 THEIR_NEW_TOKENS = 16
@@ -34,8 +34,8 @@ METHODS = (TEACHER, LOSSLESS, WHEELS, WHEELS_TINY, THEIR_TEACHER, THEIR_ASSISTED
 
 @dataclass(frozen=True)
 class Race:
-    teacher: Shape
-    students: dict[str, Shape]
+    teacher: T5Shape
+    students: dict[str, T5Shape]
     recorded: dict[str, Recorded]
 
 

@@ -17,14 +17,14 @@ from kdtw_fast.machine import READ_BYTES, read_rate
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, Generate, ctranslate2_beside, hugging_face, native
 from kdtw_fast.profiling import OURS
 from kdtw_fast.race import Recorded, race
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import BYTES, T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
 THREADS = range(1, min(2, os.cpu_count() or 1) + 1)
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+DTYPES = ("fp32", "bf16", "int8")
 # (system, dtype) of each contestant
 SYSTEMS = [
-    *((OURS, dtype) for dtype in BYTES),
+    *((OURS, dtype) for dtype in DTYPES),
     (HUGGING_FACE, "fp32"),
     *((ctranslate2_beside(dtype), dtype) for dtype in ("fp32", "int8")),
 ]
@@ -32,7 +32,7 @@ SYSTEMS = [
 
 @dataclass(frozen=True)
 class Race:
-    shape: Shape
+    shape: T5Shape
     recorded: dict[str, Recorded]
 
     def of(self, system: str, dtype: str, threads: int) -> Recorded:
@@ -47,7 +47,7 @@ class Race:
 def raced(tiny: bool, rounds: int | None) -> Race:
     shape = SMOKE if tiny else FLAN_T5_SMALL
     model, ids = plain(shape), source(shape, SOURCE_TOKENS)
-    ours = {dtype: model.native("model", dtype) for dtype in BYTES}
+    ours = {dtype: model.native("model", dtype) for dtype in DTYPES}
     theirs = model.hugging_face()
     converted = CTranslate2(theirs)
 

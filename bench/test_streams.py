@@ -20,7 +20,7 @@ from bench.models import LARGER_TEACHER, SMOKE, TINY_STUDENT, TINY_TEACHER, ragg
 from bench.replay import replay_timer, report
 from kdtw_fast import SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.race import Recorded, race
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import T5Shape
 
 LENGTH = 16  # mean length of a row
 # Method -> (decoder, share of the tokens for which the student asks, batch sizes)
@@ -50,8 +50,8 @@ Texts = list[list[int]]  # the tokens of every item
 
 @dataclass(frozen=True)
 class Race:
-    student: Shape
-    teacher: Shape
+    student: T5Shape
+    teacher: T5Shape
     method: str
     rows: int
     threads: int

@@ -34,7 +34,7 @@ from kdtw_fast import (
     TrainingWheelsDecoder,
 )
 from kdtw_fast.race import Recorded, race
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
 TEACHER = "teacher alone"
@@ -59,8 +59,8 @@ PAIRS = [(FLAN_T5_SMALL, FLAN_T5_BASE), (TINY_STUDENT, TINY_TEACHER)]
 
 @dataclass(frozen=True)
 class Race:
-    student: Shape
-    teacher: Shape
+    student: T5Shape
+    teacher: T5Shape
     threads: int
     recorded: dict[str, Recorded]
 

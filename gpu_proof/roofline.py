@@ -6,13 +6,12 @@ python -m gpu_proof.roofline    prints the table of docs/cuda.md
 from dataclasses import dataclass
 
 from kdtw_fast.owners_view import markdown_table
-from kdtw_fast.shapes import SHAPES, Shape
+from kdtw_fast.shapes import BYTES, SHAPES, T5Shape
 
 LENGTH, SOURCE = 64, 512  # tokens written so far, and of the source, in the table
 
 # Peak memory rate by NVIDIA's data sheets, 10^9 bytes a second.
 RATES = {"T4": 320, "A100 40 GB": 1555, "H100 SXM": 3350}
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,17 @@ class Bytes:
 
 
 def decoder_pass(
-    shape: Shape, length: int, source: int, weights: str = "fp16", cache: str = "fp16", tokens: int = 1
+    shape: T5Shape, length: int, source: int, weights: str = "fp16", cache: str = "fp16", tokens: int = 1
 ) -> Bytes:
     """Bytes of a pass over `tokens` that ends after `length` positions of self-attention; `source` of cross-attention.
 
     One token is asked about.
     """
-    size, inner = shape.d_model, shape.d_kv * shape.heads
-    # query, key, value, output of self-attention; query and output of cross-attention; gate, input, output
-    matrices = 6 * shape.d_model * inner + 3 * shape.d_model * shape.d_ff
-    positions = 2 * inner * (length + source)
+    size, inner = shape.d_model, shape.inner
     return Bytes(
-        shape.layers * matrices * BYTES[weights],
-        shape.vocab_size * shape.d_model * BYTES[weights],
-        shape.layers * positions * BYTES[cache],
+        shape.decoder_parameters * BYTES[weights],
+        shape.head_parameters * BYTES[weights],
+        int(shape.cached_numbers(length + source)) * BYTES[cache],
         # in, out and the residual stream's in and out of each operation: 9 d + 12 inner + 2 d_ff a layer; norms' scales
         4 * tokens * (size + shape.layers * (9 * size + 12 * inner + 2 * shape.d_ff))
         + 4 * (shape.layers * 3 * size + 5 * size + 2 * shape.vocab_size),
@@ -65,15 +61,10 @@ def table() -> str:
             count = decoder_pass(shape, LENGTH, SOURCE, weights)
             bounds = (f"{count.total / rate / 1e6:.2f}" for rate in RATES.values())
             rows.append(
-                [f"{shape.name}, {weights}", f"{count.total / 1e6:.0f}", *bounds, str(launches(shape.layers, weights))]
+                [f"{shape.name}, {weights}", f"{count.total / 1e6:.0f}", *bounds, str(shape.decoder_kernels(weights))]
             )
     columns = ("shape", "MB", *(f"{name}, ms" for name in RATES), "kernels")
     return "\n".join(markdown_table(columns, rows))
-
-
-def launches(layers: int, weights: str) -> int:
-    """Kernels of a decoder pass and its pick; tests/test_cuda_decode.py counts them."""
-    return 15 * layers + 7 if weights == "int8" else 9 * layers + 6
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from gpu_proof.build import build_simulated
 from gpu_proof.roofline import decoder_pass
 from gpu_proof.simulated import SimulatedDevice
 from kdtw_fast import GreedyDecoder, _core
-from kdtw_fast.shapes import Shape, random_native
+from kdtw_fast.shapes import T5Shape, random_native
 
 LIMITS = Path(__file__).with_name("traffic_limits.json")
 SLACK = 1.02  # of a limit
@@ -84,7 +84,7 @@ def on_paper() -> dict[str, int]:
     return bytes_
 
 
-PASSES_OF = Shape("a layer of FLAN-T5-small", 512, 64, 6, 1024, 1, vocab_size=1024)
+PASSES_OF = T5Shape("a layer of FLAN-T5-small", 512, 64, 6, 1024, 1, vocab_size=1024)
 SOURCE_TOKENS, CATCH_UP = 8, 8
 
 

@@ -20,6 +20,7 @@ from kdtw_fast.costs import Costs, ModelCosts, Prediction
 from kdtw_fast.machine import Roof, machine, peak_rss
 from kdtw_fast.model import NativeT5
 from kdtw_fast.race import race
+from kdtw_fast.shapes import cache_bytes
 
 OPERATIONS = ("linear", "head", "attention", "other")
 PHASES = ("encoder", "step", "catch-up", "verification")
@@ -120,7 +121,7 @@ class Whole:
 
 @dataclass
 class Memory:
-    """Bytes of a model: packed weights, and the caches of its largest batch as :func:`cache_bytes` computes them."""
+    """Bytes of a model: packed weights, and by :func:`kdtw_fast.shapes.cache_bytes` the caches of its largest batch."""
 
     model: str
     dtype: str
@@ -269,22 +270,6 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     return table
-
-
-def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_tokens: int) -> int:
-    """Bytes of a decode's caches: keys and values of every decoder layer, over the output and over the source.
-
-    Positions (one more than outputs: the start token) come in blocks of 16; a head's values are padded to 16, its bf16
-    keys to an even number.
-    """
-    positions = _rounded(source_tokens, 16) + _rounded(new_tokens + 1, 16)
-    size, keys_step = (2, 2) if config.cache_dtype == "bf16" else (4, 1)
-    per_position = config.num_heads * (_rounded(config.d_kv, keys_step) + _rounded(config.d_kv, 16))
-    return config.num_decoder_layers * rows * positions * per_position * size
-
-
-def _rounded(value: int, step: int) -> int:
-    return (value + step - 1) // step * step
 
 
 def random_sources(model: NativeT5, rows: int, length: int) -> torch.Tensor:

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from kdtw_fast import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -24,13 +23,13 @@ from kdtw_fast.selftest.tiny import (
     RELATIONS,
     SHAPES,
     START,
-    Shape,
     random_batch,
     random_pair,
     random_t5,
     scale_row,
     with_tau,
 )
+from kdtw_fast.shapes import T5Shape, t5_of
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ __all__ = [
     "RELATIONS",
     "SHAPES",
     "START",
-    "Shape",
+    "T5Shape",
     "chain_student",
     "chain_t5",
     "empty_the_device",
@@ -82,7 +81,8 @@ def pack(student: Any, teacher: Any, device: str) -> tuple[NativeT5, NativeT5]:
 @kept
 def slow_model(device: str, seed: int = 0) -> NativeT5:
     """Big enough that a token takes a good part of a millisecond (on a simulated device a smaller one does)."""
-    shape = Shape(320, 64, 6, 1024, 1, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
+    slow = T5Shape("slow", 320, 64, 6, 1024, 4, encoder_layers=1, tied=True, scaled=True)
+    shape = slow if device == "cpu" else SHAPES[0]
     return NativeT5.from_model(random_t5(shape, 1000, seed), "model", device=device)
 
 
@@ -122,33 +122,13 @@ def chain_t5(table: np.ndarray) -> T5ForConditionalGeneration:
     V + 1 dimensions belongs to no token: `chain_student` puts beta there.
     """
     vocab_size = table.shape[0]
-    d_model = vocab_size + 1
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=4,
-        num_heads=2,
-        d_ff=8,
-        num_layers=1,
-        num_decoder_layers=1,
-        dropout_rate=0.0,
-        decoder_start_token_id=START,
-        pad_token_id=START,
-        eos_token_id=EOS,
-    )
-    config.scale_decoder_outputs = False
-    model = T5ForConditionalGeneration(config)
-    model.config.tie_word_embeddings = False
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.shared.weight[:, :vocab_size] = 64.0 * torch.eye(vocab_size)
-        model.decoder.final_layer_norm.weight.fill_(1.0)
-        head = torch.zeros(vocab_size, d_model)
-        # RMS norm turns a one-hot row into sqrt(d_model) at its place.
-        head[:, :vocab_size] = torch.from_numpy(table.T).float() / math.sqrt(d_model)
-        model.lm_head.weight = nn.Parameter(head)
-    return model.eval()
+    shape = T5Shape("chain", vocab_size + 1, 4, 2, 8, 1, vocab_size, activation="relu")
+    values = {name: torch.zeros(size) for name, size in shape.tensors.items()}
+    values["shared.weight"][:, :vocab_size] = 64.0 * torch.eye(vocab_size)
+    values["decoder.final_layer_norm.weight"].fill_(1.0)
+    # RMS norm turns a one-hot row into sqrt(d_model) at its place.
+    values["lm_head.weight"][:, :vocab_size] = torch.from_numpy(table.T).float() / math.sqrt(shape.d_model)
+    return t5_of(shape, values)
 
 
 def chain_student(table: np.ndarray, tau: int, after_marked: np.ndarray | None = None) -> TrainingWheelsT5:

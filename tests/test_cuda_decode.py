@@ -17,7 +17,6 @@ from factories import RELATIONS, SHAPES, START, random_batch, random_pair, rando
 from test_decoding_oracle import METHODS, OUTCOMES, random_case
 
 import kdtw_fast
-from gpu_proof.roofline import launches
 from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
@@ -112,6 +111,19 @@ def counted(decoder: Any, device: SimulatedDevice, tokens: int, **options: Any) 
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_kernels_of_an_encoder(dtype: str, simulated: str) -> None:
+    """Of its pass and of the cross-attention's keys and values: what a decode of one token runs beside a step."""
+    device = the_device()
+    kdtw_fast._core.use_cuda_drafting("host", 1)
+    native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
+    try:
+        alone = counted(GreedyDecoder(native), device, 1)["kernels"]
+    finally:
+        kdtw_fast._core.use_cuda_drafting("auto", 4)
+    assert alone == SHAPES[1].encoder_kernels(dtype) + SHAPES[1].decoder_kernels(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
 def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None:
     """Of the host's steps, as docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and it waits once."""
     device = the_device()
@@ -123,7 +135,7 @@ def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None
     finally:
         kdtw_fast._core.use_cuda_drafting("auto", 4)
     step = {name: five[name] - four[name] for name in five}
-    assert step["host_launches"] == step["kernels"] == launches(SHAPES[1].decoder_layers, dtype)
+    assert step["host_launches"] == step["kernels"] == SHAPES[1].decoder_kernels(dtype)
     assert step["host_synchronisations"] == step["copies_to_host"] == 1
     assert step["copies_to_device"] == 2  # the pass's tokens, and the request
     assert step["bytes_to_host"] == 24

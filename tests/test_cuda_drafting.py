@@ -196,7 +196,7 @@ def test_a_token_costs_the_host_nothing_in_a_loop(dtype: str, simulated: str) ->
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
     use("loop")
     five, nine = (counted(GreedyDecoder(native), device, tokens) for tokens in (5, 9))
-    layers = SHAPES[1].decoder_layers
+    layers = SHAPES[1].layers
     kernels = (15 * layers + 7 if dtype == "int8" else 9 * layers + 6) + 2  # advance, and the loop's condition
     assert nine["graph_kernels"] - five["graph_kernels"] == 4 * kernels
     assert nine["while_iterations"] == 9 and nine["graph_launches"] == 1

@@ -17,7 +17,6 @@ from factories import (
     RELATIONS,
     SHAPES,
     START,
-    Shape,
     pack,
     random_batch,
     random_pair,
@@ -38,9 +37,10 @@ from kdtw_fast import (
     TrainingWheelsDecoder,
 )
 from kdtw_fast.selftest.agreement import as_array
+from kdtw_fast.shapes import T5Shape, find_shape
 
-FLAN_SMALL = Shape(512, 64, 6, 1024, 8, 8, "gated-gelu", tied=False, scaled=False)
-WIDE_HEADS = Shape(72, 72, 2, 96, 1, 1, "gated-gelu", tied=False, scaled=False)  # whole vectors and a rest
+FLAN_SMALL = find_shape("flan-t5-small")
+WIDE_HEADS = T5Shape("wide heads", 72, 72, 2, 96, 1)  # whole vectors and a rest
 VOCAB = 43
 FIELDS = ("sequences", "owners", "lengths", "teacher_calls", "drafted", "accepted", "rolled_back")
 LOGPROBS = ("student_logprobs", "teacher_logprobs")
@@ -80,7 +80,7 @@ def threads_of(device: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 127])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"d{shape.d_model}")
-def test_catch_up_equals_steps_and_hugging_face(shape: Shape, length: int, device: str) -> None:
+def test_catch_up_equals_steps_and_hugging_face(shape: T5Shape, length: int, device: str) -> None:
     """Reading k tokens in one pass gives the bits of k steps, on one thread and on two, and HF's logits to 1e-4."""
     rng = np.random.default_rng([shape.d_model, length])
     model = random_t5(shape, VOCAB, seed=length)
@@ -161,7 +161,7 @@ def group_cuts(length: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], WIDE_HEADS], ids=lambda shape: f"head{shape.d_kv}")
-def test_groups_of_queries_over_long_contexts(shape: Shape, place: str) -> None:
+def test_groups_of_queries_over_long_contexts(shape: T5Shape, place: str) -> None:
     """Queries that share the reading of hundreds of keys have the bits that each has alone."""
     rng = np.random.default_rng(17)
     model = random_t5(shape, VOCAB, seed=3)
@@ -203,7 +203,7 @@ def round_keys_and_values(model: T5ForConditionalGeneration) -> T5ForConditional
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, WIDE_HEADS], ids=lambda shape: f"d{shape.d_model}")
-def test_bf16_caches(shape: Shape, place: str) -> None:
+def test_bf16_caches(shape: T5Shape, place: str) -> None:
     """The decoder over rounded keys and values, the same bits in any cut: odd head sizes and odd lengths too."""
     rng = np.random.default_rng(shape.d_kv)
     model = random_t5(shape, VOCAB, seed=6)

@@ -28,11 +28,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start wh
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from factories import SHAPES, Shape, random_t5
+from factories import SHAPES, T5Shape, random_t5
 from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder
 
 device = sys.argv[2]
-shape = Shape(384, 64, 6, 1024, 4, 4, "gated-gelu", tied=True) if device == "cpu" else SHAPES[0]
+shape = T5Shape("slow", 384, 64, 6, 1024, 4, tied=True, scaled=True) if device == "cpu" else SHAPES[0]
 models = [NativeT5.from_model(random_t5(shape, 1000, seed), device=device) for seed in (1, 2)]
 decoders = {"greedy": GreedyDecoder(models[0]), "speculative": SpeculativeDecoder(*models, draft_length=5)}
 for line in sys.stdin:

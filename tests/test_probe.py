@@ -8,11 +8,11 @@ from factories import SHAPES, random_t5
 from test_cuda_decode import the_device
 
 from kdtw_fast import NativeT5, _core
-from kdtw_fast.profiling import OPERATIONS, cache_bytes
-from kdtw_fast.shapes import Shape, random_native
+from kdtw_fast.profiling import OPERATIONS
+from kdtw_fast.shapes import T5Shape, cache_bytes, random_native
 
 VOCAB, S, HISTORY, LONGEST = 96, 20, 7, 9
-SMALL = Shape("small", 64, 16, 2, 96, 3, VOCAB)  # sizes that packing does not pad
+SMALL = T5Shape("small", 64, 16, 2, 96, 3, VOCAB)  # sizes that packing does not pad
 MODEL = random_native(SMALL)
 
 

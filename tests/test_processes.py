@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from factories import Shape, random_t5
+from factories import T5Shape, random_t5
 
 from kdtw_fast import GreedyDecoder
 
 # Wide enough that its products are shared between threads.
-SHAPE = Shape(256, 64, 4, 1024, 1, 2, "gated-gelu", tied=False, scaled=False)
+SHAPE = T5Shape("processes", 256, 64, 4, 1024, 2, encoder_layers=1)
 SOURCE = torch.randint(2, 2000, (3, 17), generator=torch.Generator().manual_seed(5))
 
 

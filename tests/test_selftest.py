@@ -16,7 +16,7 @@ from kdtw_fast.selftest import CHECKS, run, run_checks
 from kdtw_fast.selftest.agreement import Tally
 from kdtw_fast.selftest.checks import Check, Trial
 from kdtw_fast.selftest.operations import OPERATIONS
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import T5Shape
 
 
 @pytest.mark.parametrize("check", CHECKS.on("cpu"), ids=lambda check: check.name)
@@ -112,7 +112,7 @@ def test_a_report_of_what_passes(monkeypatch: pytest.MonkeyPatch, simulated: str
 
 def test_latencies(monkeypatch: pytest.MonkeyPatch, simulated: str) -> None:
     monkeypatch.setattr(run, "CHECKS", run.Checks(some("gather")))
-    monkeypatch.setattr(run, "SHAPES", {"flan-t5-small": Shape("tiny", 8, 4, 2, 8, 1, vocab_size=1000)})
+    monkeypatch.setattr(run, "SHAPES", {"flan-t5-small": T5Shape("tiny", 8, 4, 2, 8, 1, vocab_size=1000)})
     done = CliRunner().invoke(cli.app, ["selftest", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.output.splitlines() if line.startswith("flan-t5-small")]

@@ -7,9 +7,9 @@ import torch
 
 from kdtw_fast import GreedyDecoder, NativeT5
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, ctranslate2_beside, has_ctranslate2, hugging_face, native
-from kdtw_fast.shapes import EOS, SHAPES, Shape, find_shape, random_native, random_t5, random_tensors
+from kdtw_fast.shapes import EOS, SHAPES, T5Shape, find_shape, random_native, random_t5, random_tensors
 
-SHAPE = Shape("test", 48, 8, 5, 72, 3, 120)
+SHAPE = T5Shape("test", 48, 8, 5, 72, 3, 120)
 IDS = torch.tensor([[5, 17, 90, 33, 21, EOS], [99, 4, 4, 50, 61, EOS]])
 
 

@@ -249,6 +249,6 @@ def test_shapes_of_the_factories_are_odd() -> None:
     """The sizes that break kernels are really there."""
     assert any(shape.d_model % 8 for shape in SHAPES) and any(shape.d_ff % 2 for shape in SHAPES)
     assert all(shape.d_kv * shape.heads != shape.d_model for shape in SHAPES)
-    assert any(shape.encoder_layers != shape.decoder_layers for shape in SHAPES)
+    assert any(shape.stacks["encoder"] != shape.layers for shape in SHAPES)
     assert {(shape.tied, shape.scaled) for shape in SHAPES} == {(a, b) for a in (True, False) for b in (True, False)}
     assert {shape.activation for shape in SHAPES} == {"relu", "gated-gelu"}

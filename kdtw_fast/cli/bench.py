@@ -23,11 +23,10 @@ from kdtw_fast.options import check_int
 from kdtw_fast.owners_view import make_console
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 from kdtw_fast.profiling import Peers, Plan, profile
-from kdtw_fast.shapes import SHAPES, find_shape, random_native, random_t5
+from kdtw_fast.shapes import BYTES, SHAPES, find_shape, random_native, random_t5
 
 # Other systems hold the fp32 weights several times over: Hugging Face's, the converter's, the translator's.
 PEER_COPIES = 4
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 _MEASURE = "What to measure"
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Protocol
 
 from kdtw_fast.costs import interpolate
-from kdtw_fast.shapes import Shape
+from kdtw_fast.shapes import BYTES, T5Shape
 
 from .records import Outputs, Passes, Records, Sentence
 from .summary import Latency
@@ -75,8 +75,8 @@ class Device:
         flops: operations per second, a multiply-add being two, in the weights' number format.
         memory_efficiency: share of the bandwidth that a product with one row reaches, in (0, 1].
         compute_efficiency: share of the operations that a product with many rows reaches, in (0, 1].
-        kernel_seconds: of each operation, beside memory and arithmetic: its launch.
-        weight_bytes: bytes of a weight, a key's and a value's number.
+        kernel_seconds: of each kernel, beside memory and arithmetic: its launch.
+        dtype: number format of weights, keys and values.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Device:
     memory_efficiency: float = 0.75
     compute_efficiency: float = 0.4
     kernel_seconds: float = 5e-6
-    weight_bytes: int = 2
+    dtype: str = "fp16"
 
     def range(self) -> tuple[Device, Device]:
         """The same with every assumption in its favour, and with every one against it."""
@@ -105,20 +105,13 @@ class Device:
         return (
             f"{self.name}: {self.bandwidth / 1e9:.0f} GB/s, of which one-row products reach "
             f"{span('memory_efficiency', 100)} %; {self.flops / 1e12:.3g} TFLOP/s, of which products reach "
-            f"{span('compute_efficiency', 100)} %; {span('kernel_seconds', 1e6)} µs for each operation, which is not "
-            f"hidden behind another; {self.weight_bytes} bytes a weight, key and value; nothing stays in a cache "
-            "between passes; a call costs nothing beside its passes. In brackets: the ends of the range."
+            f"{span('compute_efficiency', 100)} %; {span('kernel_seconds', 1e6)} µs for each kernel's launch, which is "
+            f"not hidden behind another; {self.dtype} weights, keys and values; nothing stays in a cache between "
+            "passes; a call costs nothing beside its passes. In brackets: the ends of the range."
         )
 
 
 DEVICES = {"t4": Device("NVIDIA T4, fp16", 320e9, 65e12)}
-
-# Operations of the backend's interface in a pass, each taken for one kernel: a decoder layer's three parts (norm,
-# product, store, attend, product; norm, product, attend, product; norm, product, activate, product), an encoder
-# layer's two, the cross-attention's keys and values of a decoder layer (product, store); around the layers embed,
-# norm, and for a decoder gather, product, pick.
-DECODER_LAYER_KERNELS, ENCODER_LAYER_KERNELS, CROSS_KERNELS = 13, 9, 2
-DECODER_KERNELS, ENCODER_KERNELS = 5, 2
 
 
 @dataclass(frozen=True)
@@ -131,32 +124,26 @@ class Roofline:
     """
 
     device: Device
-    shapes: dict[str, Shape]
+    shapes: dict[str, T5Shape]
 
     def encode(self, role: str, tokens: int) -> float:
         """See :class:`Machine`."""
-        shape = self.shapes[role]
-        inner = shape.d_kv * shape.heads
-        layer = 4 * shape.d_model * inner + 3 * shape.d_model * shape.d_ff
-        cross = 2 * shape.d_model * inner
-        attention = shape.layers * 4 * tokens * tokens * inner
-        kernels = shape.layers * (ENCODER_LAYER_KERNELS + CROSS_KERNELS) + ENCODER_KERNELS
-        return self._seconds(shape.layers * (layer + cross), 0, tokens, attention, kernels)
+        shape, dtype = self.shapes[role], self.device.dtype
+        attention = shape.stacks["encoder"] * 4 * tokens * tokens * shape.inner
+        return self._seconds(shape.encoder_parameters, 0, tokens, attention, shape.encoder_kernels(dtype))
 
     def read(self, role: str, kind: str, tokens: int, seen: float) -> float:
         """See :class:`Machine`."""
-        shape = self.shapes[role]
+        shape, dtype = self.shapes[role], self.device.dtype
         asked = tokens if kind == "verify" else 1
-        inner = shape.d_kv * shape.heads
-        head = shape.vocab_size * shape.d_model
-        attention = shape.layers * 4 * tokens * seen * inner
-        extra = 2 * (asked - tokens) * head  # the head answers for those asked about only
-        kernels = shape.layers * DECODER_LAYER_KERNELS + DECODER_KERNELS
-        return self._seconds(shape.step_parameters, shape.layers * 2 * seen * inner, tokens, attention + extra, kernels)
+        extra = 2 * (asked - tokens) * shape.head_parameters  # the head answers for those asked about only
+        flops = shape.layers * 4 * tokens * seen * shape.inner + extra
+        cached = shape.cached_numbers(seen)
+        return self._seconds(shape.step_parameters, cached, tokens, flops, shape.decoder_kernels(dtype))
 
     def _seconds(self, weights: float, cached: float, tokens: float, other_flops: float, kernels: int) -> float:
         device = self.device
-        memory = device.weight_bytes * (weights + cached) / (device.bandwidth * device.memory_efficiency)
+        memory = BYTES[device.dtype] * (weights + cached) / (device.bandwidth * device.memory_efficiency)
         arithmetic = (2 * tokens * weights + other_flops) / (device.flops * device.compute_efficiency)
         return max(memory, arithmetic) + kernels * device.kernel_seconds
 
@@ -254,7 +241,7 @@ class Projected:
     speedup: float | None
 
 
-def project(records: Records, pair: str, device: Device, shapes: dict[str, Shape]) -> list[Projected]:
+def project(records: Records, pair: str, device: Device, shapes: dict[str, T5Shape]) -> list[Projected]:
     """What every point with recorded passes would take on a device with models of other shapes.
 
     Args:

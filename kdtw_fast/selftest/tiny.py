@@ -3,94 +3,57 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.shapes import EOS, PAD, T5Shape, t5_of
 
-START, EOS = 0, 1
+START = PAD
+RELU = "relu"
 
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a random T5; d_kv * heads differs from d_model, and the depths from each other."""
-
-    d_model: int
-    d_kv: int
-    heads: int
-    d_ff: int
-    encoder_layers: int
-    decoder_layers: int
-    activation: str = "relu"
-    tied: bool = True
-    scaled: bool = True
-    buckets: int = 32
-    max_distance: int = 128
-
-
+# d_kv * heads differs from d_model, and the depths from each other.
 SHAPES = [
-    Shape(24, 5, 3, 31, 1, 1),
-    Shape(40, 8, 4, 64, 1, 2, "gated-gelu", tied=False, scaled=False),
-    Shape(33, 7, 3, 65, 2, 1, "gated-gelu", tied=True, scaled=True, buckets=8, max_distance=12),
-    Shape(16, 16, 2, 33, 1, 2, "relu", tied=False, scaled=True),
-    Shape(31, 1, 5, 17, 1, 1, "relu", tied=True, scaled=False, buckets=4, max_distance=5),
-    Shape(48, 32, 1, 127, 2, 1, "gated-gelu", tied=False, scaled=True),
+    T5Shape("relu", 24, 5, 3, 31, 1, activation=RELU, tied=True, scaled=True),
+    T5Shape("untied", 40, 8, 4, 64, 2, encoder_layers=1),
+    T5Shape("few buckets", 33, 7, 3, 65, 1, encoder_layers=2, tied=True, scaled=True, buckets=8, max_distance=12),
+    T5Shape("relu, untied", 16, 16, 2, 33, 2, encoder_layers=1, activation=RELU, scaled=True),
+    T5Shape("narrow heads", 31, 1, 5, 17, 1, activation=RELU, tied=True, buckets=4, max_distance=5),
+    T5Shape("one head", 48, 32, 1, 127, 1, encoder_layers=2, scaled=True),
 ]
 
 
-def random_t5(shape: Shape, vocab_size: int, seed: int, *, logit_scale: float = 3.0) -> T5ForConditionalGeneration:
+def random_t5(shape: T5Shape, vocab_size: int, seed: int, *, logit_scale: float = 3.0) -> T5ForConditionalGeneration:
     """A random fp32 T5 in eval mode whose logits have a standard deviation of about `logit_scale`.
 
     Hugging Face's initial weights make a tied model repeat its last token; random signs before the head do not.
     """
-    config = T5Config(
-        vocab_size=vocab_size,
-        d_model=shape.d_model,
-        d_kv=shape.d_kv,
-        num_heads=shape.heads,
-        d_ff=shape.d_ff,
-        num_layers=shape.encoder_layers,
-        num_decoder_layers=shape.decoder_layers,
-        feed_forward_proj=shape.activation,
-        relative_attention_num_buckets=shape.buckets,
-        relative_attention_max_distance=shape.max_distance,
-        dropout_rate=0.0,
-        pad_token_id=START,
-        eos_token_id=EOS,
-    )
-    config.decoder_start_token_id = START
-    config.scale_decoder_outputs = shape.scaled
-    model = T5ForConditionalGeneration(config)
-    model.config.tie_word_embeddings = shape.tied
+    shape = replace(shape, vocab_size=vocab_size)
     generator = torch.Generator().manual_seed(seed)
+    gains = {"SelfAttention.o.weight": 2.0, "EncDecAttention.o.weight": 0.7}
+    gains["q.weight"] = 2.0 * shape.d_kv**-0.5  # T5 does not scale its attention scores
+    gains["wo.weight"] = 2.0 / shape.layers  # deep stacks amplify rounding
 
-    def normal(parameter: nn.Parameter, std: float) -> None:
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    def values(name: str, size: tuple[int, ...]) -> torch.Tensor:
+        normal = torch.randn(size, generator=generator)
+        if name.endswith("layer_norm.weight"):
+            return 1.0 + 0.2 * normal
+        if name.endswith("relative_attention_bias.weight"):
+            return normal * 1.5
+        if name in ("shared.weight", "lm_head.weight"):
+            return normal
+        gain = next((g for ending, g in gains.items() if name.endswith(ending)), 1.0)
+        return normal * (gain * size[1] ** -0.5)
 
-    with torch.no_grad():
-        if not shape.tied:
-            model.lm_head.weight = nn.Parameter(torch.empty(vocab_size, shape.d_model))
-        for name, parameter in model.named_parameters():
-            if name.endswith("layer_norm.weight"):
-                parameter.copy_(1.0 + 0.2 * torch.randn(parameter.shape, generator=generator))
-            elif name.endswith("relative_attention_bias.weight"):
-                normal(parameter, 1.5)
-            elif name == "shared.weight" or name == "lm_head.weight":
-                normal(parameter, 1.0)
-            else:
-                gains = {"SelfAttention.o.weight": 2.0, "EncDecAttention.o.weight": 0.7, "wo.weight": 2.0}
-                gains["q.weight"] = 2.0 * shape.d_kv**-0.5  # T5 does not scale its attention scores
-                gains["wo.weight"] /= shape.decoder_layers  # deep stacks amplify rounding
-                gain = next((g for ending, g in gains.items() if name.endswith(ending)), 1.0)
-                normal(parameter, gain * parameter.shape[1] ** -0.5)
-        signs = torch.randint(0, 2, (shape.d_model,), generator=generator) * 2.0 - 1.0
-        scale = logit_scale if shape.scaled else logit_scale * shape.d_model**-0.5
-        model.decoder.final_layer_norm.weight.mul_(signs * scale)
-    return model.eval()
+    tensors = {name: values(name, size) for name, size in shape.tensors.items()}
+    signs = torch.randint(0, 2, (shape.d_model,), generator=generator) * 2.0 - 1.0
+    scale = logit_scale if shape.scaled else logit_scale * shape.d_model**-0.5
+    tensors["decoder.final_layer_norm.weight"].mul_(signs * scale)
+    return t5_of(shape, tensors)
 
 
 def scale_row(model: T5ForConditionalGeneration, token: int, factor: float) -> None:
