@@ -135,7 +135,7 @@ py::array_t<T> per_row(const std::vector<Row>& rows, Get&& get) {
 }
 
 template <typename T, typename Get>
-py::array_t<T> per_expert(const std::vector<Row>& rows, int teachers, Get&& get) {
+py::array_t<T> per_teacher(const std::vector<Row>& rows, int teachers, Get&& get) {
   py::array_t<T> out({rows.size(), static_cast<size_t>(teachers)});
   for (size_t r = 0; r < rows.size(); ++r)
     for (int k = 1; k <= teachers; ++k) out.mutable_at(r, k - 1) = get(rows[r], k);
@@ -158,10 +158,11 @@ py::dict to_python(std::vector<Row> rows, int teachers, int64_t pad, const Sessi
   out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
   out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
   out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
-  out["experts"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return row.experts[t]; });
-  out["expert_calls"] = per_expert<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
-  out["expert_fraction"] = per_expert<float>(rows, teachers, [](const Row& row, int k) {
-    return float(std::count(row.experts.begin(), row.experts.end(), k)) / float(row.outputs());
+  out["teacher_index"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return row.teacher_index[t]; });
+  out["calls_by_teacher"] =
+      per_teacher<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
+  out["fraction_by_teacher"] = per_teacher<float>(rows, teachers, [](const Row& row, int k) {
+    return float(std::count(row.teacher_index.begin(), row.teacher_index.end(), k)) / float(row.outputs());
   });
   out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
   out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
@@ -263,7 +264,7 @@ FloatArray linear(const FloatArray& weight, const FloatArray& x, const std::stri
   const int outputs = static_cast<int>(weight.shape(0)), inputs = static_cast<int>(weight.shape(1));
   const auto backend = make_cpu_backend(threads);
   const float* part = weight.data();
-  const auto packed = backend->pack({&part, 1}, {&outputs, 1}, inputs, parse_dtype(dtype), Use::kDecoder);
+  const auto packed = backend->pack({&part, 1}, {&outputs, 1}, inputs, parse_dtype(dtype), WeightRole::kDecoder);
   FloatArray out({x.shape(0), weight.shape(0)});
   backend->linear(*packed, x.data(), static_cast<int>(x.shape(0)), out.mutable_data(), false);
   return out;
@@ -370,7 +371,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
       .def_readwrite("has_lm_head", &T5Config::has_head)
       .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark)
-      .def_readwrite("num_experts", &T5Config::experts)
+      .def_readwrite("num_teachers", &T5Config::teachers)
       .def_property(
           "dtype", [](const T5Config& c) { return name_of(c.dtype); },
           [](T5Config& c, const std::string& name) { c.dtype = parse_dtype(name); })
@@ -409,20 +410,21 @@ PYBIND11_MODULE(_core, m) {
       .value("DIVERGENCE", Check::kDivergence)
       .finalize();
 
-  py::class_<Method>(m, "Method")
-      .def(py::init([](bool two_models, bool marks_teacher, bool on_tau, int draft_length, double min_confidence,
-                       double max_uniform, double max_entropy, Check check, double threshold, bool teacher_continues,
-                       bool checks_all) {
-             return Method{two_models,
-                           marks_teacher,
-                           {on_tau, draft_length, min_confidence, max_uniform, max_entropy},
-                           {check, threshold, teacher_continues, checks_all}};
+  py::class_<MethodRules>(m, "MethodRules")
+      .def(py::init([](bool two_models, bool teacher_alone, bool marks_teacher, bool on_tau, int draft_length,
+                       double min_confidence, double max_uniform, double max_entropy, Check check, double threshold,
+                       bool teacher_continues, bool checks_all) {
+             return MethodRules{two_models,
+                                teacher_alone,
+                                marks_teacher,
+                                {on_tau, draft_length, min_confidence, max_uniform, max_entropy},
+                                {check, threshold, teacher_continues, checks_all}};
            }),
-           py::kw_only(), py::arg("two_models") = false, py::arg("marks_teacher") = false, py::arg("on_tau") = false,
-           py::arg("draft_length") = 0, py::arg("min_confidence") = 0.0,
-           py::arg("max_uniform") = CallRule().max_uniform, py::arg("max_entropy") = CallRule().max_entropy,
-           py::arg("check") = Check::kNone, py::arg("threshold") = 0.0, py::arg("teacher_continues") = true,
-           py::arg("checks_all") = false);
+           py::kw_only(), py::arg("two_models") = false, py::arg("teacher_alone") = false,
+           py::arg("marks_teacher") = false, py::arg("on_tau") = false, py::arg("draft_length") = 0,
+           py::arg("min_confidence") = 0.0, py::arg("max_uniform") = CallRule().max_uniform,
+           py::arg("max_entropy") = CallRule().max_entropy, py::arg("check") = Check::kNone, py::arg("threshold") = 0.0,
+           py::arg("teacher_continues") = true, py::arg("checks_all") = false);
 
   py::class_<Ledger>(m, "Ledger")
       .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none())
@@ -437,8 +439,9 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
       .def(py::init([](const std::string& device, std::shared_ptr<T5> student,
-                       const std::optional<std::vector<std::shared_ptr<T5>>>& teachers, Method method,
+                       const std::optional<std::vector<std::shared_ptr<T5>>>& teachers, MethodRules method,
                        SpecialTokens special) {
+             require(!method.two_models || !method.teacher_alone, "a teacher alone is a method of one model");
              const size_t n = teachers ? teachers->size() : 0;
              const size_t asked = method.call.on_tau ? special.tau.size() : method.two_models ? 1 : 0;
              require(n == asked, "this method asks ", asked, " teachers, got ", n);
@@ -509,7 +512,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "uniform",
       [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
-        return uniform(seed, row, position, static_cast<Stream>(stream));
+        return uniform(seed, row, position, static_cast<RandomStream>(stream));
       },
       py::arg("seed"), py::arg("row"), py::arg("position"), py::arg("stream"));
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"));

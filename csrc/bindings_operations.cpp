@@ -158,7 +158,7 @@ class Operations {
     const float* part = matrix.data();
     const int outputs = rows(matrix);
     return backend_->pack({&part, 1}, {&outputs, 1}, columns(matrix), dtype_of(dtype),
-                          encoder ? Use::kEncoder : Use::kDecoder);
+                          encoder ? WeightRole::kEncoder : WeightRole::kDecoder);
   }
   Buffer made(py::ssize_t floats) { return backend_->allocate(static_cast<size_t>(floats)); }
   Buffer sent(const Floats& values) {

@@ -23,7 +23,7 @@ class T5Config:
     scale_decoder_outputs: bool
     has_lm_head: bool
     has_teacher_token_embedding: bool
-    num_experts: int
+    num_teachers: int
     dtype: str
     cache_dtype: str
     def __init__(self) -> None: ...
@@ -70,11 +70,12 @@ class Check(enum.Enum):
     TOP_K = 4
     DIVERGENCE = 5
 
-class Method:
+class MethodRules:
     def __init__(
         self,
         *,
         two_models: bool = ...,
+        teacher_alone: bool = ...,
         marks_teacher: bool = ...,
         on_tau: bool = ...,
         draft_length: int = ...,
@@ -97,7 +98,7 @@ class SpecialTokens:
 
 class Decoder:
     def __init__(
-        self, device: str, student: T5, teachers: Sequence[T5] | None, method: Method, special: SpecialTokens
+        self, device: str, student: T5, teachers: Sequence[T5] | None, method: MethodRules, special: SpecialTokens
     ) -> None: ...
 
 class SessionOptions:
@@ -161,7 +162,7 @@ class Probe:
 
 def uniform(seed: int, row: int, position: int, stream: int) -> float: ...
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]: ...
-def draft_limit(method: Method, room: int) -> int: ...
+def draft_limit(method: MethodRules, room: int) -> int: ...
 
 packed_layout: int
 

@@ -382,9 +382,9 @@ def _give_to_teacher(out: GenerationOutput) -> None:
     written = out.owners == Owner.STUDENT
     out.owners[written] = int(Owner.TEACHER)
     out.teacher_calls = written.sum(dim=1)
-    out.experts = written.to(torch.uint8)
+    out.teacher_index = written.to(torch.uint8)
     out.teacher_fraction = out.teacher_calls.float() / out.lengths.float()
-    out.expert_calls, out.expert_fraction = out.teacher_calls[:, None], out.teacher_fraction[:, None]
+    out.calls_by_teacher, out.fraction_by_teacher = out.teacher_calls[:, None], out.teacher_fraction[:, None]
     out.drafted = torch.zeros_like(out.lengths)
     if out.timings is not None:  # a stream's rows have no times and passes of their own
         out.student_passes, out.teacher_passes = 0, out.student_passes

@@ -1,7 +1,7 @@
 """The decoders users import: one native loop, one class per method, the same ``generate`` and ``stream`` for all.
 
 Depends on the native core, models, options and outputs; a method is a call rule and an accept rule
-(docs/design.md), given to the core as one small ``_core.Method``.
+(docs/design.md), given to the core as one small ``_core.MethodRules``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Decoder:
         self,
         student: NativeT5,
         teachers: Sequence[NativeT5],
-        method: _core.Method,
+        method: _core.MethodRules,
         tokenizer: Any,
         num_threads: int | None,
     ):
@@ -414,7 +414,7 @@ class GreedyDecoder(_Decoder):
         device: str | None = None,
     ):
         native = load(model, "model", dtype, device)
-        super().__init__(native, [], _core.Method(), tokenizer or _tokenizer_of(model), num_threads)
+        super().__init__(native, [], _core.MethodRules(), tokenizer or _tokenizer_of(model), num_threads)
 
 
 class _TwoModelDecoder(_Decoder):
@@ -422,7 +422,7 @@ class _TwoModelDecoder(_Decoder):
         self,
         student: ModelLike,
         teacher: ModelLike | Sequence[ModelLike],
-        method: _core.Method,
+        method: _core.MethodRules,
         tokenizer: Any,
         num_threads: int | None,
         dtype: str,
@@ -493,7 +493,7 @@ class TrainingWheelsDecoder(_TwoModelDecoder):
         self.verify_lenience = check_real("verify_lenience", verify_lenience, 0.0, 1.0)
         native = _asking_student(student, teacher, dtype, device)
         check = _core.Check.LENIENCE if verify_lenience > 0 else _core.Check.NONE
-        method = _core.Method(
+        method = _core.MethodRules(
             two_models=True, marks_teacher=True, on_tau=True, check=check, threshold=self.verify_lenience
         )
         tokenizer = tokenizer or _tokenizer_of(student)
@@ -516,7 +516,7 @@ class _ControlDecoder(_TwoModelDecoder):
     _has_ledger = True
     _usual: float  # the default threshold
     _highest: float  # the largest
-    _rule: str  # _core.Method's name for it
+    _rule: str  # ``_core.MethodRules``'s name for it
 
     def __init__(
         self,
@@ -534,7 +534,7 @@ class _ControlDecoder(_TwoModelDecoder):
         self.threshold = check_real("threshold", threshold, 0.0, self._highest)
         native = _asking_student(student, teacher, dtype, device)
         rule: dict[str, Any] = {self._rule: self.threshold}
-        method = _core.Method(two_models=True, marks_teacher=True, **rule)
+        method = _core.MethodRules(two_models=True, marks_teacher=True, **rule)
         tokenizer = tokenizer or _tokenizer_of(student)
         super().__init__(native, teacher, method, tokenizer, num_threads, dtype, teacher_dtype, device)
 
@@ -595,7 +595,7 @@ class SpeculativeDecoder(_TwoModelDecoder):
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.lenience = check_real("lenience", lenience, 0.0, 1.0)
-        method = _core.Method(
+        method = _core.MethodRules(
             two_models=True,
             draft_length=self.draft_length,
             check=_core.Check.LENIENCE,
@@ -639,7 +639,7 @@ class BigLittleDecoder(_TwoModelDecoder):
         self.fallback_threshold = check_real("fallback_threshold", fallback_threshold, 0.0, 1.0)
         self.rollback_threshold = check_real("rollback_threshold", rollback_threshold, 0.0)
         self.max_draft_length = None if max_draft_length is None else check_int("max_draft_length", max_draft_length, 1)
-        method = _core.Method(
+        method = _core.MethodRules(
             two_models=True,
             draft_length=self.max_draft_length or 0,
             min_confidence=self.fallback_threshold,
@@ -680,7 +680,7 @@ class InterleavedDecoder(_TwoModelDecoder):
     ):
         self.draft_length = check_int("draft_length", draft_length, 1)
         self.accept_top_k = check_int("accept_top_k", accept_top_k, 1)
-        method = _core.Method(
+        method = _core.MethodRules(
             two_models=True,
             draft_length=self.draft_length,
             check=_core.Check.TOP_K,

@@ -32,7 +32,7 @@ _SPEC_FIELDS = (
     "scale_decoder_outputs",
     "has_lm_head",
     "has_teacher_token_embedding",
-    "num_experts",
+    "num_teachers",
     "dtype",
 )
 # Fields of a T5 config.json that say nothing about the maths of a decode. Anything else is refused.
@@ -187,10 +187,10 @@ class NativeT5:
             raise ValueError(
                 f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
             )
-        if self.tau_token_id is not None and spec.num_experts != len(self.tau_token_ids):
+        if self.tau_token_id is not None and spec.num_teachers != len(self.tau_token_ids):
             raise ValueError(
                 f"{name}: config has <tau> for {len(self.tau_token_ids)} teachers, but tensor "
-                f"'teacher_token_embedding' has vectors for {spec.num_experts}"
+                f"'teacher_token_embedding' has vectors for {spec.num_teachers}"
             )
 
     @classmethod
@@ -366,8 +366,8 @@ class NativeT5:
         if from_teacher and len(from_teacher) != len(tokens):
             raise ValueError(f"from_teacher has {len(from_teacher)} flags for {len(tokens)} tokens")
         for expert in from_teacher:
-            if not 0 <= int(expert) <= self.core.config.num_experts:
-                raise ValueError(f"from_teacher names teacher {expert}, the model has {self.core.config.num_experts}")
+            if not 0 <= int(expert) <= self.core.config.num_teachers:
+                raise ValueError(f"from_teacher names teacher {expert}, the model has {self.core.config.num_teachers}")
         for token in (*source, *tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
@@ -487,7 +487,7 @@ def _core_config(config: Mapping[str, Any], tensors: Tensors, name: str, ignored
     spec.has_teacher_token_embedding = "teacher_token_embedding" in tensors
     if spec.has_teacher_token_embedding:
         shape = tensors["teacher_token_embedding"]().shape
-        spec.num_experts = shape[0] if len(shape) == 2 else 1
+        spec.num_teachers = shape[0] if len(shape) == 2 else 1
     extra = sorted(set(tensors) - _expected_names(spec) - _UNUSED - set(_TIED_NAMES))
     if extra:
         raise ValueError(

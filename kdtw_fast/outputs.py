@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from kdtw_fast import _core
 from kdtw_fast.costs import Prediction
+from kdtw_fast.deprecation import renamed_field
 
 
 class Owner(IntEnum):
@@ -54,11 +55,11 @@ class GenerationOutput(ModelOutput):
             as Hugging Face's ``generate`` returns them.
         owners: uint8 [R, T], an :class:`Owner` code per token of ``sequences``.
         lengths: int64 [R], output tokens per row (start token and padding not counted).
-        experts: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
+        teacher_index: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
         teacher_calls: int64 [R], passes of the teacher (of all teachers) that served the row.
         teacher_fraction: float32 [R], tokens written by the teacher (by all teachers) over ``lengths``.
-        expert_calls: int64 [R, n], the same for each teacher; n = 0 where one model decodes alone.
-        expert_fraction: float32 [R, n], the same for each teacher.
+        calls_by_teacher: int64 [R, n], the same for each teacher; n = 0 where a student decodes alone.
+        fraction_by_teacher: float32 [R, n], the same for each teacher.
         drafted: int64 [R], tokens the student wrote, those later taken back included.
         accepted: int64 [R], student tokens that a check let stand.
         rolled_back: int64 [R], student tokens taken back.
@@ -80,12 +81,12 @@ class GenerationOutput(ModelOutput):
 
     sequences: torch.Tensor | None = None
     owners: torch.Tensor | None = None
-    experts: torch.Tensor | None = None
+    teacher_index: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     teacher_calls: torch.Tensor | None = None
     teacher_fraction: torch.Tensor | None = None
-    expert_calls: torch.Tensor | None = None
-    expert_fraction: torch.Tensor | None = None
+    calls_by_teacher: torch.Tensor | None = None
+    fraction_by_teacher: torch.Tensor | None = None
     drafted: torch.Tensor | None = None
     accepted: torch.Tensor | None = None
     rolled_back: torch.Tensor | None = None
@@ -100,6 +101,10 @@ class GenerationOutput(ModelOutput):
     texts: list[str] | None = None
     prediction: Prediction | None = None
     index: int | None = None
+
+    experts = renamed_field("GenerationOutput", "experts", "teacher_index")
+    expert_calls = renamed_field("GenerationOutput", "expert_calls", "calls_by_teacher")
+    expert_fraction = renamed_field("GenerationOutput", "expert_fraction", "fraction_by_teacher")
 
     @property
     def ms_per_token(self) -> float:
@@ -141,7 +146,7 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
     for r, end in enumerate(ends):
         row: dict[str, Any] = {
             name: torch.from_numpy(
-                value[r : r + 1] if value.ndim == 1 or name in _BY_EXPERT else value[r : r + 1, :end]
+                value[r : r + 1] if value.ndim == 1 or name in _BY_TEACHER else value[r : r + 1, :end]
             )
             for name, value in arrays.items()
         }
@@ -149,7 +154,7 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
         yield index[r], GenerationOutput(**row, finish_reasons=[FINISH_REASONS[finish[r]]], index=index[r])
 
 
-_BY_EXPERT = ("expert_calls", "expert_fraction")
+_BY_TEACHER = ("calls_by_teacher", "fraction_by_teacher")
 
 
 def _parts(result: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:

@@ -39,20 +39,20 @@ class ReferenceRow:
 
     tokens: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    experts: list[int] = field(default_factory=list)  # which teacher wrote it, 1 to n; 0 = none
+    teacher_index: list[int] = field(default_factory=list)  # which teacher wrote it, 1 to n; 0 = none
     student_logprobs: list[float] = field(default_factory=list)
     teacher_logprobs: list[float] = field(default_factory=list)
     teacher_calls: int = 0
-    expert_calls: list[int] = field(default_factory=list)  # of each teacher
+    calls_by_teacher: list[int] = field(default_factory=list)  # of each teacher
     drafted: int = 0
     rolled_back: int = 0
     near_ties: set[int] = field(default_factory=set)
 
     @property
-    def expert_fraction(self) -> list[float]:
+    def fraction_by_teacher(self) -> list[float]:
         """Part of the output that each teacher wrote."""
-        numbers = range(1, 1 + len(self.expert_calls))
-        return [self.experts.count(k) / len(self.tokens) if self.tokens else 0.0 for k in numbers]
+        numbers = range(1, 1 + len(self.calls_by_teacher))
+        return [self.teacher_index.count(k) / len(self.tokens) if self.tokens else 0.0 for k in numbers]
 
     @property
     def accepted(self) -> int:
@@ -145,15 +145,15 @@ class _Lane:
         self.start: int = model.config.decoder_start_token_id
         self.hidden = model.get_encoder()(input_ids=torch.tensor([list(source)]))[0]
 
-    def logits(self, tokens: Sequence[int], experts: Sequence[int] | None = None) -> Tensor:
+    def logits(self, tokens: Sequence[int], teacher_index: Sequence[int] | None = None) -> Tensor:
         """Logits [len(tokens) + 1, V]; row j predicts output position j from start + tokens[:j].
 
-        `experts` marks the tokens whose embedding gets beta, that of teacher k where it is k > 0 (Eq. 13 to 15); None =
+        `teacher_index` marks the tokens whose embedding gets beta, teacher k's where it is k > 0 (Eq. 13 to 15); None =
         plain tokens.
         """
         inputs: dict[str, Any] = {}
-        if experts is not None:
-            marks = torch.tensor([[0, *experts]])
+        if teacher_index is not None:
+            marks = torch.tensor([[0, *teacher_index]])
             inputs["decoder_from_teacher"] = marks if len(_taus(self.model)) > 1 else marks.bool()
         output = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
@@ -193,14 +193,14 @@ class _Row(ReferenceRow):
     def ended(self) -> bool:
         return self.length == self.max_new_tokens or (self.length > 0 and self.tokens[-1] == self.eos)
 
-    def append(self, token: int, owner: int, expert: int = 0) -> None:
+    def append(self, token: int, owner: int, teacher: int = 0) -> None:
         self.tokens.append(token)
         self.owners.append(owner)
-        self.experts.append(expert)
+        self.teacher_index.append(teacher)
 
     def roll_back(self, position: int) -> None:
         self.rolled_back += self.length - position
-        del self.tokens[position:], self.owners[position:], self.experts[position:]
+        del self.tokens[position:], self.owners[position:], self.teacher_index[position:]
         # The student's action at `position` was taken; what follows was not.
         del self.student_logprobs[position + 1 :], self.teacher_logprobs[position + 1 :]
 
@@ -286,7 +286,7 @@ class _Decoder:
         while not row.ended:
             while not self._must_call(row):
                 position = row.length
-                logits = row.student.logits(row.tokens, row.experts if self.marks_teacher else None)[-1]
+                logits = row.student.logits(row.tokens, row.teacher_index if self.marks_teacher else None)[-1]
                 token = self._act(row, logits)
                 if token is None:
                     break
@@ -298,7 +298,7 @@ class _Decoder:
 
             read = row.teachers[row.asked - 1].logits(row.tokens)
             row.teacher_calls += 1
-            row.expert_calls[row.asked - 1] += 1
+            row.calls_by_teacher[row.asked - 1] += 1
             # Of several teachers the first that reads a position scores it.
             for position in range(row.settled, row.length):
                 _set(row.teacher_logprobs, position, _log_prob(read[position], row.tokens[position]))
@@ -389,7 +389,7 @@ class _Decoder:
                 max_teacher_calls=calls[source],
                 eos=eos,
                 taus=taus,
-                expert_calls=[0] * len(self.teachers),
+                calls_by_teacher=[0] * len(self.teachers),
             )
             for token in forced_tokens:
                 row.append(int(token), FORCED)
@@ -464,7 +464,7 @@ class TrainingWheelsDecoder(_Decoder):
         ):
             calls = row.teacher_calls
             if isinstance(limit, dict):
-                calls, limit = row.expert_calls[teacher - 1], limit.get(teacher)
+                calls, limit = row.calls_by_teacher[teacher - 1], limit.get(teacher)
             if limit is not None and calls + more > bound(limit):
                 return False
         return True

@@ -122,14 +122,14 @@ def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     both = [*folders, "--teacher", pair.folder / "teacher", "--teacher", tmp_path / "second"]
     texts = [x for x in LINES if x.strip()]
     decoder = TrainingWheelsDecoder(student, [pair.teacher, second], tokenizer=pair.tokenizer)
-    assert decoder(texts, budget=["high", "no"], max_new_tokens=12).expert_calls.sum(0)[1] == 0
+    assert decoder(texts, budget=["high", "no"], max_new_tokens=12).calls_by_teacher.sum(0)[1] == 0
     out = decoder(texts, budget=["moderate-light", "high"], max_new_tokens=12)
-    assert min(out.expert_calls.sum(0)) > 0
+    assert min(out.calls_by_teacher.sum(0)) > 0
     result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--jsonl", *texts)
     assert result.exit_code == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [record["expert_calls"] for record in records] == out.expert_calls.tolist()
-    for record, row, length in zip(records, out.experts.tolist(), out.lengths.tolist(), strict=True):
+    assert [record["expert_calls"] for record in records] == out.calls_by_teacher.tolist()
+    for record, row, length in zip(records, out.teacher_index.tolist(), out.lengths.tolist(), strict=True):
         assert record["experts"] == row[1 : 1 + length]
     result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--show-owners", *texts)
     assert "[1:" in result.stdout and "[2:" in result.stdout

@@ -48,7 +48,7 @@ def assert_alike(decoder: Any, *inputs: Any, **settings: Any) -> Any:
         use(how, steps)
         output = decoder.generate(*inputs, output_logprobs=True, output_reads=True, **settings)
         same_outputs(Trial("cpu"), output, expected)
-        assert np.array_equal(as_array(output.experts), as_array(expected.experts))
+        assert np.array_equal(as_array(output.teacher_index), as_array(expected.teacher_index))
         for name in ("student_reads", "teacher_reads", "student_passes", "teacher_passes"):
             assert getattr(output, name) == getattr(expected, name), (how, steps, name)
     return expected
@@ -114,7 +114,7 @@ def test_several_teachers(count: int, teacher_batch: int | None, temperature: fl
     for lenience, limits in ((0.0, {}), (0.3, {"max_teacher_fraction": {1: 0.3, 2: 0.5}, "max_teacher_calls": 3})):
         decoder = TrainingWheelsDecoder(student, teachers, verify_lenience=lenience, device=simulated)
         output = assert_alike(decoder, ids, mask, **settings, **limits)
-        assert int((output.expert_calls.sum(0) > 0).sum()) >= 2
+        assert int((output.calls_by_teacher.sum(0) > 0).sum()) >= 2
 
 
 @pytest.mark.parametrize(("how", "steps"), WAYS)

@@ -81,7 +81,7 @@ def test_random_cases(relation: str, count: int, device: str, oracle_tally: Tall
     if device != "cpu":
         return
     # Guards the generator: every teacher writes, drafts pass and fail.
-    assert min(oracle_tally.experts[k] for k in range(1, 1 + count)) >= 4
+    assert min(oracle_tally.by_teacher[k] for k in range(1, 1 + count)) >= 4
     assert {1, 2, 3, 4, 5} <= set(oracle_tally.owners) | ({4} if relation == "same" else set())
 
 
@@ -92,9 +92,9 @@ def pick_batch(index: int) -> int | None:
 def check_totals(output: Any) -> None:
     """The sums over teachers are the totals, and what no teacher wrote names none."""
     written = (output.owners == 2) | (output.owners == 4)
-    assert torch.equal(output.experts > 0, written)
-    assert torch.equal(output.expert_calls.sum(1), output.teacher_calls)
-    assert torch.allclose(output.expert_fraction.sum(1), output.teacher_fraction)
+    assert torch.equal(output.teacher_index > 0, written)
+    assert torch.equal(output.calls_by_teacher.sum(1), output.teacher_calls)
+    assert torch.allclose(output.fraction_by_teacher.sum(1), output.teacher_fraction)
 
 
 @pytest.mark.parametrize("lenience", [0.0, 0.5])
@@ -107,7 +107,7 @@ def test_every_prefix_keeps_every_ledger(lenience: float, device: str) -> None:
         for relation in RELATIONS:
             decoder = native(relation, seed, 2, lenience, device)
             out = decoder.generate(ids, mask, max_new_tokens=limit, temperature=1.0, seed=seed, **limits)
-            for row, length in zip(out.experts.numpy(), out.lengths.tolist()):
+            for row, length in zip(out.teacher_index.numpy(), out.lengths.tolist()):
                 for end in range(1, 1 + length):
                     prefix = row[1 : 1 + end]
                     assert (prefix == 1).sum() <= 0.3 * end + 1e-9 and (prefix == 2).sum() <= 0.1 * end + 1e-9
@@ -123,13 +123,13 @@ def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream(device: str) -> No
     told = [[*rng.integers(2, 41, size=4).tolist(), EOS] for _ in range(9)]
     options = {"max_new_tokens": 20, "temperature": 1.0, "seed": 3, "max_teacher_fraction": {2: 0.2}}
     together = decoder.generate(rows, teacher_inputs=[None, {"input_ids": told}, None], **options)
-    assert set(together.experts.unique().tolist()) == {0, 1, 2, 3}
+    assert set(together.teacher_index.unique().tolist()) == {0, 1, 2, 3}
     items = [{"input_ids": row, "teacher_input_ids": [None, own, None]} for row, own in zip(rows, told)]
     for out in decoder.stream(items, batch_size=4, in_order=True, **options):
         length = int(out.lengths)
-        for name in ("sequences", "owners", "experts"):
+        for name in ("sequences", "owners", "teacher_index"):
             assert torch.equal(out[name][0], together[name][out.index, : 1 + length])
-        for name in ("expert_calls", "expert_fraction", "teacher_calls"):
+        for name in ("calls_by_teacher", "fraction_by_teacher", "teacher_calls"):
             assert torch.equal(out[name][0], together[name][out.index])
     alone = decoder.generate(rows[4:5], teacher_inputs=[None, {"input_ids": told[4:5]}, None], row_ids=[4], **options)
     assert torch.equal(alone.sequences[0], together.sequences[4, : alone.sequences.shape[1]])
@@ -140,12 +140,12 @@ def test_a_teacher_that_is_never_asked_never_encodes(device: str) -> None:
     decoder = native("noisy", 1, 2, 0.0, device)
     ids, mask = random_batch(np.random.default_rng(1), 4, 42)
     out = decoder.generate(ids, mask, max_teacher_calls={2: 0})
-    assert out.expert_calls[:, 0].sum() > 0 and out.expert_calls[:, 1].sum() == 0
+    assert out.calls_by_teacher[:, 0].sum() > 0 and out.calls_by_teacher[:, 1].sum() == 0
     out = decoder.generate(ids, mask, max_teacher_calls=0)
-    assert out.teacher_passes == 0 and out.expert_fraction.sum() == 0
+    assert out.teacher_passes == 0 and out.fraction_by_teacher.sum() == 0
     alone = GreedyDecoder(experts("noisy", 1, 2)[0], device=device).generate(ids, mask)
     assert torch.equal(out.sequences, alone.sequences)
-    assert alone.expert_calls.shape == (4, 0) and int(alone.experts.sum()) == 0
+    assert alone.calls_by_teacher.shape == (4, 0) and int(alone.teacher_index.sum()) == 0
 
 
 def test_each_teacher_has_a_mark_of_its_own(device: str) -> None:
@@ -185,7 +185,7 @@ def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any, device
         packed = NativeT5.from_pretrained(tmp_path, cache=cache, device=device)
         assert packed.tau_token_ids == student.tau_token_ids
         found = TrainingWheelsDecoder(packed, teachers, device=device).generate(ids, mask)
-        assert torch.equal(found.experts, wanted.experts)
+        assert torch.equal(found.teacher_index, wanted.teacher_index)
 
 
 def test_from_t5_makes_rows_and_marks_for_several() -> None:

@@ -597,7 +597,7 @@ def test_a_long_capacity_costs_only_what_is_used() -> None:
 # --- The core's session ----------------------------------------------------------------------------------
 
 
-def open_session(slots: int, model: NativeT5, **changes: Any) -> _core.Session:
+def open_session(slots: int, model: NativeT5, rules: _core.MethodRules | None = None, **changes: Any) -> _core.Session:
     options = {
         "forced_tokens": [],
         "max_new_tokens": 12,
@@ -612,7 +612,7 @@ def open_session(slots: int, model: NativeT5, **changes: Any) -> _core.Session:
         "threads": 1,
     }
     special = _core.SpecialTokens(START, [EOS])
-    decoder = _core.Decoder(model.device, model.core, None, _core.Method(), special)
+    decoder = _core.Decoder(model.device, model.core, None, rules or _core.MethodRules(), special)
     return _core.Session(decoder, _core.SessionOptions(**options | changes), slots, 40)
 
 
@@ -635,6 +635,36 @@ def test_a_slot_forgets_a_row_that_was_not_a_number(device: str) -> None:
         for name in ("sequences", "owners", "student_logprobs"):
             assert result[name].tobytes() == alone[name].tobytes()
     assert 20 < faults * share < 100
+
+
+def test_a_model_alone_is_student_or_teacher(device: str) -> None:
+    """The same tokens by either name, and everything that is counted stands under that name."""
+    native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=6), device=device)
+    results, sessions = [], []
+    for rules in (_core.MethodRules(), _core.MethodRules(teacher_alone=True)):
+        session = open_session(2, native, rules, want_reads=True, forced_tokens=[4])
+        for key, row in enumerate(([5, 6, 7], [9, 8])):
+            session.add(key, _core.Ledger(), row, [])
+        results.append(session.run(True, 0, None))
+        sessions.append(session)
+    student, teacher = results
+    assert student["sequences"].tolist() == teacher["sequences"].tolist()
+    assert student["student_logprobs"].tobytes() == teacher["teacher_logprobs"].tobytes()
+    assert np.isnan(student["teacher_logprobs"]).all() and np.isnan(teacher["student_logprobs"]).all()
+    assert student["student_reads"] == teacher["teacher_reads"] and teacher["student_reads"] == [[], []]
+    written = student["lengths"] - 1
+    assert student["drafted"].tolist() == written.tolist() and teacher["drafted"].tolist() == [0, 0]
+    assert teacher["teacher_calls"].tolist() == written.tolist() and student["teacher_calls"].tolist() == [0, 0]
+    assert teacher["calls_by_teacher"][:, 0].tolist() == written.tolist()
+    assert student["calls_by_teacher"].shape == (2, 0)
+    assert np.allclose(teacher["fraction_by_teacher"][:, 0], teacher["teacher_fraction"])
+    assert np.allclose(teacher["teacher_fraction"], written / student["lengths"])
+    owners = np.where(student["owners"] == 1, 2, student["owners"])
+    assert teacher["owners"].tolist() == owners.tolist()
+    assert teacher["teacher_index"].tolist() == (owners == 2).astype(int).tolist()
+    assert sessions[0].student_passes == sessions[1].teacher_passes > 0
+    assert sessions[0].teacher_passes == sessions[1].student_passes == 0
+    assert sessions[1].seconds[1] == 0.0 < sessions[1].seconds[2]
 
 
 def test_session_refuses_what_it_cannot_do(device: str) -> None:

@@ -74,7 +74,7 @@ def measure_use(
     calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
     of_each: dict[str, list[float]] = {}
     if len(decoder.teachers) > 1:
-        own = np.concatenate([np.asarray(out.expert_calls) for out in outs]).sum(0) / lengths.sum()
+        own = np.concatenate([np.asarray(out.calls_by_teacher) for out in outs]).sum(0) / lengths.sum()
         of_each = {"achieved_of": own.round(4).tolist()}
     written = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
     return {

@@ -71,8 +71,8 @@ def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **opti
         return []
     options = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT} | options
     out = decoder([example.source for example in examples], **options)
-    several = out.expert_calls.shape[1] > 1
-    rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), out.experts.tolist(), strict=True)
+    several = out.calls_by_teacher.shape[1] > 1
+    rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), out.teacher_index.tolist(), strict=True)
     return [
         {
             "source": example.source,

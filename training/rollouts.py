@@ -71,12 +71,12 @@ def rollout(
         output_logprobs=True,
     )
     assert out.sequences is not None and out.owners is not None and out.lengths is not None
-    assert out.teacher_logprobs is not None and out.finish_reasons is not None and out.experts is not None
+    assert out.teacher_logprobs is not None and out.finish_reasons is not None and out.teacher_index is not None
     ids, logprobs = out.sequences.numpy(), out.teacher_logprobs.numpy()
     judge = len(decoder.teachers)
-    experts = out.experts.numpy() if judge > 1 else out.experts.bool().numpy()
+    experts = out.teacher_index.numpy() if judge > 1 else out.teacher_index.bool().numpy()
     if judge > 1:
-        logprobs = np.where(_readers(out.experts.numpy()) == judge, logprobs, np.float32(np.nan))
+        logprobs = np.where(_readers(out.teacher_index.numpy()) == judge, logprobs, np.float32(np.nan))
     return [
         Episode(
             source=np.array(row.source, np.int32),

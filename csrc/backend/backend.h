@@ -27,7 +27,7 @@ enum class DType : uint8_t { kFp32, kBf16, kInt8, kFp16 };
 // Which products a weight is for: a decoder's, of few tokens at a time, or those that whole sources go through (the
 // encoder's, and the keys and values of cross-attention). A backend may compute the two in different ways; a weight's
 // are all computed in one, so that a token's values do not depend on how many tokens share a pass.
-enum class Use : uint8_t { kDecoder, kEncoder };
+enum class WeightRole : uint8_t { kDecoder, kEncoder };
 
 // Bytes that are valid as long as `owner` is held.
 struct Blob {
@@ -143,7 +143,7 @@ struct DraftRules {
   uint64_t seed = 0;
   double min_confidence = 0;  // a row whose pick has less waits for teacher 1
   // From DraftRow::first_call on a row waits for teacher 1 where the entropy of a pick is above max_entropy, and where,
-  // before it reads on, the number that Stream::kCall draws for the next output is above max_uniform.
+  // before it reads on, the number that RandomStream::kCall draws for the next output is above max_uniform.
   double max_entropy = std::numeric_limits<double>::infinity();
   double max_uniform = 1;
   bool want_log_prob = false;
@@ -211,7 +211,7 @@ class Backend {
 
   // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
   virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
-                                       int inputs, DType dtype, Use use) = 0;
+                                       int inputs, DType dtype, WeightRole role) = 0;
   // The weight whose blob() this was, without a copy; std::invalid_argument when it cannot be this weight's.
   virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
   // dtype: fp32, bf16 or, on devices that have it, fp16.
@@ -220,7 +220,7 @@ class Backend {
   // Puts lists of the host where embed, store, attend and gather read them; they stay until the next place() or pick().
   virtual PassTokens place(const PassTokens& tokens) { return tokens; }
 
-  // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [experts, M]). Both may be
+  // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [teachers, M]). Both may be
   // empty.
   virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,
                      const float* mark, float* out) = 0;

@@ -8,7 +8,7 @@
 
 namespace kdtw {
 
-enum class Stream : uint32_t { kStudent = 0, kTeacher = 1, kAccept = 2, kCall = 3 };
+enum class RandomStream : uint32_t { kStudent = 0, kTeacher = 1, kAccept = 2, kCall = 3 };
 
 inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
@@ -22,7 +22,7 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
 }
 
 // Uniform in [0, 1) with 53 random bits.
-inline double uniform(uint64_t seed, uint64_t row, uint32_t position, Stream stream) {
+inline double uniform(uint64_t seed, uint64_t row, uint32_t position, RandomStream stream) {
   const auto bits = philox4x32(
       {position, static_cast<uint32_t>(row), static_cast<uint32_t>(row >> 32), static_cast<uint32_t>(stream)},
       {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});

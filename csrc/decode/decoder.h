@@ -28,7 +28,7 @@ struct Decoder {
   std::string device;
   std::shared_ptr<const T5> student;
   std::vector<std::shared_ptr<const T5>> teachers;  // n: none for methods of one model, several where <tau> chooses
-  Method method;
+  MethodRules method;
   SpecialTokens special;
 };
 

@@ -54,7 +54,7 @@ void Lane::catch_up(std::span<const Row> rows, std::span<const Query> queries, s
         requests_.push_back(queries[q].request);
         ++q;
       }
-      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.experts[i] : uint8_t{0}});
+      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.teacher_index[i] : uint8_t{0}});
     }
     read_[slot] = end;
   }
@@ -90,7 +90,7 @@ void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const Dr
     const Row& row = rows[slot];
     const int newest = static_cast<int>(row.tokens.size()) - 1;
     for (int i = read_[slot]; i <= newest; ++i)
-      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.experts[i] : uint8_t{0}});
+      tokens_.push_back({row.tokens[i], slot, i, reads_marks_ ? row.teacher_index[i] : uint8_t{0}});
     wanted_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
     draft.id = tokens_.back().id, draft.marked = tokens_.back().marked;
     draft.self = {slot, newest, newest + 1};

@@ -21,8 +21,8 @@ class Probe::ProfiledBackend : public Backend {
   void upload(Buffer& to, std::span<const float> from) override { inner_->upload(to, from); }
   void download(std::span<float> to, const float* from) override { inner_->download(to, from); }
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
-                               DType dtype, Use use) override {
-    return inner_->pack(parts, part_outputs, inputs, dtype, use);
+                               DType dtype, WeightRole role) override {
+    return inner_->pack(parts, part_outputs, inputs, dtype, role);
   }
   std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) override {
     return inner_->adopt(outputs, inputs, dtype, std::move(blob));
@@ -202,7 +202,7 @@ size_t Probe::cache_bytes() const {
 }
 
 int32_t Probe::random_id(int row, int position) const {
-  const double u = uniform(0, row, static_cast<uint32_t>(position), Stream::kStudent);
+  const double u = uniform(0, row, static_cast<uint32_t>(position), RandomStream::kStudent);
   return static_cast<int32_t>(u * model_->config().vocabulary);
 }
 

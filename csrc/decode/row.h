@@ -25,7 +25,7 @@ struct Row {
   // Committed tokens, the start token first; owners beside them.
   std::vector<int32_t> tokens;
   std::vector<Owner> owners;
-  std::vector<uint8_t> experts;                             // the teacher, 1 .. n, that wrote it; 0: none did
+  std::vector<uint8_t> teacher_index;                       // the teacher, 1 .. n, that wrote it; 0: none did
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
   std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 

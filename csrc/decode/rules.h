@@ -38,8 +38,9 @@ struct AcceptRule {
   bool checks_all = false;        // nothing leaves the loop unchecked: a row that ends calls first
 };
 
-struct Method {
+struct MethodRules {
   bool two_models = false;
+  bool teacher_alone = false;  // the one model is the teacher: tokens, calls, passes and log-probabilities are its own
   bool marks_teacher = false;  // the student reads which tokens which teacher wrote (beta, Eq. 13-15)
   CallRule call;
   AcceptRule accept;
@@ -47,7 +48,7 @@ struct Method {
 
 // How many tokens the student may draft now, with `room` outputs left. The teacher's own token needs a
 // place when it continues after the drafts.
-inline int draft_limit(const Method& method, int room) {
+inline int draft_limit(const MethodRules& method, int room) {
   const int available = method.accept.checks_all && method.accept.teacher_continues ? room - 1 : room;
   return method.call.draft_length > 0 ? std::min(method.call.draft_length, available) : available;
 }

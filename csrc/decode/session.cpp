@@ -41,7 +41,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   const int capacity = options_.max_new_tokens + 1;
   student_.emplace(*backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
   for (const auto& teacher : decoder_->teachers) {
-    teachers_.emplace_back(*backend_, *teacher, 1 + teachers(), false, slots, source_capacity, capacity);
+    teachers_.emplace_back(*backend_, *teacher, 1 + asked_teachers(), false, slots, source_capacity, capacity);
     teachers_.back().make_replay();
   }
   if (method_.accept.check == Check::kRejection) {
@@ -75,7 +75,7 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
   row.key = key;
   row.ledger = ledger;
   row.own_ledgers = std::move(own_ledgers);
-  row.own_calls.assign(n, 0);
+  row.own_calls.assign(teachers(), 0);
   row.sources.push_back(std::move(student_source));
   for (auto& source : teacher_sources) row.sources.push_back(std::move(source));
   row.added = Clock::now();
@@ -105,7 +105,7 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       if (enough || running_.empty()) break;
       select(drafting_, [](const Row& row) { return !row.waiting; });
       bool called = false;
-      for (int k = 1; k <= teachers(); ++k) {
+      for (int k = 1; k <= asked_teachers(); ++k) {
         select(waiting_, [k](const Row& row) { return row.waiting == k; });
         const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
         if (call_now(waiting, drafting, options_.teacher_batch)) {
@@ -139,6 +139,10 @@ Totals Session::totals() const {
     totals.encode_seconds += teacher.encode_seconds;
   }
   totals.other_seconds = seconds_ - totals.encode_seconds - totals.student_seconds - totals.teacher_seconds;
+  if (method_.teacher_alone) {
+    std::swap(totals.student_passes, totals.teacher_passes);
+    std::swap(totals.student_seconds, totals.teacher_seconds);
+  }
   return totals;
 }
 
@@ -158,10 +162,10 @@ void Session::select(std::vector<int>& group, Predicate&& predicate) const {
     if (predicate(rows_[slot])) group.push_back(slot);
 }
 
-void Session::append(Row& row, int32_t token, Owner owner, int expert) {
+void Session::append(Row& row, int32_t token, Owner owner, int teacher) {
   row.tokens.push_back(token);
   row.owners.push_back(owner);
-  row.experts.push_back(static_cast<uint8_t>(expert));
+  row.teacher_index.push_back(static_cast<uint8_t>(teacher));
   if (options_.want_log_probs) {
     row.student_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
     row.teacher_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
@@ -172,7 +176,7 @@ void Session::truncate(int slot, int length) {
   Row& row = rows_[slot];
   row.tokens.resize(length);
   row.owners.resize(length);
-  row.experts.resize(length);
+  row.teacher_index.resize(length);
   if (options_.want_log_probs) {
     row.student_log_probs.resize(length);
     row.teacher_log_probs.resize(length);
@@ -202,7 +206,7 @@ void Session::settle(Row& row) {
     row.waiting = 1;
   } else if (method_.call.at_random() && row.may_ask(1, row.outputs())) {
     // Before the student has read what is there: a token that the teacher writes costs it no pass of its own.
-    row.waiting = draw(row, row.outputs(), Stream::kCall) > method_.call.max_uniform ? 1 : 0;
+    row.waiting = draw(row, row.outputs(), RandomStream::kCall) > method_.call.max_uniform ? 1 : 0;
   }
 }
 
@@ -220,7 +224,7 @@ std::span<const int32_t> Session::banned(int position, uint32_t allowed) {
   return list;
 }
 
-double Session::draw(const Row& row, int position, Stream stream) const {
+double Session::draw(const Row& row, int position, RandomStream stream) const {
   return uniform(options_.seed, row.key, static_cast<uint32_t>(position), stream);
 }
 
@@ -230,11 +234,11 @@ void Session::draft(const std::vector<int>& group, const Poll& poll) {
   for (const int slot : group) {
     const Row& row = rows_[slot];
     uint32_t allowed = 0;
-    for (int k = 1; method_.call.on_tau && k <= teachers(); ++k)
+    for (int k = 1; method_.call.on_tau && k <= asked_teachers(); ++k)
       allowed |= uint32_t{row.may_ask(k, row.outputs())} << (k - 1);
     PickRequest request;
     request.sampling = options_.student_sampling;
-    if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), Stream::kStudent);
+    if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), RandomStream::kStudent);
     request.banned = banned(row.outputs(), allowed);
     request.want_log_prob = options_.want_log_probs;
     request.want_confidence = method_.call.min_confidence > 0;
@@ -257,11 +261,14 @@ void Session::draft_ahead(const std::vector<int>& group, bool until_finish, cons
     if (const int k = rows_[slot].waiting) ++waiting_for_[k - 1];
   if (options_.want_reads)
     for (const int slot : group)
-      rows_[slot].student_reads.push_back(static_cast<int>(rows_[slot].tokens.size()) - student_->read(slot));
+      reads(rows_[slot], *student_).push_back(static_cast<int>(rows_[slot].tokens.size()) - student_->read(slot));
   student_->draft(rows_, draft_rows_, {waiting_for_, options_.teacher_batch, until_finish}, picks_, poll);
   for (size_t i = 0; i < group.size(); ++i) {
     Row& row = rows_[group[i]];
-    if (options_.want_reads) row.student_reads.resize(row.student_reads.size() + picks_[i].size() - 1, 1);
+    if (options_.want_reads) {
+      auto& list = reads(row, *student_);
+      list.resize(list.size() + picks_[i].size() - 1, 1);
+    }
     for (const PickResult& pick : picks_[i]) {
       if (pick.finite) {
         take(row, pick);
@@ -276,7 +283,7 @@ void Session::draft_ahead(const std::vector<int>& group, bool until_finish, cons
 DraftRules Session::draft_rules() const {
   const auto& special = decoder_->special;
   DraftRules rules;
-  rules.teachers = teachers();
+  rules.teachers = asked_teachers();
   for (const int32_t id : special.end) rules.stops.push_back({id, method_.accept.checks_all ? 1 : 0});
   for (const int32_t id : special.tau) rules.stops.push_back({id, special.teacher_of(id)});
   rules.sampling = options_.student_sampling;
@@ -298,7 +305,7 @@ DraftRow Session::draft_row(int slot) const {
   // Rows that get so far get there in one step, and go on in the next draft.
   draft.limit = std::min(limit, kLongestDraft);
   draft.waits_at_limit = limit <= kLongestDraft && (method_.accept.checks_all || limit < room);
-  for (int k = 1; backend_->overlaps() && k <= teachers(); ++k)
+  for (int k = 1; backend_->overlaps() && k <= asked_teachers(); ++k)
     draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
   // A draft calls nobody, so that a ledger that allows a call goes on allowing it. Behind `end` nothing is picked.
   const int end = row.outputs() + draft.limit;
@@ -310,7 +317,7 @@ DraftRow Session::draft_row(int slot) const {
   if (method_.call.at_random() || method_.call.by_entropy()) draft.first_call = first_ask(1);
   draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
   for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
-    draft.first_allowed.push_back(method_.call.on_tau && k <= teachers() ? first_ask(k) : end);
+    draft.first_allowed.push_back(method_.call.on_tau && k <= asked_teachers() ? first_ask(k) : end);
   if (draft_logits_.data) draft.keep_logits = draft_slot(slot, row.drafts());
   return draft;
 }
@@ -323,9 +330,15 @@ void Session::take(Row& row, const PickResult& pick) {
     row.asked_log_prob = pick.log_prob;
     return;
   }
-  append(row, pick.id, Owner::kStudent);
-  if (options_.want_log_probs) row.student_log_probs.back() = pick.log_prob;
-  ++row.drafted;
+  if (method_.teacher_alone) {
+    append(row, pick.id, Owner::kTeacher, 1);
+    ++row.calls, ++row.own_calls[0];
+  } else {
+    append(row, pick.id, Owner::kStudent);
+    ++row.drafted;
+  }
+  if (options_.want_log_probs)
+    (method_.teacher_alone ? row.teacher_log_probs : row.student_log_probs).back() = pick.log_prob;
   settle(row);
 }
 
@@ -366,7 +379,7 @@ void Session::ask_teacher(int slot) {
     request.check = checked ? accept.check : Check::kScore;
     request.threshold = accept.threshold;
     if (request.check == Check::kRejection) {
-      request.accept_uniform = draw(row, i - 1, Stream::kAccept);
+      request.accept_uniform = draw(row, i - 1, RandomStream::kAccept);
       request.draft_logits = draft_slot(slot, i - row.draft_begin);
       request.draft_vocabulary = student_->model().config().vocabulary;
       request.draft_sampling = options_.student_sampling;
@@ -380,7 +393,7 @@ void Session::ask_teacher(int slot) {
 PickRequest Session::teacher_pick(const Row& row, int position) {
   PickRequest request;
   request.sampling = options_.teacher_sampling;
-  if (request.sampling.temperature > 0) request.uniform = draw(row, position, Stream::kTeacher);
+  if (request.sampling.temperature > 0) request.uniform = draw(row, position, RandomStream::kTeacher);
   request.banned = banned(position);
   request.want_log_prob = options_.want_log_probs;
   return request;
@@ -389,23 +402,23 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
 // Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues.
 void Session::apply(int slot, size_t first, size_t last) {
   Row& row = rows_[slot];
-  const int expert = std::exchange(row.waiting, 0);
+  const int teacher = std::exchange(row.waiting, 0);
   ++row.calls;
-  ++row.own_calls[expert - 1];
+  ++row.own_calls[teacher - 1];
   bool replaced = false;
   for (size_t q = first; q < last && !replaced; ++q) {
     const PickRequest& request = queries_[q].request;
     const PickResult& pick = results_[q];
     const int i = queries_[q].after + 1;
     if (request.check == Check::kNone) {
-      append(row, pick.id, Owner::kTeacher, expert);
+      append(row, pick.id, Owner::kTeacher, teacher);
       if (options_.want_log_probs && method_.call.on_tau) row.student_log_probs[i] = row.asked_log_prob;
     } else if (!pick.passed) {
       const int size = static_cast<int>(row.tokens.size());
       row.rolled_back += size - i;
       const float drafted_log_prob = options_.want_log_probs ? row.student_log_probs[i] : 0.0f;
       truncate(slot, i);
-      append(row, pick.id, Owner::kCorrected, expert);
+      append(row, pick.id, Owner::kCorrected, teacher);
       if (options_.want_log_probs) row.student_log_probs[i] = drafted_log_prob;
       replaced = true;
     } else if (request.check != Check::kScore) {
@@ -435,13 +448,17 @@ void Session::fail(Row& row, const Lane& lane, int step) const {
                      "; check its weights for NaN or infinity, or its inputs for overflow");
 }
 
+std::vector<int32_t>& Session::reads(Row& row, const Lane& lane) const {
+  return &lane == &*student_ && !method_.teacher_alone ? row.student_reads : row.teacher_reads;
+}
+
 // What the pass that answers the queries will read of each row: all up to the row's last query.
 void Session::record_reads(const Lane& lane) {
   for (size_t q = 0; q < queries_.size(); ++q) {
     const int slot = queries_[q].slot;
     if (q + 1 < queries_.size() && queries_[q + 1].slot == slot) continue;
     Row& row = rows_[slot];
-    (&lane == &*student_ ? row.student_reads : row.teacher_reads).push_back(queries_[q].after + 1 - lane.read(slot));
+    reads(row, lane).push_back(queries_[q].after + 1 - lane.read(slot));
   }
 }
 

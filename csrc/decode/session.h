@@ -67,18 +67,20 @@ class Session {
 
   int free_slots() const { return static_cast<int>(free_.size()); }
   const SessionOptions& options() const { return options_; }
-  int teachers() const { return static_cast<int>(teachers_.size()); }
+  // Teachers that rows are counted by: also one that decodes alone.
+  int teachers() const { return method_.teacher_alone ? 1 : asked_teachers(); }
   Totals totals() const;
 
  private:
   class Use;
 
+  int asked_teachers() const { return static_cast<int>(teachers_.size()); }
   void admit(const Poll& poll);
-  void append(Row& row, int32_t token, Owner owner, int expert = 0);
+  void append(Row& row, int32_t token, Owner owner, int teacher = 0);
   void truncate(int slot, int length);
   void settle(Row& row);
   std::span<const int32_t> banned(int position, uint32_t allowed = 0);
-  double draw(const Row& row, int position, Stream stream) const;
+  double draw(const Row& row, int position, RandomStream stream) const;
   float* draft_slot(int slot, int draft) const;
   template <typename Predicate>
   void select(std::vector<int>& group, Predicate&& predicate) const;
@@ -94,6 +96,7 @@ class Session {
   PickRequest teacher_pick(const Row& row, int position);
   void apply(int slot, size_t first, size_t last);
   void answer(Lane& lane, const Poll& poll);
+  std::vector<int32_t>& reads(Row& row, const Lane& lane) const;
   void record_reads(const Lane& lane);
   void stop_late_rows();
   void hand_tokens(Row& row, const TokenStream& stream) const;
@@ -103,7 +106,7 @@ class Session {
   const std::shared_ptr<const Decoder> decoder_;
   const SessionOptions options_;
   const int source_capacity_;
-  Method method_;
+  MethodRules method_;
   std::unique_ptr<Backend> backend_;
   std::optional<Lane> student_;
   std::deque<Lane> teachers_;  // [k - 1]

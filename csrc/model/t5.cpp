@@ -69,7 +69,8 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
     return buffer;
   };
   // Stacks matrices of the same size into one weight, so that one product computes them all.
-  const auto stack_as = [&](DType dtype, Use use, std::initializer_list<std::string> names, int outputs, int inputs) {
+  const auto stack_as = [&](DType dtype, WeightRole role, std::initializer_list<std::string> names, int outputs,
+                            int inputs) {
     const int count = static_cast<int>(names.size());
     std::unique_ptr<Weight> weight;
     if (blobs) {
@@ -81,53 +82,53 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
         held.push_back(tensors(name, outputs, inputs));
         parts.push_back(held.back().values.data());
       }
-      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype, use);
+      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype, role);
     }
     weights_.push_back(weight.get());
     return weight;
   };
-  const auto stack = [&](Use use, std::initializer_list<std::string> names, int outputs, int inputs) {
-    return stack_as(config_.dtype, use, names, outputs, inputs);
+  const auto stack = [&](WeightRole role, std::initializer_list<std::string> names, int outputs, int inputs) {
+    return stack_as(config_.dtype, role, names, outputs, inputs);
   };
-  const auto attention = [&](Use use, const std::string& prefix, const std::string& kind, bool cross) {
+  const auto attention = [&](WeightRole role, const std::string& prefix, const std::string& kind, bool cross) {
     Attention layer;
     const std::string base = prefix + "." + kind + ".";
     layer.norm = vector(prefix + ".layer_norm.weight", M);
     if (cross) {
-      layer.query = stack(use, {base + "q.weight"}, I, M);
-      layer.key_value = stack(Use::kEncoder, {base + "k.weight", base + "v.weight"}, I, M);
+      layer.query = stack(role, {base + "q.weight"}, I, M);
+      layer.key_value = stack(WeightRole::kEncoder, {base + "k.weight", base + "v.weight"}, I, M);
     } else {
-      layer.query_key_value = stack(use, {base + "q.weight", base + "k.weight", base + "v.weight"}, I, M);
+      layer.query_key_value = stack(role, {base + "q.weight", base + "k.weight", base + "v.weight"}, I, M);
     }
-    layer.output = stack(use, {base + "o.weight"}, M, I);
+    layer.output = stack(role, {base + "o.weight"}, M, I);
     return layer;
   };
-  const auto feed_forward = [&](Use use, const std::string& prefix) {
+  const auto feed_forward = [&](WeightRole role, const std::string& prefix) {
     FeedForward layer;
     const std::string base = prefix + ".DenseReluDense.";
     layer.norm = vector(prefix + ".layer_norm.weight", M);
-    layer.in = config_.gated() ? stack(use, {base + "wi_0.weight", base + "wi_1.weight"}, F, M)
-                               : stack(use, {base + "wi.weight"}, F, M);
-    layer.out = stack(use, {base + "wo.weight"}, M, F);
+    layer.in = config_.gated() ? stack(role, {base + "wi_0.weight", base + "wi_1.weight"}, F, M)
+                               : stack(role, {base + "wi.weight"}, F, M);
+    layer.out = stack(role, {base + "wo.weight"}, M, F);
     return layer;
   };
 
   // An embedding that is no head is looked up and never multiplied: nothing is gained from int8 there, so it stays
   // closer to the checkpoint.
   const bool lookup_only = config_.has_head && config_.dtype == DType::kInt8;
-  embedding_ =
-      stack_as(lookup_only ? DType::kBf16 : config_.dtype, Use::kDecoder, {"shared.weight"}, config_.vocabulary, M);
-  if (config_.has_head) head_ = stack(Use::kDecoder, {"lm_head.weight"}, config_.vocabulary, M);
+  embedding_ = stack_as(lookup_only ? DType::kBf16 : config_.dtype, WeightRole::kDecoder, {"shared.weight"},
+                        config_.vocabulary, M);
+  if (config_.has_head) head_ = stack(WeightRole::kDecoder, {"lm_head.weight"}, config_.vocabulary, M);
   for (int i = 0; i < config_.encoder_layers; ++i) {
     const std::string prefix = concat("encoder.block.", i, ".layer.");
-    encoder_.push_back(
-        {attention(Use::kEncoder, prefix + "0", "SelfAttention", false), feed_forward(Use::kEncoder, prefix + "1")});
+    encoder_.push_back({attention(WeightRole::kEncoder, prefix + "0", "SelfAttention", false),
+                        feed_forward(WeightRole::kEncoder, prefix + "1")});
   }
   for (int i = 0; i < config_.decoder_layers; ++i) {
     const std::string prefix = concat("decoder.block.", i, ".layer.");
-    decoder_.push_back({attention(Use::kDecoder, prefix + "0", "SelfAttention", false),
-                        attention(Use::kDecoder, prefix + "1", "EncDecAttention", true),
-                        feed_forward(Use::kDecoder, prefix + "2")});
+    decoder_.push_back({attention(WeightRole::kDecoder, prefix + "0", "SelfAttention", false),
+                        attention(WeightRole::kDecoder, prefix + "1", "EncDecAttention", true),
+                        feed_forward(WeightRole::kDecoder, prefix + "2")});
   }
   encoder_norm_ = vector("encoder.final_layer_norm.weight", M);
   // T5 v1.0 scales the decoder's output by M^-1/2: folded into the last norm.
@@ -139,8 +140,8 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
   decoder_bias_ = expand_bias(backend, decoder_bias_table_,
                               tensors("decoder" + bias, config_.bias_buckets, config_.heads).values, false);
   if (config_.has_mark) {
-    const Tensor beta = tensors("teacher_token_embedding", config_.experts > 1 ? config_.experts : M,
-                                config_.experts > 1 ? M : 0);  // one teacher's is a vector
+    const Tensor beta = tensors("teacher_token_embedding", config_.teachers > 1 ? config_.teachers : M,
+                                config_.teachers > 1 ? M : 0);  // one teacher's is a vector
     mark_ = backend.allocate(beta.values.size());
     backend.upload(mark_, beta.values);
   }

@@ -24,7 +24,7 @@ struct T5Config {
   bool scale_outputs = false;        // multiply the decoder's output by M^-1/2 before the head (T5 v1.0)
   bool has_head = false;             // a head of its own; otherwise the embedding is the head, too (tied)
   bool has_mark = false;             // the student's teacher_token_embedding (beta, Eq. 15)
-  int experts = 1;                   // with it: how many teachers have a vector there
+  int teachers = 1;                  // with it: how many teachers have a vector there
   DType dtype = DType::kFp32;        // of the weight matrices; norms, biases and beta are fp32
   DType cache_dtype = DType::kFp32;  // of keys and values; not int8
 
@@ -47,7 +47,7 @@ struct T5Config {
     require(bias_max_distance > bias_buckets / 2, name,
             ": config field relative_attention_max_distance must exceed half the buckets (", bias_buckets / 2,
             "), got ", bias_max_distance);
-    require(experts >= 1 && experts <= 32, name, ": a student has 1 to 32 teachers, got ", experts);
+    require(teachers >= 1 && teachers <= 32, name, ": a student has 1 to 32 teachers, got ", teachers);
     require(cache_dtype != DType::kInt8, name, ": keys and values are not cached in int8");
     require(epsilon > 0.0f, name, ": config field layer_norm_epsilon must be positive, got ", epsilon);
   }

@@ -30,15 +30,15 @@ class Line:
 
     def tokens(self) -> tuple[list[int], list[int], list[int] | None]:
         """Output token ids, owner codes and, of several teachers, their numbers, without start token and padding."""
-        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.experts is None:
+        if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.teacher_index is None:
             return [], [], None
-        experts = self.out.experts[0, 1:].tolist() if self.experts > 1 else None
+        experts = self.out.teacher_index[0, 1:].tolist() if self.experts > 1 else None
         return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), experts
 
     @property
     def experts(self) -> int:
         """How many teachers there were."""
-        return 0 if self.out is None or self.out.expert_calls is None else self.out.expert_calls.shape[1]
+        return 0 if self.out is None or self.out.calls_by_teacher is None else self.out.calls_by_teacher.shape[1]
 
 
 @dataclass(frozen=True)

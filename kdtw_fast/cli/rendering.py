@@ -52,7 +52,7 @@ def as_json(method: str) -> Render:
         fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][0])
         record["teacher_fraction"] = round(fraction, 6)
         if line.out is not None and experts is not None:
-            record |= {"experts": experts, "expert_calls": line.out["expert_calls"][0].tolist()}
+            record |= {"experts": experts, "expert_calls": line.out["calls_by_teacher"][0].tolist()}
         reasons = None if line.out is None else line.out.finish_reasons
         record["finish_reason"] = "empty" if reasons is None else reasons[0]
         return json.dumps(record, ensure_ascii=False)

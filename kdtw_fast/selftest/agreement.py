@@ -22,7 +22,7 @@ class Tally:
     differing: int = 0  # of those, rows that came out differently
     largest_logprob_difference: float = 0.0
     owners: Counter[int] = field(default_factory=Counter)
-    experts: Counter[int] = field(default_factory=Counter)
+    by_teacher: Counter[int] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
     rolled_back: int = 0
 
@@ -34,7 +34,7 @@ class Tally:
         self.near_ties += other.near_ties
         self.differing += other.differing
         self.owners += other.owners
-        self.experts += other.experts
+        self.by_teacher += other.by_teacher
         self.finished += other.finished
         self.rolled_back += other.rolled_back
         self.largest_logprob_difference = max(self.largest_logprob_difference, other.largest_logprob_difference)
@@ -53,9 +53,9 @@ def output_row(output: Any, row: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "tokens": as_array(output.sequences)[row, 1 : 1 + length].tolist(),
         "owners": as_array(output.owners)[row, 1 : 1 + length].tolist(),
-        "experts": as_array(output.experts)[row, 1 : 1 + length].tolist(),
-        "expert_calls": as_array(output.expert_calls)[row].tolist(),
-        "expert_fraction": [round(value, 5) for value in as_array(output.expert_fraction)[row].tolist()],
+        "teacher_index": as_array(output.teacher_index)[row, 1 : 1 + length].tolist(),
+        "calls_by_teacher": as_array(output.calls_by_teacher)[row].tolist(),
+        "fraction_by_teacher": [round(value, 5) for value in as_array(output.fraction_by_teacher)[row].tolist()],
     }
     for name in ("teacher_calls", "drafted", "accepted", "rolled_back"):
         result[name] = int(getattr(output, name)[row])
@@ -92,11 +92,11 @@ def compare(output: Any, expected: list[ReferenceRow], context: str = "", tolera
     for index, reference in enumerate(expected):
         native = output_row(output, index)
         oracle = {name: getattr(reference, name) for name in native}
-        oracle["expert_fraction"] = [round(value, 5) for value in oracle["expert_fraction"]]
+        oracle["fraction_by_teacher"] = [round(value, 5) for value in oracle["fraction_by_teacher"]]
         tally.tokens += len(reference.tokens)
         tally.near_ties += bool(reference.near_ties)
         tally.owners.update(reference.owners)
-        tally.experts.update(reference.experts)
+        tally.by_teacher.update(reference.teacher_index)
         tally.finished[output.finish_reasons[index]] += 1
         tally.rolled_back += reference.rolled_back
         native_fraction, oracle_fraction = native.pop("teacher_fraction"), oracle.pop("teacher_fraction")

@@ -42,7 +42,7 @@ class CpuBackend : public Backend {
   void download(std::span<float> to, const float* from) override { std::memcpy(to.data(), from, to.size_bytes()); }
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
-                               DType dtype, Use) override {
+                               DType dtype, WeightRole) override {
     require(dtype != DType::kFp16, "dtype 'fp16' is for device 'cuda'; on 'cpu' choose 'fp32', 'bf16' or 'int8'");
     return PackedWeight::pack(kernels_, parts, part_outputs, inputs, dtype, threads_);
   }

@@ -83,9 +83,9 @@ class CudaBackend : public Backend, private GraphHost {
   }
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
-                               DType dtype, Use use) override {
+                               DType dtype, WeightRole role) override {
     pool_->use();
-    return std::make_unique<DeviceWeight>(pool_, queue_->stream, parts, part_outputs, inputs, dtype, use);
+    return std::make_unique<DeviceWeight>(pool_, queue_->stream, parts, part_outputs, inputs, dtype, role);
   }
 
   std::unique_ptr<Weight> adopt(int, int, DType, Blob) override {

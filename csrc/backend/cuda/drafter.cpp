@@ -31,8 +31,8 @@ class CudaDrafter : public Drafter, private GraphUser {
     shared_.stop_count = static_cast<int32_t>(stops_.size());
     shared_.teachers = rules.teachers;
     shared_.seed = rules.seed;
-    shared_.stream = static_cast<uint32_t>(Stream::kStudent);
-    shared_.call_stream = static_cast<uint32_t>(Stream::kCall);
+    shared_.stream = static_cast<uint32_t>(RandomStream::kStudent);
+    shared_.call_stream = static_cast<uint32_t>(RandomStream::kCall);
     shared_.vocabulary = head.outputs;
     shared_.min_confidence = rules.min_confidence;
     shared_.by_entropy = rules.max_entropy < std::numeric_limits<double>::infinity();

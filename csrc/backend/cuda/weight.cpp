@@ -74,7 +74,7 @@ int padded(int size, KdtwFormat format) {
 }
 
 DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std::span<const float* const> parts,
-                           std::span<const int> part_outputs, int inputs, DType dtype, Use use)
+                           std::span<const int> part_outputs, int inputs, DType dtype, WeightRole role)
     : Weight(
           [&] {
             int outputs = 0;
@@ -83,7 +83,7 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
           }(),
           inputs),
       library_(pool->library()) {
-  const bool tensor = use == Use::kEncoder && (dtype == DType::kFp16 || dtype == DType::kBf16);
+  const bool tensor = role == WeightRole::kEncoder && (dtype == DType::kFp16 || dtype == DType::kBf16);
   const bool scaled = tensor || dtype == DType::kInt8;
   view_.format = tensor ? kKdtwScaledFp16 : format_of(dtype);
   view_.outputs = outputs, view_.inputs = inputs, view_.stride = padded(inputs, view_.format);

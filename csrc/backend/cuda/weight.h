@@ -19,7 +19,7 @@ class DeviceWeight : public Weight {
   // Packs row-major fp32 matrices [part_outputs[i], inputs] of the host, stacked along the outputs, and copies them. An
   // encoder's fp16 and bf16 become scaled fp16, which tensor cores multiply.
   DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std::span<const float* const> parts,
-               std::span<const int> part_outputs, int inputs, DType dtype, Use use);
+               std::span<const int> part_outputs, int inputs, DType dtype, WeightRole role);
 
   size_t bytes() const override { return bytes_; }
   std::span<const std::byte> blob() const override;
