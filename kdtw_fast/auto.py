@@ -28,6 +28,7 @@ from kdtw_fast.decoders import (
     _Decoder,
     _tokenizer_of,
 )
+from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.outputs import GenerationOutput, Owner
@@ -346,7 +347,7 @@ def _quality(quality: Any) -> tuple[str | float, Budget | None, tuple[str, ...]]
     try:
         budget = resolve_budget(quality)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"quality is 'teacher', 'student' or a budget; {error}") from None
+        raise type(error)(Message("quality is 'teacher', 'student' or a budget; ", Message.of(error))) from None
     return quality, budget, (WHEELS, TEACHER)
 
 

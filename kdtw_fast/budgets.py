@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdtw_fast.messages import Message, OptionName
+
 STUDENT_PROMPT = "With {budget} teacher use, translate: "
 TEACHER_PROMPT = "translate: "
 
@@ -57,9 +59,8 @@ def resolve_budget(budget: str | float | Budget) -> Budget:
     for known in BUDGETS:
         if math.isclose(known.fraction, budget, abs_tol=1e-9):
             return known
-    raise ValueError(
-        f"budget {budget!r} is none of the six budgets {_table()}; use max_teacher_fraction for another bound"
-    )
+    said = f"budget {budget!r} is none of the six budgets {_table()}; use "
+    raise ValueError(Message(said, OptionName("max_teacher_fraction"), " for another bound"))
 
 
 AnyBudget = str | float | Budget

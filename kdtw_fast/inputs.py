@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import GenerateOptions, check_int, check_limit, nearest
 
@@ -47,9 +48,12 @@ def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions
         raise ValueError(f"{label} holds nothing but the end token {row}")
     if len(row) > options.max_source_length:
         if not options.truncation:
+            limit = OptionName("max_source_length", options.max_source_length)
             raise ValueError(
-                f"{label} has {len(row)} tokens, more than max_source_length={options.max_source_length}; "
-                f"raise max_source_length, or cut it with truncation=True"
+                Message(
+                    *(f"{label} has {len(row)} tokens, more than ", limit, "; raise ", OptionName(limit.name)),
+                    *(", or cut it with ", OptionName("truncation", True)),
+                )
             )
         ends = row[-1] in model.eos_token_ids
         row = row[: options.max_source_length - ends] + row[-1:] * ends
@@ -71,7 +75,7 @@ def named(label: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{label}: {error}") from None
+        raise type(error)(Message(f"{label}: ", Message.of(error))) from None
 
 
 def check_text(text: Any, label: str) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
 from kdtw_fast.companion import share_with_torch
+from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.options import check_int, nearest, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 
@@ -419,9 +420,9 @@ def check_device(device: Any) -> str:
 def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
     """Raises TypeError or ValueError, naming the nearest known one, unless ``dtype`` is in ``known``."""
     if not isinstance(dtype, str):
-        raise TypeError(f"{option} must be one of {', '.join(map(repr, known))}, got {dtype!r}")
+        raise TypeError(Message(OptionName(option), f" must be one of {', '.join(map(repr, known))}, got {dtype!r}"))
     if dtype not in known:
-        raise ValueError(f"unknown {option} {dtype!r}{nearest(dtype, known)}")
+        raise ValueError(Message("unknown ", OptionName(option), f" {dtype!r}{nearest(dtype, known)}"))
 
 
 def _auto_dtype(tensors: Tensors) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from kdtw_fast.messages import Message, OptionName
+
+LARGEST_COUNT = 2**31 - 1
 NO_LIMIT = 2**20  # max_source_length of evaluations: held-out sources are never left out or cut
 
 
@@ -20,25 +23,31 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise."""
+    """Returns ``value`` as an int in [low, high]; TypeError or ValueError with name and value otherwise.
+
+    Without ``high`` it is what the core's counts are: 2^31 - 1.
+    """
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, Integral)):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+        raise TypeError(Message(OptionName(name), f" must be an integer, got {value!r} of type {type(value).__name__}"))
     number = int(value)
     if number < low or (high is not None and number > high):
         limits = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{name} must be {limits}, got {value}")
+        raise ValueError(Message(OptionName(name), f" must be {limits}, got {value}"))
+    if high is None and number > LARGEST_COUNT:
+        raise ValueError(Message(OptionName(name), f" must be at most {LARGEST_COUNT}, got {value}"))
     return number
 
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf, open_low: bool = False) -> float:
     """Returns ``value`` as a float in [low, high] (or (low, high]); TypeError or ValueError otherwise."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+        raise TypeError(Message(OptionName(name), f" must be a number, got {value!r} of type {type(value).__name__}"))
     number = float(value)
     inside = low < number <= high if open_low else low <= number <= high
     if not math.isfinite(number) or not inside:
         upper = f"{high:g}]" if math.isfinite(high) else "inf)"
-        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low:g}, {upper}, got {value}")
+        limits = f"{'(' if open_low else '['}{low:g}, {upper}"
+        raise ValueError(Message(OptionName(name), f" must be in {limits}, got {value}"))
     return number
 
 
@@ -57,7 +66,7 @@ def check_limit(name: str, value: Any, label: str | None = None) -> None:
     if name == "max_teacher_fraction":
         check_real(label or name, value, 0.0, 1.0)
     else:
-        check_int(label or name, value, 0, 2**31 - 1)
+        check_int(label or name, value, 0, LARGEST_COUNT)
 
 
 def tau_token_ids(field: Callable[[str], Any], name: str) -> list[int]:

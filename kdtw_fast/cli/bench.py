@@ -87,15 +87,15 @@ def bench(
 
         kdtw bench --shape flan-t5-small --teacher-shape flan-t5-base --rows 1,8
     """
-    check_dtype(dtype, "--dtype")
-    check_dtype(teacher_dtype or dtype, "--teacher-dtype")
-    check_dtype(cache_dtype, "--cache-dtype", CACHE_DTYPES)
+    check_dtype(dtype)
+    check_dtype(teacher_dtype or dtype, "teacher_dtype")
+    check_dtype(cache_dtype, "cache_dtype", CACHE_DTYPES)
     plan = Plan(
         rows=_rows(rows),
-        source_tokens=check_int("--source-tokens", source_tokens, 2),
-        new_tokens=check_int("--new-tokens", new_tokens, 1),
-        rounds=check_int("--rounds", rounds, 1),
-        threads=_core.hardware_threads() if threads is None else check_int("--threads", threads, 1),
+        source_tokens=check_int("source_tokens", source_tokens, 2),
+        new_tokens=check_int("new_tokens", new_tokens, 1),
+        rounds=check_int("rounds", rounds, 1),
+        threads=_core.hardware_threads() if threads is None else check_int("threads", threads, 1),
     )
     if json_file is not None and not json_file.parent.is_dir():
         raise FileNotFoundError(f"--json {json_file} lies in a folder that does not exist")
@@ -140,7 +140,7 @@ def _rows(text: str) -> tuple[int, ...]:
     except ValueError:
         raise ValueError(f"--rows must be batch sizes with commas, such as 1,4,8, got {text!r}") from None
     for count in rows:
-        check_int("--rows", count, 1)
+        check_int("rows", count, 1)
     return tuple(dict.fromkeys(rows))
 
 

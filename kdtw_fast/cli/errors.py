@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from kdtw_fast.messages import Message, OptionName
+from kdtw_fast.methods import METHODS
 from kdtw_fast.owners_view import visible
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -30,54 +32,36 @@ class OneSentence(TyperGroup):
         try:
             status = super().main(*args, **kwargs)
         except _CommandLineError as error:
-            _fail(error.format_message())  # type: ignore[attr-defined]
+            print(f"kdtw: {visible(' '.join(error.format_message().split()))}", file=sys.stderr)  # type: ignore[attr-defined]
+            status = USER_ERROR
         except (typer.Abort, KeyboardInterrupt):
             status = INTERRUPTED
-        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
-            if os.environ.get("KDTW_TRACEBACK"):
-                raise
-            _fail(_in_cli_words(_sentence(error)))
         if status == INTERRUPTED:
             print("kdtw: interrupted", file=sys.stderr)
         sys.exit(status if isinstance(status, int) else 0)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was named; its errors speak of its flags."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
+            if os.environ.get("KDTW_TRACEBACK") or ctx.invoked_subcommand is None:
+                raise
+            raise _CommandLineError(_sentence(error, self.commands[ctx.invoked_subcommand].params)) from error
 
-def _fail(message: str) -> NoReturn:
-    print(f"kdtw: {visible(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(USER_ERROR)
 
-
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, parameters: Sequence[Any]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"the input is not UTF-8 text (byte 0x{error.object[error.start]:02x} at place {error.start} of a line)"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"cannot use {error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
+    flags = {p.name: max(p.opts, key=len) for p in parameters if p.param_type_name == "option"}
+    for method in METHODS.values():  # a decoder's keywords, by the names that users give them
+        flags |= {keyword: flags[name] for name, keyword in method.settings.items() if name in flags}
 
+    def spelled(option: OptionName) -> str:
+        if option.name not in flags:
+            return str(option)
+        return flags[option.name] if option.value in (None, True) else f"{flags[option.name]}={option.value}"
 
-_OPTION_NAMES = (
-    "max_new_tokens",
-    "max_source_length",
-    "max_teacher_fraction",
-    "max_teacher_calls",
-    "verify_lenience",
-    "draft_length",
-    "accept_top_k",
-    "num_threads",
-    "temperature",
-    "top_k",
-    "top_p",
-    "batch_size",
-    "lenience",
-    "seed",
-)
-
-
-def _in_cli_words(message: str) -> str:
-    """A message of the Python API with the names that options have here."""
-    message = message.replace("truncation=True", "--truncate").replace("num_threads", "threads")
-    message = message.replace("fallback_threshold", "fallback").replace("rollback_threshold", "rollback")
-    names = "|".join(
-        (*_OPTION_NAMES, "threads(?= must)", "fallback(?= must)", "rollback(?= must)", "threshold(?= must)")
-    )
-    return re.sub(rf"(?<![\w-])({names})(?!\w)", lambda m: "--" + m[1].replace("_", "-"), message)
+    return Message.of(error).spelled(spelled) or type(error).__name__

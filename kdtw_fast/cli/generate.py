@@ -165,7 +165,7 @@ def generate(
     max_source_length: Annotated[
         int, typer.Option(help="Longest source, in tokens, prompt included.", rich_help_panel=_LIMITS)
     ] = 512,
-    truncate: Annotated[
+    truncation: Annotated[
         bool, typer.Option("--truncate", help="Cut longer sources instead of stopping.", rich_help_panel=_LIMITS)
     ] = False,
     temperature: Annotated[
@@ -181,7 +181,7 @@ def generate(
         typer.Option(help="A line's random numbers depend on the seed and its number only.", rich_help_panel=_SAMPLING),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
-    threads: Threads = None,
+    num_threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
     device: Device = "cpu",
@@ -240,8 +240,8 @@ def generate(
         raise ValueError("--jsonl holds the owners already; leave out --show-owners")
     check_int("batch_size", batch_size, 1)
     check_real("temperature", temperature, 0.0)
-    if threads is not None:
-        check_int("num_threads", threads, 1)
+    if num_threads is not None:
+        check_int("num_threads", num_threads, 1)
     if budget is not None:
         given["budget"] = _budget(budget)
     elif "budget" in chosen.own_options:
@@ -252,11 +252,11 @@ def generate(
     if budget is None and "budget" in given and len(models["student"].tau_token_ids) > 1:
         given["budget"] = ["light"] * len(models["student"].tau_token_ids)
     settings = {name: value for name, value in given.items() if name in chosen.settings}
-    decoder = make_decoder(method, models, words, threads, **settings)
+    decoder = make_decoder(method, models, words, num_threads, **settings)
     options = {name: value for name, value in given.items() if name in chosen.call_options} | {
         "max_new_tokens": max_new_tokens,
         "max_source_length": max_source_length,
-        "truncation": truncate,
+        "truncation": truncation,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.messages import Message
 from kdtw_fast.methods import Decoder
 from kdtw_fast.outputs import GenerationOutput
 
@@ -97,6 +98,6 @@ def decode(decoder: Decoder, lines: Lines, options: dict[str, Any]) -> Iterator[
         yield from empty_lines()
         if not read:  # it is the next line that could not be read
             raise
-        message = str(error).replace(f"item {stream.failed}", "it").replace(f" at row {stream.failed},", " at")
-        raise type(error)(f"line {read[0].number}: {message}") from error
+        said = Message.of(error).reworded(f"item {stream.failed}", "it").reworded(f" at row {stream.failed},", " at")
+        raise type(error)(Message(f"line {read[0].number}: ", said)) from error
     yield from empty_lines()

@@ -92,9 +92,9 @@ def _device(name: str, bandwidth: float | None, tflops: float | None, launch_us:
 
     given: dict[str, Any] = {}
     for option, field, value, scale in (
-        ("--bandwidth", "bandwidth", bandwidth, 1e9),
-        ("--tflops", "flops", tflops, 1e12),
-        ("--launch-us", "kernel_seconds", launch_us, 1e-6),
+        ("bandwidth", "bandwidth", bandwidth, 1e9),
+        ("tflops", "flops", tflops, 1e12),
+        ("launch_us", "kernel_seconds", launch_us, 1e-6),
     ):
         if value is not None:
             given[field] = scale * check_real(option, value, 0.0, open_low=field != "kernel_seconds")

@@ -34,7 +34,7 @@ def report(
     from kdtw_fast.comparison.html import write_report
     from kdtw_fast.comparison.records import read
 
-    check_int("--sentences", sentences, 0)
+    check_int("sentences", sentences, 0)
     path = results / "results.jsonl" if results.is_dir() else results
     target = path.with_name("report.html") if output is None else output
     if not target.parent.is_dir():
