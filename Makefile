@@ -73,9 +73,9 @@ COMPARE ?=
 RESULTS := out/compare/results.jsonl
 compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 	$(BIN)/kdtw compare $(PAIRS) --out $(dir $(RESULTS)) $(COMPARE)
-	cp out/compare/quality-latency.png docs/comparison.png
 	for table in points examples claims; do $(BIN)/python -m bench.record_tables $$table $(RESULTS) || exit 1; done
 	$(BIN)/python -m bench.record_tables summary
+	$(BIN)/python -m bench.record_tables figure
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

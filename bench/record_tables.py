@@ -6,6 +6,7 @@ python -m bench.record_tables summary       # README.md's, from the points in do
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,8 @@ import typer
 from bench.ablation import seeds_sentence, students_table
 from bench.regions import README, RESULTS, read_region, write_region
 from kdtw_fast.comparison.examples import examples, examples_text
+from kdtw_fast.comparison.figures import Mark, Panel, latency_panel, write_figure
+from kdtw_fast.comparison.quality import Interval
 from kdtw_fast.comparison.records import Records, read
 from kdtw_fast.comparison.summary import summarise
 from kdtw_fast.comparison.table import points_tables
@@ -94,6 +97,46 @@ def summary_text(points: str, one_thread: str, pair: str = DEFAULT_PAIR) -> str:
     )
 
 
+GROUPS = {  # of figures, by the beginning of a label; the first that fits
+    "GKD student": "gkd",
+    "student": "student",
+    "teacher": "teacher",
+    "speculative, lossless": "speculative",
+    "DistillSpec": "distillspec",
+    "BiLD": "bild",
+    "interleaved": "interleaved",
+    "random calls": "random",
+    "calls by entropy": "entropy",
+}
+
+
+def latency_panels(points: str) -> dict[str, Panel]:
+    """By pair: quality against latency of the points in the text of :func:`points_text`, but for other systems."""
+    panels = {}
+    for title, rows in read_tables(points).items():
+        marks = [mark for row in rows if (mark := _mark(row)) is not None]
+        panels[title.split(":")[0]] = latency_panel(title.split(", greedy")[0], "ROUGE-2", marks)
+    return panels
+
+
+def _mark(row: dict[str, str]) -> Mark | None:
+    """A row as a point of the figure; None for another system's."""
+    label, budget = row["method"], ""
+    group = next((group for start, group in GROUPS.items() if label.startswith(start)), None)
+    if label.startswith("KDTW, "):
+        budget = label.removeprefix("KDTW, ")
+        group, budget = ("verify", "") if "verify" in budget else ("training-wheels", budget)
+    if group is None:
+        return None
+    ms, quality = _numbers(row["ms/token"]), _numbers(row["ROUGE-2"])
+    value, half = quality
+    return Mark(group, Interval(*ms), Interval(value, value - half, value + half), budget)
+
+
+def _numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[0-9.]+", cell)]
+
+
 def _rows_of(text: str, pair: str) -> dict[str, dict[str, str]]:
     found = [rows for title, rows in read_tables(text).items() if title.startswith(f"{pair}:")]
     if not found:
@@ -144,6 +187,14 @@ def seeds(results: RecordsFile, into: Into = RESULTS, region: Region = "seeds") 
 def summary(source: Annotated[Path, typer.Option("--from")] = RESULTS, into: Into = README) -> None:
     """The README's eight rows, from the tables of all points."""
     write_region(into, "summary", summary_text(read_region(source, "points"), read_region(source, "one-thread")))
+
+
+@app.command()
+def figure(source: Annotated[Path, typer.Option("--from")] = RESULTS, out: Path = RESULTS.parent) -> None:
+    """Quality against latency of each pair, drawn from the tables of all points."""
+    for pair, panel in latency_panels(read_region(source, "points")).items():
+        name = "comparison" if pair == DEFAULT_PAIR else f"comparison-{pair}"
+        write_figure([panel], [out / f"{name}.png"])
 
 
 if __name__ == "__main__":

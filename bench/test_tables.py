@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.record_tables import points_text, read_tables, summary_text
+from bench.record_tables import latency_panels, points_text, read_tables, summary_text
 from bench.regions import BENCHMARKS, README, RESULTS, read_region, split, write_region
 from bench.speed_tables import speed_tables
+from kdtw_fast.comparison.figures import STYLES
 from kdtw_fast.comparison.records import Outputs, Sentence, Timing, read, to_line
 from kdtw_fast.owners_view import markdown_table
 
@@ -199,3 +200,16 @@ def test_of_several_runs_the_later_part_counts() -> None:
     second["machine_info"] = {"kdtw": {"tiny": False, "cores": 3}}
     with pytest.raises(ValueError, match="different machines or builds"):
         speed_tables(first, second)
+
+
+def test_the_figure_has_the_points_of_the_table() -> None:
+    points = read_region(RESULTS, "points")
+    panels = latency_panels(points)
+    assert panels.keys() == {"debian-de-en", "debian-synopsis"}
+    for pair, panel in panels.items():
+        rows = [row for title, table in read_tables(points).items() if title.startswith(pair) for row in table]
+        shown = [row for row in rows if not row["method"].startswith(("Hugging", "CTranslate2"))]
+        assert len(panel.marks) == len(shown) and {mark.group for mark in panel.marks} == STYLES.keys()
+        (light,) = (mark for mark in panel.marks if mark.text == "light")
+        (row,) = (row for row in rows if row["method"] == "KDTW, light")
+        assert row["ms/token"].startswith(f"{light.x.value:g}") and row["ROUGE-2"].startswith(f"{light.y.value:g}")

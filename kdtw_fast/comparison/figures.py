@@ -1,4 +1,4 @@
-"""The comparison's figures, from its points alone: quality against latency, against teacher use, use against budget.
+"""The comparison's figures: quality against latency, quality against teacher use, use against budget.
 
 Same points, same bytes: nothing in a file depends on the day or on chance. Needs matplotlib (the extra "compare").
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import cos, pi, sin
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +16,67 @@ from kdtw_fast.options import nearest
 
 from .plan import OUTSIDE
 from .quality import METRICS, Interval
-from .summary import OWN_DRAFTS, Point, pareto
+from .summary import OWN_DRAFTS, Point
+from .table import shown
 
-FAINT = "50"  # alpha of bars and of points that their own grid beats, in hex
-WIDTH, HEIGHT, DPI = 9.0, 5.4, 150  # inches of a panel's figure; one panel is as wide as a README's column
+WIDTH, HEIGHT, LEGEND, DPI = 6.4, 4.3, 1.2, 200  # inches: a panel's size and the legend's height; readable on a phone
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a group is drawn: colours of Okabe and Ito, told apart by colour-blind readers, and a marker of its own."""
+    """How a group is drawn: in colours of Okabe and Ito, which colour-blind readers tell apart, and its own marker."""
 
     label: str
     colour: str
     marker: str
-    joined: bool = False  # by a line: along its own front, or in the order of its budgets
+    joined: bool = False  # by a line
+    size: int = 6
 
 
 STYLES = {
-    "training-wheels": Style("KDTW", "#D55E00", "o", joined=True),
-    "verify": Style("KDTW with verification", "#E69F00", "D"),
-    "distillspec": Style("DistillSpec", "#0072B2", "s", joined=True),
+    "training-wheels": Style("KDTW, by budget", "#D55E00", "o", joined=True),
+    "verify": Style("KDTW that checks drafts", "#E69F00", "D"),
+    "distillspec": Style("DistillSpec (lossy)", "#0072B2", "s"),
     "speculative": Style("speculative, lossless", "#56B4E9", "P"),
-    "bild": Style("BiLD", "#009E73", "^", joined=True),
-    "interleaved": Style("interleaved (SKD)", "#F0E442", "*"),
-    "random": Style("random calls", "#777777", "x", joined=True),
+    "bild": Style("BiLD", "#009E73", "^"),
+    "interleaved": Style("interleaved (SKD)", "#B8A000", "*", size=8),
+    "random": Style("random calls", "#888888", "x", joined=True),
     "entropy": Style("calls by entropy", "#CC79A7", "v", joined=True),
-    "student": Style("student alone", "#000000", "<"),
-    "teacher": Style("teacher alone", "#000000", ">"),
+    "student": Style("student alone", "#000000", "<", size=11),
+    "gkd": Style("GKD student alone", "#000000", "1", size=9),
+    "teacher": Style("teacher alone", "#000000", ">", size=9),
 }
-GRIDS = ("distillspec", "bild")  # of which only the points on the front matter
-_SETTINGS: dict[Any, Any] = {
-    "svg.hashsalt": "kdtw_fast",
-    "text.parse_math": False,  # names are no formulas
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a figure: its group of :data:`STYLES`, its place with intervals, and what stands beside it."""
+
+    group: str
+    x: Interval
+    y: Interval
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Args:
+        title, x_label, y_label: what it says.
+        marks: its points, in the order in which lines join them.
+        front: places that a thick grey line joins.
+        diagonal: draws a line where both axes are equal.
+        corner: text in the lower right corner.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: list[Mark]
+    front: Sequence[tuple[float, float]] = ()
+    diagonal: bool = False
+    corner: str = ""
 
 
 def require_matplotlib() -> None:
@@ -83,161 +107,203 @@ def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Pat
     """
     check_metric(metric)
     require_matplotlib()
-    panels: dict[str, Callable[[Any, list[Point], str], None]] = {
+    own_drafts = not any("drafter" in point.settings for point in points if point.group == "distillspec")
+    labels = {"distillspec": OWN_DRAFTS} if own_drafts else {}
+    by_pair = [[p for p in points if p.pair == pair] for pair in dict.fromkeys(point.pair for point in points)]
+    figures: dict[str, Callable[[list[Point], str], Panel]] = {
         "quality-latency": _quality_latency,
         "quality-use": _quality_use,
         "budgets": _budgets,
     }
-    return [path for name, panel in panels.items() for path in _figure(points, out / name, panel, metric)]
-
-
-def _figure(
-    points: Sequence[Point], path: Path, panel: Callable[[Any, list[Point], str], None], metric: str
-) -> list[Path]:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    pairs = list(dict.fromkeys(point.pair for point in points))
-    with mpl.rc_context({**mpl.rcParamsDefault, **_SETTINGS}):
-        figure = Figure(figsize=(WIDTH if len(pairs) == 1 else 1.3 * WIDTH, HEIGHT), layout="constrained")
-        handles: dict[str, Any] = {}
-        for axes, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
-            here = [point for point in points if point.pair == pair]
-            panel(axes, here, metric)
-            axes.set_title(f"{here[0].task} ({pair}, {here[0].sentences} sentences)", fontsize=11)
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=10)
-        paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        figure.savefig(paths[0], dpi=DPI, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    paths = []
+    for name, make in figures.items():
+        paths += [(out / name).with_suffix(suffix) for suffix in (".png", ".svg")]
+        write_figure([make(here, metric) for here in by_pair], paths[-2:], labels)
     return paths
 
 
-def _style(group: str, points: Sequence[Point]) -> Style:
-    style = STYLES[group]
-    own = group == "distillspec" and not any("drafter" in point.settings for point in points)
-    return Style(OWN_DRAFTS, style.colour, style.marker, style.joined) if own else style
+def _title(points: list[Point]) -> str:
+    return f"{points[0].task} ({points[0].pair}, {points[0].sentences} sentences)"
 
 
-def _groups(points: Sequence[Point]) -> dict[str, list[Point]]:
-    return {group: found for group in STYLES if (found := [point for point in points if point.group == group])}
+def _mark(point: Point, x: Interval, y: Interval) -> Mark:
+    group = "gkd" if point.group == "student" and "drafter" in point.settings else point.group
+    return Mark(group, x, y, str(point.settings.get("budget", "")) if group == "training-wheels" else "")
 
 
-def _quality_latency(axes: Any, points: list[Point], metric: str) -> None:
-    """Quality on x, ms per token on y; bars are 95 % intervals and quartiles."""
-    inside = [point for point in points if point.latency is not None and point.group not in OUTSIDE]
-    for group, found in _groups(inside).items():
-        style, front = _style(group, found), pareto(found, metric) if group in GRIDS else found
-        rest = [point for point in found if point not in front]
-        if style.joined:
-            _scatter(axes, rest, metric, style, bars=False)
-            axes.plot([_x(p, metric) for p in front], [_ms(p).median for p in front], color=style.colour, lw=1.2)
-            _scatter(axes, front, metric, style, label=style.label)
-        else:
-            _scatter(axes, found, metric, style, label=style.label)
-        if group == "training-wheels":
-            for number, point in enumerate(front):  # neighbours on either side of the line
-                right = number % 2 == 0
-                axes.annotate(
-                    str(point.settings.get("budget", "")),
-                    (_x(point, metric), _ms(point).median),
-                    xytext=(7, -11) if right else (-7, 5),
-                    ha="left" if right else "right",
-                    textcoords="offset points",
-                    fontsize=9,
-                )
-    front = pareto(inside, metric)
-    if front:
-        xs, ys = [_x(p, metric) for p in front], [_ms(p).median for p in front]
-        axes.plot(xs, ys, color="#000000", alpha=0.13, lw=9, solid_capstyle="round", zorder=0, label="Pareto front")
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"{METRICS[metric]} (more is better)")
-    axes.set_ylabel("ms per token (less is better)")
-    outside = [f"{p.label}: {_ms(p).median:.3g}" for p in points if p.latency is not None and p.group in OUTSIDE]
-    if outside:
-        axes.set_ylim(top=axes.get_ylim()[1] * (1 + 0.06 * len(outside)))  # room above the points
-        text = "ms per token of other systems\n" + "\n".join(outside)
-        axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=9, color="#444444")
+def _quality_latency(points: list[Point], metric: str) -> Panel:
+    marks = []
+    for point in shown(points, metric):
+        if point.latency is not None and point.group not in OUTSIDE:
+            spread = point.latency.ms_per_token
+            marks.append(_mark(point, Interval(spread.median, spread.q1, spread.q3), point.quality[metric]))
+    return latency_panel(_title(points), METRICS[metric], marks)
 
 
-def _scatter(axes: Any, points: list[Point], metric: str, style: Style, *, label: str = "", bars: bool = True) -> None:
-    if not points:
-        return
-    xs, ys = [_x(p, metric) for p in points], [_ms(p).median for p in points]
-    spreads = [(p.quality[metric], _ms(p)) for p in points]
-    axes.errorbar(
-        xs,
-        ys,
-        xerr=[[max(0.0, q.value - q.low) for q, _ in spreads], [max(0.0, q.high - q.value) for q, _ in spreads]]
-        if bars
-        else None,
-        yerr=[[s.median - s.q1 for _, s in spreads], [s.q3 - s.median for _, s in spreads]] if bars else None,
-        fmt=style.marker,
-        color=style.colour if bars else style.colour + FAINT,
-        ms=7,
-        elinewidth=0.8,
-        ecolor=style.colour + FAINT,
-        label=label,
+def latency_panel(title: str, metric: str, marks: list[Mark]) -> Panel:
+    """Quality against milliseconds per token, with the Pareto front; marks are drawn without their intervals.
+
+    Quartiles of latency are no wider than a mark, and intervals of quality are alike: the panel says how wide.
+    """
+    front: list[Mark] = []
+    for mark in sorted(marks, key=lambda m: (m.x.value, -m.y.value)):
+        if not front or mark.y.value > front[-1].y.value:
+            front.append(mark)
+    widths = sorted((mark.y.high - mark.y.low) / 2 for mark in marks)
+    return Panel(
+        title,
+        "milliseconds per token (less is better)",
+        f"{metric} (more is better)",
+        [Mark(m.group, Interval(*[m.x.value] * 3), Interval(*[m.y.value] * 3), m.text) for m in marks],
+        [(mark.x.value, mark.y.value) for mark in front],
+        corner=f"95 % interval of a point: ± {widths[0]:.1f} to {widths[-1]:.1f}" if widths else "",
     )
 
 
-def _x(point: Point, metric: str) -> float:
-    return point.quality[metric].value
+def _quality_use(points: list[Point], metric: str) -> Panel:
+    known = [p for p in points if p.teacher_use is not None and p.group not in OUTSIDE]
+    known.sort(key=lambda p: p.teacher_use.value if p.teacher_use else 0.0)
+    marks = [_mark(p, _percent(p.teacher_use), p.quality[metric]) for p in known]
+    return Panel(_title(points), "tokens written by the teacher, %", f"{METRICS[metric]} (more is better)", marks)
 
 
-def _ms(point: Point) -> Any:
-    assert point.latency is not None
-    return point.latency.ms_per_token
+def _budgets(points: list[Point], metric: str) -> Panel:
+    asked = [p for p in points if p.group in ("training-wheels", "verify") and p.teacher_use is not None]
+    marks = [_mark(p, Interval(*[100 * (p.budget or 0.0)] * 3), _percent(p.teacher_use)) for p in asked]
+    x_label, y_label = "budget in the prompt, % of the tokens", "tokens written by the teacher, %"
+    return Panel(_title(points), x_label, y_label, marks, diagonal=True)
 
 
-def _quality_use(axes: Any, points: list[Point], metric: str) -> None:
-    """Share of the tokens that the teacher wrote on x, quality on y."""
-    known = [point for point in points if point.teacher_use is not None and point.group not in OUTSIDE]
-    for group, found in _groups(known).items():
-        style = _style(group, found)
-        ordered = sorted(found, key=lambda p: _use(p).value)
-        joined = "-" if style.joined and group not in GRIDS else ""
-        _crosses(axes, [_use(p) for p in ordered], [p.quality[metric] for p in ordered], style, joined)
-    axes.set_xlabel("tokens written by the teacher, %")
-    axes.set_ylabel(f"{METRICS[metric]} (more is better)")
+def _percent(use: Interval | None) -> Interval:
+    assert use is not None
+    return Interval(100 * use.value, 100 * use.low, 100 * use.high)
 
 
-def _budgets(axes: Any, points: list[Point], metric: str) -> None:
-    """Asked budget on x, achieved use on y, with the diagonal."""
-    asked = [p for p in points if p.budget is not None and p.teacher_use is not None]
-    top = 100 * max((max(p.budget or 0.0, _use(p).high / 100) for p in asked), default=0.5)
-    axes.plot([0, top], [0, top], color="#000000", lw=1, ls="--", alpha=0.6, label="as asked")
-    groups = {group: found for group, found in _groups(asked).items() if group in ("training-wheels", "verify")}
-    for group, found in groups.items():
-        style = _style(group, found)
-        budgets = [Interval(*[100 * (p.budget or 0.0)] * 3) for p in found]
-        _crosses(axes, budgets, [_use(p) for p in found], style, "-" if style.joined else "")
-    axes.set_xlabel("budget in the prompt, % of the tokens")
-    axes.set_ylabel("tokens written by the teacher, %")
+def write_figure(panels: Sequence[Panel], paths: Sequence[Path], labels: dict[str, str] | None = None) -> None:
+    """Draws panels below each other over one legend, and writes them to each path, in the format of its suffix.
+
+    Args:
+        panels: at least one.
+        paths: ".png" or ".svg".
+        labels: by group, what the legend says instead of the style's label.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "kdtw_fast",
+        "text.parse_math": False,  # names are no formulas
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+    }
+    with mpl.rc_context({**mpl.rcParamsDefault, **settings}):
+        figure = Figure(figsize=(WIDTH, HEIGHT * len(panels) + LEGEND), layout="constrained")
+        handles: dict[str, Any] = {}
+        plots = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+        for axes, panel in zip(plots, panels):
+            _plot(axes, panel, labels or {})
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize=9)
+        figure.draw_without_rendering()  # settles where the axes are
+        for axes, panel in zip(plots, panels):
+            _write_texts(axes, panel.marks)
+        for path in paths:
+            metadata = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
+            figure.savefig(path, dpi=DPI, metadata=metadata)
 
 
-def _use(point: Point) -> Interval:
-    """In percent."""
-    assert point.teacher_use is not None
-    return Interval(
-        *(100 * value for value in (point.teacher_use.value, point.teacher_use.low, point.teacher_use.high))
-    )
+def _plot(axes: Any, panel: Panel, labels: dict[str, str]) -> None:
+    if panel.front:
+        xs, ys = zip(*panel.front)
+        axes.plot(xs, ys, color="#000000", alpha=0.1, lw=8, solid_capstyle="round", zorder=0, label="Pareto front")
+    if panel.diagonal:
+        top = max((mark.y.high for mark in panel.marks), default=50.0)
+        axes.plot([0, top], [0, top], color="#000000", lw=1, ls="--", alpha=0.6, label="as asked")
+    for group, style in STYLES.items():
+        marks = [mark for mark in panel.marks if mark.group == group]
+        if not marks:
+            continue
+        axes.errorbar(
+            [mark.x.value for mark in marks],
+            [mark.y.value for mark in marks],
+            xerr=_bars([mark.x for mark in marks]),
+            yerr=_bars([mark.y for mark in marks]),
+            fmt=style.marker + ("-" if style.joined else ""),
+            color=style.colour,
+            ms=style.size,
+            lw=1.2,
+            elinewidth=0.8,
+            ecolor=f"{style.colour}50",
+            zorder={"training-wheels": 3, "student": 1}.get(group, 2),
+            label=labels.get(group, style.label),
+        )
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xlim(left=0)
+    axes.text(0.99, 0.02, panel.corner, transform=axes.transAxes, ha="right", fontsize=8, color="#555555")
 
 
-def _crosses(axes: Any, xs: list[Interval], ys: list[Interval], style: Style, line: str) -> None:
-    def bars(values: list[Interval]) -> list[list[float]]:
-        return [[max(0.0, v.value - v.low) for v in values], [max(0.0, v.high - v.value) for v in values]]
+def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
+    lengths = [[max(0.0, v.value - v.low) for v in values], [max(0.0, v.high - v.value) for v in values]]
+    return lengths if any(map(any, lengths)) else None
 
-    axes.errorbar(
-        [x.value for x in xs],
-        [y.value for y in ys],
-        xerr=bars(xs),
-        yerr=bars(ys),
-        fmt=style.marker + line,
-        color=style.colour,
-        ms=7,
-        lw=1.2,
-        elinewidth=0.8,
-        ecolor=style.colour + FAINT,
-        label=style.label,
-    )
+
+def _write_texts(axes: Any, marks: Sequence[Mark]) -> None:
+    """Writes each mark's text where it covers no mark and no other text, with a thin line to its mark."""
+    from matplotlib.text import Text
+
+    scale = axes.figure.dpi / 72  # pixels of a point
+    places = axes.transData.transform([(m.x.value, m.y.value) for m in marks])
+    taken = [_box(x, y, 6 * scale, 6 * scale) for x, y in places]
+    room = axes.get_window_extent()
+    for mark, (x, y) in zip(marks, places):
+        if not mark.text:
+            continue
+        text = axes.annotate(
+            mark.text,
+            (mark.x.value, mark.y.value),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=STYLES[mark.group].colour,
+            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": STYLES[mark.group].colour, "shrinkB": 4},
+        )
+        size = Text.get_window_extent(text)  # without its line
+        best: tuple[float, tuple[float, float], Any] | None = None
+        for radius, step in product((16, 24, 34, 46, 60), range(16)):
+            # to the upper left first, where the points' line leaves room
+            angle = 0.75 * pi + (step + 1) // 2 * (-1) ** step * pi / 8
+            dx = radius * cos(angle) + size.width / scale / 2 * cos(angle)
+            dy = radius * sin(angle)
+            box = _box(x + dx * scale, y + dy * scale, size.width / 2 + 2 * scale, size.height / 2 + scale)
+            covered = sum(_overlap(box, other) for other in taken)
+            outside = _area(box) - _overlap(box, (room.x0, room.y0, room.x1, room.y1))
+            cost = 100 * (covered + outside) / _area(box) + radius / 60
+            if best is None or cost < best[0]:
+                best = cost, (dx, dy), box
+        assert best is not None
+        text.set_position(best[1])
+        taken.append(best[2])
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> _Box:
+    return x - half_width, y - half_height, x + half_width, y + half_height
+
+
+def _area(box: _Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _overlap(a: _Box, b: _Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)

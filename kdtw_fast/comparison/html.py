@@ -39,7 +39,7 @@ WORDS: dict[Owner, str] = {
     Owner.FORCED: "caller",
 }
 FIGURES = {
-    "quality-latency": "Quality against latency. Bars: 95 % intervals over sentences, quartiles over turns.",
+    "quality-latency": "Quality against latency: the points of the tables below. KDTW is labelled with its budgets.",
     "quality-use": "Quality against the share of tokens that the teacher wrote.",
     "budgets": "What was asked for and what was used; the dashed line is what was asked.",
 }
