@@ -1,9 +1,11 @@
-"""What MkDocs is told beyond mkdocs.yml: the commands' page, made from `kdtw` itself, and Markdown inside <details>."""
+"""What MkDocs is told beyond mkdocs.yml: pages made from the code, and Markdown inside <details>."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,10 +14,14 @@ from rich.text import Text
 
 from kdtw_fast.cli import app
 
+sys.path.insert(0, str(Path(__file__).parent))  # MkDocs loads hooks by their path
+import recipes
+
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the page of commands."""
+    """Adds the pages that are made from the code."""
     files.append(File.generated(config, "reference/cli.md", content="\n".join(_commands())))
+    files.append(File.generated(config, "reference/recipes.md", content=recipes.page()))
     return files
 
 
