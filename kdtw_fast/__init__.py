@@ -1,31 +1,33 @@
-"""kdtw_fast: a small student writes and asks a large teacher for single tokens (arXiv 2502.17717), natively fast."""
+"""kdtw_fast: a small student writes and asks a large teacher for single tokens (arXiv 2502.17717), natively fast.
+
+A name is imported where it is first asked for, so that what needs no PyTorch (`kdtw --help`) does not wait for it.
+"""
 
 from __future__ import annotations
 
-try:
-    import torch as _torch  # noqa: F401 - asked for here so that its absence is one sentence
-except ImportError as error:
-    raise ImportError(
-        "kdtw_fast needs PyTorch; install the build for your machine (for a CPU: pip install torch==2.13.0)"
-    ) from error
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from kdtw_fast._core import build_info
-from kdtw_fast.auto import AutoDecoder
-from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget
-from kdtw_fast.decoders import (
-    BigLittleDecoder,
-    EntropyCallDecoder,
-    GreedyDecoder,
-    InterleavedDecoder,
-    RandomCallDecoder,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-)
-from kdtw_fast.model import NativeT5
-from kdtw_fast.modeling import TrainingWheelsT5
-from kdtw_fast.options import GenerateOptions
-from kdtw_fast.outputs import GenerationOutput, Owner, Timings
-from kdtw_fast.pairs import Pair, load_pair
+if TYPE_CHECKING:
+    from kdtw_fast._core import build_info
+    from kdtw_fast.auto import AutoDecoder
+    from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget
+    from kdtw_fast.decoders import (
+        BigLittleDecoder,
+        EntropyCallDecoder,
+        GreedyDecoder,
+        InterleavedDecoder,
+        RandomCallDecoder,
+        SpeculativeDecoder,
+        TrainingWheelsDecoder,
+    )
+    from kdtw_fast.model import NativeT5
+    from kdtw_fast.modeling import TrainingWheelsT5
+    from kdtw_fast.options import GenerateOptions
+    from kdtw_fast.outputs import GenerationOutput, Timings
+    from kdtw_fast.owner import Owner
+    from kdtw_fast.pairs import Pair, load_pair
 
 __version__ = "0.1.0"
 
@@ -51,3 +53,47 @@ __all__ = [
     "load_pair",
     "resolve_budget",
 ]
+
+# Where the names of __all__ are; the imports above tell type checkers and editors the same.
+_MODULES = {
+    "_core": ("build_info",),
+    "auto": ("AutoDecoder",),
+    "budgets": ("BUDGETS", "Budget", "resolve_budget"),
+    "decoders": (
+        "BigLittleDecoder",
+        "EntropyCallDecoder",
+        "GreedyDecoder",
+        "InterleavedDecoder",
+        "RandomCallDecoder",
+        "SpeculativeDecoder",
+        "TrainingWheelsDecoder",
+    ),
+    "model": ("NativeT5",),
+    "modeling": ("TrainingWheelsT5",),
+    "options": ("GenerateOptions",),
+    "outputs": ("GenerationOutput", "Timings"),
+    "owner": ("Owner",),
+    "pairs": ("Pair", "load_pair"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+if find_spec("torch") is None:
+    raise ImportError(
+        "kdtw_fast needs PyTorch; install the build for your machine (for a CPU: pip install torch==2.13.0)"
+    )
+
+if not TYPE_CHECKING:  # for type checkers the names above are all there are
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        elif not name.startswith("__") and find_spec(f"{__name__}.{name}") is not None:
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -73,6 +73,18 @@ def resolve_budgets(budget: AnyBudget | Sequence[AnyBudget]) -> tuple[Budget, ..
     return (resolve_budget(budget),)  # type: ignore[arg-type]  # a list of one is refused there
 
 
+def written_budget(text: str) -> str | float | list[str | float]:
+    """What a text names: a phrase, a fraction, or with commas between them one for each of several teachers."""
+
+    def one(word: str) -> str | float:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return [one(word) for word in text.split(",")] if "," in text else one(text)
+
+
 def join_phrases(budgets: Sequence[Budget]) -> str:
     """What stands for "{budget}" in the student's prompt: "light", and of several teachers "light and no"."""
     return " and ".join(budget.phrase for budget in budgets)

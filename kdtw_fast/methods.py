@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from kdtw_fast.auto import AutoDecoder
-from kdtw_fast.decoders import (
-    BigLittleDecoder,
-    EntropyCallDecoder,
-    GreedyDecoder,
-    InterleavedDecoder,
-    RandomCallDecoder,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-)
+from kdtw_fast.budgets import written_budget
 from kdtw_fast.options import nearest
 
-Decoder = (
-    GreedyDecoder
-    | TrainingWheelsDecoder
-    | RandomCallDecoder
-    | EntropyCallDecoder
-    | SpeculativeDecoder
-    | BigLittleDecoder
-    | InterleavedDecoder
-    | AutoDecoder
-)
+if TYPE_CHECKING:
+    from kdtw_fast.auto import AutoDecoder
+    from kdtw_fast.decoders import (
+        BigLittleDecoder,
+        EntropyCallDecoder,
+        GreedyDecoder,
+        InterleavedDecoder,
+        RandomCallDecoder,
+        SpeculativeDecoder,
+        TrainingWheelsDecoder,
+    )
+
+    Decoder = (
+        GreedyDecoder
+        | TrainingWheelsDecoder
+        | RandomCallDecoder
+        | EntropyCallDecoder
+        | SpeculativeDecoder
+        | BigLittleDecoder
+        | InterleavedDecoder
+        | AutoDecoder
+    )
 _LEDGER = ("budget", "max_teacher_fraction", "max_teacher_calls")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a method.
+
+    Args:
+        read: makes its value of what users write: int, float, or a function of a text.
+        summary: what it does and its range, in a line for help texts.
+        default: the decoder's own.
+        keyword: what the decoder calls it, if not by the users' name.
+    """
+
+    read: Callable[[str], Any]
+    summary: str
+    default: Any
+    keyword: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,16 +58,16 @@ class Method:
 
     Args:
         summary: one line for help texts.
-        decoder: its class.
+        decoder: name of its class in kdtw_fast; not the class, so that help needs no PyTorch.
         models: which of "student" and "teacher" it decodes with.
-        settings: the decoder's keywords by the name users give them.
+        settings: the decoder's own settings by the name users give them.
         call_options: options of a call that only this method takes.
     """
 
     summary: str
-    decoder: type[Decoder]
+    decoder: str
     models: tuple[str, ...] = ("student", "teacher")
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     call_options: tuple[str, ...] = ()
 
     @property
@@ -58,47 +79,83 @@ class Method:
 METHODS: dict[str, Method] = {
     "training-wheels": Method(
         "the student writes and asks the teacher for single tokens (KDTW)",
-        TrainingWheelsDecoder,
-        settings={"verify_lenience": "verify_lenience"},
+        "TrainingWheelsDecoder",
+        settings={
+            "verify_lenience": Setting(
+                float,
+                "at each call the teacher also checks the drafts it reads anyway and takes back those less likely than "
+                "this share of its best token, in 0..1; 0 = off",
+                0.0,
+            )
+        },
         call_options=_LEDGER,
     ),
-    "greedy-student": Method("the student alone", GreedyDecoder, models=("student",)),
-    "greedy-teacher": Method("the teacher alone", GreedyDecoder, models=("teacher",)),
+    "greedy-student": Method("the student alone", "GreedyDecoder", models=("student",)),
+    "greedy-teacher": Method("the teacher alone", "GreedyDecoder", models=("teacher",)),
     "speculative": Method(
         "the student drafts, the teacher checks every draft",
-        SpeculativeDecoder,
-        settings={"draft_length": "draft_length", "lenience": "lenience"},
+        "SpeculativeDecoder",
+        settings={
+            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
+            "lenience": Setting(
+                float,
+                "drafts pass that are at least this share as likely as the teacher's best, in 0..1; 1 = exactly the "
+                "teacher's output",
+                1.0,
+            ),
+        },
     ),
     "bild": Method(
         "the student hands over where it is unsure, the teacher also takes back",
-        BigLittleDecoder,
+        "BigLittleDecoder",
         settings={
-            "fallback": "fallback_threshold",
-            "rollback": "rollback_threshold",
-            "draft_length": "max_draft_length",
+            "fallback": Setting(
+                float,
+                "hand over where the student's best probability is below this, in 0..1",
+                0.6,
+                "fallback_threshold",
+            ),
+            "rollback": Setting(
+                float,
+                "take back from the first token whose -log p under the teacher is above this",
+                5.0,
+                "rollback_threshold",
+            ),
+            "draft_length": Setting(int, "at most so many", None, "max_draft_length"),
         },
     ),
     "interleaved": Method(
         "drafts among the teacher's best k stay, others are replaced (SKD)",
-        InterleavedDecoder,
-        settings={"draft_length": "draft_length", "accept_top_k": "accept_top_k"},
+        "InterleavedDecoder",
+        settings={
+            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
+            "accept_top_k": Setting(int, "a draft stays when among the teacher's best so many", 25),
+        },
     ),
     "random": Method(
         "a control: the teacher writes tokens drawn at random",
-        RandomCallDecoder,
-        settings={"threshold": "threshold"},
+        "RandomCallDecoder",
+        settings={
+            "threshold": Setting(float, "the teacher writes where a uniform number in 0..1 is above this", 0.9),
+        },
         call_options=_LEDGER,
     ),
     "entropy": Method(
         "a control: the teacher writes where the student's entropy is high",
-        EntropyCallDecoder,
-        settings={"threshold": "threshold"},
+        "EntropyCallDecoder",
+        settings={
+            "threshold": Setting(
+                float, "the teacher writes where the entropy of the student's distribution, in nats, is above this", 2.0
+            ),
+        },
         call_options=_LEDGER,
     ),
     "auto": Method(
         "the fastest of these for --quality, from measured costs",
-        AutoDecoder,
-        settings={"quality": "quality"},
+        "AutoDecoder",
+        settings={
+            "quality": Setting(written_budget, "teacher (exactly its output), a budget, or student", "teacher"),
+        },
     ),
 }
 
@@ -134,7 +191,6 @@ def make_decoder(
         if setting not in method.settings:
             owners = ", ".join(other for other in METHODS if setting in METHODS[other].settings)
             raise TypeError(f"{setting} belongs to {owners or 'no method'}, not to {name!r}")
-    keywords = {method.settings[setting]: value for setting, value in settings.items()}
-    return method.decoder(
-        *(models[role] for role in method.models), tokenizer=tokenizer, num_threads=num_threads, **keywords
-    )
+    keywords = {method.settings[setting].keyword or setting: value for setting, value in settings.items()}
+    make: Callable[..., Decoder] = getattr(import_module("kdtw_fast"), method.decoder)
+    return make(*(models[role] for role in method.models), tokenizer=tokenizer, num_threads=num_threads, **keywords)

@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
 from kdtw_fast.companion import share_with_torch
-from kdtw_fast.messages import Message, OptionName
-from kdtw_fast.options import check_int, nearest, tau_token_ids
+from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
@@ -99,9 +98,6 @@ _TIED_NAMES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 
 Tensors = Mapping[str, Callable[[], torch.Tensor]]
-
-DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")
-CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")
 
 
 class NativeT5:
@@ -415,14 +411,6 @@ def check_device(device: Any) -> str:
     if resolved != "cpu":
         share_with_torch()
     return resolved
-
-
-def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
-    """Raises TypeError or ValueError, naming the nearest known one, unless ``dtype`` is in ``known``."""
-    if not isinstance(dtype, str):
-        raise TypeError(Message(OptionName(option), f" must be one of {', '.join(map(repr, known))}, got {dtype!r}"))
-    if dtype not in known:
-        raise ValueError(Message("unknown ", OptionName(option), f" {dtype!r}{nearest(dtype, known)}"))
 
 
 def _auto_dtype(tensors: Tensors) -> str:

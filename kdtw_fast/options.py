@@ -11,6 +11,8 @@ from typing import Any
 
 from kdtw_fast.messages import Message, OptionName
 
+DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")  # of weights
+CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")  # of keys and values
 LARGEST_COUNT = 2**31 - 1
 NO_LIMIT = 2**20  # max_source_length of evaluations: held-out sources are never left out or cut
 
@@ -49,6 +51,14 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
         limits = f"{'(' if open_low else '['}{low:g}, {upper}"
         raise ValueError(Message(OptionName(name), f" must be in {limits}, got {value}"))
     return number
+
+
+def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
+    """Raises TypeError or ValueError, naming the nearest known one, unless ``dtype`` is in ``known``."""
+    if not isinstance(dtype, str):
+        raise TypeError(Message(OptionName(option), f" must be one of {', '.join(map(repr, known))}, got {dtype!r}"))
+    if dtype not in known:
+        raise ValueError(Message("unknown ", OptionName(option), f" {dtype!r}{nearest(dtype, known)}"))
 
 
 def check_limit(name: str, value: Any, label: str | None = None) -> None:

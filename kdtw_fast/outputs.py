@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,7 @@ from transformers.utils import ModelOutput
 from kdtw_fast import _core
 from kdtw_fast.costs import Prediction
 from kdtw_fast.deprecation import renamed_field
-
-
-class Owner(IntEnum):
-    """Who wrote an output token; the codes of ``GenerationOutput.owners``."""
-
-    NONE = 0  # the start token and padding
-    STUDENT = 1  # the student, unchecked
-    TEACHER = 2  # the teacher, when asked (or after a fully accepted draft)
-    ACCEPTED = 3  # the student, and a check by the teacher let it stand
-    CORRECTED = 4  # the teacher, in the place of a draft that it rejected
-    FORCED = 5  # the caller (``forced_tokens``)
-
+from kdtw_fast.owner import Owner as Owner
 
 FINISH_REASONS = ("running", "end", "length", "time")
 

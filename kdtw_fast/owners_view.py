@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 
 # How a run is marked (without colour) and coloured (on a terminal).
 MARKS: dict[Owner, tuple[str, str, str]] = {

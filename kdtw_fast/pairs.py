@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
-from transformers.utils import logging
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
-from kdtw_fast.modeling import TrainingWheelsT5
+    from kdtw_fast.modeling import TrainingWheelsT5
 
 DATA = Path(__file__).parent / "data"
 DEFAULT_PAIR = "debian-de-en"
@@ -53,6 +53,11 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
 
     Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
     """
+    import torch
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    from kdtw_fast.modeling import TrainingWheelsT5
+
     folder = pair_folder(name)
     with quietly():
         student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
@@ -77,6 +82,8 @@ def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sam
 @contextmanager
 def quietly() -> Iterator[None]:
     """No warnings and progress bars of transformers, which draws one for each model, however small."""
+    from transformers.utils import logging
+
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

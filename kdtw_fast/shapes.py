@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import torch
-
-from kdtw_fast import _core
-from kdtw_fast.model import NativeT5
 from kdtw_fast.options import nearest
+
+if TYPE_CHECKING:  # sizes are for help texts too, which need no PyTorch
+    import torch
+
+    from kdtw_fast import _core
+    from kdtw_fast.model import NativeT5
 
 PAD, EOS = 0, 1
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a number, by its format
@@ -185,7 +186,7 @@ def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_token
     return config.num_decoder_layers * rows * positions * numbers * BYTES[config.cache_dtype]
 
 
-Values = Callable[[], torch.Tensor]
+Values: TypeAlias = "Callable[[], torch.Tensor]"
 
 
 def find_shape(name: str) -> T5Shape:
@@ -201,6 +202,9 @@ def random_tensors(shape: T5Shape, seed: int = 0) -> dict[str, Values]:
     Matrices have a standard deviation of inputs^-1/2, embeddings and head rows of length ~sqrt(d_model), norms are
     one: activations and logits stay near one whatever the depth.
     """
+    import numpy as np
+    import torch
+
     block = np.random.default_rng(seed).standard_normal(_BLOCK, dtype=np.float32)
 
     def make(name: str, size: tuple[int, ...]) -> torch.Tensor:
@@ -239,6 +243,8 @@ def random_native(
         config: fields beside the shape's.
         device: where it is to decode.
     """
+    from kdtw_fast.model import NativeT5
+
     return NativeT5(
         shape.config | dict(config),
         random_tensors(shape, seed) | dict(tensors),
@@ -257,6 +263,7 @@ def random_t5(shape: T5Shape, seed: int = 0, tensors: Mapping[str, Values] = Map
 
 def t5_of(shape: T5Shape, values: Mapping[str, torch.Tensor]) -> Any:
     """Hugging Face's ``T5ForConditionalGeneration`` of this shape with these tensors by name, in eval mode."""
+    import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     with torch.device("meta"):

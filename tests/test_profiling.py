@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
 from kdtw_fast import peers, profiling
-from kdtw_fast.cli import bench as cli_bench
+from kdtw_fast.cli import bench_models
 from kdtw_fast.costs import Costs, ModelCosts
 from kdtw_fast.machine import Roof
 from kdtw_fast.profiling import OPERATIONS, OURS, Phase, Plan, profile
@@ -187,7 +187,7 @@ def test_a_folder_is_measured_beside_the_other_systems(kdtw, folder: Path, tmp_p
 def test_named_shapes_are_measured_as_a_pair(kdtw, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("flan-t5-small", "flan-t5-base"):
         monkeypatch.setitem(SHAPES, name, T5Shape(name, 32, 8, 2, 48, 1, 96))
-    monkeypatch.setattr(cli_bench, "random_t5", lambda *_: pytest.fail("a model that no other system is to run"))
+    monkeypatch.setattr(bench_models, "random_t5", lambda *_: pytest.fail("a model that no other system is to run"))
     shapes = ["--shape", "flan-t5-small", "--teacher-shape", "flan-t5-base"]
     result = kdtw(*shapes, *QUICK, "--rows", "2", "--no-peers", "--json", tmp_path / "o")
     assert result.exit_code == 0, result.stderr
@@ -200,7 +200,7 @@ def test_named_shapes_are_measured_as_a_pair(kdtw, monkeypatch: pytest.MonkeyPat
 def test_systems_that_would_not_fit_are_left_out_and_said_so(
     kdtw, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_bench, "available_memory", lambda: 1000)
+    monkeypatch.setattr(bench_models, "available_memory", lambda: 1000)
     result = kdtw("--model", folder / "teacher", *QUICK, "--rows", "1")
     assert result.exit_code == 0, result.stderr
     assert (
@@ -210,7 +210,7 @@ def test_systems_that_would_not_fit_are_left_out_and_said_so(
     result = kdtw("--model", folder / "teacher", *QUICK, "--rows", "1", "--peers")
     assert result.exit_code == 2 and "leave out --peers" in result.stderr
     monkeypatch.setattr(peers, "has_ctranslate2", lambda: False)
-    monkeypatch.setattr(cli_bench, "available_memory", lambda: 10**12)
+    monkeypatch.setattr(bench_models, "available_memory", lambda: 10**12)
     result = kdtw("--model", folder / "teacher", *QUICK, "--rows", "1")
     assert "CTranslate2, which is not installed" in result.stdout and peers.HUGGING_FACE in result.stdout
 

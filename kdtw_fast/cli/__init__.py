@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from kdtw_fast import __version__
 from kdtw_fast.cli import bench, compare, curves, demo, generate, info, project, report, selftest, train
 from kdtw_fast.cli.errors import OneSentence
 
@@ -22,6 +25,21 @@ Begin with [bold]kdtw demo[/bold] (every method on a held-out sample, one table)
     kdtw generate "Dieses Paket enthält die Dokumentation."
 """,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdtw_fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kdtw(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Takes the options that stand before the command."""
 
 
 app.command(epilog=generate.EXAMPLES)(generate.generate)

@@ -57,7 +57,7 @@ def _sentence(error: BaseException, parameters: Sequence[Any]) -> str:
         return f"cannot use {error.filename}: {error.strerror}"
     flags = {p.name: max(p.opts, key=len) for p in parameters if p.param_type_name == "option"}
     for method in METHODS.values():  # a decoder's keywords, by the names that users give them
-        flags |= {keyword: flags[name] for name, keyword in method.settings.items() if name in flags}
+        flags |= {s.keyword: flags[name] for name, s in method.settings.items() if s.keyword and name in flags}
 
     def spelled(option: OptionName) -> str:
         if option.name not in flags:

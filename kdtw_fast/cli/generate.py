@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
-from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.budgets import BUDGETS, written_budget
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
@@ -220,7 +220,7 @@ def generate(
     chosen = find_method(method)
     own = {
         "budget": budget,
-        "quality": None if quality is None else _budget(quality),
+        "quality": None if quality is None else written_budget(quality),
         "max_teacher_fraction": max_teacher_fraction,
         "max_teacher_calls": max_teacher_calls,
         "verify_lenience": verify_lenience,
@@ -243,7 +243,7 @@ def generate(
     if num_threads is not None:
         check_int("num_threads", num_threads, 1)
     if budget is not None:
-        given["budget"] = _budget(budget)
+        given["budget"] = written_budget(budget)
     elif "budget" in chosen.own_options:
         given["budget"] = "light"
     lines = Lines.of(text, file, output, batch_size)
@@ -271,12 +271,3 @@ def generate(
         for line in decode(decoder, lines, options):
             write(render(line))
             bar.update()
-
-
-def _budget(value: str) -> Any:
-    if "," in value:
-        return [_budget(one) for one in value.split(",")]
-    try:
-        return float(value)
-    except ValueError:
-        return value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdtw_fast import __version__, build_info
+from kdtw_fast import __version__
 from kdtw_fast.pairs import pair_names
 
 
 def info() -> None:
     """Version, build, SIMD level, threads and the shipped pairs."""
+    from kdtw_fast import build_info
+
     build = build_info()
     rows = {
         "kdtw_fast": __version__,

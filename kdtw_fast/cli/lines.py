@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdtw_fast.messages import Message
-from kdtw_fast.methods import Decoder
-from kdtw_fast.outputs import GenerationOutput
+
+if TYPE_CHECKING:
+    from kdtw_fast.methods import Decoder
+    from kdtw_fast.outputs import GenerationOutput
 
 
 @dataclass(frozen=True)

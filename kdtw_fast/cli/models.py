@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
 
@@ -20,6 +19,8 @@ def load_models(
     device: str = "cpu",
 ) -> tuple[dict[str, Any], Any]:
     """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
+    from kdtw_fast.model import NativeT5
+
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     if student is None and not teacher:
         if tokenizer is not None:

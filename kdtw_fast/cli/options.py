@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdtw_fast.model import DTYPES
+from kdtw_fast.options import DTYPES
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 MODELS = "Models"  # the panel of `--help` that they stand in

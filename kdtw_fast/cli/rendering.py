@@ -13,7 +13,7 @@ from rich.text import Text
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.cli.lines import Line
 from kdtw_fast.methods import Method
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import gauge, make_console, marked, runs, visible
 
 Render = Callable[[Line], str | Text]

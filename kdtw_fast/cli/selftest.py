@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdtw_fast import _core
 from kdtw_fast.cli.options import Device
-from kdtw_fast.machine import machine
 
 
 def selftest(
@@ -21,6 +19,7 @@ def selftest(
 
         kdtw selftest --device cuda
     """
+    from kdtw_fast import _core
     from kdtw_fast.selftest.run import measure_latencies, run_checks
 
     chosen = _core.resolve_device(device)
@@ -49,6 +48,8 @@ def selftest(
 
 def _described(device: str) -> list[str]:
     """Machine, build and versions, a line each."""
+    from kdtw_fast.machine import machine
+
     told = machine()
     build = told["build"]
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 
 from .records import Sentence
 

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.text import Text
 
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import Run, marked, shown_pieces, visible
 
 from .records import Outputs, Records, Sentence

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import MARKS, shown_pieces, visible
 
 from .figures import draw

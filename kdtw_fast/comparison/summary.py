@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdtw_fast.outputs import Owner
+from kdtw_fast.owner import Owner
 
 from .plan import TIMED_ONLY
 from .provenance import SEED
