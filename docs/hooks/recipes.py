@@ -6,8 +6,9 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from typing import get_type_hints
 
-from kdtw_fast.training import recipes, settings
+from kdtw_fast.training import recipes
 
 _FIELD = re.compile(r"    (\w+): ([^=#]+?) = (.+?)(?:  # (.*))?$")
 
@@ -20,45 +21,55 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     yield (
         "# Recipes and settings\n\n"
-        "A recipe names an algorithm; its other keys are settings of that algorithm.\n"
-        "`kdtw train RECIPE setting=value` changes some, `kdtw train RECIPE --settings` shows all, resolved.\n\n"
-        "## Recipes that ship\n\n| recipe | |\n|---|---|"
+        "A recipe, TASK/NAME, is an algorithm and its settings. `kdtw train TASK/NAME setting=value` changes some of\n"
+        "them; with `--settings` it shows all, resolved, and stops. Settings with a dot are parts of one: "
+        "`optimiser.rate=1e-4`.\n\n"
+        "## Recipes that ship\n\n| name | tasks | what |\n|---|---|---|"
     )
+    tasks: dict[str, list[str]] = {}
     for name in recipes.recipe_names():
-        yield f"| `{name}` | {recipes.summary(name)} |"
-    parts = [cls for _, cls in inspect.getmembers(settings, inspect.isclass) if is_dataclass(cls)]
-    shared = {cls for cls in parts if cls.__module__ == settings.__name__}
-    seen: set[type] = set()
-    for algorithm in recipes.ALGORITHMS:
-        own = recipes.find_algorithm(algorithm)[0]
-        for cls in reversed(own.__mro__):
-            if is_dataclass(cls) and cls not in seen:
-                seen.add(cls)
-                yield from _settings(cls, algorithm if cls is own else "")
-    for cls in sorted(shared - seen, key=lambda cls: cls.__name__):
-        yield from _settings(cls, f"{cls.__name__.lower()}.…")
+        tasks.setdefault(name.rpartition("/")[2], []).append(name.rpartition("/")[0])
+    for name, within in tasks.items():
+        yield f"| `{name}` | {', '.join(within)} | {recipes.summary(f'{within[0]}/{name}')} |"
+
+    own = {algorithm: recipes.find_algorithm(algorithm)[0] for algorithm in recipes.ALGORITHMS}
+    users: dict[type, list[str]] = {}
+    for algorithm, settings in own.items():
+        for cls in reversed(settings.__mro__):
+            if is_dataclass(cls):
+                users.setdefault(cls, []).append(f"`{algorithm}`")
+    for cls, names in sorted(users.items(), key=lambda item: -len(item[1])):
+        yield from _settings(cls, "All recipes" if len(names) == len(own) else ", ".join(names))
+        if len(names) == len(own):
+            parts: dict[type, list[str]] = {}
+            for field, kind in get_type_hints(cls).items():
+                if is_dataclass(kind):
+                    parts.setdefault(kind, []).append(f"`{field}`")
+            for kind, fields in parts.items():
+                yield from _settings(kind, f"Parts of {', '.join(fields)}")
 
 
-def _settings(cls: type, of: str) -> Iterator[str]:
+def _settings(cls: type, title: str) -> Iterator[str]:
     fields = list(_fields(cls))
-    if not fields:
-        return
-    everybody = "several algorithms" if cls.__bases__ != (object,) else "all"
-    yield f"\n## {f'`{of}`' if of else f'Shared by {everybody}'}\n"
-    yield inspect.cleandoc(cls.__doc__ or "").replace("<", "&lt;") + "\n"
-    yield "| setting | default | |\n|---|---|---|"
-    for name, default, text in fields:
-        yield f"| `{name}` | {default} | {text} |"
+    if fields:
+        yield f"\n## {title}\n"
+        yield _cell(inspect.cleandoc(cls.__doc__ or "")) + "\n"
+        yield "| setting | default | |\n|---|---|---|"
+        for name, default, text in fields:
+            yield f"| `{name}` | {_cell(default)} | {_cell(text)} |"
 
 
 def _fields(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Name, default and comment of the settings that a class adds."""
+    """Name, default and comment (beside it, or a sentence above it) of the settings that a class adds."""
     above: list[str] = []
     for line in inspect.getsource(cls).splitlines():
         match = _FIELD.match(line)
         if match:
             name, _, default, beside = match.groups()
-            text = beside or (" ".join(above) if " ".join(above).endswith(".") else "")
-            default = "" if "field(" in default else f"`{default}`"
-            yield name, default.replace("|", "\\|"), text.replace("|", "\\|").replace("<", "&lt;")
+            sentence = " ".join(above)
+            yield name, "" if "field(" in default else f"`{default}`", beside or sentence * sentence.endswith(".")
         above = [*above, line.strip()[2:]] if line.strip().startswith("# ") else []
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
