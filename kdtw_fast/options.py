@@ -104,37 +104,33 @@ class GenerateOptions:
 
     Args:
         max_new_tokens: most output tokens per row, 1 to 2^20; the end token and forced tokens count.
-        min_new_tokens: no end token before this many outputs.
-        temperature: 0 is greedy; above 0 the student samples.
-        top_k: keep the k most likely tokens when sampling, 0 = off.
+        min_new_tokens: no end token before this many outputs, 0 to ``max_new_tokens``.
+        temperature: 0 is greedy; above 0 the student samples, and the teacher with it.
+        top_k: keep the k most likely tokens when sampling, >= 0, 0 = off.
         top_p: keep the smallest set of tokens with this probability when sampling, in (0, 1], 1 = off.
-        teacher_temperature: the same for the teacher; None = as the student.
-        teacher_top_k: the same for the teacher; None = as the student.
-        teacher_top_p: the same for the teacher; None = as the student.
-        seed: random numbers are a function of (seed, row id, position) and of nothing else.
-        row_ids: names of the rows to the random numbers, one per output row; None = 0, 1, 2, …
-        num_return_sequences: outputs per input row (they differ only when sampling).
-        forced_tokens: ids every output begins with.
-        max_teacher_fraction: Training Wheels only, in [0, 1], one value or one per input row: at every
-            prefix of the output at most this fraction was written by the teacher; <tau> is masked otherwise.
-            Of several teachers a number bounds all together, and a mapping from teachers' numbers to numbers
-            bounds those it names, each alone: {1: 0.3, 2: 0.05}.
-        max_teacher_calls: Training Wheels only, one value or one per input row: most calls of a row; of several
-            teachers as above.
-        max_time: seconds after which a row stops where it is, from when its decoding began; None = no limit.
-        max_source_length: longer sources are an error, or cut when ``truncation`` is True. On a CUDA device a stream
-            takes memory for so many tokens of every row when it begins.
-        truncation: cut over-long sources (keeping the end token) instead of raising.
+        teacher_temperature: the teacher's ``temperature``; None = as the student.
+        teacher_top_k: the teacher's ``top_k``; None = as the student.
+        teacher_top_p: the teacher's ``top_p``; None = as the student.
+        seed: random numbers are a function of (seed, row number or id, position) and of nothing else; 0 to 2^64 - 1.
+        row_ids: names of the rows to the random numbers, one per output row, each 0 to 2^64 - 1; None = 0, 1, 2, …
+        num_return_sequences: outputs per input row, >= 1 (they differ only when sampling).
+        forced_tokens: ids every output begins with, fewer than ``max_new_tokens``.
+        max_teacher_fraction: at most this fraction of every prefix of the output is written by the teacher, in [0, 1].
+            <tau> is masked otherwise. For Training Wheels and its controls; one value, or one per input row. Of several
+            teachers a number bounds all together, and a mapping from teachers' numbers to numbers bounds those it
+            names, each alone: {1: 0.3, 2: 0.05}.
+        max_teacher_calls: most calls of a row, >= 0. For whom, for how many rows and teachers: as above.
+        max_time: seconds, > 0, after which a row stops where it is, from when its decoding began; None = no limit.
+        max_source_length: longest source in tokens, its prompt included, >= 1; longer ones are an error, or cut with
+            ``truncation``. On a CUDA device a stream takes memory for so many tokens of every row when it begins.
+        truncation: cut longer sources, keeping the end token, instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
         output_reads: also return how many tokens each pass read.
-        teacher_batch: rows that wait for the teacher are held until so many wait, at least 1, or until no other row
-            can go on; None = until as many wait as go on, half of the rows that run. The results do not depend on
-            it, the speed of batches does: a pass of the teacher costs much the same for one row and for many, so
-            calling at once (1) makes many small passes; but a row that waits does not draft, so holding until all
-            wait leaves the student's steps to the few rows that ask late, and the more rows there are the later is
-            the last. Half keeps both batches large whatever the share of teacher tokens, and lets rows that joined
-            late fall into step with the others. A costly teacher is worth a larger batch, a cheap one a smaller.
-        num_threads: threads of this call; None = the decoder's.
+        teacher_batch: rows that wait for the teacher are held until so many wait, >= 1, or until no other row can go
+            on; None = until as many wait as go on. Results do not depend on it, the speed of batches does: few make
+            many teacher passes, many leave the student's steps to the few rows that ask late. A costly teacher is
+            worth a larger batch, a cheap one a smaller.
+        num_threads: threads of this call, >= 1; None = the decoder's.
     """
 
     max_new_tokens: int = 64
