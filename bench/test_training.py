@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from kdtw_fast.training.batches import encode, student_prompts, teacher_prompts
+from kdtw_fast.training.allocations import Instructions
+from kdtw_fast.training.batches import encode, prompt_ids
 from kdtw_fast.training.debian import Example, write_jsonl
 from kdtw_fast.training.path_consistency import PathConsistency
 from kdtw_fast.training.recipes import resolve
-from kdtw_fast.training.rollouts import rollout
+from kdtw_fast.training.rollouts import Rollouts, Tasks
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.replay import replay_timer, report
-from kdtw_fast import BUDGETS, GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast import BUDGETS, GreedyDecoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.pairs import Pair, load_pair
 from kdtw_fast.race import Recorded, race
@@ -46,12 +47,14 @@ def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tup
     torch.set_num_threads(threads)
     rows = encode(examples(pair)[: 6 if tiny else 48], pair.tokenizer)
     budgets = [i % len(BUDGETS) for i in range(len(rows))]
-    own = student_prompts(pair.tokenizer, pair.student.config.student_prompt)
-    told = teacher_prompts(pair.tokenizer, pair.student.config.teacher_prompt)[0]
-    decoder = TrainingWheelsDecoder(pair.student, pair.teacher, num_threads=threads)
+    instructions = Instructions(pair.student.config.student_prompt)
+    own = prompt_ids(pair.tokenizer, instructions.texts)
+    (told,) = prompt_ids(pair.tokenizer, [pair.student.config.teacher_prompt])
+    rollouts = Rollouts(pair.student, [pair.teacher], own, told, instructions.fractions, threads=threads)
+    assert rollouts.max_new_tokens == MOST_NEW
 
     def ours() -> int:
-        return sum(map(len, rollout(decoder, rows, budgets, own, told, MOST_NEW, temperature=1.0)))
+        return sum(map(len, rollouts.on_policy(Tasks(rows, budgets), temperature=1.0)))
 
     def alone(name: str, system: str) -> Callable[[], int]:
         model: Any = getattr(pair, name)
@@ -121,7 +124,7 @@ def trained(
     yield race(
         {
             "batch": lambda: algorithm.train_batch(next(numbers)),
-            "renewal": lambda: algorithm.decoder.student.update_weights(algorithm.student),
+            "renewal": lambda: algorithm.rollouts.decoder.student.update_weights(algorithm.student),
         },
         rounds or 7,
     )

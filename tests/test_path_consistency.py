@@ -10,7 +10,8 @@ import pytest
 import torch
 from factories import EOS, SHAPES, random_t5, scale_row, with_tau
 from kdtw_fast.training import losses
-from kdtw_fast.training.batches import Encoded, encode, student_prompts, teacher_prompts
+from kdtw_fast.training.allocations import Instructions
+from kdtw_fast.training.batches import Encoded, encode, prompt_ids
 from kdtw_fast.training.debian import Example
 from kdtw_fast.training.episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
 from kdtw_fast.training.lagrangian import Lagrangian
@@ -19,14 +20,7 @@ from kdtw_fast.training.oracle import oracle_positions
 from kdtw_fast.training.path_consistency import PathConsistency, Settings
 from kdtw_fast.training.replay import ReplayBuffer
 from kdtw_fast.training.rewards import RewardStatistics
-from kdtw_fast.training.rollouts import (
-    ask_where_divergent,
-    rollout,
-    rollout_seed,
-    score_unread,
-    teacher_rollout,
-    without_tokens,
-)
+from kdtw_fast.training.rollouts import Rollouts, Tasks, rollout_seed, without_tokens
 from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Optimiser
 from kdtw_fast.training.tokenizer import padded_vocabulary, train_tokenizer
@@ -34,7 +28,7 @@ from kdtw_fast.training.value import ValueNetwork
 
 from kdtw_fast import reference
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
-from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.outputs import Owner
 
@@ -86,7 +80,13 @@ def pair(tokenizer):
 
 @pytest.fixture
 def prompts(tokenizer):
-    return student_prompts(tokenizer, STUDENT_PROMPT), teacher_prompts(tokenizer, TEACHER_PROMPT)[0]
+    return prompt_ids(tokenizer, Instructions(STUDENT_PROMPT).texts), prompt_ids(tokenizer, [TEACHER_PROMPT])[0]
+
+
+def rolling(pair, prompts, max_new_tokens=10, **wanted):
+    student, teacher = pair
+    fractions = Instructions(STUDENT_PROMPT).fractions
+    return Rollouts(student, [teacher], *prompts, fractions, max_new_tokens=max_new_tokens, threads=1, **wanted)
 
 
 def copied(state):
@@ -382,9 +382,9 @@ def test_replay_state(count):
 def test_episodes_are_what_the_reference_decoder_says(pair, tokenizer, prompts, temperature, teacher_temperature):
     student, teacher = pair
     (own, told), rows, budgets = prompts, encode(examples(8), tokenizer), [0, 1, 2, 3, 4, 5, 1, 2]
-    decoder = TrainingWheelsDecoder(student, teacher, num_threads=1)
     seed = rollout_seed(3, 4)
-    found = rollout(decoder, rows, budgets, own, told, 10, temperature, teacher_temperature, seed)
+    rollouts = rolling(pair, prompts, teacher_temperature=teacher_temperature)
+    found = rollouts.on_policy(Tasks(rows, budgets), temperature, seed)
     oracle = reference.TrainingWheelsDecoder(student, teacher)
     compared, asked, written, cut = 0, 0, 0, 0
     for r, (row, budget, episode) in enumerate(zip(rows, budgets, found, strict=True)):
@@ -412,15 +412,15 @@ def test_episodes_are_what_the_reference_decoder_says(pair, tokenizer, prompts, 
 
 
 def test_scoring_fills_what_was_never_read_and_keeps_the_rest(pair, tokenizer, prompts):
-    student, teacher = pair
-    own, told = prompts
+    _, teacher = pair
+    _, told = prompts
     rows = encode(examples(12), tokenizer)
-    decoder = TrainingWheelsDecoder(student, teacher, num_threads=1)
-    raw = rollout(decoder, rows, [1] * 12, own, told, 10, temperature=1.0, seed=5)
-    scored = score_unread(teacher, raw, told)
+    rollouts = rolling(pair, prompts)
+    raw = rollouts.on_policy(Tasks(rows, [1] * 12), temperature=1.0, seed=5)
+    scored = rollouts.scored(raw)
     blank = [replace(e, teacher_logprobs=np.full(len(e), np.nan, np.float32)) for e in raw]
     unread = 0
-    for before, after, again, row in zip(raw, scored, score_unread(teacher, blank, told), rows, strict=True):
+    for before, after, again, row in zip(raw, scored, rollouts.scored(blank), rows, strict=True):
         missing = np.isnan(before.teacher_logprobs)
         unread += missing.sum()
         assert np.array_equal(before.teacher_logprobs[~missing], after.teacher_logprobs[~missing])
@@ -439,12 +439,13 @@ def test_oracle_rollouts(pair, tokenizer, prompts):
     own, told = prompts
     rows, budgets = encode(examples(9), tokenizer), [0, 1, 2, 3, 4, 5, 5, 5, 3]
     decoder = GreedyDecoder(teacher, num_threads=1)
-    plain = teacher_rollout(decoder, rows, budgets, told, 10)
+    rollouts = rolling(pair, prompts)
+    plain = rollouts.of_judge(Tasks(rows, budgets))
     alone = decoder.generate([[*told, *row.source, EOS] for row in rows], max_new_tokens=10)
     assert [e.tokens.tolist() for e in plain] == [
         ids[1 : 1 + n] for ids, n in zip(alone.sequences.tolist(), alone.lengths.tolist(), strict=True)
     ]
-    found, divergence = ask_where_divergent(student, teacher, plain, own, told)
+    found, divergence = rollouts.asked_by_oracle(plain)
     kls = []
     for row, episode, budget in zip(rows, found, budgets, strict=True):
         inputs = torch.tensor([[0, *episode.tokens[:-1].tolist()]])
@@ -463,10 +464,8 @@ def test_oracle_rollouts(pair, tokenizer, prompts):
 
 
 def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
-    _, teacher = pair
     rows = encode(examples(6), tokenizer)
-    decoder = GreedyDecoder(teacher, num_threads=1)
-    every = teacher_rollout(decoder, rows, [0] * 6, prompts[1], 10)
+    every = rolling(pair, prompts).of_judge(Tasks(rows, [0] * 6))
     first = int(every[0].tokens[0])
     left = without_tokens(every, first)
     expected = [e.tokens.tolist() for e in every if first not in e.tokens]
@@ -475,12 +474,9 @@ def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
 
 def test_sources_longer_than_the_decoders_default_are_rolled_out(pair, prompts):
     """XSum's are: 512 tokens, a prompt and EOS."""
-    student, teacher = pair
-    own, told = prompts
-    long = [Encoded(tuple(7 + i % 30 for i in range(520)), (EOS,))]
-    decoder = TrainingWheelsDecoder(student, teacher, num_threads=1)
-    assert len(rollout(decoder, long, [0], own, told, 4)) == 1
-    assert len(teacher_rollout(GreedyDecoder(teacher, num_threads=1), long, [0], told, 4)) == 1
+    long = Tasks([Encoded(tuple(7 + i % 30 for i in range(520)), (EOS,))], [0])
+    rollouts = rolling(pair, prompts, max_new_tokens=4)
+    assert len(rollouts.on_policy(long)) == len(rollouts.of_judge(long)) == 1
 
 
 # ---------------------------------------------------------------- batches and the value network
@@ -551,9 +547,9 @@ def test_use_of_held_out_sources_can_drive_the_multipliers(pair, tokenizer):
     phase = make(pair, tokenizer, replace(QUICK, held_out_rows=4))
     metrics = phase.train_batch(0)
     counted = [int(batch[0]) for seen in phase.lagrangian.seen for batch in seen]
-    assert sum(counted) == 4 and len(make(pair, tokenizer).held_out) == 0
-    episodes = phase._held_out_episodes(0)
-    assert {tuple(e.source.tolist()) for e in episodes} == {row.source for row in phase.held_out}
+    assert sum(counted) == 4 and len(make(pair, tokenizer).watched) == 0
+    episodes = phase._use_of_held_out(0)
+    assert {tuple(e.source.tolist()) for e in episodes} == {row.source for row in phase.watched}
     uses = {name: value for name, value in metrics.items() if name.startswith("use/")}
     assert uses == {f"use/{BUDGETS[e.budget].phrase}": e.calls_of(1) / len(e) for e in episodes}
     with pytest.raises(ValueError, match=r"held_out_rows=5 of a batch, but only 4 validation examples"):
@@ -594,7 +590,7 @@ def test_only_the_value_network_learns_at_first(pair, tokenizer):
         {"replay_rows": 0, "replay_capacity": 0, "teacher_temperature": 1.0, "multiplier_fixed": 0.5, "bf16": True},
     ],
 )
-def test_mixes_run_and_report(pair, tokenizer, changes):
+def test_other_kinds_of_batches_run_and_report(pair, tokenizer, changes):
     phase = make(pair, tokenizer, replace(QUICK, **changes))
     for index in range(2):
         metrics = phase.train_batch(index)

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 from kdtw_fast.training import recipes
-from kdtw_fast.training.settings import HOUSEKEEPING, Data, Run
+from kdtw_fast.training.settings import HOUSEKEEPING, Data, RunSettings
 from kdtw_fast.training.tasks import read_examples
 from toy_training import SHAPE, overrides, toy_examples, toy_recipe
 from typer.testing import CliRunner
@@ -174,8 +174,8 @@ def test_an_algorithm_that_is_missing_says_so(monkeypatch):
 
 
 def test_housekeeping_names_settings():
-    assert set(HOUSEKEEPING) <= {field.name for field in fields(Run)}
-    assert is_dataclass(Run) and "steps" in asdict(Run())
+    assert set(HOUSEKEEPING) <= {field.name for field in fields(RunSettings)}
+    assert is_dataclass(RunSettings) and "steps" in asdict(RunSettings())
 
 
 # ---------------------------------------------------------------- data
@@ -260,3 +260,29 @@ def test_the_command_trains_stops_at_sigterm_and_goes_on(toy, tmp_path):
     assert load_checkpoint(tmp_path / "run")["step"] == step + 2
     refused = kdtw(*arguments, f"steps={step + 2}", "seed=5", "--quiet")
     assert refused.exit_code == 2 and "seed: 0 there, 5 now" in refused.stderr
+
+
+# ---------------------------------------------------------------- old names
+
+
+def test_recipes_keep_their_old_names_and_folders():
+    for old, new in (("expert", "second-teacher"), ("phase1-experts", "phase1-teachers")):
+        with pytest.warns(DeprecationWarning, match=f"recipe debian-de-en/{old} is deprecated; use debian-de-en/{new}"):
+            before = recipes.resolve(f"debian-de-en/{old}").settings
+        assert before.out == f"runs/debian-de-en/{old}" and f"debian-de-en/{old}" not in ALL
+        now = recipes.resolve(f"debian-de-en/{new}").settings
+        same = {"out": "", **({"teachers": [], "costs": []} if hasattr(now, "teachers") else {})}
+        assert dataclasses.replace(before, **same) == dataclasses.replace(now, **same)
+    with pytest.warns(DeprecationWarning):
+        second = recipes.resolve("debian-de-en/phase2-experts").settings
+    assert second.student.path == "runs/debian-de-en/phase1-experts/best"
+    assert second.teachers[0].path == "runs/debian-de-en/expert/model"
+
+
+def test_a_setting_keeps_its_old_name(tmp_path):
+    (tmp_path / "old.yaml").write_text("base: debian-de-en/phase1\nexperts: [{path: a/b}]\n")
+    with pytest.warns(DeprecationWarning, match="the setting experts is deprecated; use teachers"):
+        found = recipes.resolve(tmp_path / "old.yaml").settings
+    assert [model.path for model in found.teachers] == ["a/b"]
+    with pytest.warns(DeprecationWarning, match="override 'experts="):
+        assert recipes.resolve("debian-de-en/phase1", ["experts=[{path: c/d}]"]).settings.teachers[0].path == "c/d"

@@ -17,7 +17,7 @@ from kdtw_fast.training import checkpoints
 from kdtw_fast.training.checkpoints import LATEST, PREVIOUS, load_checkpoint, save_checkpoint
 from kdtw_fast.training.optimisation import NonFiniteLossError, seed_batch, update
 from kdtw_fast.training.selection import rank
-from kdtw_fast.training.settings import Run
+from kdtw_fast.training.settings import RunSettings
 from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer, best_rouge2
 
 
@@ -61,7 +61,7 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class ToySettings(Run):
+class ToySettings(RunSettings):
     tensor_of: int = 1
 
 

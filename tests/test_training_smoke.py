@@ -10,7 +10,7 @@ from kdtw_fast.training.batches import encode
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.evaluate import scores
 from kdtw_fast.training.models import load_student, new_t5
-from kdtw_fast.training.settings import Data, Model, Optimiser, Run
+from kdtw_fast.training.settings import Data, Model, Optimiser, RunSettings
 from kdtw_fast.training.tasks import Task, teacher_trajectories
 from toy_training import SHAPE, fit, toy_examples, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
@@ -103,14 +103,14 @@ def test_scores():
 # ---------------------------------------------------------------- fitting
 
 
-def test_quicken_keeps_the_maths_and_the_names(toy):
+def test_fast_operators_keep_the_maths_and_the_names(toy):
     model = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
     names = list(model.state_dict())
     ids = torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]])
     call = {"input_ids": ids, "attention_mask": (ids != 0).long(), "decoder_input_ids": ids}
     with torch.no_grad():
         before = model(**call).logits
-        optimisation.quicken(model, 0.1)
+        optimisation.use_fast_operators(model, 0.1)
         after = model(**call).logits
     assert list(model.state_dict()) == names
     assert torch.allclose(before, after, atol=1e-5)
@@ -124,7 +124,7 @@ def test_row_dropout_shares_its_mask_along_time():
 
 
 def test_each_tensors_rate_follows_its_initial_rms():
-    model = new_t5(Model(**SHAPE), 70, Run(), "teacher")
+    model = new_t5(Model(**SHAPE), 70, RunSettings(), "teacher")
     query = next(p for name, p in model.named_parameters() if name.endswith("SelfAttention.q.weight"))
     for scaled, scale in ((True, float(query.detach().pow(2).mean().sqrt())), (False, 1.0)):
         optimiser = optimisation.make_optimiser(model, Optimiser(rate=0.1, scaled=scaled))
@@ -240,7 +240,7 @@ def test_cloning_teaches_to_ask_more_with_a_larger_budget(toy, tmp_path):
 def test_trajectories_go_on_where_they_stopped(toy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
-    task = Task(Run(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
+    task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
     rows = encode(toy_examples(10), tokenizer)
     cache = tmp_path / "trajectories.jsonl"
     whole = teacher_trajectories(teacher, task, rows, cache, chunk=4)

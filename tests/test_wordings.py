@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from factories import scale_row
-from kdtw_fast.training import mixes, recipes, wordings
-from kdtw_fast.training.batches import instruction_prompts, keyed_generator, student_prompts
-from kdtw_fast.training.behaviour_cloning import measure_budgets
+from kdtw_fast.training import allocations, recipes, wordings
+from kdtw_fast.training.batches import keyed_generator
 from kdtw_fast.training.checkpoints import load_checkpoint
+from kdtw_fast.training.evaluate import measure_budgets
 from kdtw_fast.training.models import load_student, save_pair_member
 from kdtw_fast.training.settings import Data
 from kdtw_fast.training.tasks import read_examples
@@ -43,16 +43,14 @@ def lines(folder, event):
 
 
 def test_without_settings_instructions_are_the_six_budgets(tokenizer):
-    for experts in (1, 2):
-        told = mixes.Instructions(STUDENT_PROMPT, experts)
-        assert told.budgets == BUDGETS and torch.equal(told.fractions, mixes.fractions(experts))
-        assert torch.equal(told.budget_numbers, mixes.budget_numbers(experts))
-        assert [told.number(mix) for mix in mixes.mixes(experts)] == list(range(len(told.texts)))
-        assert instruction_prompts(tokenizer, told) == student_prompts(tokenizer, STUDENT_PROMPT, experts)
+    for teachers in (1, 2):
+        told = allocations.Instructions(STUDENT_PROMPT, teachers)
+        assert told.budgets == BUDGETS and len(told.texts) == len(told.fractions) == len(told.budget_numbers)
+        assert [told.number(one) for one in allocations.allocations(teachers)] == list(range(len(told.texts)))
 
 
 def test_an_instruction_is_a_mix_in_a_wording():
-    told = mixes.Instructions(STUDENT_PROMPT, 1, PARAPHRASES, ["High", "light"])
+    told = allocations.Instructions(STUDENT_PROMPT, 1, PARAPHRASES, ["High", "light"])
     light, high = BUDGETS[1], BUDGETS[4]
     assert told.budgets == (light, high)  # in the table's order
     assert told.texts == [
@@ -68,18 +66,18 @@ def test_an_instruction_is_a_mix_in_a_wording():
     assert [told.number((high,), wording) for wording in range(3)] == [1, 3, 5]
 
 
-def test_of_several_teachers_mixes_are_of_the_chosen_budgets():
-    told = mixes.Instructions(STUDENT_PROMPT, 2, PARAPHRASES[1:], ["moderate", "light"])
+def test_allocations_of_several_teachers_are_of_the_chosen_budgets():
+    told = allocations.Instructions(STUDENT_PROMPT, 2, PARAPHRASES[1:], ["moderate", "light"])
     assert told.texts[1] == "With light and moderate teacher use, translate: "
     assert told.texts[5] == "10 and 30 percent by the teacher: "
-    assert len(mixes.measured(2, told.budgets)) == 2  # the same for both
-    largest = mixes.Instructions(STUDENT_PROMPT, 3, (), ["light", "very high"])
+    assert len(allocations.measured(2, told.budgets)) == 2  # the same for both
+    largest = allocations.Instructions(STUDENT_PROMPT, 3, (), ["light", "very high"])
     assert largest.number((BUDGETS[5],) * 3) == 0  # more than 1: the smallest there is
-    assert mixes.moderate(2) == (BUDGETS[1], BUDGETS[3]) and mixes.moderate(1, (BUDGETS[0], BUDGETS[4])) == (
-        BUDGETS[4],
-    )
+    assert allocations.moderate(2) == (BUDGETS[1], BUDGETS[3]) and allocations.moderate(
+        1, (BUDGETS[0], BUDGETS[4])
+    ) == (BUDGETS[4],)
     with pytest.raises(ValueError, match=r"budgets=\['high'\] of 3 teachers always sum to more than 1; add a smaller"):
-        mixes.Instructions(STUDENT_PROMPT, 3, (), ["high"])
+        allocations.Instructions(STUDENT_PROMPT, 3, (), ["high"])
 
 
 # ---------------------------------------------------------------- what rows draw
@@ -152,7 +150,7 @@ def test_both_phases_of_two_teachers_take_both_settings(toy, tmp_path):
     for phase, own in (("phase1", {}), ("phase2", {**SMALL, "held_out_rows": 3})):
         recipe = toy_recipe(
             toy,
-            f"debian-de-en/{phase}-experts",
+            f"debian-de-en/{phase}-teachers",
             **{**own, "out": tmp_path / phase, "steps": 2, "budgets": "[light,'very high']", "paraphrases": QUOTED},
         )
         table = recipes.train(recipe, quiet=True).table
@@ -241,7 +239,8 @@ def test_the_students_own_prompt_is_measured_as_budgets_are(toy, asking, capsys)
     tokenizer = AutoTokenizer.from_pretrained(asking)
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
     examples = read_examples(Data(folder=str(toy / "data")), "validation")
-    table = measure_budgets(load_student(asking, len(tokenizer)), teacher, tokenizer, examples[:4], 8)
+    decoder = TrainingWheelsDecoder(load_student(asking, len(tokenizer)), teacher, tokenizer=tokenizer)
+    table = measure_budgets(decoder, examples[:4], max_new_tokens=8)
     for row, expected in list(zip(found, table, strict=True))[1:]:  # a budget of 0 is enforced there
         assert row.pop("prompt") == f"With {expected.pop('budget')} teacher use, translate: "
         assert row == expected
@@ -286,7 +285,7 @@ def test_words_need_a_tokenizer_one_teacher_and_examples(toy, asking):
     with pytest.raises(ValueError, match="no examples"):
         next(wordings.measure_wordings(decoder, [], [STUDENT_PROMPT]))
     two = TrainingWheelsDecoder(
-        load_student(asking, 1, experts=2), [teacher, teacher], tokenizer=AutoTokenizer.from_pretrained(asking)
+        load_student(asking, 1, teachers=2), [teacher, teacher], tokenizer=AutoTokenizer.from_pretrained(asking)
     )
     with pytest.raises(ValueError, match="one teacher, the decoder has 2"):
         next(wordings.measure_wordings(two, toy_examples(1), [STUDENT_PROMPT]))

@@ -58,8 +58,8 @@ def toy_recipe(toy: Path, name: str, **values: object) -> recipes.Recipe:
         places["trajectories_file"] = "''"
     if getattr(shipped, "held_out_rows", 0):
         places["held_out_rows"] = 3
-    if getattr(shipped, "experts", None):  # each further teacher is the toy's one again
-        places["experts"] = f"[{', '.join([f'{{path: {toy}/teacher/model}}'] * len(shipped.experts))}]"
+    if getattr(shipped, "teachers", None):  # each further teacher is the toy's one again
+        places["teachers"] = f"[{', '.join([f'{{path: {toy}/teacher/model}}'] * len(shipped.teachers))}]"
     return recipes.resolve(name, overrides(**{**places, **models, **QUICK, "optimiser__warmup": 2, **values}))
 
 

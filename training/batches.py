@@ -14,7 +14,6 @@ import torch
 
 from . import processes
 from .debian import Example
-from .mixes import Instructions
 
 IGNORED = -100
 
@@ -60,19 +59,9 @@ def encode(examples: Sequence[Example], tokenizer: Any, max_source: int = 96, ma
     ]
 
 
-def student_prompts(tokenizer: Any, template: str, experts: int = 1) -> list[list[int]]:
-    """Token ids of the student's prompt for each of the six budgets (of several teachers: each mix), in their order."""
-    return instruction_prompts(tokenizer, Instructions(template, experts))
-
-
-def instruction_prompts(tokenizer: Any, instructions: Instructions) -> list[list[int]]:
-    """Token ids of each instruction, in their order."""
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in instructions.texts]
-
-
-def teacher_prompts(tokenizer: Any, prompt: str) -> list[list[int]]:
-    """Token ids of the teacher's one prompt, as a list of one."""
-    return [tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts, to stand before a source's."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def ceil_to(n: int, multiple: int) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,19 @@ from kdtw_fast.decoders import GreedyDecoder, SpeculativeDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 
-from .batches import Batch, Encoded, collate, encode
+from .algorithm import Learning
+from .batches import Batch, Encoded, collate
 from .debian import Example
-from .evaluate import greedy, longest_source, scores, shown, texts
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, save_pair_member, settle_teacher, to_device
-from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
+from .evaluate import greedy_scores, longest_source
+from .models import forced_logits, load_t5, load_teacher, load_tokenizer, prepare_teacher, to_device
+from .optimisation import make_optimiser, update, use_fast_operators
 from .sampling import Sampler, sample
-from .settings import Optimiser, Run, one_of
+from .settings import Optimiser, RunSettings, one_of
 from .tasks import Task, teacher_trajectories
 
 
 @dataclass(frozen=True)
-class Settings(Run):
+class Settings(RunSettings):
     """What every baseline here says."""
 
     steps: int = 5200  # as many batches as KDTW's two phases have
@@ -51,16 +51,18 @@ class Settings(Run):
         check_real("temperature", self.temperature, 0.0)
 
 
-class Distillation:
+class Distillation(Learning):
     """The shared parts; a baseline adds `train_batch`."""
+
+    settings: Settings
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.tokenizer = load_tokenizer(settings)
         self.task = Task(settings, self.tokenizer)
-        self.own, self.told = self.task.own[0], self.task.told
+        self.student_prompt, self.teacher_prompt = self.task.student_prompts[0], self.task.teacher_prompt
         self.teacher = load_teacher(settings)
-        self.student = load_plain_student(settings)
+        self.model = self.student = load_plain_student(settings)
         if self.student.config.vocab_size != self.teacher.config.vocab_size:
             raise ValueError(
                 f"student and teacher must share a vocabulary, but have {self.student.config.vocab_size} and "
@@ -68,18 +70,17 @@ class Distillation:
             )
         rows = self.task.draw(settings.trajectories)
         if settings.fixed == "teacher":
-            cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
-            rows = teacher_trajectories(self.teacher, self.task, rows, cache)
-        self.batches = self.task.batches(rows, [self.own])
-        self.answering = self.native_teacher()
+            rows = teacher_trajectories(self.teacher, self.task, rows, self.task.kept_in(settings.trajectories_file))
+        self.batches = self.task.batches(rows, [self.student_prompt])
+        self.native_teacher = self.packed_teacher()
         self.optimiser = make_optimiser(self.student, settings.optimiser)
-        quicken(self.student, 0.0)
+        use_fast_operators(self.student)
         to_device(self.student, settings.device).train()
-        settle_teacher(self.teacher, settings)
+        prepare_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
         self.seconds: dict[str, float] = {}
 
-    def native_teacher(self) -> NativeT5 | None:
+    def packed_teacher(self) -> NativeT5 | None:
         """The teacher for the native decoders, if any of them needs it."""
         return NativeT5.from_model(self.teacher, "teacher") if self.settings.speculative_draft_length else None
 
@@ -89,12 +90,10 @@ class Distillation:
 
     # ---------------------------------------------------------------- parts of a batch
 
-    def begin(self, index: int) -> list[Encoded]:
-        """Set random numbers and rate of a batch; returns its rows, their targets the fixed outputs."""
-        seed_batch(self.settings.seed, index)
-        set_rate(self.optimiser, rate_at(index, self.settings.steps, self.settings.optimiser))
+    def begin(self, index: int) -> float:
+        """As in `Learning`; the times begin anew."""
         self.seconds = {}
-        return self.batches.rows_at(index)
+        return super().begin(index)
 
     def sampled(self, rows: Sequence[Encoded], index: int) -> list[Encoded]:
         """Outputs sampled for the rows' sources with the student as it is now."""
@@ -102,7 +101,7 @@ class Distillation:
             self.sampler.student.update_weights(self.student)
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
             options = {"temperature": self.settings.temperature, "max_new_tokens": limit}
-            return sample(self.sampler, rows, self.own, self.told, key, **options)
+            return sample(self.sampler, rows, self.student_prompt, self.teacher_prompt, key, **options)
 
     def collated(self, rows: Sequence[Encoded], prompt: Sequence[int]) -> Batch:
         """Rows behind one prompt, on the device."""
@@ -113,7 +112,7 @@ class Distillation:
     def teacher_logits(self, rows: Sequence[Encoded]) -> torch.Tensor:
         """The teacher's logits [R, T, V] along the rows' targets."""
         with self.timed("scoring"):
-            return forced_logits(self.teacher, self.collated(rows, self.told), self.settings.bf16)
+            return forced_logits(self.teacher, self.collated(rows, self.teacher_prompt), self.settings)
 
     def update(self, loss: torch.Tensor, batch: Batch) -> float:
         """One guarded update; returns the gradient's norm."""
@@ -131,19 +130,17 @@ class Distillation:
 
     def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
         """BLEU and ROUGE-2 of the student alone, greedy; as a drafter also the share of drafts that are accepted."""
-        examples, limit = self.task.held_out(rows), self.settings.max_new_tokens
-        encoded = encode(examples, self.tokenizer, 10**6, 10**6)
-        written = greedy(self.student, encoded, self.own, limit)
-        found = scores(texts(self.tokenizer, written), [example.target for example in examples])
+        examples, limit = self.held_out(rows), self.settings.max_new_tokens
+        found = greedy_scores(self.student, self.tokenizer, examples, self.student_prompt, limit)
         if self.settings.speculative_draft_length:
             found |= self.measured_as_drafter(examples)
         return [found]
 
     def measured_as_drafter(self, examples: Sequence[Example]) -> dict[str, float]:
         """Lossless speculative decoding: the share of drafts accepted, and output tokens per pass of the teacher."""
-        assert self.answering is not None
+        assert self.native_teacher is not None
         length = self.settings.speculative_draft_length
-        decoder = SpeculativeDecoder(self.student, self.answering, draft_length=length, tokenizer=self.tokenizer)
+        decoder = SpeculativeDecoder(self.student, self.native_teacher, draft_length=length, tokenizer=self.tokenizer)
         options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
         options["max_source_length"] = longest_source(decoder, examples)
         outs = list(decoder.stream([example.source for example in examples], **options))
@@ -154,26 +151,8 @@ class Distillation:
             "tokens_per_teacher_pass": round(total["lengths"] / max(1, calls), 3),
         }
 
-    def samples(self, index: int, count: int) -> list[dict[str, str]]:
-        """Validation examples decoded by the student alone."""
-        decoder = GreedyDecoder(self.student, tokenizer=self.tokenizer)
-        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser."""
-        return {"model": self.student.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state again."""
-        self.student.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-    def save_model(self, folder: Path) -> None:
-        """The student, a plain T5, and its tokenizer."""
-        save_pair_member(self.student, self.tokenizer, folder)
-
-
-def load_plain_student(settings: Run) -> T5ForConditionalGeneration:
+def load_plain_student(settings: RunSettings) -> T5ForConditionalGeneration:
     """The student as a plain T5 in float32; what a Training Wheels student has besides is left behind."""
     student = load_t5(settings.student.path, "student.path")
     student.config.tau_token_id = None

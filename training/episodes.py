@@ -1,4 +1,4 @@
-"""An episode, and a batch of episodes as tensors. Depends on torch, batches and losses only."""
+"""An episode, and a batch of episodes as tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Episode:
 
     Args:
         source: int32 [S], the source's tokens without prompt and without EOS.
-        budget: number of the instruction that the student was given (mixes.Instructions): with one teacher, wording and
-            all budgets, the budget's in BUDGETS.
+        budget: number of the instruction that the student was given (allocations.Instructions): with one teacher, one
+            wording and all budgets, the budget's in BUDGETS.
         tokens: int32 [T], the output (with EOS if it was reached).
         from_teacher: bool [T], true where the student's action was <tau> and the teacher wrote the token. Of several
             teachers uint8 [T], the number of the one that did, 1 to n, or 0.

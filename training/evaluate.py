@@ -1,20 +1,22 @@
-"""Scores of translations: BLEU (sacrebleu, with its signature) and ROUGE-2, and plain greedy decoding to get them."""
+"""How good outputs of the native decoders are, and what they cost: BLEU, ROUGE-2 and the teacher's share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import sacrebleu
 import torch
 from rouge_score import rouge_scorer
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
-from kdtw_fast.budgets import student_prompt
-from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.budgets import BUDGETS, Budget, join_phrases, student_prompt
+from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owners_view import marked, runs
 
+from .allocations import as_option, measured
 from .batches import Encoded, in_order
 from .debian import Example
 
@@ -37,8 +39,13 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
+def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """Decoded outputs without special tokens."""
+    return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]
+
+
 def greedy(
-    model: T5ForConditionalGeneration,
+    model: PreTrainedModel,
     rows: Sequence[Encoded],
     prompt: Sequence[int],
     max_new_tokens: int = 96,
@@ -54,6 +61,15 @@ def greedy(
         for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
             outputs[i] = ids[1 : 1 + length]
     return outputs
+
+
+def greedy_scores(
+    model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example], prompt: Sequence[int], max_new_tokens: int = 96
+) -> dict[str, float | str]:
+    """The scores of one model alone, greedy, behind a prompt of token ids."""
+    sources = tokenizer([example.source for example in examples], add_special_tokens=False)["input_ids"]
+    written = greedy(model, [Encoded(tuple(ids), ()) for ids in sources], prompt, max_new_tokens)
+    return scores(texts(tokenizer, written), [example.target for example in examples])
 
 
 def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
@@ -76,13 +92,52 @@ def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **opti
     return [
         {
             "source": example.source,
-            "text": marked(runs(ids, owners, decoder.tokenizer, experts if several else None)).plain,
+            "text": marked(runs(ids, owners, decoder.tokenizer, teachers if several else None)).plain,
             "target": example.target,
         }
-        for example, ids, owners, experts in rows
+        for example, ids, owners, teachers in rows
     ]
 
 
-def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Decoded outputs without special tokens."""
-    return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]
+def measure_use(
+    decoder: TrainingWheelsDecoder, examples: Sequence[Example], inputs: Iterable[Any], **options: Any
+) -> dict[str, Any]:
+    """Use, BLEU and ROUGE-2 of what is decoded of `inputs`, a stream's items, one for each example, in order.
+
+    `achieved` is calls over all tokens, `row_mean` the mean of the rows' own, `achieved_of` each of several teachers'.
+    `options` are the stream's.
+    """
+    options = {"max_new_tokens": 96, "batch_size": 64, "in_order": True} | options
+    outs = list(decoder.stream(inputs, **options))
+    calls, lengths = (np.array([int(out[name][0]) for out in outs]) for name in ("teacher_calls", "lengths"))
+    of_each: dict[str, list[float]] = {}
+    if len(decoder.teachers) > 1:
+        own = np.concatenate([np.asarray(out.calls_by_teacher) for out in outs]).sum(0) / lengths.sum()
+        of_each = {"achieved_of": own.round(4).tolist()}
+    written = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
+    return {
+        "achieved": round(float(calls.sum() / lengths.sum()), 4),
+        "row_mean": round(float((calls / lengths).mean()), 4),
+        **of_each,
+        **scores(written, [example.target for example in examples]),
+    }
+
+
+def measure_budgets(
+    decoder: TrainingWheelsDecoder, examples: Sequence[Example], budgets: Sequence[Budget] = BUDGETS, **options: Any
+) -> list[dict[str, Any]]:
+    """Use asked and achieved, BLEU and ROUGE-2 for each of the budgets; `options` are the stream's.
+
+    Of several teachers for the allocations of `measured`, with the uses of all together, and of each in lists.
+    """
+    table = []
+    for allocation in measured(len(decoder.teachers), budgets):
+        sources = (example.source for example in examples)
+        told: dict[str, Any] = {"budget": as_option(allocation)}
+        told["max_source_length"] = longest_source(decoder, examples, told["budget"])
+        found = measure_use(decoder, examples, sources, **told, **options)
+        asked: dict[str, Any] = {"budget": join_phrases(allocation), "asked": sum(b.fraction for b in allocation)}
+        if len(allocation) > 1:
+            asked["asked_of"] = [budget.fraction for budget in allocation]
+        table.append({**asked, **found})
+    return table

@@ -21,32 +21,13 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedModel, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import student_prompt
+from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.pairs import DATA
 
-from .batches import encode, teacher_prompts
-from .behaviour_cloning import measure_budgets
+from .batches import prompt_ids
 from .debian import Example, read_jsonl
-from .evaluate import greedy, scores, texts
-
-LICENCE = """# Where these sentences come from, and their terms
-
-The files here hold sentences from the package descriptions of Debian's `main` section (the lists `Packages`,
-`Translation-en` and `Translation-de` that every Debian mirror serves through apt): `debian-de-en.jsonl` German
-sentences with their English originals, `debian-synopsis.jsonl` English descriptions with the package's synopsis.
-
-- The English text is part of each source package's packaging (its `debian/control` file), written by the package's
-  maintainers and authors. It comes under the terms of that packaging: see `debian/copyright` in the source package that
-  the field `package` names, or https://sources.debian.org/src/PACKAGE/. Everything in `main` meets the Debian Free
-  Software Guidelines.
-- The German text was written by the volunteers of the Debian Description Translation Project
-  (https://www.debian.org/international/l10n/ddtp). The lists carry no separate licence statement for the translations;
-  Debian distributes them with, and as translations of, the texts above.
-
-The sentences were cut and paired by `kdtw_fast.training.debian`; nothing else was changed. They are here as test
-sentences only. The Apache-2.0 licence of kdtw_fast covers its code, not these sentences.
-
-The models in `../pairs` were trained on other sentences of the same lists.
-"""
+from .evaluate import greedy_scores, measure_budgets
 
 DRAFTER = "`gkd` is a student of the same size, distilled on its own outputs, which drafts for DistillSpec."
 DOES = {
@@ -85,13 +66,11 @@ def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") ->
 def measure(
     models: dict[str, T5ForConditionalGeneration], tokenizer: Any, examples: Sequence[Example]
 ) -> dict[str, dict[str, float | str]]:
-    """BLEU and ROUGE-2 of each model alone, greedy; students are told "no"."""
-    rows = encode(examples, tokenizer, 10**6, 10**6)
-    references = [example.target for example in examples]
-    own = tokenizer(student_prompt("no", models["student"].config.student_prompt), add_special_tokens=False)
-    told = teacher_prompts(tokenizer, models["teacher"].config.teacher_prompt)[0]
+    """BLEU and ROUGE-2 of each model alone, greedy, behind the teacher's prompt or the student's with "no"."""
+    texts = models["teacher"].config.teacher_prompt, student_prompt("no", models["student"].config.student_prompt)
+    teachers, students = prompt_ids(tokenizer, texts)
     return {
-        role: scores(texts(tokenizer, greedy(model, rows, told if role == "teacher" else own["input_ids"])), references)
+        role: greedy_scores(model, tokenizer, examples, teachers if role == "teacher" else students)
         for role, model in models.items()
     }
 
@@ -210,7 +189,8 @@ def export(
     for model in models.values():
         round_to_bf16(model)
     numbers |= measure(models, tokenizer, test)
-    numbers["budgets"] = measure_budgets(student, teacher, tokenizer, test)
+    decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
+    numbers["budgets"] = measure_budgets(decoder, test)
     numbers["parameters"] = {role: model.num_parameters() for role, model in models.items()}
     if oracle is not None:
         numbers["oracle"], numbers["oracle_rows"] = json.loads(oracle.read_text()), oracle_rows
@@ -232,7 +212,8 @@ def export(
     chosen = choose_sample(test, sample)
     lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in chosen)
     (samples / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    (samples / "LICENCE.md").write_text(LICENCE)
+    if samples.resolve() != (DATA / "samples").resolve():
+        shutil.copy(DATA / "samples/LICENCE.md", samples)
     return numbers
 
 

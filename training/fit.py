@@ -7,37 +7,35 @@ One algorithm, three baselines: plain fitting, supervised distillation (`distill
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.decoders import GreedyDecoder
 from kdtw_fast.options import check_real
 
 from . import processes
-from .batches import IGNORED, Batches, encode, instruction_prompts
-from .evaluate import greedy, scores, shown, texts
+from .algorithm import Learning
+from .allocations import Instructions
+from .batches import IGNORED, Batches, encode, prompt_ids
+from .evaluate import greedy_scores
 from .losses import cross_entropy, distillation
-from .mixes import Instructions
 from .models import (
     forced_logits,
     load_t5,
     load_teacher,
     load_tokenizer,
     new_t5,
-    save_pair_member,
-    settle_teacher,
+    prepare_teacher,
     to_device,
 )
-from .optimisation import make_optimiser, quicken, rate_at, seed_batch, set_rate, update
-from .settings import Optimiser, Run, check_wordings, one_of
+from .optimisation import make_optimiser, update, use_fast_operators
+from .settings import Optimiser, RunSettings, check_wordings, one_of
 from .tasks import Task, teacher_trajectories
 
 
 @dataclass(frozen=True)
-class Settings(Run):
+class Settings(RunSettings):
     """Fitting: of the teacher, or of a student before it learns to ask."""
 
     role: str = "teacher"  # which model is fitted; a student sees all six budget prompts, a teacher its own
@@ -71,16 +69,18 @@ class Settings(Run):
         return self.distill > 0 or self.targets == "teacher"
 
 
-class Fitting:
+class Fitting(Learning):
     """The algorithm of this file, for the trainer."""
+
+    settings: Settings
+    model: T5ForConditionalGeneration
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.tokenizer = load_tokenizer(settings)
         self.task = Task(settings, self.tokenizer)
-        told = Instructions(settings.student_prompt, paraphrases=settings.paraphrases)
-        own = instruction_prompts(self.tokenizer, told)
-        self.prompts = [self.task.told] if settings.role == "teacher" else own
+        wordings = Instructions(settings.student_prompt, paraphrases=settings.paraphrases).texts
+        self.prompts = prompt_ids(self.tokenizer, [settings.teacher_prompt] if settings.role == "teacher" else wordings)
         shape = getattr(settings, settings.role)
         if shape.path:
             self.model = load_t5(shape.path, f"{settings.role}.path")
@@ -90,16 +90,16 @@ class Fitting:
         else:
             self.model = new_t5(shape, len(self.tokenizer), settings, settings.role)
         self.optimiser = make_optimiser(self.model, settings.optimiser)
-        quicken(self.model, settings.dropout)
+        use_fast_operators(self.model, settings.dropout)
         to_device(self.model, settings.device).train()
         rows = self.task.train
         self.teacher: T5ForConditionalGeneration | None = None
         if settings.needs_teacher:
             self.teacher = load_teacher(settings)
             if settings.targets == "teacher":
-                cache = Path(settings.trajectories_file or Path(settings.out) / "trajectories.jsonl")
-                rows = teacher_trajectories(self.teacher, self.task, rows, cache)
-            settle_teacher(self.teacher, settings)
+                kept_in = self.task.kept_in(settings.trajectories_file)
+                rows = teacher_trajectories(self.teacher, self.task, rows, kept_in)
+            prepare_teacher(self.teacher, settings)
         self.batches = self.task.batches(rows, self.prompts)
         held_out = encode(self.task.validation, self.tokenizer, settings.data.max_source, settings.data.max_target)
         self.checks: Batches | None = self.task.batches(held_out, self.prompts[:1]) if held_out else None
@@ -107,18 +107,17 @@ class Fitting:
     def train_batch(self, index: int) -> dict[str, float]:
         """One update."""
         settings = self.settings
-        seed_batch(settings.seed, index)
-        rate = rate_at(index, settings.steps, settings.optimiser)
-        set_rate(self.optimiser, rate)
+        rate = self.begin(index)
         batch = self.batches[index].mine().to(settings.device)
         kept = int((batch.labels != IGNORED).sum())
-        logits = forced_logits(self.model, batch, settings.bf16)
+        logits = forced_logits(self.model, batch, settings)
         loss = cross_entropy(logits, batch.labels)
         if self.teacher is not None and settings.distill:
             with torch.no_grad():
-                told = self.batches.at(index, self.task.told).mine().to(settings.device)
-                answers = forced_logits(self.teacher, told, settings.bf16)
-            loss = (1 - settings.distill) * loss + settings.distill * distillation(logits, answers, batch.labels)
+                theirs = self.batches.at(index, self.task.teacher_prompt).mine().to(settings.device)
+                teacher_logits = forced_logits(self.teacher, theirs, settings)
+            learned = distillation(logits, teacher_logits, batch.labels)
+            loss = (1 - settings.distill) * loss + settings.distill * learned
         loss = loss * processes.share(kept)
         norm = update(loss, self.model, self.optimiser, settings.optimiser.clip, vars(batch))
         return {"loss": float(loss.detach()), "rate": rate, "grad_norm": norm, "tokens": processes.total(kept)}
@@ -133,36 +132,16 @@ class Fitting:
         for step in range(self.checks.per_epoch):
             batch = self.checks[step].to(self.settings.device)
             kept = int((batch.labels != IGNORED).sum())
-            total += float(cross_entropy(forced_logits(self.model, batch, self.settings.bf16), batch.labels)) * kept
+            total += float(cross_entropy(forced_logits(self.model, batch, self.settings), batch.labels)) * kept
             count += kept
         self.model.train()
         return round(total / count, 4)
 
     def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
         """Validation loss, BLEU and ROUGE-2 of greedy outputs, in one row."""
-        examples = self.task.held_out(rows)
-        encoded = encode(examples, self.tokenizer, 10**6, 10**6)
-        written = greedy(self.model, encoded, self.prompts[0], self.settings.max_new_tokens)
-        found = scores(texts(self.tokenizer, written), [example.target for example in examples])
+        examples, limit = self.held_out(rows), self.settings.max_new_tokens
+        found = greedy_scores(self.model, self.tokenizer, examples, self.prompts[0], limit)
         return [{"validation_loss": self.validation_loss(), **found}]
-
-    def samples(self, index: int, count: int) -> list[dict[str, str]]:
-        """Decoded validation examples."""
-        decoder = GreedyDecoder(self.model, tokenizer=self.tokenizer)
-        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser."""
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state again."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-    def save_model(self, folder: Path) -> None:
-        """A plain T5 with its tokenizer."""
-        save_pair_member(self.model, self.tokenizer, folder)
 
 
 build = Fitting

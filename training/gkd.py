@@ -47,22 +47,23 @@ class GKD(distillation.Distillation):
     def train_batch(self, index: int) -> dict[str, float]:
         """Sample, score with the teacher once, and make `updates_per_batch` updates."""
         settings = self.settings
-        fixed = self.begin(index)
+        self.begin(index)
+        fixed = self.batches.rows_at(index)
         count = round(settings.student_fraction * len(fixed))
         first = fixed if count < len(fixed) else []
         second = self.sampled(fixed, index) if count else []
         pool = [*first, *second]
         draws = [self._draw(index, number, len(fixed), count) for number in range(settings.updates_per_batch)]
-        answers = self._answers(pool, sorted({i for chosen in draws for i in chosen}))
+        along = self._teacher_logits(pool, sorted({i for chosen in draws for i in chosen}))
         sums = {"loss": 0.0, "grad_norm": 0.0}
         for chosen in draws:
             with self.timed("update"):
-                batch = self.collated([pool[i] for i in chosen], self.own)
+                batch = self.collated([pool[i] for i in chosen], self.student_prompt)
                 kept = batch.labels != IGNORED
-                logits = forced_logits(self.student, batch, settings.bf16)
+                logits = forced_logits(self.student, batch, settings)
                 teacher = torch.zeros_like(logits)
                 for r, i in enumerate(chosen):
-                    teacher[r, : len(pool[i].target)] = answers[i]
+                    teacher[r, : len(pool[i].target)] = along[i]
                 loss = kept_mean(token_divergence(logits, teacher, settings.divergence, settings.beta), kept)
                 loss = loss * processes.share(int(kept.sum()))
                 sums["grad_norm"] += self.update(loss, batch)
@@ -78,7 +79,7 @@ class GKD(distillation.Distillation):
         others = (tasks if count < tasks else 0) + draw.permutation(tasks)[:count]
         return list(processes.mine([*some.tolist(), *others.tolist()]))
 
-    def _answers(self, pool: list[Encoded], chosen: list[int]) -> dict[int, torch.Tensor]:
+    def _teacher_logits(self, pool: list[Encoded], chosen: list[int]) -> dict[int, torch.Tensor]:
         """The teacher's logits along the targets of the pool's chosen rows, [length, V] each.
 
         A process without rows scores row 0: a sharded teacher runs in all of them or none.

@@ -1,7 +1,4 @@
-"""One Lagrange multiplier per budget, driven by the excess of teacher use over trailing batches.
-
-Depends on the standard library only.
-"""
+"""One Lagrange multiplier per budget, driven by the excess of teacher use over trailing batches."""
 
 from __future__ import annotations
 

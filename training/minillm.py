@@ -50,27 +50,28 @@ class MiniLLM(distillation.Distillation):
     def train_batch(self, index: int) -> dict[str, float]:
         """Sample once, score once, and make `updates_per_batch` clipped updates."""
         settings = self.settings
-        fixed = self.begin(index)
+        self.begin(index)
+        fixed = self.batches.rows_at(index)
         sampled = self.sampled(fixed, index)
         rows = list(processes.mine(sampled))
-        batch, data = self.collated(rows, self.own), self.collated(processes.mine(fixed), self.own)
+        batch, data = (self.collated(some, self.student_prompt) for some in (rows, processes.mine(fixed)))
         kept = batch.labels != IGNORED
         share, data_share = (processes.share(int((labels != IGNORED).sum())) for labels in (batch.labels, data.labels))
-        answers = self.teacher_logits(rows)
+        teacher_logits = self.teacher_logits(rows)
         with torch.no_grad(), self.timed("scoring"):
-            sampled_log_q = token_log_probs(forced_logits(self.student, batch, settings.bf16), batch.labels)
-            log_ratio = token_log_probs(answers, batch.labels) - sampled_log_q
+            sampled_log_q = token_log_probs(forced_logits(self.student, batch, settings), batch.labels)
+            log_ratio = token_log_probs(teacher_logits, batch.labels) - sampled_log_q
             rewards = rewards_to_come(log_ratio.clamp(-settings.reward_clip, settings.reward_clip), kept)
         sums = dict.fromkeys(("loss", "single_step", "policy", "data", "grad_norm"), 0.0)
         for _ in range(settings.updates_per_batch):
             with self.timed("update"):
-                logits = forced_logits(self.student, batch, settings.bf16)
-                single = share * kept_mean(token_divergence(logits, answers, "reverse"), kept)
+                logits = forced_logits(self.student, batch, settings)
+                single = share * kept_mean(token_divergence(logits, teacher_logits, "reverse"), kept)
                 log_q = token_log_probs(logits, batch.labels)
                 policy = share * clipped_policy_gradient(log_q, sampled_log_q, rewards, kept, settings.clip)
                 loss = single + policy
                 if settings.data_weight:
-                    references = cross_entropy(forced_logits(self.student, data, settings.bf16), data.labels)
+                    references = cross_entropy(forced_logits(self.student, data, settings), data.labels)
                     references = data_share * references
                     loss = loss + settings.data_weight * references
                     sums["data"] += float(references.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 
 from . import processes
 from .batches import Batch
-from .optimisation import quicken
-from .settings import Model, Pairing, Run
+from .optimisation import use_fast_operators
+from .settings import Model, PhaseSettings, RunSettings
 from .tokenizer import padded_vocabulary
 
 
@@ -27,14 +29,14 @@ def located(path: str, name: str) -> str:
     return path
 
 
-def load_tokenizer(settings: Run) -> Any:
+def load_tokenizer(settings: RunSettings) -> Any:
     """The tokenizer that `settings` names, else the teacher's."""
     if settings.tokenizer:
         return AutoTokenizer.from_pretrained(located(settings.tokenizer, "tokenizer"))
     return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"))
 
 
-def new_t5(shape: Model, tokenizer_size: int, settings: Run, role: str) -> T5ForConditionalGeneration:
+def new_t5(shape: Model, tokenizer_size: int, settings: RunSettings, role: str) -> T5ForConditionalGeneration:
     """A fresh T5 (gated-gelu, tied and scaled head) with spare vocabulary rows above the tokenizer's size."""
     torch.manual_seed(settings.seed)
     config = T5Config(
@@ -62,14 +64,16 @@ def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration.from_pretrained(located(path, name), dtype=torch.float32)
 
 
-def load_teachers(settings: Pairing) -> list[T5ForConditionalGeneration]:
+def load_teachers(settings: PhaseSettings) -> list[T5ForConditionalGeneration]:
     """All teachers of a run, the judge last; each as `load_teacher` loads it."""
-    experts = [load_teacher(settings, model.path, f"experts[{k}].path") for k, model in enumerate(settings.experts)]
-    return [*experts, load_teacher(settings)]
+    others = [load_teacher(settings, model.path, f"teachers[{k}].path") for k, model in enumerate(settings.teachers)]
+    return [*others, load_teacher(settings)]
 
 
-def load_teacher(settings: Run, path: str | None = None, setting: str = "teacher.path") -> T5ForConditionalGeneration:
-    """The teacher in float32 and eval mode, told `settings.teacher_prompt` if its config names no prompt.
+def load_teacher(
+    settings: RunSettings, path: str | None = None, setting: str = "teacher.path"
+) -> T5ForConditionalGeneration:
+    """The teacher in float32 and eval mode, with `settings.teacher_prompt` if its config names no prompt.
 
     `path` and the setting that names it: of another teacher.
     """
@@ -79,38 +83,44 @@ def load_teacher(settings: Run, path: str | None = None, setting: str = "teacher
     return teacher.requires_grad_(False)
 
 
-def settle_teacher(teacher: T5ForConditionalGeneration, settings: Run) -> None:
-    """Make a loaded teacher ready for the training passes: quick operators, its device, its shards.
+def pack_teachers(teachers: Sequence[T5ForConditionalGeneration]) -> list[NativeT5]:
+    """The teachers for the native decoders, named as errors name them."""
+    names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
+    return [NativeT5.from_model(teacher, name) for teacher, name in zip(teachers, names, strict=True)]
+
+
+def prepare_teacher(teacher: T5ForConditionalGeneration, settings: RunSettings) -> None:
+    """Make a loaded teacher ready for the training passes: fast operators, its device, its shards.
 
     What packs its weights for the native decoders comes before.
     """
-    quicken(teacher, 0.0)
+    use_fast_operators(teacher)
     to_device(teacher, settings.device).eval()
     if settings.shard_teacher:
         processes.shard(teacher)
 
 
 def load_student(
-    path: str | Path, tokenizer_size: int, settings: Run | None = None, experts: int = 1
+    path: str | Path, tokenizer_size: int, settings: RunSettings | None = None, teachers: int = 1
 ) -> TrainingWheelsT5:
     """A student with <tau> and beta in float32; a plain T5 is given them (and the prompts of `settings`) first.
 
-    So is a student of fewer teachers than `experts`; ValueError for one of more.
+    So is a student of fewer teachers than `teachers`; ValueError for one of more.
     """
     path = located(str(path), "student.path")
     if hasattr(AutoConfig.from_pretrained(path), "tau_token_id"):
         student = TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
         found = student.tau_token_ids
-        if len(found) > experts:
-            raise ValueError(f"student.path={path} asks {len(found)} teachers, but this run has {experts}")
-        if len(found) == experts:
+        if len(found) > teachers:
+            raise ValueError(f"student.path={path} asks {len(found)} teachers, but this run has {teachers}")
+        if len(found) == teachers:
             return student
-        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], experts=experts)
+        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], experts=teachers)
     plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
     prompts: dict[str, Any] = {}
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
-    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, experts=experts, **prompts)
+    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, experts=teachers, **prompts)
 
 
 def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
@@ -118,9 +128,14 @@ def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
     return nn.Module.to(model, device)
 
 
-def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -> torch.Tensor:
-    """A model's logits [R, T, V] along a batch's labels, under bf16 autocast if `bf16`."""
-    with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=bf16):
+def autocast(settings: RunSettings) -> torch.autocast:
+    """The number format of a run's training passes."""
+    return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16)
+
+
+def forced_logits(model: T5ForConditionalGeneration, batch: Batch, settings: RunSettings) -> torch.Tensor:
+    """A model's logits [R, T, V] along a batch's labels, in the run's number format."""
+    with autocast(settings):
         return model(
             input_ids=batch.source_ids,
             attention_mask=batch.source_mask,
@@ -130,7 +145,7 @@ def forced_logits(model: T5ForConditionalGeneration, batch: Batch, bf16: bool) -
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a (quickened) model with Hugging Face's own modules, on the CPU, in eval mode, to save or to decode."""
+    """A copy of a model, with Hugging Face's own modules, on the CPU, in eval mode, to save or to decode."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     return copy.eval()

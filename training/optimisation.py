@@ -101,7 +101,7 @@ class FusedNorm(nn.Module):
         return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
-def quicken(model: nn.Module, dropout: float) -> None:
+def use_fast_operators(model: nn.Module, dropout: float = 0.0) -> None:
     """Swap a Hugging Face T5's slow CPU operators for fused ones of the same maths, and its dropout for RowDropout.
 
     Parameter names stay as they are, so the state dict is a plain T5's. Attention is computed step by step:

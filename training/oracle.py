@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, T5ForConditionalGeneration
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.modeling import TrainingWheelsT5
 
-from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, student_prompts, teacher_prompts
+from .allocations import Instructions
+from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, prompt_ids
 from .debian import read_jsonl
 from .evaluate import scores, texts
 from .losses import Taus, position_divergence
@@ -32,10 +33,10 @@ def oracle_positions(
     divergence [R, T]; kept bool [R, T], l positions a row; fractions [R], the budgets b in [0, 1]. `rounding` of l x b:
     "nearest" (mean use near b) or "floor" (never above b). Returns bool [R, T].
     """
-    return oracle_experts(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0
+    return oracle_teachers(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0
 
 
-def oracle_experts(
+def oracle_teachers(
     gains: torch.Tensor,
     kept: torch.Tensor,
     fractions: torch.Tensor,
@@ -44,7 +45,7 @@ def oracle_experts(
 ) -> torch.Tensor:
     """Whom the oracle asks at each position: the teacher's number, 1 to n, or 0. int64 [R, T].
 
-    gains [R, n, T]: see `expert_gains`; fractions [R, n]: each teacher's budget; costs [n], positive. Teachers and
+    gains [R, n, T]: see `teacher_gains`; fractions [R, n]: each teacher's budget; costs [n], positive. Teachers and
     positions are paired greedily, the pair of highest gain per cost first (among equals the earlier teacher, then the
     earlier position), as long as the position is free and the teacher has fewer than l x b of them. For one teacher
     these are its top l x b positions. Raises ValueError for another `rounding` than `oracle_positions` has.
@@ -69,14 +70,15 @@ def oracle_experts(
     return asked.to(kept.device)
 
 
-def expert_gains(student_logits: torch.Tensor, answers: Sequence[torch.Tensor], taus: Taus) -> torch.Tensor:
+def teacher_gains(student_logits: torch.Tensor, teacher_logits: Sequence[torch.Tensor], taus: Taus) -> torch.Tensor:
     """What asking each teacher gains at each position: KL(judge || student) - KL(judge || teacher), without <tau>s.
 
     The judge is the last teacher, whose own gain is the KL_i of Eq. 16; another teacher gains where it is closer to the
-    judge than the student is. student_logits [..., V], answers: each teacher's logits [..., V or less] -> [n, ...].
+    judge than the student is. student_logits [..., V], teacher_logits: of each teacher [..., V or less] -> [n, ...].
     """
-    missed = position_divergence(student_logits, answers[-1], taus)
-    return torch.stack([*(missed - position_divergence(own, answers[-1], taus) for own in answers[:-1]), missed])
+    *others, judge = teacher_logits
+    missed = position_divergence(student_logits, judge, taus)
+    return torch.stack([*(missed - position_divergence(own, judge, taus) for own in others), missed])
 
 
 def shift_marks(asked: torch.Tensor) -> torch.Tensor:
@@ -163,16 +165,16 @@ def oracle_curve(
 
     The threshold of a budget b is the (1 - b) quantile of KL_i along the teacher-forced references.
     """
-    told_prompt = teacher_prompts(tokenizer, student.config.teacher_prompt)[0]
-    own_prompts = student_prompts(tokenizer, student.config.student_prompt)
+    (teacher_prompt,) = prompt_ids(tokenizer, [student.config.teacher_prompt])
+    student_prompts = prompt_ids(tokenizer, Instructions(student.config.student_prompt).texts)
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def pair(chosen: list[int], prompt: list[int]) -> tuple[Batch, Batch]:
         some = [rows[i] for i in chosen]
-        return collate(some, [prompt] * len(some), eos, pad), collate(some, [told_prompt] * len(some), eos, pad)
+        return collate(some, [prompt] * len(some), eos, pad), collate(some, [teacher_prompt] * len(some), eos, pad)
 
     curve: list[dict[str, object]] = []
-    for budget, prompt in zip(BUDGETS, own_prompts, strict=True):
+    for budget, prompt in zip(BUDGETS, student_prompts, strict=True):
         batches = [(chosen, *pair(chosen, prompt)) for chosen in in_order(rows, size)]
         found = torch.cat([divergences(student, teacher, own, told)[own.labels != IGNORED] for _, own, told in batches])
         threshold = float(found.quantile(1 - budget.fraction)) if budget.fraction else float("inf")

@@ -18,14 +18,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
-from .settings import Run
+from .settings import RENAMED, RunSettings
 from .trainer import Algorithm, Outcome, Trainer
 
 BOOKS = Path(__file__).parent / "recipes"
 
-# Each algorithm's module, imported when a recipe asks for it: its `Settings` extends Run, its `build` takes them.
+# Each algorithm's module, imported when a recipe asks for it: `build` takes its `Settings`.
 ALGORITHMS = {
     "fit": "fit",
     "behaviour_cloning": "behaviour_cloning",
@@ -41,14 +42,14 @@ class Recipe:
     """An algorithm's name and its settings, resolved and checked."""
 
     algorithm: str
-    settings: Run
+    settings: RunSettings
 
     def build(self) -> Algorithm:
         """The algorithm, ready for its first batch: models loaded, data tokenised."""
         return find_algorithm(self.algorithm)[1](self.settings)
 
 
-def find_algorithm(name: str) -> tuple[type[Run], Callable[[Any], Algorithm]]:
+def find_algorithm(name: str) -> tuple[type[RunSettings], Callable[[Any], Algorithm]]:
     """The settings class and the builder of an algorithm; ValueError for an unknown one, naming the nearest."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}")
@@ -63,7 +64,7 @@ def find_algorithm(name: str) -> tuple[type[Run], Callable[[Any], Algorithm]]:
 
 def recipe_names() -> list[str]:
     """The shipped recipes, as `kdtw train` takes them."""
-    return sorted(_shipped())
+    return sorted(name for name, keys in _shipped().items() if "renamed" not in keys)
 
 
 def summary(name: str) -> str:
@@ -96,7 +97,7 @@ def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = OmegaConf.to_object(merged)
     except (ValueError, TypeError) as error:
         raise type(error)(f"recipe {name}: {error}") from None
-    assert isinstance(settings, Run)
+    assert isinstance(settings, RunSettings)
     return Recipe(algorithm, settings)
 
 
@@ -158,7 +159,10 @@ def _load(path: Path) -> dict[str, Any]:
 def _read(name: str, beside: Path = Path(), seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's keys, those of its base under them; a file is looked for beside the one that names it, too."""
     if name in _shipped():
-        return dict(_shipped()[name])
+        found = dict(_shipped()[name])
+        if "renamed" in found:
+            warn_renamed(f"the recipe {name}", name.split("/")[0] + "/" + found.pop("renamed"))
+        return found
     path = beside / name if (beside / name).is_file() else Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
@@ -178,6 +182,9 @@ def _read(name: str, beside: Path = Path(), seen: tuple[str, ...] = ()) -> dict[
 
 
 def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:
+    for old in [name for name in RENAMED if name in change and name not in schema and RENAMED[name] in schema]:
+        warn_renamed(f"{origin}: the setting {old}", RENAMED[old])
+        change[RENAMED[old]] = change.pop(old)
     try:
         merged = OmegaConf.merge(schema, change)
     except ConfigKeyError as error:

@@ -20,8 +20,8 @@ Sampler = GreedyDecoder | InterleavedDecoder
 def sample(
     decoder: Sampler,
     rows: Sequence[Encoded],
-    own: Sequence[int],
-    told: Sequence[int],
+    student_prompt: Sequence[int],
+    teacher_prompt: Sequence[int],
     key: tuple[int, int],
     **options: Any,
 ) -> list[Encoded]:
@@ -30,7 +30,7 @@ def sample(
     Args:
         decoder: of one model, or of two.
         rows: whose sources are decoded.
-        own, told: prompts of student and teacher, before the source.
+        student_prompt, teacher_prompt: token ids that stand before the source.
         key: (seed, batch) of the random numbers.
         **options: to `generate`: temperature, max_new_tokens.
     """
@@ -40,8 +40,8 @@ def sample(
         return processes.gathered([])
     eos = decoder.student.eos_token_ids[0]
     if decoder.teacher is not None:
-        options["teacher_inputs"] = {"input_ids": [[*told, *row.source, eos] for row in rows]}
-    sources = [[*own, *row.source, eos] for row in rows]
+        options["teacher_inputs"] = {"input_ids": [[*teacher_prompt, *row.source, eos] for row in rows]}
+    sources = [[*student_prompt, *row.source, eos] for row in rows]
     seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
     out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
     assert out.sequences is not None and out.lengths is not None

@@ -1,6 +1,6 @@
 """What every recipe says: the data, the two models, the optimiser, and how a run is driven. Checked when made.
 
-Each algorithm's `Settings` extends `Run`; recipes.py fills them from YAML. Depends on the standard library only.
+Each algorithm's `Settings` extends `RunSettings`; recipes.py fills them from YAML.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSettings:
     """The settings of every algorithm. Those named in HOUSEKEEPING may change between a run and its continuation."""
 
     summary: str = ""  # one line for `kdtw train --list`
@@ -129,20 +129,22 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Pairing(Run):
-    """The settings of both phases, whose student asks: one teacher, or several.
+class PhaseSettings(RunSettings):
+    """The settings of both phases, whose student asks: `teacher`, or `teachers` and then `teacher`.
 
-    With n - 1 `experts` the student has n <tau>s: <tau_1> asks experts[0], and so on, and the last asks `teacher`,
-    which is the judge (see mixes.py). List the cheapest first.
+    With n - 1 further `teachers` the student has n <tau>s: <tau_1> asks teachers[0], and so on, and the last asks
+    `teacher`, which is the judge (see allocations.py). List the cheapest first.
     """
 
-    experts: list[Model] = field(default_factory=list)
+    teachers: list[Model] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)  # what a token of each of the n teachers costs; empty = 1 each
     # Phrases of the budgets that are trained, measured and chosen by; empty = all six.
     budgets: list[str] = field(default_factory=list)
     # Further wordings of student_prompt, each with "{budget}" (the phrase) or "{percent}" (0, 10, … 50) in it: every
     # row of a batch draws one of all. What is measured and shipped is student_prompt; empty = that alone.
     paraphrases: list[str] = field(default_factory=list)
+    rounding: str = "nearest"  # of l x b, the number of positions where the oracle asks; or "floor"
+    tolerance: float = 0.03  # how far use may be from a budget for a checkpoint to count as holding it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,29 +153,19 @@ class Pairing(Run):
             if phrase == "False":
                 raise ValueError("budgets has false, as YAML reads a bare no; put quotes around it: budgets=['no']")
             resolve_budget(phrase)
-        if self.costs and len(self.costs) != len(self.experts) + 1:
-            raise ValueError(f"costs has {len(self.costs)} values for {len(self.experts) + 1} teachers")
+        if self.costs and len(self.costs) != len(self.teachers) + 1:
+            raise ValueError(f"costs has {len(self.costs)} values for {len(self.teachers) + 1} teachers")
         for cost in self.costs:
             check_real("costs", cost, 0.0, open_low=True)
-
-    @property
-    def token_costs(self) -> tuple[float, ...]:
-        """What a token of each teacher costs."""
-        return tuple(self.costs) or (1.0,) * (len(self.experts) + 1)
+        check_real("tolerance", self.tolerance, 0.0, 1.0)
+        one_of("rounding", self.rounding, ("nearest", "floor"))
 
 
 # What a result does not depend on, or what may be lengthened on purpose.
-HOUSEKEEPING = (
-    *(
-        "summary",
-        "out",
-        "steps",
-        "device",
-        "shard_teacher",
-        "threads",
-        "log_every",
-        "checkpoint_every",
-        "validate_every",
-    ),
-    *("validation_rows", "sample_every", "samples", "max_non_finite", "tensorboard", "wandb"),
+HOUSEKEEPING = frozenset(
+    (
+        *("summary", "out", "steps", "device", "shard_teacher", "threads", "max_non_finite", "tensorboard", "wandb"),
+        *("log_every", "checkpoint_every", "validate_every", "validation_rows", "sample_every", "samples"),
+    )
 )
+RENAMED = {"experts": "teachers"}  # settings by their old names, which recipes and checkpoints may still have

@@ -6,6 +6,7 @@ The student proposes, and what is not among the teacher's top k the teacher repl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int
 
 from . import gkd
-from .evaluate import shown
 from .sampling import Sampler
 
 
@@ -38,30 +38,25 @@ class SKD(gkd.GKD):
 
     settings: Settings
 
-    def native_teacher(self) -> NativeT5:
+    def packed_teacher(self) -> NativeT5:
         """The teacher for the native decoders."""
         return NativeT5.from_model(self.teacher, "teacher")
 
     def make_sampler(self) -> Sampler:
         """Student and teacher together."""
-        return self._interleaved(torch.get_num_threads())
-
-    def _interleaved(self, threads: int) -> InterleavedDecoder:
-        assert self.answering is not None
+        assert self.native_teacher is not None
         return InterleavedDecoder(
             self.student,
-            self.answering,
+            self.native_teacher,
             draft_length=self.settings.draft_length,
             accept_top_k=self.settings.accept_top_k,
             tokenizer=self.tokenizer,
-            num_threads=threads,
+            num_threads=torch.get_num_threads(),
         )
 
-    def samples(self, index: int, count: int) -> list[dict[str, str]]:
-        """Validation examples as they are sampled in training (with this batch's seed), the teacher's tokens marked."""
-        options = {"temperature": self.settings.temperature, "seed": index}
-        decoder = self._interleaved(torch.get_num_threads())
-        return shown(decoder, self.task.held_out(count), self.settings.max_new_tokens, **options)
+    def shown_by(self, index: int) -> tuple[Sampler, dict[str, Any]]:
+        """Both, as they sample in training, with this batch's seed."""
+        return self.make_sampler(), {"temperature": self.settings.temperature, "seed": index}
 
 
 build = SKD

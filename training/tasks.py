@@ -12,10 +12,11 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from . import processes
-from .batches import Batches, Encoded, encode, keyed_generator, student_prompts, teacher_prompts
+from .allocations import Instructions
+from .batches import Batches, Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example, read_jsonl
 from .evaluate import greedy
-from .settings import Data, Run
+from .settings import Data, RunSettings
 
 
 def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0) -> list[Example]:
@@ -72,11 +73,11 @@ class Task:
         tokenizer: of both models.
         train: training examples within data.max_source and data.max_target.
         validation: held-out examples, all of them.
-        told: token ids of the teacher's prompt.
-        own: token ids of the student's prompts, one per budget, in the table's order.
+        teacher_prompt: token ids of the teacher's prompt.
+        student_prompts: token ids of the student's prompts, one per budget, in the table's order.
     """
 
-    def __init__(self, settings: Run, tokenizer: Any):
+    def __init__(self, settings: RunSettings, tokenizer: Any):
         self.settings, self.tokenizer = settings, tokenizer
         data = settings.data
         examples = read_examples(data, "train", settings.seed, data.train_rows)
@@ -84,13 +85,17 @@ class Task:
         self.validation = read_examples(data, "validation")
         if not self.validation:
             raise ValueError(f"there are no validation examples in {data.folder or data.hub}")
-        self.told = teacher_prompts(tokenizer, settings.teacher_prompt)[0]
-        self.own = student_prompts(tokenizer, settings.student_prompt)
+        (self.teacher_prompt,) = prompt_ids(tokenizer, [settings.teacher_prompt])
+        self.student_prompts = prompt_ids(tokenizer, Instructions(settings.student_prompt).texts)
 
     def batches(self, rows: Sequence[Encoded], prompts: Sequence[Sequence[int]]) -> Batches:
         """Training batches of `rows`, each behind one of `prompts`."""
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, eos, pad)
+
+    def kept_in(self, file: str) -> Path:
+        """Where the teacher's outputs are kept: `file`, by default in the run's folder."""
+        return Path(file or Path(self.settings.out) / "trajectories.jsonl")
 
     def draw(self, count: int) -> list[Encoded]:
         """`count` training examples drawn by the seed; all, in their order, with 0."""
@@ -120,7 +125,7 @@ def _teacher_outputs(
     teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
 ) -> list[list[int]]:
     limit = task.settings.max_new_tokens
-    maker = json.dumps({"made_by": _digest(teacher, task.told, rows, limit)}) + "\n"
+    maker = json.dumps({"made_by": _digest(teacher, task.teacher_prompt, rows, limit)}) + "\n"
     found: list[list[int]] = []
     if cache.exists():
         first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
@@ -137,7 +142,7 @@ def _teacher_outputs(
     scratch.write_text(maker + "".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
     scratch.replace(cache)
     for begin in range(len(found), len(rows), chunk):
-        written = greedy(teacher, rows[begin : begin + chunk], task.told, limit)
+        written = greedy(teacher, rows[begin : begin + chunk], task.teacher_prompt, limit)
         found += written
         with cache.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(ids) + "\n" for ids in written)

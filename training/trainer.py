@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import processes
 from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
 from .optimisation import NonFiniteLossError
-from .settings import HOUSEKEEPING, Run
+from .settings import HOUSEKEEPING, RENAMED, RunSettings
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Trainer:
         quiet: no progress bar.
     """
 
-    def __init__(self, algorithm: Algorithm, settings: Run, name: str, quiet: bool = False):
+    def __init__(self, algorithm: Algorithm, settings: RunSettings, name: str, quiet: bool = False):
         if not settings.out:
             raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
         self.algorithm, self.settings, self.quiet = algorithm, settings, quiet
@@ -317,6 +317,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same_identity(saved: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+    saved = {RENAMED.get(name, name): value for name, value in saved.items()}
     differing = sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
     if differing:
         was = ", ".join(f"{name}: {saved.get(name)!r} there, {now.get(name)!r} now" for name in differing)
@@ -326,7 +327,7 @@ def _same_identity(saved: dict[str, Any], now: dict[str, Any], out: Path) -> Non
 class _Records:
     """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
 
-    def __init__(self, out: Path, recipe: dict[str, Any], settings: Run, offset: int, step: int):
+    def __init__(self, out: Path, recipe: dict[str, Any], settings: RunSettings, offset: int, step: int):
         (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
         self.path = out / "metrics.jsonl"
         self.file = self.path.open("ab")

@@ -17,8 +17,8 @@ from kdtw_fast.budgets import BUDGETS, resolve_budget, wording_place
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.options import check_int
 
-from .behaviour_cloning import measure_use
 from .debian import Example
+from .evaluate import measure_use
 from .settings import Data
 from .tasks import read_examples
 

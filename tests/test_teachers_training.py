@@ -9,28 +9,29 @@ import numpy as np
 import pytest
 import torch
 from factories import random_experts
-from kdtw_fast.training import losses, mixes, oracle, recipes
+from kdtw_fast.training import allocations, losses, oracle, recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.episodes import collate_episodes, special_tokens
 from kdtw_fast.training.models import load_student
-from kdtw_fast.training.rollouts import _readers, ask_where_divergent, rollout, score_unread
+from kdtw_fast.training.rollouts import Rollouts, Tasks, _readers
 from kdtw_fast.training.selection import rank
-from kdtw_fast.training.settings import Model, Pairing
+from kdtw_fast.training.settings import Model, PhaseSettings
 from toy_training import SHAPE, fit, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 
 
-def test_mixes_are_budgets_for_each_that_leave_the_student_something():
-    assert mixes.mixes(1) == [(budget,) for budget in BUDGETS]
-    assert len(mixes.mixes(2)) == 36 and len(mixes.measured(2)) == 16
-    assert mixes.mixes(3)[0] == (BUDGETS[0],) * 3
-    assert max(float(row.sum()) for row in mixes.fractions(3)) <= 1.0 + 1e-6
-    for row, numbers in zip(mixes.fractions(3), mixes.budget_numbers(3), strict=True):
+def test_allocations_are_budgets_for_each_that_leave_the_student_something():
+    assert allocations.allocations(1) == [(budget,) for budget in BUDGETS]
+    assert len(allocations.allocations(2)) == 36 and len(allocations.measured(2)) == 16
+    assert allocations.allocations(3)[0] == (BUDGETS[0],) * 3
+    told = allocations.Instructions(STUDENT_PROMPT, 3)
+    assert max(float(row.sum()) for row in told.fractions) <= 1.0 + 1e-6
+    for row, numbers in zip(told.fractions, told.budget_numbers, strict=True):
         assert [BUDGETS[b].fraction for b in numbers] == pytest.approx(row.tolist())
 
 
@@ -38,14 +39,14 @@ def test_the_oracle_pairs_teachers_and_positions_by_gain_per_cost():
     gains = torch.tensor([[[1.0, 4.0, 3.0, 0.5, 9.0], [2.0, 5.0, 6.0, 0.1, 9.0]]])
     kept = torch.tensor([[True, True, True, True, False]])
     both = torch.tensor([[0.5, 0.25]])  # two positions, and one
-    asked = oracle.oracle_experts(gains, kept, both, [1.0, 1.0])
+    asked = oracle.oracle_teachers(gains, kept, both, [1.0, 1.0])
     assert asked.tolist() == [[1, 1, 2, 0, 0]]  # 6 (second at 2), 5 is over its share, 4 and 1 (first at 1 and 0)
-    asked = oracle.oracle_experts(gains, kept, both, [1.0, 4.0])
+    asked = oracle.oracle_teachers(gains, kept, both, [1.0, 4.0])
     assert asked.tolist() == [[2, 1, 1, 0, 0]]  # 4 and 3 for the first, then 2 / 4
-    assert oracle.oracle_experts(gains, kept, torch.zeros(1, 2), [1.0, 1.0]).sum() == 0
-    assert oracle.oracle_experts(gains, kept, torch.ones(1, 2), [1.0, 1.0])[0].tolist() == [2, 2, 2, 1, 0]
+    assert oracle.oracle_teachers(gains, kept, torch.zeros(1, 2), [1.0, 1.0]).sum() == 0
+    assert oracle.oracle_teachers(gains, kept, torch.ones(1, 2), [1.0, 1.0])[0].tolist() == [2, 2, 2, 1, 0]
     with pytest.raises(ValueError, match="each of 2 teachers"):
-        oracle.oracle_experts(gains, kept, both, [1.0])
+        oracle.oracle_teachers(gains, kept, both, [1.0])
 
 
 def test_one_teachers_oracle_is_the_top_of_its_divergence():
@@ -64,7 +65,9 @@ def test_gains_are_what_the_judge_sees():
     student, near, judge = torch.randn(3, 2, 4, 9, generator=generator)
     near = judge + 0.1 * near
     taus = [7, 8]
-    gains = oracle.expert_gains(student, [near[..., :8], judge], taus)  # the first teacher lacks the student's last row
+    gains = oracle.teacher_gains(
+        student, [near[..., :8], judge], taus
+    )  # the first teacher lacks the student's last row
     assert torch.equal(gains[1], losses.position_divergence(student, judge, taus))
     p, q, s = (x[..., :7].log_softmax(-1) for x in (judge, near, student))
     expected = (p.exp() * (p - s)).sum(-1) - (p.exp() * (p - q)).sum(-1)
@@ -114,15 +117,16 @@ def test_a_token_is_read_by_the_next_teacher_that_writes():
 @pytest.mark.parametrize("seed", range(3))
 def test_rollouts_are_scored_by_the_judge(seed):
     student, teachers = random_experts("noisy", seed, 2)
-    decoder = TrainingWheelsDecoder(student, teachers)
     generator = np.random.default_rng(seed)
     rows = [Encoded(tuple(generator.integers(2, 40, size=5).tolist()), (5, 1)) for _ in range(12)]
     prompts = [[2 + b] for b in range(36)]
-    episodes = rollout(decoder, rows, list(range(12)), prompts, [3], 16, 1.0, 0.0, seed)
+    fractions = allocations.Instructions(STUDENT_PROMPT, 2).fractions
+    rollouts = Rollouts(student, teachers, prompts, [3], fractions, max_new_tokens=16)
+    episodes = rollouts.on_policy(Tasks(rows, list(range(12))), temperature=1.0, seed=seed)
     assert any(np.isnan(e.teacher_logprobs).any() for e in episodes)
     if seed == 0:
         assert all(any(e.calls_of(k) for e in episodes) for k in (1, 2))
-    scored = score_unread(teachers[-1], episodes, [3])
+    scored = rollouts.scored(episodes)
     for before, episode, row in zip(episodes, scored, rows, strict=True):
         known = ~np.isnan(before.teacher_logprobs)
         assert np.array_equal(before.teacher_logprobs[known], episode.teacher_logprobs[known])
@@ -136,12 +140,11 @@ def test_rollouts_are_scored_by_the_judge(seed):
     assert torch.equal(batch.asked, batch.marks[:, 1:]) and batch.asked.dtype == torch.uint8
     for k, tau in enumerate(student.tau_token_ids, 1):
         assert torch.equal(batch.asked == k, (batch.actions == tau) & (batch.asked > 0))
-    oracle_rows, divergence = ask_where_divergent(student, teachers, scored, prompts, [3])
+    oracle_rows, divergence = rollouts.asked_by_oracle(scored)
     assert divergence > 0 and {e.from_teacher.dtype for e in oracle_rows} == {np.dtype(np.uint8)}
-    shares = mixes.fractions(2)
     for episode in oracle_rows:
         for k in (1, 2):
-            assert episode.calls_of(k) <= int(len(episode) * float(shares[episode.budget, k - 1]) + 0.5)
+            assert episode.calls_of(k) <= int(len(episode) * float(fractions[episode.budget, k - 1]) + 0.5)
 
 
 def test_selection_holds_every_teacher_to_its_budget():
@@ -151,11 +154,10 @@ def test_selection_holds_every_teacher_to_its_budget():
 
 
 def test_settings_want_a_cost_for_each():
-    assert Pairing(experts=[Model()]).token_costs == (1.0, 1.0)
     with pytest.raises(ValueError, match="1 values for 2 teachers"):
-        Pairing(experts=[Model()], costs=[1.0])
+        PhaseSettings(teachers=[Model()], costs=[1.0])
     with pytest.raises(ValueError, match="costs"):
-        Pairing(costs=[0.0])
+        PhaseSettings(costs=[0.0])
 
 
 # ---------------------------------------------------------------- runs
@@ -164,10 +166,10 @@ def test_settings_want_a_cost_for_each():
 @pytest.fixture(scope="module")
 def runs(toy, tmp_path_factory):
     """A second teacher, and a student of both after each phase."""
-    root = tmp_path_factory.mktemp("experts")
+    root = tmp_path_factory.mktemp("teachers")
     shape = {f"teacher__{name}": value for name, value in (SHAPE | {"d_model": 24}).items()}
-    fit(toy, out=root / "expert", steps=60, dropout=0.0, bf16="false", **shape)
-    experts = {"experts": f"[{{path: {root / 'expert/model'}}}]", "costs": "[0.5, 1.0]"}
+    fit(toy, out=root / "second", steps=60, dropout=0.0, bf16="false", **shape)
+    teachers = {"teachers": f"[{{path: {root / 'second/model'}}}]", "costs": "[0.5, 1.0]"}
     tables = {}
     for phase, changes in (
         ("phase1", {"steps": 200, "target_tokens": 256, "abstain": 1.0, "sample_every": 0, "optimiser__rate": 2e-2}),
@@ -175,24 +177,24 @@ def runs(toy, tmp_path_factory):
     ):
         recipe = toy_recipe(
             toy,
-            f"debian-de-en/{phase}-experts",
-            **{**experts, "out": root / phase, "bf16": "false", "validate_every": 0, "validation_rows": 2, **changes},
+            f"debian-de-en/{phase}-teachers",
+            **{**teachers, "out": root / phase, "bf16": "false", "validate_every": 0, "validation_rows": 2, **changes},
         )
         tables[phase] = recipes.train(recipe, quiet=True).table
-    return root, tables, experts
+    return root, tables, teachers
 
 
 @pytest.mark.parametrize("phase", ["phase1", "phase2"])
 def test_both_phases_train_a_student_of_two_teachers(runs, toy, phase):
     root, tables, _ = runs
     assert [row["asked_of"] for row in tables[phase]] == [
-        [budget.fraction for budget in mix] for mix in mixes.measured(2)
+        [budget.fraction for budget in one] for one in allocations.measured(2)
     ]
     for row in tables[phase]:
         assert row["achieved"] == pytest.approx(sum(row["achieved_of"]), abs=1e-3)
     student = TrainingWheelsT5.from_pretrained(root / phase / "model")
     assert len(student.tau_token_ids) == 2 and float(student.marks.detach().abs().min(1).values.max()) > 0
-    decoder = TrainingWheelsDecoder(root / phase / "model", [root / "expert/model", toy / "teacher/model"])
+    decoder = TrainingWheelsDecoder(root / phase / "model", [root / "second/model", toy / "teacher/model"])
     out = decoder(["das paket", "ein programm mit"], budget=["very high", "very high"], max_new_tokens=12)
     assert out.calls_by_teacher.shape == (2, 2)
     T5ForConditionalGeneration.from_pretrained(root / phase / "model")
@@ -215,13 +217,13 @@ def test_phase_2_has_a_multiplier_for_each_teacher_and_budget(runs):
 
 
 def test_phase_2_resumes_to_the_bit(runs, toy, tmp_path):
-    root, _, experts = runs
+    root, _, teachers = runs
 
     def run(out, steps):
         recipe = toy_recipe(
             toy,
-            "debian-de-en/phase2-experts",
-            **{**experts, "out": out, "steps": steps, "tasks": 6, "student__path": root / "phase1/model"},
+            "debian-de-en/phase2-teachers",
+            **{**teachers, "out": out, "steps": steps, "tasks": 6, "student__path": root / "phase1/model"},
             **{"validate_every": 0, "validation_rows": 1, "sample_every": 0, "optimiser__decay": "false"},
             **{"value_optimiser__decay": "false", "value_batches": 0, "checkpoint_every": 1},
         )
@@ -238,10 +240,10 @@ def test_students_grow_to_more_teachers_but_do_not_shrink(runs, toy):
     size = len(AutoTokenizer.from_pretrained(toy / "tokenizer"))
     single = load_student(toy / "student/model", size)
     assert len(single.tau_token_ids) == 1
-    for experts in (1, 2, 3):
-        grown = load_student(toy / "student/model", size, experts=experts)
+    for teachers in (1, 2, 3):
+        grown = load_student(toy / "student/model", size, teachers=teachers)
         assert all(after == before + 1 for before, after in pairwise(grown.tau_token_ids))
-        assert len(grown.tau_token_ids) == experts
-    assert len(load_student(root / "phase1/model", size, experts=3).tau_token_ids) == 3
+        assert len(grown.tau_token_ids) == teachers
+    assert len(load_student(root / "phase1/model", size, teachers=3).tau_token_ids) == 3
     with pytest.raises(ValueError, match="asks 2 teachers, but this run has 1"):
         load_student(root / "phase1/model", size)
