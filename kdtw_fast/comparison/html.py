@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,7 +75,13 @@ def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:
     samples = {pair: sample(records, pair) for pair in records.pairs}
     points = summarise(records, samples)
     by_sentence = metric if metric.startswith("rouge") else "rouge2"
-    return _template().render(
+    template = _template()
+    from markupsafe import Markup
+
+    here = files("kdtw_fast.comparison")
+    return template.render(
+        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+        script=Markup((here / "report.js").read_text(encoding="utf-8")),
         title=" and ".join(records.pairs),
         captions=[caption([p for p in points if p.pair == pair]) for pair in records.pairs],
         figures=_figures(points, metric),
