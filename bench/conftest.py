@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--memory-rate", type=float, default=None, help="GB/s of the CUDA device, where bench/test_cuda.py knows none"
     )
-    parser.addoption("--rounds", type=int, default=None, help="turns of each contestant, instead of each race's own")
+    parser.addoption("--rounds", type=int, default=None, help="turns of each contestant, instead of its own number")
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def tiny(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def rounds(request: pytest.FixtureRequest, tiny: bool) -> int | None:
-    """Turns that the command line asks for; None = as many as a race thinks right."""
+    """Turns that the command line asks for; None = as many as the benchmark thinks right."""
     asked = request.config.getoption("--rounds")
     return 2 if tiny and asked is None else asked
 

@@ -1,4 +1,4 @@
-"""pytest-benchmark gets the times that `kdtw_fast.race` recorded, in which contestants took turns."""
+"""pytest-benchmark gets the times that `kdtw_fast.paired_timing` recorded, in which contestants took turns."""
 
 from __future__ import annotations
 

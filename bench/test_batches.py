@@ -11,9 +11,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_SMALL, SMOKE, plain, source
 from bench.replay import replay_timer, report
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import CTranslate2, ctranslate2_beside, native
 from kdtw_fast.profiling import OURS
-from kdtw_fast.race import Recorded, race
 
 ROWS, SOURCE_TOKENS, NEW_TOKENS = 32, 64, 64
 DTYPES = ("fp32", "int8")
@@ -23,7 +23,7 @@ CONTESTANTS = [(OURS, "2 threads"), *(("CTranslate2", setting) for setting in SE
 
 
 @pytest.fixture(scope="module")
-def raced(tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
+def taken(tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
     shape = SMOKE if tiny else FLAN_T5_SMALL
     model, ids = plain(shape), source(shape, SOURCE_TOKENS, ROWS)
     converted = CTranslate2(model.hugging_face())
@@ -37,14 +37,14 @@ def raced(tiny: bool, rounds: int | None, threads: int) -> dict[str, Recorded]:
             contestants[f"CTranslate2 {dtype} {setting}"] = partial(
                 converted.generate(NEW_TOKENS, min(own, threads), compute_type, min(workers, threads)), ids
             )
-    return race(contestants, rounds or 5)
+    return take_turns(contestants, rounds or 5)
 
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("system", "setting"), CONTESTANTS)
-def test_batch(benchmark: BenchmarkFixture, raced: dict[str, Recorded], system: str, setting: str, dtype: str) -> None:
-    recorded = raced[f"{system} {dtype} {setting}"]
+def test_batch(benchmark: BenchmarkFixture, taken: dict[str, Recorded], system: str, setting: str, dtype: str) -> None:
+    recorded = taken[f"{system} {dtype} {setting}"]
     benchmark.group = f"{ROWS} rows, {dtype}"
     report(benchmark, recorded.seconds)
     tokens = recorded.results[0].ids
@@ -58,4 +58,4 @@ def test_batch(benchmark: BenchmarkFixture, raced: dict[str, Recorded], system: 
     }
     assert [len(row) for row in tokens] == [NEW_TOKENS] * ROWS
     if dtype == "fp32":
-        assert tokens == raced[f"{OURS} fp32 2 threads"].results[0].ids
+        assert tokens == taken[f"{OURS} fp32 2 threads"].results[0].ids

@@ -21,8 +21,8 @@ from bench.models import FLAN_T5_SMALL, FLAN_T5_XL, SMOKE, asking_student, sourc
 from bench.replay import replay_timer, report
 from bench.test_two_models import METHODS, NEW_TOKENS, SOURCE_TOKENS, TEACHER, WHEELS
 from gpu_proof.roofline import RATES, decoder_pass
+from kdtw_fast.paired_timing import Recorded, take_turns, wall_clock
 from kdtw_fast.peers import CTranslate2, Decoded, has_ctranslate2, hugging_face
-from kdtw_fast.race import Recorded, race, wall_clock
 from kdtw_fast.shapes import T5Shape
 
 DTYPES = ("fp16", "int8")
@@ -59,7 +59,7 @@ def place(tiny: bool, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @dataclass(frozen=True)
-class Race:
+class Turns:
     place: Place
     dtype: str
     student: T5Shape
@@ -68,7 +68,7 @@ class Race:
 
 
 @pytest.fixture(scope="module", params=DTYPES)
-def raced(request: pytest.FixtureRequest, place: Place, tiny: bool, rounds: int | None) -> Race:
+def taken(request: pytest.FixtureRequest, place: Place, tiny: bool, rounds: int | None) -> Turns:
     small, large = (SMOKE, SMOKE) if tiny else (FLAN_T5_SMALL, FLAN_T5_XL)
     asking, answering = asking_student(small), teacher_without(large, tau=small.vocab_size - 1)
     student, teacher = (
@@ -82,7 +82,7 @@ def raced(request: pytest.FixtureRequest, place: Place, tiny: bool, rounds: int 
     theirs = _peers(asking, answering, length) if torch.cuda.is_available() else {}
     contestants |= {name: partial(generate, ids) for name, generate in theirs.items()}
     clock = _by_events if torch.cuda.is_available() else wall_clock
-    return Race(place, request.param, small, large, race(contestants, rounds or 11, clock=clock))
+    return Turns(place, request.param, small, large, take_turns(contestants, rounds or 11, clock=clock))
 
 
 def _by_events(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -111,36 +111,36 @@ def _peers(student: Any, teacher: Any, length: int) -> dict[str, Any]:
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("method", [*METHODS, *PEERS])
-def test_decoding_on_a_device(benchmark: BenchmarkFixture, raced: Race, method: str) -> None:
-    if method not in raced.recorded:
+def test_decoding_on_a_device(benchmark: BenchmarkFixture, taken: Turns, method: str) -> None:
+    if method not in taken.recorded:
         pytest.skip("this peer is not installed here, or torch has no CUDA")
-    recorded = raced.recorded[method]
+    recorded = taken.recorded[method]
     out = recorded.results[0]
     tokens = len(out.ids[0]) if isinstance(out, Decoded) else int(out.lengths[0])
-    benchmark.group = f"{raced.place.name}, {raced.student.name} + {raced.teacher.name}, {raced.dtype}"
+    benchmark.group = f"{taken.place.name}, {taken.student.name} + {taken.teacher.name}, {taken.dtype}"
     report(benchmark, recorded.seconds)
     benchmark.extra_info |= {
         "kind": "cuda",
         "method": method,
-        "device": raced.place.name,
-        "dtype": raced.dtype,
-        "student": raced.student.name,
-        "teacher": raced.teacher.name,
+        "device": taken.place.name,
+        "dtype": taken.dtype,
+        "student": taken.student.name,
+        "teacher": taken.teacher.name,
         "source_tokens": SOURCE_TOKENS,
         "new_tokens": tokens,
-        "roof": _roof(raced, method, out),
+        "roof": _roof(taken, method, out),
     }
     if method == WHEELS:
         assert int(out.teacher_calls[0]) == tokens // 10
 
 
-def _roof(raced: Race, method: str, out: Any) -> float | None:
+def _roof(taken: Turns, method: str, out: Any) -> float | None:
     """Seconds that the bytes of the passes take at least; None where the rate or the passes are not known."""
-    if raced.place.rate is None or isinstance(out, Decoded):
+    if taken.place.rate is None or isinstance(out, Decoded):
         return None
-    passes = [(raced.student, out.student_passes), (raced.teacher, out.teacher_passes)]
+    passes = [(taken.student, out.student_passes), (taken.teacher, out.teacher_passes)]
     if method == TEACHER:  # a greedy decoder takes its one model for a student
-        passes = [(raced.teacher, out.student_passes)]
+        passes = [(taken.teacher, out.student_passes)]
     half = int(out.lengths[0]) // 2
-    moved = sum(n * decoder_pass(shape, half, SOURCE_TOKENS, raced.dtype).total for shape, n in passes)
-    return moved / raced.place.rate
+    moved = sum(n * decoder_pass(shape, half, SOURCE_TOKENS, taken.dtype).total for shape, n in passes)
+    return moved / taken.place.rate

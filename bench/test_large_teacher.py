@@ -18,8 +18,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.models import FLAN_T5_LARGE, FLAN_T5_SMALL, SMOKE, T5_TINY, asking_student, path, source, strays, walker
 from bench.replay import replay_timer, report
 from kdtw_fast import GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import Decoded, hugging_face
-from kdtw_fast.race import Recorded, race
 from kdtw_fast.shapes import T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
@@ -33,14 +33,14 @@ METHODS = (TEACHER, LOSSLESS, WHEELS, WHEELS_TINY, THEIR_TEACHER, THEIR_ASSISTED
 
 
 @dataclass(frozen=True)
-class Race:
+class Turns:
     teacher: T5Shape
     students: dict[str, T5Shape]
     recorded: dict[str, Recorded]
 
 
 @pytest.fixture(scope="module")
-def raced(tiny: bool, rounds: int | None, threads: int) -> Race:
+def taken(tiny: bool, rounds: int | None, threads: int) -> Turns:
     large, small, least = (SMOKE, SMOKE, SMOKE) if tiny else (FLAN_T5_LARGE, FLAN_T5_SMALL, T5_TINY)
     way = path(large.vocab_size)
     stray = strays(len(way), NEW_TOKENS, 1 - AGREEMENT)
@@ -75,7 +75,7 @@ def raced(tiny: bool, rounds: int | None, threads: int) -> Race:
     }
     contestants |= {name: partial(generate, ids) for name, generate in theirs.items()}
     students = {LOSSLESS: small, WHEELS: small, WHEELS_TINY: least, THEIR_ASSISTED: small}
-    return Race(large, students, race(contestants, rounds or 5))
+    return Turns(large, students, take_turns(contestants, rounds or 5))
 
 
 def tokens(result: Any) -> list[int]:
@@ -85,18 +85,18 @@ def tokens(result: Any) -> list[int]:
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("method", METHODS)
-def test_decoding_with_a_large_teacher(benchmark: BenchmarkFixture, raced: Race, threads: int, method: str) -> None:
-    recorded = raced.recorded[method]
-    benchmark.group = f"teacher of {raced.teacher.name}"
+def test_decoding_with_a_large_teacher(benchmark: BenchmarkFixture, taken: Turns, threads: int, method: str) -> None:
+    recorded = taken.recorded[method]
+    benchmark.group = f"teacher of {taken.teacher.name}"
     report(benchmark, recorded.seconds)
     out = recorded.results[0]
-    written, alone = tokens(out), tokens(raced.recorded[TEACHER].results[0])
-    student = raced.students.get(method)
+    written, alone = tokens(out), tokens(taken.recorded[TEACHER].results[0])
+    student = taken.students.get(method)
     benchmark.extra_info |= {
         "kind": "large teacher",
         "method": method,
         "dtype": DTYPE,
-        "teacher": raced.teacher.name,
+        "teacher": taken.teacher.name,
         "student": None if student is None else student.name,
         "threads": threads,
         "source_tokens": SOURCE_TOKENS,

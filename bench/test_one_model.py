@@ -14,9 +14,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.models import FLAN_T5_SMALL, SMOKE, plain, source
 from bench.replay import replay_timer, report
 from kdtw_fast.machine import READ_BYTES, read_rate
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, Generate, ctranslate2_beside, hugging_face, native
 from kdtw_fast.profiling import OURS
-from kdtw_fast.race import Recorded, race
 from kdtw_fast.shapes import BYTES, T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
@@ -31,7 +31,7 @@ SYSTEMS = [
 
 
 @dataclass(frozen=True)
-class Race:
+class Turns:
     shape: T5Shape
     recorded: dict[str, Recorded]
 
@@ -44,7 +44,7 @@ class Race:
 
 
 @pytest.fixture(scope="module")
-def raced(tiny: bool, rounds: int | None) -> Race:
+def taken(tiny: bool, rounds: int | None) -> Turns:
     shape = SMOKE if tiny else FLAN_T5_SMALL
     model, ids = plain(shape), source(shape, SOURCE_TOKENS)
     ours = {dtype: model.native("model", dtype) for dtype in DTYPES}
@@ -63,29 +63,29 @@ def raced(tiny: bool, rounds: int | None) -> Race:
         for system, dtype in SYSTEMS:
             contestants[f"{system} {dtype} {threads}"] = partial(make(system, dtype, threads), ids)
         contestants[f"read {threads}"] = partial(read_rate, threads, read_bytes=2**20 if tiny else READ_BYTES)
-    return Race(shape, race(contestants, rounds or 11))
+    return Turns(shape, take_turns(contestants, rounds or 11))
 
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize(("system", "dtype"), SYSTEMS)
-def test_greedy_decoding(benchmark: BenchmarkFixture, raced: Race, system: str, dtype: str, threads: int) -> None:
-    recorded = raced.of(system, dtype, threads)
-    benchmark.group = f"greedy, {raced.shape.name}, {threads} threads"
+def test_greedy_decoding(benchmark: BenchmarkFixture, taken: Turns, system: str, dtype: str, threads: int) -> None:
+    recorded = taken.of(system, dtype, threads)
+    benchmark.group = f"greedy, {taken.shape.name}, {threads} threads"
     report(benchmark, recorded.seconds)
     (tokens,) = recorded.results[0].ids
-    (expected,) = raced.of(HUGGING_FACE, "fp32", threads).results[0].ids
+    (expected,) = taken.of(HUGGING_FACE, "fp32", threads).results[0].ids
     benchmark.extra_info |= {
         "kind": "one model",
         "system": system,
         "dtype": dtype,
-        "shape": raced.shape.name,
+        "shape": taken.shape.name,
         "threads": threads,
         "source_tokens": SOURCE_TOKENS,
         "new_tokens": len(tokens),
         "tokens_as_hugging_face": sum(a == b for a, b in zip(tokens, expected)),
-        "read_gb_per_s": raced.read_rate(threads) / 1e9,
-        "bytes_per_token": raced.shape.step_parameters * BYTES[dtype],
+        "read_gb_per_s": taken.read_rate(threads) / 1e9,
+        "bytes_per_token": taken.shape.step_parameters * BYTES[dtype],
     }
     if system == OURS:
         seconds = sorted(result.decoder_seconds for result in recorded.results)[len(recorded.results) // 2]

@@ -28,7 +28,8 @@ def test_checkouts_take_turns_and_the_ratio_is_new_over_old(monkeypatch: pytest.
         paired.ratios_table({"old": [{"a": 1.0}], "new": [{"b": 1.0}]})
 
 
-def test_a_checkout_is_measured_by_its_own_benchmarks(tmp_path: Path) -> None:
+def test_a_checkout_is_measured_by_its_own_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # in which pytest-benchmark measures nothing
     (tmp_path / "bench").mkdir()
     test = "def test_it(benchmark):\n    benchmark.pedantic(lambda: None, rounds=3)\n"
     (tmp_path / "bench/test_one.py").write_text(test, encoding="utf-8")

@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.models import LARGER_TEACHER, SMOKE, TINY_STUDENT, TINY_TEACHER, ragged_pair, source
 from bench.replay import replay_timer, report
 from kdtw_fast import SpeculativeDecoder, TrainingWheelsDecoder
-from kdtw_fast.race import Recorded, race
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.shapes import T5Shape
 
 LENGTH = 16  # mean length of a row
@@ -49,7 +49,7 @@ Texts = list[list[int]]  # the tokens of every item
 
 
 @dataclass(frozen=True)
-class Race:
+class Turns:
     student: T5Shape
     teacher: T5Shape
     method: str
@@ -61,7 +61,7 @@ class Race:
 @pytest.fixture(
     scope="module", params=CASES, ids=lambda case: f"{case[1].name}-{case[2]}-{case[3]}-rows".replace(" ", "-")
 )
-def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Race:
+def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Turns:
     student, teacher, method, rows = request.param
     shapes = (SMOKE, SMOKE) if tiny else (student, teacher)
     rows, length = (rows // 8, 8) if tiny else (rows, LENGTH)
@@ -85,23 +85,23 @@ def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, thread
         return texts
 
     contestants: dict[str, Callable[[], Texts]] = {name: partial(stream, POLICIES[name](rows)) for name in POLICIES}
-    return Race(*shapes, method, rows, threads, race({**contestants, FIXED: fixed}, rounds or 3))
+    return Turns(*shapes, method, rows, threads, take_turns({**contestants, FIXED: fixed}, rounds or 3))
 
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("contestant", [*POLICIES, FIXED])
-def test_stream(benchmark: BenchmarkFixture, raced: Race, contestant: str) -> None:
-    recorded = raced.recorded[contestant]
-    benchmark.group = f"{raced.method}, {raced.student.name} + {raced.teacher.name}, {raced.rows} rows"
+def test_stream(benchmark: BenchmarkFixture, taken: Turns, contestant: str) -> None:
+    recorded = taken.recorded[contestant]
+    benchmark.group = f"{taken.method}, {taken.student.name} + {taken.teacher.name}, {taken.rows} rows"
     report(benchmark, recorded.seconds)
     benchmark.extra_info |= {
         "kind": "stream",
         "contestant": contestant,
-        "method": raced.method,
-        "student": raced.student.name,
-        "teacher": raced.teacher.name,
-        "threads": raced.threads,
-        "rows": raced.rows,
+        "method": taken.method,
+        "student": taken.student.name,
+        "teacher": taken.teacher.name,
+        "threads": taken.threads,
+        "rows": taken.rows,
         "tokens": sum(map(len, recorded.results[0])),
     }
-    assert recorded.results[0] == raced.recorded[FIXED].results[0]
+    assert recorded.results[0] == taken.recorded[FIXED].results[0]

@@ -24,8 +24,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.replay import replay_timer, report
 from kdtw_fast import BUDGETS, GreedyDecoder
 from kdtw_fast.options import NO_LIMIT
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.pairs import Pair, load_pair
-from kdtw_fast.race import Recorded, race
 
 MOST_NEW = 80
 HUGGING_FACE = "Hugging Face generate"
@@ -83,7 +83,7 @@ def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tup
         return native if system == "kdtw_fast" else theirs
 
     both, *others = ROLLOUTS
-    return race({both: ours} | {one: alone(*one) for one in others}, rounds or 5)
+    return take_turns({both: ours} | {one: alone(*one) for one in others}, rounds or 5)
 
 
 @pytest.mark.benchmark(timer=replay_timer)
@@ -121,7 +121,7 @@ def trained(
     algorithm = recipe.build()
     assert isinstance(algorithm, PathConsistency)
     numbers = count()
-    yield race(
+    yield take_turns(
         {
             "batch": lambda: algorithm.train_batch(next(numbers)),
             "renewal": lambda: algorithm.rollouts.decoder.student.update_weights(algorithm.student),

@@ -33,7 +33,7 @@ from kdtw_fast import (
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
-from kdtw_fast.race import Recorded, race
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.shapes import T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
@@ -58,7 +58,7 @@ PAIRS = [(FLAN_T5_SMALL, FLAN_T5_BASE), (TINY_STUDENT, TINY_TEACHER)]
 
 
 @dataclass(frozen=True)
-class Race:
+class Turns:
     student: T5Shape
     teacher: T5Shape
     threads: int
@@ -66,7 +66,7 @@ class Race:
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0].name}+{pair[1].name}".replace(" ", "-"))
-def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Race:
+def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Turns:
     shapes = (SMOKE, SMOKE) if tiny else request.param
     student = asking_student(shapes[0]).native("student")
     teacher = teacher_without(shapes[1], tau=shapes[0].vocab_size - 1).native("teacher")
@@ -78,15 +78,15 @@ def raced(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, thread
         return lambda: decoder.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **options)
 
     small = shapes[1].d_model < 512
-    recorded = race({name: contestant(name) for name in METHODS}, rounds or (41 if small else 7))
-    return Race(*shapes, threads, recorded)
+    recorded = take_turns({name: contestant(name) for name in METHODS}, rounds or (41 if small else 7))
+    return Turns(*shapes, threads, recorded)
 
 
 @pytest.mark.benchmark(timer=replay_timer)
 @pytest.mark.parametrize("method", METHODS)
-def test_decoding_loop(benchmark: BenchmarkFixture, raced: Race, tiny: bool, method: str) -> None:
-    recorded = raced.recorded[method]
-    benchmark.group = f"two models, {raced.student.name} + {raced.teacher.name}"
+def test_decoding_loop(benchmark: BenchmarkFixture, taken: Turns, tiny: bool, method: str) -> None:
+    recorded = taken.recorded[method]
+    benchmark.group = f"two models, {taken.student.name} + {taken.teacher.name}"
     report(benchmark, recorded.seconds)
     out = recorded.results[0]
     passes = [r.timings.encode + r.timings.student + r.timings.teacher for r in recorded.results]
@@ -94,9 +94,9 @@ def test_decoding_loop(benchmark: BenchmarkFixture, raced: Race, tiny: bool, met
     benchmark.extra_info |= {
         "kind": "two models",
         "method": method,
-        "student": raced.student.name,
-        "teacher": raced.teacher.name,
-        "threads": raced.threads,
+        "student": taken.student.name,
+        "teacher": taken.teacher.name,
+        "threads": taken.threads,
         "source_tokens": SOURCE_TOKENS,
         "new_tokens": int(out.lengths[0]),
         "student_passes": 0 if method == TEACHER else out.student_passes,
@@ -109,7 +109,7 @@ def test_decoding_loop(benchmark: BenchmarkFixture, raced: Race, tiny: bool, met
     }
     assert int(out.lengths[0]) == NEW_TOKENS
     if method == LOSSLESS:
-        assert out.sequences.tolist() == raced.recorded[TEACHER].results[0].sequences.tolist()
+        assert out.sequences.tolist() == taken.recorded[TEACHER].results[0].sequences.tolist()
     if method == WHEELS:
         assert int(out.teacher_calls[0]) == NEW_TOKENS // 10
     if not tiny:  # the smoke models' passes take microseconds

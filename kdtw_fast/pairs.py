@@ -25,7 +25,7 @@ class Sample:
 
     source: str
     target: str
-    package: str
+    package: str = ""
 
 
 @dataclass(frozen=True)

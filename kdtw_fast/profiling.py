@@ -19,7 +19,7 @@ from kdtw_fast import _core, peers
 from kdtw_fast.costs import Costs, ModelCosts, Prediction
 from kdtw_fast.machine import Roof, machine, peak_rss
 from kdtw_fast.model import NativeT5
-from kdtw_fast.race import race
+from kdtw_fast.paired_timing import take_turns
 from kdtw_fast.shapes import cache_bytes
 
 OPERATIONS = ("linear", "head", "attention", "other")
@@ -349,7 +349,7 @@ def profile(
         decodes = {system: make(plan.new_tokens, plan.threads) for system, make in systems.items()}
         for rows in plan.rows:
             contestants = {system: partial(decode, sources[name][rows]) for system, decode in decodes.items()}
-            for system, recorded in race(contestants, plan.rounds, on_turn).items():
+            for system, recorded in take_turns(contestants, plan.rounds, on_turn).items():
                 whole.append(Whole(name, system, rows, plan.new_tokens, recorded.seconds))
     peak = peak_rss() if alone else peak
     return Report(asdict(plan) | dict(settings or {}), machine(), roof, phases, whole, memory, peak)
@@ -380,7 +380,7 @@ def _race_phases(models: Mapping[str, NativeT5], rows: int, plan: Plan, on_turn:
                 run = partial(probe.decode, phase.tokens, phase.asked, REPEATS)
             contestants[str(len(phases))] = run
             phases.append(phase)
-    for i, recorded in enumerate(race(contestants, plan.rounds, on_turn).values()):
+    for i, recorded in enumerate(take_turns(contestants, plan.rounds, on_turn).values()):
         phases[i].seconds = [median(seconds) for seconds, _ in recorded.results]
         phases[i].profiles = [operations for _, operations in recorded.results]
     return phases

@@ -22,14 +22,14 @@ import kdtw_fast.cli as cli
 from kdtw_fast import GreedyDecoder
 from kdtw_fast.comparison import figures, table, verdicts
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
+from kdtw_fast.comparison.contenders import chosen, load_contender
 from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
 from kdtw_fast.comparison.examples import examples, examples_text
-from kdtw_fast.comparison.measure import Run, Settings
+from kdtw_fast.comparison.measure import Measurement, Settings
 from kdtw_fast.comparison.passes import PassClock
 from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
 from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
-from kdtw_fast.comparison.subjects import chosen, load_subject
 from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
 from kdtw_fast.comparison.systems import pieces
 from kdtw_fast.pairs import Sample
@@ -94,10 +94,10 @@ def done(compare, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The tiny pair in the place of a shipped one."""
-    monkeypatch.setattr("kdtw_fast.comparison.subjects.pair_names", lambda: ["tiny"])
-    monkeypatch.setattr("kdtw_fast.comparison.subjects.pair_folder", lambda name: folder)
+    monkeypatch.setattr("kdtw_fast.comparison.contenders.pair_names", lambda: ["tiny"])
+    monkeypatch.setattr("kdtw_fast.comparison.contenders.pair_folder", lambda name: folder)
     samples = [Sample(**row, package="") for row in SENTENCES]
-    monkeypatch.setattr("kdtw_fast.comparison.subjects.load_samples", lambda name: samples)
+    monkeypatch.setattr("kdtw_fast.comparison.contenders.load_samples", lambda name: samples)
     return "tiny"
 
 
@@ -249,7 +249,7 @@ def test_results_of_something_else_are_refused(compare, without_figures, folder:
     other.write_text(json.dumps(SENTENCES[0]) + "\n", encoding="utf-8")
     for more, word in (
         ({"data": other}, "data ="),
-        ({"more": ["--max-new-tokens", "11"]}, "max-new-tokens = 10"),
+        ({"more": ["--max-new-tokens", "11"]}, "max_new_tokens = 10"),
         ({"more": ["--batch-size", "2"]}, "batch = 1"),
         ({"more": ["--dtype", "int8"]}, "dtype = fp32"),
     ):
@@ -260,12 +260,12 @@ def test_results_of_something_else_are_refused(compare, without_figures, folder:
 
 
 def test_the_progress_told_of_is_the_work_there_was(folder: Path, tmp_path: Path) -> None:
-    subject = load_subject(str(folder), data=folder / "data.jsonl", sentences=4)
+    contender = load_contender(str(folder), data=folder / "data.jsonl", sentences=4)
     plan = make_plan(Choices(("student", "training-wheels", "entropy"), ["light"], control_budgets=["light"]), False)
     told: list[float] = []
     settings = Settings(timed_sentences=3, repetitions=2, threads=1, max_new_tokens=4)
     file = ResultsFile(tmp_path / "results.jsonl")
-    run = Run(subject, plan, settings, file, lambda work, what: told.append(work))
+    run = Measurement(contender, plan, settings, file, lambda work, what: told.append(work))
     work = run.work()
     run.run()
     assert sum(told) == pytest.approx(work) and work > 0
@@ -318,8 +318,8 @@ def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_pa
 
 def test_calls_that_settle_are_not_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of a second each to settle, and of two after that: the clock knows the latter only."""
-    subject = load_subject(str(folder), data=folder / "data.jsonl", sentences=2)
-    clock = PassClock(subject, [0, 1], 1, 1, 5)
+    contender = load_contender(str(folder), data=folder / "data.jsonl", sentences=2)
+    clock = PassClock(contender, [0, 1], 1, 1, 5)
     now, step = [0.0], [1.0]
 
     def perf_counter() -> float:
@@ -401,13 +401,13 @@ def test_a_recipe_is_compared_by_what_it_trained(folder: Path, tmp_path: Path, m
         f"base: debian-de-en/phase2\nout: {run}\ndata: {{folder: {tmp_path}}}\nteacher: {{path: {folder}/teacher}}\n"
     )
     with pytest.raises(FileNotFoundError, match=r"has no student in .*train it first"):
-        load_subject(str(recipe))
+        load_contender(str(recipe))
     shutil.copytree(folder / "student", run / "best")
     shutil.copytree(folder / "tokenizer", run / "best", dirs_exist_ok=True)
     (tmp_path / "test.jsonl").write_text((folder / "data.jsonl").read_text())
-    subject = load_subject(str(recipe))
-    assert [example.source for example in subject.examples] == SOURCES and subject.folders["student"] == run / "best"
-    assert "mine" in subject.name
+    contender = load_contender(str(recipe))
+    assert [example.source for example in contender.samples] == SOURCES and contender.folders["student"] == run / "best"
+    assert "mine" in contender.name
 
 
 def test_chosen_takes_items_from_the_whole_in_order() -> None:

@@ -17,8 +17,8 @@ from kdtw_fast import peers, profiling
 from kdtw_fast.cli import bench_models
 from kdtw_fast.costs import Costs, ModelCosts
 from kdtw_fast.machine import Roof
+from kdtw_fast.paired_timing import take_turns
 from kdtw_fast.profiling import OPERATIONS, OURS, Phase, Plan, profile
-from kdtw_fast.race import race
 from kdtw_fast.shapes import SHAPES, T5Shape, cache_bytes, random_native
 
 SHAPE = T5Shape("tiny", 64, 8, 4, 64, 2, 160)  # sizes that packing does not pad
@@ -54,7 +54,7 @@ def test_measured_roofs_are_positive_and_leave_torchs_threads_alone() -> None:
 def test_contestants_take_turns_and_begin_in_turn() -> None:
     order: list[str] = []
     turns: list[None] = []
-    recorded = race(
+    recorded = take_turns(
         {name: lambda name=name: order.append(name) or name for name in "abc"}, 4, lambda: turns.append(None)
     )
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"

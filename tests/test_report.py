@@ -146,8 +146,8 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_every_colour_of_text_has_contrast(scheme: int) -> None:
-    template = Path(html.__file__).with_name(html.TEMPLATE).read_text(encoding="utf-8")
-    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", template)
+    style = Path(html.__file__).with_name("report.css").read_text(encoding="utf-8")
+    found = re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", style)
     colours = {name: pair[scheme] for name, *pair in found}
     assert {"ink", "quiet", "o2", "o3", "o4", "o5", "page", "sheet"} <= colours.keys()
     for ink in ("ink", "quiet", "focus", "o2", "o3", "o4", "o5"):

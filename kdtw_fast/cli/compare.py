@@ -189,9 +189,9 @@ def compare(
 
 
 def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Any, folder: Path, quiet: bool) -> None:
-    from kdtw_fast.comparison.measure import Run, left_out
+    from kdtw_fast.comparison.contenders import load_contender
+    from kdtw_fast.comparison.measure import Measurement, left_out
     from kdtw_fast.comparison.records import ResultsFile
-    from kdtw_fast.comparison.subjects import load_subject
 
     folder.mkdir(parents=True, exist_ok=True)
     file = ResultsFile(folder / "results.jsonl")
@@ -205,13 +205,13 @@ def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Any, fo
             bar.update(work)
 
         for arguments in each:
-            subject = load_subject(**arguments)
-            plan = make_plan(choices, subject.has_draft_student)
-            reasons = left_out(plan, subject, settings)
+            contender = load_contender(**arguments)
+            plan = make_plan(choices, contender.has_draft_student)
+            reasons = left_out(plan, contender, settings)
             for group, reason in reasons.items():
-                print(f"kdtw: {subject.name}: without {group}: {reason}", file=sys.stderr)
+                print(f"kdtw: {contender.name}: without {group}: {reason}", file=sys.stderr)
             kept = [point for point in plan if point.group not in reasons]
-            runs.append(Run(subject, kept, settings, file, progress))
+            runs.append(Measurement(contender, kept, settings, file, progress))
         bar.reset(total=sum(run.work() for run in runs))
         for run in runs:
             run.run()

@@ -10,15 +10,15 @@ from rich.text import Text
 from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import Run, marked, shown_pieces, visible
 
+from .contenders import chosen
 from .records import Outputs, Records, Sentence
-from .subjects import chosen
 
 _END = "</s>"  # T5's end token as a piece
 
-Example = list[tuple[str, Text]]  # names and lines
+Excerpt = list[tuple[str, Text]]  # names and lines
 
 
-def examples(records: Records, pair: str, count: int = 3) -> list[Example]:
+def examples(records: Records, pair: str, count: int = 3) -> list[Excerpt]:
     """`count` sentences of a pair's records, evenly spread over those in which the lightest budget above 0 was used.
 
     Raises ValueError where the records lack the student alone, the teacher alone or KDTW at such a budget.
@@ -31,10 +31,10 @@ def examples(records: Records, pair: str, count: int = 3) -> list[Example]:
     lines: list[Outputs] = [alone["student"][0], wheels[0], alone["teacher"][0]]
     asking = [i for i, sentence in enumerate(wheels[0].sentences) if "teacher" in sentence.owners]
     places = chosen(asking or range(len(wheels[0].sentences)), count)
-    return [_example(lines, place) for place in places]
+    return [_excerpt(lines, place) for place in places]
 
 
-def _example(lines: Sequence[Outputs], place: int) -> Example:
+def _excerpt(lines: Sequence[Outputs], place: int) -> Excerpt:
     first = lines[0].sentences[place]
     return [
         ("source", Text(visible(first.source))),
@@ -63,7 +63,7 @@ def _runs(sentence: Sentence) -> list[Run]:
     return found
 
 
-def examples_text(found: Sequence[Example]) -> str:
+def examples_text(found: Sequence[Excerpt]) -> str:
     """The examples as a Markdown block."""
     width = max(len(name) for example in found for name, _ in example)
     blocks = ["\n".join(f"{name:<{width}}  {text.plain}" for name, text in example) for example in found]

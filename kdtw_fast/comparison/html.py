@@ -23,10 +23,10 @@ from typing import Any
 from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import MARKS, shown_pieces, visible
 
+from .contenders import chosen
 from .figures import draw
 from .quality import METRICS, Interval
 from .records import Outputs, Records, Sentence, Timing
-from .subjects import chosen
 from .summary import Point, Samples, Spread, judged, sample, summarise
 from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
 

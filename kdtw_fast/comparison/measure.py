@@ -21,13 +21,13 @@ from kdtw_fast.machine import processor
 from kdtw_fast.options import check_int
 from kdtw_fast.pairs import quietly
 
+from .contenders import Contender, chosen
 from .controls import ROUNDS, find_threshold, teacher_use
 from .passes import PassClock
 from .plan import CONTROLS, OUTSIDE, TIMED_ONLY, OperatingPoint
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
-from .subjects import Subject, chosen
 from .systems import Counts, Native, OutsideSystems, System
 
 WARM_UP = 10  # calls that each point makes before anything is timed
@@ -79,7 +79,7 @@ class Settings:
         return self.threads or _core.hardware_threads()
 
 
-def left_out(plan: Sequence[OperatingPoint], subject: Subject, settings: Settings) -> dict[str, str]:
+def left_out(plan: Sequence[OperatingPoint], contender: Contender, settings: Settings) -> dict[str, str]:
     """Why a group cannot run here, by group; empty if all can."""
     groups = {point.group for point in plan}
     reasons = {}
@@ -87,17 +87,17 @@ def left_out(plan: Sequence[OperatingPoint], subject: Subject, settings: Setting
         reasons["ctranslate2"] = "CTranslate2 is not installed (pip install ctranslate2)"
     if "assisted" in groups and settings.batch_size > 1:
         reasons["assisted"] = f"Hugging Face assisted generation decodes single rows, not {settings.batch_size}"
-    if subject.models["student"].tau_token_id is None:
+    if contender.models["student"].tau_token_id is None:
         reason = "the student has no <tau> and cannot ask"
         reasons |= {group: reason for group in ("training-wheels", "verify", *CONTROLS) if group in groups}
     return reasons
 
 
-class Run:
+class Measurement:
     """One pair's part of a comparison.
 
     Args:
-        subject: the pair and its data.
+        contender: the pair and its data.
         plan: what to run; groups that cannot run here must be gone (:func:`left_out`).
         settings: how.
         file: where records go, and what is there already.
@@ -109,26 +109,26 @@ class Run:
 
     def __init__(
         self,
-        subject: Subject,
+        contender: Contender,
         plan: Sequence[OperatingPoint],
         settings: Settings,
         file: ResultsFile,
         progress: Progress = lambda work, what: None,
     ):
-        self._subject, self._settings, self._file, self._progress = subject, settings, file, progress
-        self._plan = {f"{subject.name}/{point.name}": point for point in plan}
-        identity = subject.identity() | {"max_new_tokens": settings.max_new_tokens}
-        self._timed = chosen(range(len(subject.examples)), settings.timed_sentences)
+        self._contender, self._settings, self._file, self._progress = contender, settings, file, progress
+        self._plan = {f"{contender.name}/{point.name}": point for point in plan}
+        identity = contender.identity() | {"max_new_tokens": settings.max_new_tokens}
+        self._timed = chosen(range(len(contender.samples)), settings.timed_sentences)
         timing = {
             "threads": settings.num_threads,
             "batch": settings.batch_size,
             "timed sentences": len(self._timed),
             "processor": processor(),
         }
-        _check_continues(file.path, file.records, subject.name, identity, timing)
+        _check_continues(file.path, file.records, contender.name, identity, timing)
         self._shared = provenance(identity)
         self._timing_shared = {**self._shared, "subject": identity | timing}
-        self._outside = OutsideSystems(subject, settings.num_threads, settings.max_new_tokens)
+        self._outside = OutsideSystems(contender, settings.num_threads, settings.max_new_tokens)
         self._systems: dict[str, System] = {}
 
     def _missing(self) -> tuple[list[str], list[tuple[str, int]]]:
@@ -155,7 +155,7 @@ class Run:
 
     def _written_by(self, name: str) -> Sequence[int]:
         """The sentences that a point writes for its quality."""
-        return self._timed_by(name) if self._plan[name].group in TIMED_ONLY else range(len(self._subject.examples))
+        return self._timed_by(name) if self._plan[name].group in TIMED_ONLY else range(len(self._contender.samples))
 
     def _timed_by(self, name: str) -> list[int]:
         """The sentences that a point is timed on."""
@@ -179,7 +179,7 @@ class Run:
         calls = self._prepared(list(dict(turns)))
         settings = self._settings
         clock = PassClock(
-            self._subject, self._timed, settings.batch_size, settings.num_threads, settings.max_new_tokens
+            self._contender, self._timed, settings.batch_size, settings.num_threads, settings.max_new_tokens
         )
         gc.collect()
         gc.freeze()  # what is there already is not looked at again between turns
@@ -199,7 +199,7 @@ class Run:
         return self._systems[name]
 
     def _native(self, point: OperatingPoint) -> Native:
-        return Native(point, self._subject, self._settings.num_threads, self._settings.max_new_tokens)
+        return Native(point, self._contender, self._settings.num_threads, self._settings.max_new_tokens)
 
     def _write(self, name: str) -> None:
         point, indices = self._plan[name], self._written_by(name)
@@ -218,7 +218,7 @@ class Run:
                 for key, other in self._file.records.outputs.items()
                 if key in self._plan and self._plan[key].group == "training-wheels" and other.budget == point.budget
             )
-            highest = math.log(self._subject.models["student"].vocab_size) if point.group == "entropy" else 1.0
+            highest = math.log(self._contender.models["student"].vocab_size) if point.group == "entropy" else 1.0
             sentences, found = find_threshold(
                 lambda threshold: self._native(_with_threshold(point, threshold)).write(indices, on_done),
                 teacher_use(like.sentences),
@@ -230,8 +230,8 @@ class Run:
         self._file.append(
             Outputs(
                 id=name,
-                pair=self._subject.name,
-                task=self._subject.task,
+                pair=self._contender.name,
+                task=self._contender.task,
                 group=point.group,
                 method=point.method,
                 settings={**point.all_settings, **found},
@@ -277,7 +277,7 @@ class Run:
                     done[name] += self._timed_calls(self._system(name), some)
                     outside = self._plan[name].group in OUTSIDE
                     self._progress(self._turn_work(name) * len(some) / total, "")
-        if (self._subject.name, repetition) not in self._file.records.passes:
+        if (self._contender.name, repetition) not in self._file.records.passes:
             self._file.append(clock.take(repetition, stamped(self._timing_shared)))
         for name in names:
             seconds, counts = zip(*done[name])

@@ -17,9 +17,9 @@ from typing import Any
 from kdtw_fast.budgets import resolve_budget
 from kdtw_fast.outputs import GenerationOutput
 
+from .contenders import Contender
 from .plan import OperatingPoint
 from .records import Passes
-from .subjects import Subject
 from .systems import Native
 
 DRAFTS = (1, 4, 16)  # tokens between verifications; every draft stands
@@ -51,22 +51,22 @@ class PassClock:
     """Takes samples of pass times, and makes one record of those of a turn.
 
     Args:
-        subject: the pair.
+        contender: the pair.
         indices: of the examples that are decoded, at least one.
         batch: rows of a call.
         threads: of every pass.
         max_new_tokens: of every output.
     """
 
-    def __init__(self, subject: Subject, indices: Sequence[int], batch: int, threads: int, max_new_tokens: int):
-        self._subject, self._batch, self._threads = subject, batch, threads
+    def __init__(self, contender: Contender, indices: Sequence[int], batch: int, threads: int, max_new_tokens: int):
+        self._contender, self._batch, self._threads = contender, batch, threads
 
         def method(
             call: str, kinds: dict[str, str], name: str, settings: Any = None, budget: str | None = None
         ) -> _Method:
             share = None if budget is None else resolve_budget(budget).fraction
             point = OperatingPoint("", name, "", settings or {}, {} if budget is None else {"budget": budget}, share)
-            native = Native(point, subject, threads, max_new_tokens, output_reads=True)
+            native = Native(point, contender, threads, max_new_tokens, output_reads=True)
             return _Method(native.calls(indices, batch), native.source_tokens(indices), call, kinds)
 
         self._methods = [
@@ -83,7 +83,7 @@ class PassClock:
                 for length in DRAFTS
             ),
         ]
-        if subject.models["student"].tau_token_id is not None:
+        if contender.models["student"].tau_token_id is not None:
             asking = "training-wheels"
             self._methods += [method("pair", {"teacher": "catch_up"}, asking, None, budget) for budget in ASKING]
             self._methods += [method("unasked", {}, asking, None, "no")]
@@ -148,7 +148,7 @@ class PassClock:
             return self._encode[role].seconds / self._encode[role].tokens
 
         record = Passes(
-            pair=self._subject.name,
+            pair=self._contender.name,
             repetition=repetition,
             batch=self._batch,
             threads=self._threads,

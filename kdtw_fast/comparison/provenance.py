@@ -17,11 +17,11 @@ from kdtw_fast.machine import machine, versions
 SEED = 0  # of everything random in a comparison: the control that asks at random, the bootstrap
 
 
-def provenance(subject: Mapping[str, Any]) -> dict[str, Any]:
+def provenance(origin: Mapping[str, Any]) -> dict[str, Any]:
     """The part that all records of one run share; :func:`stamped` adds the time.
 
     Args:
-        subject: what the results depend on (weights, data, settings), by name; a file is continued only where it
+        origin: what the results depend on (weights, data, settings), by name; a file is continued only where it
             agrees.
     """
     here = machine()
@@ -31,7 +31,7 @@ def provenance(subject: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit(),
         "command": shlex.join(["kdtw", *sys.argv[1:]]),
         "seed": SEED,
-        "subject": dict(subject),
+        "subject": dict(origin),
     }
 
 
@@ -67,10 +67,10 @@ def folder_digest(folder: Path) -> str:
     return digest(part for file in files for part in (file.name.encode(), file.read_bytes()))
 
 
-def check_same(path: Path, recorded: Mapping[str, Any], subject: Mapping[str, Any]) -> None:
+def check_same(path: Path, recorded: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """Raises ValueError if a file's records were taken of something else, naming what differs."""
-    for name in [*subject, *(key for key in recorded if key not in subject)]:
-        then, now = recorded.get(name), subject.get(name)
+    for name in [*origin, *(key for key in recorded if key not in origin)]:
+        then, now = recorded.get(name), origin.get(name)
         if then != now:
             raise ValueError(
                 f"{path} holds results with {name} = {then}, and this run has {name} = {now}; "

@@ -19,10 +19,10 @@ from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.pairs import quietly
 
+from .contenders import Contender, Sample
 from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
 from .provenance import SEED
 from .records import Sentence
-from .subjects import Example, Subject
 
 QUALITY_BATCH = 32  # rows decoded together where nothing is timed; results do not depend on it
 OnDone = Callable[[int], object]  # told how many sentences are done
@@ -54,11 +54,11 @@ class System(Protocol):
 class Native:
     """A decoder of kdtw_fast, greedy; more options of its calls may be given."""
 
-    def __init__(self, point: OperatingPoint, subject: Subject, threads: int, max_new_tokens: int, **options: Any):
-        student = subject.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
-        models = {"student": student, "teacher": subject.models["teacher"]}
-        self._decoder: Any = make_decoder(point.method, models, subject.tokenizer, threads, **point.settings)
-        self._subject, self._point = subject, point
+    def __init__(self, point: OperatingPoint, contender: Contender, threads: int, max_new_tokens: int, **options: Any):
+        student = contender.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
+        models = {"student": student, "teacher": contender.models["teacher"]}
+        self._decoder: Any = make_decoder(point.method, models, contender.tokenizer, threads, **point.settings)
+        self._contender, self._point = contender, point
         self._options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "max_source_length": NO_LIMIT,
@@ -80,7 +80,7 @@ class Native:
         for start in range(0, len(indices), QUALITY_BATCH):
             some = list(indices[start : start + QUALITY_BATCH])
             out = self._decoder(
-                [self._subject.examples[i].source for i in some],
+                [self._contender.samples[i].source for i in some],
                 **self._point.options,
                 **self._options,
                 row_ids=some,
@@ -88,13 +88,13 @@ class Native:
                 output_reads=True,
             )
             sentences += [
-                self._sentence(i, self._subject.examples[i], out, r, lengths[start + r]) for r, i in enumerate(some)
+                self._sentence(i, self._contender.samples[i], out, r, lengths[start + r]) for r, i in enumerate(some)
             ]
             on_done(len(some))
         return sentences
 
     def _sentence(
-        self, index: int, example: Example, out: GenerationOutput, r: int, source_tokens: dict[str, int]
+        self, index: int, sample: Sample, out: GenerationOutput, r: int, source_tokens: dict[str, int]
     ) -> Sentence:
         assert out.sequences is not None and out.owners is not None and out.lengths is not None
         assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
@@ -112,10 +112,10 @@ class Native:
             counts = {"teacher_calls": len(ids), "drafted": 0, "accepted": 0, "rolled_back": 0}
         return Sentence(
             index=index,
-            source=example.source,
-            reference=example.reference,
+            source=sample.source,
+            reference=sample.target,
             text=out.texts[r],
-            tokens=pieces(self._subject.tokenizer, ids),
+            tokens=pieces(self._contender.tokenizer, ids),
             owners=owners,
             **counts,
             student_logprobs=student,
@@ -142,7 +142,7 @@ class Native:
         ]
 
     def _tokens(self, indices: Sequence[int]) -> list[tuple[list[int], Sequence[list[int] | None]]]:
-        texts = [self._subject.examples[i].source for i in indices]
+        texts = [self._contender.samples[i].source for i in indices]
         found: list[tuple[list[int], Sequence[list[int] | None]]] = self._decoder.tokenize(
             texts, [self._point.options.get("budget")] * len(texts)
         )
@@ -188,18 +188,18 @@ class Outside:
     def __init__(
         self,
         generate: peers.Generate,
-        subject: Subject,
+        contender: Contender,
         role: str,
         owner: Owner | None,
         largest_batch: int | None = None,
     ):
-        self._generate, self._subject, self._owner = generate, subject, owner
+        self._generate, self._contender, self._owner = generate, contender, owner
         self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)
-        self._decoder = GreedyDecoder(subject.models[role], tokenizer=subject.tokenizer)  # for its prompts
+        self._decoder = GreedyDecoder(contender.models[role], tokenizer=contender.tokenizer)  # for its prompts
 
     def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
         """These sentences; rows of like length together."""
-        examples, tokenizer = [self._subject.examples[i] for i in indices], self._subject.tokenizer
+        samples, tokenizer = [self._contender.samples[i] for i in indices], self._contender.tokenizer
         rows = self._rows(indices)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         written: dict[int, list[int]] = {}
@@ -211,8 +211,8 @@ class Outside:
         return [
             Sentence(
                 index=index,
-                source=example.source,
-                reference=example.reference,
+                source=sample.source,
+                reference=sample.target,
                 text=tokenizer.decode(written[i], skip_special_tokens=True),
                 tokens=pieces(tokenizer, written[i]),
                 owners=[] if self._owner is None else [self._owner.name.lower()] * len(written[i]),
@@ -221,11 +221,11 @@ class Outside:
                 accepted=0,
                 rolled_back=0,
             )
-            for i, (index, example) in enumerate(zip(indices, examples))
+            for i, (index, sample) in enumerate(zip(indices, samples))
         ]
 
     def _rows(self, indices: Sequence[int]) -> list[list[int]]:
-        texts = [self._subject.examples[i].source for i in indices]
+        texts = [self._contender.samples[i].source for i in indices]
         return [ids for ids, _ in self._decoder.tokenize(texts, [None] * len(texts))]
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
@@ -245,13 +245,13 @@ class OutsideSystems:
     """Makes the other systems of a pair, each model loaded once.
 
     Args:
-        subject: the pair.
+        contender: the pair.
         threads: of every call.
         max_new_tokens: of every output.
     """
 
-    def __init__(self, subject: Subject, threads: int, max_new_tokens: int):
-        self._subject, self._threads, self._max_new_tokens = subject, threads, max_new_tokens
+    def __init__(self, contender: Contender, threads: int, max_new_tokens: int):
+        self._contender, self._threads, self._max_new_tokens = contender, threads, max_new_tokens
         self._models: dict[str, Any] = {}
 
     def make(self, point: OperatingPoint) -> Outside:
@@ -259,7 +259,7 @@ class OutsideSystems:
         role = point.model or "teacher"
         owner = {"student": Owner.STUDENT, "teacher": Owner.TEACHER}.get(point.model or "")
         if point.group == "ctranslate2":
-            compute_type = peers.ctranslate2_beside(self._subject.models[role].dtype).split()[-1]
+            compute_type = peers.ctranslate2_beside(self._contender.models[role].dtype).split()[-1]
             generate = peers.CTranslate2(self._model(role)).generate(
                 self._max_new_tokens,
                 self._threads,
@@ -267,11 +267,11 @@ class OutsideSystems:
                 min_new_tokens=1,
                 suppressed=self._suppressed(role),
             )
-            return Outside(generate, self._subject, role, owner)
+            return Outside(generate, self._contender, role, owner)
         if point.group == "hugging-face":
-            return Outside(self._hugging_face(role), self._subject, role, owner)
+            return Outside(self._hugging_face(role), self._contender, role, owner)
         generate = self._hugging_face(role, assistant_model=self._model("student"))
-        return Outside(generate, self._subject, role, owner, largest_batch=1)
+        return Outside(generate, self._contender, role, owner, largest_batch=1)
 
     def _hugging_face(self, role: str, **options: Any) -> peers.Generate:
         if self._suppressed(role):
@@ -280,14 +280,14 @@ class OutsideSystems:
 
     def _suppressed(self, role: str) -> list[int]:
         """<tau>, which nobody writes."""
-        tau = self._subject.models["student"].tau_token_id
-        return [tau] if tau is not None and tau < self._subject.models[role].vocab_size else []
+        tau = self._contender.models["student"].tau_token_id
+        return [tau] if tau is not None and tau < self._contender.models[role].vocab_size else []
 
     def _model(self, role: str) -> Any:
         if role not in self._models:
             from transformers import T5ForConditionalGeneration
 
-            folder = self._subject.folders[role]
+            folder = self._contender.folders[role]
             with quietly():  # about beta, which Hugging Face's T5 does not know and does not need
                 self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         return self._models[role]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.model import NativeT5
-from kdtw_fast.pairs import load_samples, pair_folder, pair_names
+from kdtw_fast.pairs import Sample, load_samples, pair_folder, pair_names
 
 from .plan import DRAFT_STUDENT
 from .provenance import digest, folder_digest
@@ -18,15 +18,7 @@ TASKS = {"translate": "translation", "summarize": "summarization"}  # by the wor
 
 
 @dataclass(frozen=True)
-class Example:
-    """A sentence of the data: what goes in, and what a person wrote."""
-
-    source: str
-    reference: str
-
-
-@dataclass(frozen=True)
-class Subject:
+class Contender:
     """A pair with its data.
 
     Args:
@@ -34,14 +26,14 @@ class Subject:
         folders: of the models by role: "student", "teacher", and "gkd" where a draft student was given.
         models: the same models, packed.
         tokenizer: the pair's.
-        examples: at least one.
+        samples: at least one sentence, with what a person wrote.
     """
 
     name: str
     folders: dict[str, Path]
     models: dict[str, NativeT5]
     tokenizer: Any
-    examples: list[Example]
+    samples: list[Sample]
 
     @property
     def has_draft_student(self) -> bool:
@@ -57,13 +49,13 @@ class Subject:
     def identity(self) -> dict[str, Any]:
         """What the outputs depend on: digests of weights and data, number formats."""
         parts: dict[str, Any] = {role: folder_digest(folder) for role, folder in self.folders.items()}
-        parts["data"] = digest(part.encode() for e in self.examples for part in (e.source, e.reference))
-        parts["sentences"] = len(self.examples)
+        parts["data"] = digest(part.encode() for s in self.samples for part in (s.source, s.target))
+        parts["sentences"] = len(self.samples)
         parts |= {f"{role} dtype": model.dtype for role, model in self.models.items()}
         return parts
 
 
-def load_subject(
+def load_contender(
     pair: str,
     *,
     data: Path | None = None,
@@ -71,7 +63,7 @@ def load_subject(
     sentences: int = 0,
     dtype: str = "auto",
     teacher_dtype: str | None = None,
-) -> Subject:
+) -> Contender:
     """Loads a pair and its data.
 
     Args:
@@ -90,7 +82,7 @@ def load_subject(
     from transformers import AutoTokenizer
 
     place = _place(pair)
-    examples = place.examples() if data is None else read_examples(data)
+    samples = place.samples() if data is None else read_samples(data)
     folders = {"student": place.student, "teacher": place.teacher}
     if draft_student is not None and not draft_student.is_dir():
         raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
@@ -99,7 +91,7 @@ def load_subject(
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
     tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
-    return Subject(place.name, folders, models, tokenizer, chosen(examples, sentences))
+    return Contender(place.name, folders, models, tokenizer, chosen(samples, sentences))
 
 
 @dataclass(frozen=True)
@@ -110,13 +102,13 @@ class _Place:
     student: Path
     teacher: Path
     tokenizer: Path
-    examples: Callable[[], list[Example]]
+    samples: Callable[[], list[Sample]]
     drafter: Path | None = None
 
 
 def _place(pair: str) -> _Place:
     if pair in pair_names():
-        return _folder(pair_folder(pair), pair, lambda: [Example(s.source, s.target) for s in load_samples(pair)])
+        return _folder(pair_folder(pair), pair, lambda: load_samples(pair))
     if Path(pair).is_dir():
         return _folder(Path(pair), Path(pair).resolve().name, lambda: _no_sentences(pair))
     from kdtw_fast.training import recipes
@@ -126,16 +118,16 @@ def _place(pair: str) -> _Place:
     return _folder(pair_folder(pair), pair, list)  # says which pairs there are
 
 
-def _folder(home: Path, name: str, examples: Callable[[], list[Example]]) -> _Place:
+def _folder(home: Path, name: str, samples: Callable[[], list[Sample]]) -> _Place:
     for part in ("student", "teacher", "tokenizer"):
         if not (home / part).is_dir():
             raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
     drafter = home / DRAFT_STUDENT
     folders = home / "student", home / "teacher", home / "tokenizer"
-    return _Place(name, *folders, examples, drafter if drafter.is_dir() else None)
+    return _Place(name, *folders, samples, drafter if drafter.is_dir() else None)
 
 
-def _no_sentences(pair: str) -> list[Example]:
+def _no_sentences(pair: str) -> list[Sample]:
     raise ValueError(f"{pair} ships with no sentences; name a JSONL file with --data")
 
 
@@ -148,13 +140,13 @@ def _trained(settings: Any, recipe: str) -> _Place:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"recipe {recipe} has no {what} in {folder} yet; train it first (kdtw train)")
 
-    def examples() -> list[Example]:
-        return [Example(row.source, row.target) for row in tasks.read_examples(settings.data, "test")]
+    def samples() -> list[Sample]:
+        return [Sample(row.source, row.target) for row in tasks.read_examples(settings.data, "test")]
 
     path = Path(recipe)
     saved = path.name == "recipe.yaml"  # by a run, in its folder
     name = path.resolve().parent.name if saved else "-".join(path.with_suffix("").parts[-2:])
-    return _Place(name, student, teacher, student, examples)
+    return _Place(name, student, teacher, student, samples)
 
 
 def chosen(items: Sequence[Any], count: int) -> list[Any]:
@@ -164,11 +156,11 @@ def chosen(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def read_examples(path: Path) -> list[Example]:
-    """The examples of a JSONL file with "source" and "target"; ValueError names the line that has none."""
+def read_samples(path: Path) -> list[Sample]:
+    """The sentences of a JSONL file with "source" and "target"; ValueError names the line that has none."""
     if not path.is_file():
         raise FileNotFoundError(f"--data {path} is not a file; give JSONL with source and target")
-    examples = []
+    samples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -179,7 +171,7 @@ def read_examples(path: Path) -> list[Example]:
             raise ValueError(f"{path} line {number} is no JSON object with source and target") from None
         if not (isinstance(source, str) and source.strip() and isinstance(target, str)):
             raise ValueError(f"{path} line {number}: source and target must be strings, and the source not empty")
-        examples.append(Example(source, target))
-    if not examples:
+        samples.append(Sample(source, target))
+    if not samples:
         raise ValueError(f"{path} holds no sentences")
-    return examples
+    return samples

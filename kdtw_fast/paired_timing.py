@@ -33,7 +33,7 @@ def wall_clock(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - before, result
 
 
-def race(
+def take_turns(
     contestants: Mapping[str, Callable[[], Any]],
     rounds: int,
     on_turn: Callable[[], object] = lambda: None,
