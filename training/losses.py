@@ -1,4 +1,4 @@
-"""Losses as pure functions, tensors in, tensors out. Depends on torch only."""
+"""Losses as pure functions, tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -200,16 +200,27 @@ def path_consistency(
 ) -> dict[str, torch.Tensor]:
     """Path Consistency Learning's loss (Nachum et al. 2017, 1702.08892), half the mean of C^2 over all start positions.
 
-    C_i = -V(s_i) + gamma^d V(s_{i+d}) + sum_{j<d} gamma^j [r_{i+j} - entropy_weight log pi(a_{i+j}|s_{i+j})]
+        C_i = -V(s_i) + gamma^d V(s_{i+d}) + sum_{j<d} gamma^j [r_{i+j} - entropy_weight log pi(a_{i+j}|s_{i+j})]
 
-    for windows that start at every position i and end after d steps or with the path, whichever comes first.
+    for windows that start at every position i and end after d steps or with the path, whichever comes first. Gradients
+    reach `action_logprobs` and `values`.
 
-    action_logprobs [R, T]: log pi of the actions, log pi(<tau>) where the student asked. rewards [R, T]. values
-    [R, T + 1]: V before each action and, at a row's length L, behind its last. kept bool [R, T]: true at the L >= 1
-    first steps of a row, what lies behind is padding and contributes nothing. ended bool [R]: the row ended with EOS, V
-    behind it is 0; the others were cut off and are bootstrapped with V(s_L). `window` d >= 1, None = all that remains;
-    `discount` gamma in (0, 1]. Gradients reach action_logprobs and values. Returns the scalar "loss", and "error", the
-    mean of |C| without gradient. Raises ValueError for shapes that do not agree and settings out of range.
+    Args:
+        action_logprobs: [R, T], log pi of the actions; log pi(<tau>) where the student asked.
+        rewards: [R, T].
+        values: [R, T + 1], V before each action and, at a row's length L, behind its last.
+        kept: bool [R, T], true at the L >= 1 first steps of a row; what lies behind is padding and contributes nothing.
+        ended: bool [R]. Of a row that ended with EOS, V behind it is 0; others were cut off and are bootstrapped with
+            V(s_L).
+        entropy_weight: the paper's tau of Eq. 2.
+        window: d >= 1; None = all that remains.
+        discount: gamma, in (0, 1].
+
+    Returns:
+        The scalar "loss", and "error", the mean of |C| without gradient.
+
+    Raises:
+        ValueError: shapes that do not agree, or a setting out of range.
     """
     rows, steps = action_logprobs.shape
     if rewards.shape != (rows, steps) or kept.shape != (rows, steps) or ended.shape != (rows,):

@@ -98,23 +98,23 @@ class RunSettings:
     tokenizer: str = ""  # folder or hub name; empty = the teacher's
     student: Model = field(default_factory=Model)
     teacher: Model = field(default_factory=Model)
-    student_prompt: str = STUDENT_PROMPT
+    student_prompt: str = STUDENT_PROMPT  # with "{budget}" in it, where the phrase goes
     teacher_prompt: str = TEACHER_PROMPT
     optimiser: Optimiser = field(default_factory=Optimiser)
     steps: int = 1000  # batches in all
     target_tokens: int = 1536  # labels in a batch, padding included: rows = target_tokens // length of the bucket
     max_new_tokens: int = 80  # longest output that is decoded in training
     bf16: bool = True  # forward passes under bf16 autocast
-    seed: int = 0
+    seed: int = 0  # of data order, initial weights and samples
     device: str = "cpu"  # of the training passes; the native decoders run on the CPU
     shard_teacher: bool = False  # FSDP: of several processes each holds a part of the teacher for the training passes
     threads: int = 0  # 0 = as torch has it
     log_every: int = 50  # batches whose means make one line of metrics.jsonl
-    checkpoint_every: int = 100
+    checkpoint_every: int = 100  # batches
     validate_every: int = 1000  # 0 = at the end only
     validation_rows: int = 200  # examples of the validations that choose the best checkpoint; 0 = all
     sample_every: int = 1000  # batches between decoded samples; 0 = none
-    samples: int = 3
+    samples: int = 3  # sentences that are decoded and logged then
     max_non_finite: int = 10  # updates skipped for a loss or gradient that is not finite before the run stops
     tensorboard: bool = False  # event files in OUT/tensorboard too
     wandb: str = ""  # a Weights & Biases project to log to as well
