@@ -33,7 +33,7 @@ from .tasks import Task, teacher_trajectories
 class Settings(RunSettings):
     """What every baseline here says."""
 
-    steps: int = 5200  # as many batches as KDTW's two phases have
+    steps: int = 5200  # as many batches as the two phases of FLAN-T5's recipes have
     updates_per_batch: int = 4
     temperature: float = 1.0  # of the outputs sampled in training
     fixed: str = "teacher"  # the outputs that are not sampled: the teacher's greedy ones, or the "data"'s references
