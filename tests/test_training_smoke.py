@@ -2,10 +2,11 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from kdtw_fast.training import losses, optimisation, oracle, recipes
+from kdtw_fast.training import losses, optimisation, oracle, recipes, tasks
 from kdtw_fast.training.batches import encode
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.evaluate import scores
@@ -250,8 +251,38 @@ def test_trajectories_go_on_where_they_stopped(toy, tmp_path):
         cache.write_text(end)
         assert teacher_trajectories(teacher, task, rows, cache, chunk=4) == whole
         assert cache.read_text().splitlines(keepends=True) == lines
-    with pytest.raises(ValueError, match="other sources"):
-        teacher_trajectories(teacher, task, rows[1:], cache)
+    longer = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=13), tokenizer)
+    with pytest.raises(ValueError, match="another teacher, prompt or length"):
+        teacher_trajectories(teacher, longer, rows, cache)
+
+
+def test_recipes_share_trajectories_even_at_once(toy, tmp_path):
+    """Each has rows of its own, some of them both: every row gets its own output, once."""
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
+    task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
+    rows, cache = encode(toy_examples(24), tokenizer), tmp_path / "trajectories.jsonl"
+    parts = [rows[:16], rows[8:], rows[::-1]]
+    alone = [teacher_trajectories(teacher, task, part, tmp_path / f"{i}.jsonl") for i, part in enumerate(parts)]
+    with ThreadPoolExecutor(3) as pool:
+        at_once = list(pool.map(lambda part: teacher_trajectories(teacher, task, part, cache, chunk=2), parts))
+    assert at_once == alone
+    keys = [json.loads(line)[0] for line in cache.read_text().splitlines()[1:]]
+    assert len(keys) == len(set(keys)) == len({row.source for row in rows})
+
+
+def test_trajectories_without_keys_are_taken_over(toy, tmp_path):
+    """As they were kept before: the rows' outputs in the rows' order, the rows in the digest of the first line."""
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
+    task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
+    rows, cache = encode(toy_examples(10), tokenizer), tmp_path / "old.jsonl"
+    header = json.dumps({"made_by": tasks._digest(teacher, task.teacher_prompt, 12, rows)})
+    outputs = [[20 + i, 1] for i in range(6)]  # nothing the teacher would write
+    cache.write_text("\n".join([header, *map(json.dumps, outputs)]) + "\n")
+    found = {row.source: row.target for row in teacher_trajectories(teacher, task, rows, cache)}
+    assert [list(found[row.source]) for row in rows[:6]] == outputs
+    assert len(cache.read_text().splitlines()) == 11
 
 
 def test_oracle_curve_runs_from_student_to_teacher(toy):

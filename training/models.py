@@ -59,6 +59,12 @@ def new_t5(shape: Model, tokenizer_size: int, settings: RunSettings, role: str) 
     return T5ForConditionalGeneration(config)
 
 
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """The ids that end an output; the first of them stands behind sources."""
+    found = model.config.eos_token_id
+    return [found] if isinstance(found, int) else list(found or [])
+
+
 def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
     """A plain T5 in float32 (of a Training Wheels student, without beta)."""
     return T5ForConditionalGeneration.from_pretrained(located(path, name), dtype=torch.float32)

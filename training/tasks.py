@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import T5ForConditionalGeneration
 
 from . import processes
@@ -16,6 +17,7 @@ from .allocations import Instructions
 from .batches import Batches, Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example, read_jsonl
 from .evaluate import greedy
+from .models import end_tokens
 from .settings import Data, RunSettings
 
 
@@ -111,47 +113,70 @@ def teacher_trajectories(
 ) -> list[Encoded]:
     """The teacher's greedy output for each source, in place of the reference; only outputs that reached EOS.
 
-    Outputs are kept in the JSONL file `cache`, so an interrupted run goes on where it stopped and other recipes can
-    share them. Its first line says what it was made of; ValueError if that was something else.
+    Outputs are kept in the JSONL file `cache` by a key of their source, so an interrupted run goes on where it stopped,
+    and other recipes share them, also while they run: one writes, the others wait. Its first line says which teacher,
+    prompt and length made them; ValueError if those were others.
     """
     with processes.first_before_others():
         found = _teacher_outputs(teacher, task, rows, cache, chunk)
-    eos = task.tokenizer.eos_token_id
-    kept = zip(rows, found, strict=True)
-    return [Encoded(row.source, tuple(ids)) for row, ids in kept if len(ids) > 1 and ids[-1] == eos]
+    ends = end_tokens(teacher)
+    kept = [(row, found[_key(row.source)]) for row in rows]
+    return [Encoded(row.source, tuple(ids)) for row, ids in kept if len(ids) > 1 and ids[-1] in ends]
 
 
 def _teacher_outputs(
     teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
-) -> list[list[int]]:
-    limit = task.settings.max_new_tokens
-    maker = json.dumps({"made_by": _digest(teacher, task.teacher_prompt, rows, limit)}) + "\n"
-    found: list[list[int]] = []
-    if cache.exists():
-        first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
-        if first and first + "\n" != maker:
-            raise ValueError(
-                f"{cache} holds outputs of another teacher, for other sources or of another length; name another "
-                f"trajectories_file, or delete it"
-            )
-        found = [json.loads(line) for line in lines][: len(rows)]
-    if len(found) == len(rows):
-        return found
+) -> dict[str, list[int]]:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    scratch = cache.with_name(cache.name + ".writing")
-    scratch.write_text(maker + "".join(json.dumps(ids) + "\n" for ids in found), encoding="utf-8")
-    scratch.replace(cache)
-    for begin in range(len(found), len(rows), chunk):
-        written = greedy(teacher, rows[begin : begin + chunk], task.teacher_prompt, limit)
-        found += written
-        with cache.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(ids) + "\n" for ids in written)
+    prompt, limit = task.teacher_prompt, task.settings.max_new_tokens
+    with FileLock(f"{cache}.lock"):
+        found = _read_outputs(cache, teacher, task, rows)
+        left = list({_key(row.source): row for row in rows if _key(row.source) not in found}.values())
+        if not left:
+            return found
+        header = json.dumps({"made_by": _digest(teacher, prompt, limit)}) + "\n"
+        scratch = cache.with_name(cache.name + ".writing")
+        scratch.write_text(header + "".join(map(_line, found.items())), encoding="utf-8")
+        scratch.replace(cache)
+        for begin in range(0, len(left), chunk):
+            some = left[begin : begin + chunk]
+            written = dict(zip((_key(row.source) for row in some), greedy(teacher, some, prompt, limit)))
+            with cache.open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, written.items()))
+            found |= written
     return found
 
 
-def _digest(teacher: torch.nn.Module, prompt: Sequence[int], rows: Sequence[Encoded], limit: int) -> str:
+def _read_outputs(
+    cache: Path, teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded]
+) -> dict[str, list[int]]:
+    """The outputs that `cache` holds, by key."""
+    if not cache.exists():
+        return {}
+    first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
+    made_by = json.loads(first)["made_by"] if first else None
+    own = (task.teacher_prompt, task.settings.max_new_tokens)
+    if made_by is None or made_by == _digest(teacher, *own):
+        return dict(map(json.loads, lines))
+    if made_by == _digest(teacher, *own, rows):  # before outputs had keys, they were of these rows, in their order
+        return {_key(row.source): json.loads(line) for row, line in zip(rows, lines)}
+    raise ValueError(
+        f"{cache} holds outputs of another teacher, prompt or length; name another trajectories_file, or delete it"
+    )
+
+
+def _line(output: tuple[str, list[int]]) -> str:
+    return json.dumps(output) + "\n"
+
+
+def _key(source: Sequence[int]) -> str:
+    return hashlib.blake2b(json.dumps(source).encode(), digest_size=8).hexdigest()
+
+
+def _digest(teacher: torch.nn.Module, prompt: Sequence[int], limit: int, rows: Sequence[Encoded] | None = None) -> str:
     found = hashlib.blake2b(digest_size=16)
     for tensor in teacher.state_dict().values():
         found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    found.update(json.dumps([list(prompt), [row.source for row in rows], limit]).encode())
+    sources = [] if rows is None else [[row.source for row in rows]]
+    found.update(json.dumps([list(prompt), *sources, limit]).encode())
     return found.hexdigest()
