@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -283,6 +284,27 @@ def test_trajectories_without_keys_are_taken_over(toy, tmp_path):
     found = {row.source: row.target for row in teacher_trajectories(teacher, task, rows, cache)}
     assert [list(found[row.source]) for row in rows[:6]] == outputs
     assert len(cache.read_text().splitlines()) == 11
+
+
+def with_several_ends(folder, out):
+    """A model that ends its outputs with either of two ids."""
+    shutil.copytree(folder, out)
+    for name in ("config.json", "generation_config.json"):
+        if (out / name).exists():
+            values = json.loads((out / name).read_text())
+            (out / name).write_text(json.dumps(values | {"eos_token_id": [1, 30]}))
+    return out
+
+
+@pytest.mark.parametrize("name", ["teacher", "sequence-kd", "phase1", "phase2", "gkd", "skd", "minillm"])
+def test_models_with_several_ends_train(name, toy, tmp_path):
+    places = {
+        f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role) for role in ("student", "teacher")
+    }
+    small = {"steps": 2, "max_new_tokens": 8} | ({"tasks": 4} if name == "phase2" else {})
+    recipe = toy_recipe(toy, f"debian-de-en/{name}", out=tmp_path / "run", **places, **small)
+    assert recipes.train(recipe, quiet=True).step == 2
+    assert T5ForConditionalGeneration.from_pretrained(tmp_path / "run/model").config.eos_token_id == [1, 30]
 
 
 def test_oracle_curve_runs_from_student_to_teacher(toy):

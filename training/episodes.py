@@ -14,6 +14,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 
 from .batches import ceil_to
 from .losses import Taus, tau_list
+from .models import end_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +59,11 @@ class Episode:
 
 
 def special_tokens(model: T5ForConditionalGeneration) -> tuple[int, int, int]:
-    """The ids of start, EOS and padding; TypeError if the model has not one of each."""
-    config = model.config
-    start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
-    if not (isinstance(start, int) and isinstance(eos, int) and isinstance(pad, int)):
-        raise TypeError(f"training needs one start, EOS and padding token, the config has {start}, {eos} and {pad}")
-    return start, eos, pad
+    """The ids of start, EOS (the first, where there are several) and padding; TypeError if the model lacks one."""
+    start, ends, pad = model.config.decoder_start_token_id, end_tokens(model), model.config.pad_token_id
+    if not (isinstance(start, int) and ends and isinstance(pad, int)):
+        raise TypeError(f"training needs a start, an EOS and a padding token, the config has {start}, {ends} and {pad}")
+    return start, ends[0], pad
 
 
 @dataclass

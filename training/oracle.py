@@ -22,7 +22,7 @@ from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, prompt_
 from .debian import read_jsonl
 from .evaluate import scores, texts
 from .losses import Taus, position_divergence
-from .models import load_student
+from .models import end_tokens, load_student
 
 
 def oracle_positions(
@@ -121,7 +121,7 @@ def decode_with_threshold(
     caches = [None, None]
     outputs: list[list[int]] = [[] for _ in range(rows)]
     calls = [0] * rows
-    alive = [True] * rows
+    alive, ends = [True] * rows, end_tokens(student)
     for _ in range(max_new_tokens):
         common = {"use_cache": True, "decoder_input_ids": ids}
         mine = student(
@@ -146,7 +146,7 @@ def decode_with_threshold(
             if alive[r]:
                 outputs[r].append(int(ids[r, 0]))
                 calls[r] += int(marks[r, 0])
-                alive[r] = outputs[r][-1] != config.eos_token_id
+                alive[r] = outputs[r][-1] not in ends
         if not any(alive):
             break
     return outputs, calls
