@@ -29,6 +29,8 @@ RUN = [
 ]
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+pytestmark = pytest.mark.filterwarnings("error:.*is deprecated; use:DeprecationWarning")  # docs use the names of today
+
 
 def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -93,6 +95,13 @@ def test_commands_name_what_exists(page: Path) -> None:
             assert given <= options | {"--help", "-h"}, (words, given - options)
             if words[1] == "train" and words[2:] and not re.match(r"-|.*[$A-Z{].*|.*\.yaml$", words[2]):
                 recipes.resolve(words[2], [word for word in words[3:] if "=" in word and not word.startswith("-")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_paths_name_what_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:csrc|kdtw_fast|training|gpu_proof|tests|bench|docs)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_readme_is_short() -> None:
