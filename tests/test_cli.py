@@ -128,9 +128,9 @@ def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--jsonl", *texts)
     assert result.exit_code == 0, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [record["expert_calls"] for record in records] == out.calls_by_teacher.tolist()
+    assert [record["calls_by_teacher"] for record in records] == out.calls_by_teacher.tolist()
     for record, row, length in zip(records, out.teacher_index.tolist(), out.lengths.tolist(), strict=True):
-        assert record["experts"] == row[1 : 1 + length]
+        assert record["teacher_index"] == row[1 : 1 + length]
     result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--show-owners", *texts)
     assert "[1:" in result.stdout and "[2:" in result.stdout
     light = kdtw("generate", *both, *SMALL, *texts)
@@ -329,14 +329,17 @@ BAD = {
     "missing file": (["generate", *MODELS, "--file", "/nowhere/in.txt"], "cannot use /nowhere/in.txt: No such file"),
     "a folder as file": (["generate", *MODELS, "--file", "{pair}"], "Is a directory"),
     "texts and file": (["generate", *MODELS, "--file", "in.txt", "x"], "not both"),
-    "not UTF-8": (["generate", *MODELS, "--file", "{pair}/latin1.txt"], "not UTF-8 text (byte 0xe4"),
+    "not UTF-8": (
+        ["generate", *MODELS, "--file", "{pair}/latin1.txt"],
+        "line 2 is not UTF-8 text (byte 0xe4 at place 4)",
+    ),
     "output over input": (
         ["generate", *MODELS, "--file", "{pair}/long.txt", "--output", "{pair}/long.txt"],
         "choose another",
     ),
     "output in a missing folder": (
         ["generate", *MODELS, "--output", "/nowhere/out.txt", "x"],
-        "cannot use /nowhere/out.txt",
+        "--output /nowhere/out.txt lies in a folder that does not exist",
     ),
     "missing folder": (
         ["generate", "--student", "/nowhere", "--teacher", "{pair}/teacher", "x"],
@@ -358,7 +361,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_errors_are_one_sentence_on_stderr(kdtw, pair: TinyPair, case: str) -> None:
-    (pair.folder / "latin1.txt").write_bytes("enthält\n".encode("latin-1"))
+    (pair.folder / "latin1.txt").write_bytes("die doku\nenthält\n".encode("latin-1"))
     (pair.folder / "long.txt").write_text("die doku\n", encoding="utf-8")
     arguments, expected = BAD[case]
     result = kdtw(*(argument.format(pair=pair.folder) for argument in arguments))
@@ -395,8 +398,9 @@ def test_an_interruption_keeps_finished_lines_and_exits_130(kdtw, pair: TinyPair
     monkeypatch.setattr(cli.generate, "decode", interrupted)
     target = tmp_path / "out.txt"
     result = kdtw("generate", *pair.folders, *SMALL, "--batch-size", "1", "-o", target, stdin="die doku\npaket\n")
-    assert (result.exit_code, result.stderr) == (130, "kdtw: interrupted\n")
-    assert target.read_text("utf-8") == finished
+    assert result.exit_code == 130 and not target.exists()
+    assert result.stderr.startswith("kdtw: interrupted; what was finished is in ") and result.stderr.count("\n") == 1
+    assert Path(result.stderr.split()[-1]).read_text("utf-8") == finished
 
 
 def test_the_module_is_the_command_and_shows_no_traceback() -> None:

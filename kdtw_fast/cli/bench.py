@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.cli.options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int
 from kdtw_fast.owners_view import make_console
@@ -83,8 +84,8 @@ def bench(
         raise ValueError(f"give one of {', '.join(given)}, not {' and '.join(names)}")
     if teacher_shape is not None and shape is None:
         raise ValueError(f"--teacher-shape {teacher_shape} goes with --shape, the student's")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise FileNotFoundError(f"--json {json_file} lies in a folder that does not exist")
+    if json_file is not None:
+        check_target("json_file", json_file)
 
     # Imported here: PyTorch takes seconds that a wrong option need not wait for.
     from kdtw_fast import _core
@@ -117,7 +118,7 @@ def bench(
             on_turn=bar.update,
         )
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_json(), indent=1), encoding="utf-8")
+        write_whole(json_file, json.dumps(report.to_json(), indent=1))
     console = make_console()
     console.print(report.caption, soft_wrap=True)
     for table in report.tables():

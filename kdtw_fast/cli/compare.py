@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from tqdm import tqdm
 
+from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
 from kdtw_fast.options import check_int
@@ -233,9 +234,9 @@ def _present(folder: Path, metric: str) -> None:
     points = summarise(records, samples)
     found = claims(records, samples, points, metric)
     summary = {"points": [asdict(point) for point in points], "comparisons": [asdict(claim) for claim in found]}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(points_tables(points) + "\n", encoding="utf-8")
-    (folder / "claims.md").write_text(claims_tables(records, samples, points, found, metric) + "\n", encoding="utf-8")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "table.md", points_tables(points) + "\n")
+    write_whole(folder / "claims.md", claims_tables(records, samples, points, found, metric) + "\n")
     paths = draw(points, folder, metric)
     console = make_console()
     for table in terminal_tables(points):

@@ -1,10 +1,11 @@
-"""What the user did wrong, as one sentence on stderr in the words of the command line."""
+"""What goes wrong, as one sentence on stderr in the words of the command line."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -14,47 +15,73 @@ from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS
 from kdtw_fast.owners_view import visible
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAULT, USER_ERROR, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 # What click raises for a wrong command line, wherever this typer keeps its click.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+_EXPECTED = (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError)
 
 
 class OneSentence(TyperGroup):
-    """Runs a command; what the user did wrong becomes one sentence on stderr and exit status 2.
+    """Runs a command; what goes wrong becomes one sentence on stderr.
 
-    KDTW_TRACEBACK=1 in the environment lets exceptions through.
+    The exit status is 2 for what the user can mend, 1 for what nobody foresaw, 130 after Ctrl-C, 141 where the reader
+    of a pipe has gone. KDTW_TRACEBACK=1 in the environment lets exceptions through.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Runs the command line and exits."""
         kwargs["standalone_mode"] = False
         try:
-            status = super().main(*args, **kwargs)
+            status = super().main(*args, **kwargs) or 0
         except _CommandLineError as error:
-            print(f"kdtw: {visible(' '.join(error.format_message().split()))}", file=sys.stderr)  # type: ignore[attr-defined]
-            status = USER_ERROR
-        except (typer.Abort, KeyboardInterrupt):
-            status = INTERRUPTED
-        if status == INTERRUPTED:
-            print("kdtw: interrupted", file=sys.stderr)
+            status = _fail(error.format_message())  # type: ignore[attr-defined]
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            with suppress(OSError):  # or Python would try again, and complain, when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = status or (
+                NO_READER if isinstance(error, BrokenPipeError) else _fail(f"cannot write the output: {error.strerror}")
+            )
         sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was named; its errors speak of its flags."""
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
-            if os.environ.get("KDTW_TRACEBACK") or ctx.invoked_subcommand is None:
+        except (_CommandLineError, typer.Exit):
+            raise
+        except KeyboardInterrupt as error:
+            raise typer.Exit(_fail(_with_notes("interrupted", error), INTERRUPTED)) from error
+        except BrokenPipeError:  # who read the output needs no more of it, as head does
+            raise typer.Exit(NO_READER) from None
+        except Exception as error:
+            if os.environ.get("KDTW_TRACEBACK"):
                 raise
-            raise _CommandLineError(_sentence(error, self.commands[ctx.invoked_subcommand].params)) from error
+            command = self.commands.get(ctx.invoked_subcommand)
+            said = _sentence(error, command.params if command else [])
+            if isinstance(error, _EXPECTED):
+                raise typer.Exit(_fail(_with_notes(said, error))) from error
+            said = f"{type(error).__name__}: {said}; set KDTW_TRACEBACK=1 to see where this comes from"
+            raise typer.Exit(_fail(_with_notes(said, error), FAULT)) from error
+
+
+def _fail(message: str, status: int = USER_ERROR) -> int:
+    print(f"kdtw: {visible(' '.join(message.split()))}", file=sys.stderr)
+    return status
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _sentence(error: BaseException, parameters: Sequence[Any]) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"the input is not UTF-8 text (byte 0x{error.object[error.start]:02x} at place {error.start} of a line)"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"cannot use {error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        place = "write the output" if error.filename is None else f"use {error.filename}"
+        return f"cannot {place}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory: {error}"
     flags = {p.name: max(p.opts, key=len) for p in parameters if p.param_type_name == "option"}
     for method in METHODS.values():  # a decoder's keywords, by the names that users give them
         flags |= {s.keyword: flags[name] for name, s in method.settings.items() if s.keyword and name in flags}

@@ -137,8 +137,9 @@ def generate(
         print(LEGEND, file=sys.stderr)
     lines_are_seen = output is None and sys.stdout.isatty()
     hidden = lines.total is None or lines_are_seen or not sys.stderr.isatty()
+    decoded = decode(decoder, lines, call)
     with writer(output) as write, tqdm(total=lines.total, unit="line", file=sys.stderr, disable=hidden) as bar:
-        for line in decode(decoder, lines, call):
+        for line in decoded:
             write(render(line))
             bar.update()
 

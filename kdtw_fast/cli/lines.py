@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from kdtw_fast.cli.files import check_target
 from kdtw_fast.messages import Message
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ class Line:
         """Output token ids, owner codes and, of several teachers, their numbers, without start token and padding."""
         if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.teacher_index is None:
             return [], [], None
-        experts = self.out.teacher_index[0, 1:].tolist() if self.experts > 1 else None
-        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), experts
+        index = self.out.teacher_index[0, 1:].tolist() if self.teachers > 1 else None
+        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), index
 
     @property
-    def experts(self) -> int:
+    def teachers(self) -> int:
         """How many teachers there were."""
         return 0 if self.out is None or self.out.calls_by_teacher is None else self.out.calls_by_teacher.shape[1]
 
@@ -57,27 +58,42 @@ class Lines:
         """The lines of arguments, a file or stdin."""
         if texts and file is not None:
             raise ValueError(f"give texts or --file {file}, not both")
+        from_stdin = not texts and (file is None or str(file) == "-")
+        if output is not None:
+            check_target("output", output, *(_file_number(sys.stdin) if from_stdin else [] if file is None else [file]))
         if texts:
             return cls([" ".join(text.splitlines()) for text in texts], None, batch_size)
-        if file is None or str(file) == "-":
+        if from_stdin or file is None:
             if sys.stdin.isatty():
                 print("kdtw: reading lines from the keyboard; Ctrl-D ends", file=sys.stderr)
                 batch_size = 1
             return cls(_read(sys.stdin.buffer), None, batch_size)
-        if output is not None and output.exists() and output.samefile(file):
-            raise ValueError(f"--output {output} is the --file that is being read; choose another")
         with file.open("rb") as stream:
             lines = list(_read(stream))
         return cls(lines, len(lines), batch_size)
 
 
+def _file_number(stream: TextIO) -> list[int]:
+    try:
+        return [stream.fileno()]
+    except OSError:  # not a file of the system's
+        return []
+
+
 def _read(stream: Iterable[bytes]) -> Iterator[str]:
-    for number, raw in enumerate(stream):
-        yield raw.decode("utf-8-sig" if number == 0 else "utf-8").rstrip("\r\n")
+    for number, raw in enumerate(stream, start=1):
+        try:
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{raw[error.start]:02x} at place {error.start}"
+            raise ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8") from None
 
 
 def decode(decoder: Decoder, lines: Lines, options: dict[str, Any]) -> Iterator[Line]:
-    """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it."""
+    """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it.
+
+    Options are checked at once, before the first line is asked for.
+    """
     read: deque[Line] = deque()  # and not given out yet
 
     def items() -> Iterator[dict[str, Any]]:
@@ -91,15 +107,20 @@ def decode(decoder: Decoder, lines: Lines, options: dict[str, Any]) -> Iterator[
             yield read.popleft()
 
     stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, **options)
-    try:
-        for out in stream:
+
+    def decoded() -> Iterator[Line]:
+        try:
+            for out in stream:
+                yield from empty_lines()
+                line = read.popleft()
+                yield Line(line.number, line.source, out)
+        except (ValueError, FloatingPointError) as error:
             yield from empty_lines()
-            line = read.popleft()
-            yield Line(line.number, line.source, out)
-    except (ValueError, FloatingPointError) as error:
+            if not read:  # it is the next line that could not be read
+                raise
+            said = Message.of(error).reworded(f"item {stream.failed}", "it")
+            said = said.reworded(f" at row {stream.failed},", " at")
+            raise type(error)(Message(f"line {read[0].number}: ", said)) from error
         yield from empty_lines()
-        if not read:  # it is the next line that could not be read
-            raise
-        said = Message.of(error).reworded(f"item {stream.failed}", "it").reworded(f" at row {stream.failed},", " at")
-        raise type(error)(Message(f"line {read[0].number}: ", said)) from error
-    yield from empty_lines()
+
+    return decoded()

@@ -12,6 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.options import check_real, nearest
 from kdtw_fast.owners_view import make_console
 from kdtw_fast.shapes import SHAPES, find_shape
@@ -58,9 +59,10 @@ def project(
 
     where = _device(device, bandwidth, tflops, launch_us)
     shapes = {"student": find_shape(student), "teacher": find_shape(teacher)}
-    if json_file is not None and not json_file.parent.is_dir():
-        raise FileNotFoundError(f"--json {json_file} lies in a folder that does not exist")
-    records = read(results / "results.jsonl" if results.is_dir() else results)
+    path = results / "results.jsonl" if results.is_dir() else results
+    if json_file is not None:
+        check_target("json_file", json_file, path)
+    records = read(path)
     if not records.outputs:
         raise ValueError(f"{results} holds no outputs yet; run kdtw compare")
     console, found = make_console(), []
@@ -84,7 +86,7 @@ def project(
     console.print(assumptions, soft_wrap=True)
     if json_file is not None:
         content = {"device": asdict(where), "student": student, "teacher": teacher, "assumptions": assumptions}
-        json_file.write_text(json.dumps(content | {"pairs": found}, indent=1) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(content | {"pairs": found}, indent=1) + "\n")
 
 
 def _device(name: str, bandwidth: float | None, tflops: float | None, launch_us: float | None) -> Any:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.text import Text
 
 from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.cli.files import replacing
 from kdtw_fast.cli.lines import Line
 from kdtw_fast.methods import Method
 from kdtw_fast.owner import Owner
@@ -29,8 +30,8 @@ def with_owners(tokenizer: Any, method: Method, budget: Any) -> Render:
     asked = None if budget is None else sum(one.fraction for one in resolve_budgets(budget))
 
     def render(line: Line) -> Text:
-        tokens, owners, experts = line.tokens()
-        text = marked(runs(tokens, owners, tokenizer, experts))
+        tokens, owners, index = line.tokens()
+        text = marked(runs(tokens, owners, tokenizer, index))
         if line.out is None or len(method.models) < 2:
             return text
         return Text.assemble(gauge(float(line.out["teacher_fraction"][0]), asked), "  ", text)
@@ -42,7 +43,7 @@ def as_json(method: str) -> Render:
     """A line as a JSON object: text, tokens, owners, counts."""
 
     def render(line: Line) -> str:
-        tokens, owners, experts = line.tokens()
+        tokens, owners, index = line.tokens()
         record: dict[str, Any] = {"line": line.number, "source": line.source, "text": line.text}
         ran = None if line.out is None else line.out.prediction
         record["method"] = method if ran is None else ran.method
@@ -51,8 +52,8 @@ def as_json(method: str) -> Render:
             record[name] = 0 if line.out is None else int(line.out[name][0])
         fraction = 0.0 if line.out is None else float(line.out["teacher_fraction"][0])
         record["teacher_fraction"] = round(fraction, 6)
-        if line.out is not None and experts is not None:
-            record |= {"experts": experts, "expert_calls": line.out["calls_by_teacher"][0].tolist()}
+        if line.out is not None and index is not None:
+            record |= {"teacher_index": index, "calls_by_teacher": line.out["calls_by_teacher"][0].tolist()}
         reasons = None if line.out is None else line.out.finish_reasons
         record["finish_reason"] = "empty" if reasons is None else reasons[0]
         return json.dumps(record, ensure_ascii=False)
@@ -74,8 +75,7 @@ def writer(output: Path | None) -> Iterator[Callable[[str | Text], None]]:
 
         yield show
         return
-    stream: IO[str]
-    with output.open("w", encoding="utf-8", newline="\n") as stream:
+    with replacing(output) as stream:
 
         def write(line: str | Text) -> None:
             stream.write((line.plain if isinstance(line, Text) else line) + "\n")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kdtw_fast.cli.files import check_target
 from kdtw_fast.options import check_int
 
 
@@ -37,11 +38,6 @@ def report(
     check_int("sentences", sentences, 0)
     path = results / "results.jsonl" if results.is_dir() else results
     target = path.with_name("report.html") if output is None else output
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"--output {target} lies in a folder that does not exist")
-    if target.is_dir():
-        raise IsADirectoryError(f"--output {target} is a folder; name a file in it")
-    if target.exists() and path.exists() and target.samefile(path):
-        raise ValueError(f"--output {target} is the file that is being read; choose another")
+    check_target("output", target, path)
     write_report(read(path), target, metric, sentences)
     print(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB)")
