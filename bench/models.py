@@ -46,11 +46,24 @@ def plain(shape: T5Shape, seed: int = 0) -> Made:
 
 
 def asking_student(shape: T5Shape, seed: int = 1) -> Made:
-    """A random student that chooses <tau> (its last row) wherever it may, so that the ledger alone sets its use.
+    """A random student that chooses <tau> (its last row) wherever it may, so that the ledger alone sets its use."""
+    tau = shape.vocab_size - 1
+    own = _steered(shape, seed, {tau: 100.0})
+    return Made(shape, seed, own | {"teacher_token_embedding": _no_mark(shape)}, {"tau_token_id": tau})
 
-    Every embedding gets a large first coordinate that only the <tau> row of the head reads.
+
+def _no_mark(shape: T5Shape) -> Values:
+    return lambda: torch.zeros(shape.d_model)
+
+
+def _steered(shape: T5Shape, seed: int, weights: Mapping[int, float]) -> dict[str, Values]:
+    """Embeddings with a large first coordinate, and a head in which only the rows of some tokens read it, and only it.
+
+    Args:
+        shape, seed: of the random model whose tensors these are.
+        weights: by token, what its row multiplies the coordinate with.
     """
-    tensors, tau = random_tensors(shape, seed), shape.vocab_size - 1
+    tensors = random_tensors(shape, seed)
 
     def shared() -> torch.Tensor:
         weight = tensors["shared.weight"]()
@@ -60,15 +73,12 @@ def asking_student(shape: T5Shape, seed: int = 1) -> Made:
     def head() -> torch.Tensor:
         weight = tensors["lm_head.weight"]()
         weight[:, 0] = 0.0
-        weight[tau] = 0.0
-        weight[tau, 0] = 100.0
+        for token, factor in weights.items():
+            weight[token] = 0.0
+            weight[token, 0] = factor
         return weight
 
-    def beta() -> torch.Tensor:
-        return torch.zeros(shape.d_model)
-
-    own = {"shared.weight": shared, "lm_head.weight": head, "teacher_token_embedding": beta}
-    return Made(shape, seed, own, {"tau_token_id": tau})
+    return {"shared.weight": shared, "lm_head.weight": head}
 
 
 def teacher_without(shape: T5Shape, tau: int, seed: int = 0) -> Made:
@@ -92,34 +102,20 @@ def ragged_pair(student: T5Shape, teacher: T5Shape, teacher_share: float, length
     tau = student.vocab_size - 1
     end = {EOS: 1 / length}
     asking = _with_probabilities(student, 1, end | ({tau: teacher_share} if teacher_share else {}))
-    beta = {"teacher_token_embedding": lambda: torch.zeros(student.d_model)}
-    asking = Made(student, 1, {**asking.tensors, **beta}, {"tau_token_id": tau})
+    asking = Made(student, 1, {**asking.tensors, "teacher_token_embedding": _no_mark(student)}, {"tau_token_id": tau})
     return asking, _with_probabilities(teacher, 0, end)
 
 
 def _with_probabilities(shape: T5Shape, seed: int, wanted: Mapping[int, float]) -> Made:
     """A random model whose tokens ``wanted`` come up with about these probabilities, whatever stands before them.
 
-    Every embedding gets a large first coordinate that only these tokens' rows of the head read, with weights that give
-    them the wanted odds against the other tokens, as those come out on random input.
+    Their weights give them the wanted odds against the other tokens, as those come out on random input.
     """
-    tensors, tokens = random_tensors(shape, seed), list(wanted)
-
-    def shared() -> torch.Tensor:
-        weight = tensors["shared.weight"]()
-        weight[:, 0] = 20.0
-        return weight
-
-    def head(weights: Sequence[float]) -> torch.Tensor:
-        weight = tensors["lm_head.weight"]()
-        weight[:, 0] = 0.0
-        weight[tokens] = 0.0
-        weight[tokens, 0] = torch.tensor(weights)
-        return weight
 
     def made(weights: Sequence[float]) -> Made:
-        return Made(shape, seed, {"shared.weight": shared, "lm_head.weight": lambda: head(weights)}, {})
+        return Made(shape, seed, _steered(shape, seed, dict(zip(wanted, weights))), {})
 
+    tokens = list(wanted)
     first = made([1.0] * len(tokens)).native("model")
     ids = source(shape, 32, 4, seed=2).tolist()
     logits = torch.cat([torch.from_numpy(first.decode_logits(row, row)) for row in ids])

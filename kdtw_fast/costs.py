@@ -5,13 +5,14 @@ Arithmetic only; `kdtw_fast.cost_measuring` times the passes. docs/profiling.md 
 
 from __future__ import annotations
 
-import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
+from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import check_int, check_real, nearest
 
 MAX_DRAFT_LENGTH = 16
@@ -128,13 +129,14 @@ class Costs:
         """
         if method not in _FORMULAS:
             raise ValueError(f"no costs are known for method {method!r}{nearest(method, _FORMULAS)}")
-        needed, optional, formula = _FORMULAS[method]
+        formula = _FORMULAS[method]
+        known = list(signature(formula).parameters.values())[1:]
         for name in settings:
-            if name not in needed + optional:
-                raise TypeError(f"the costs of {method!r} have no setting {name!r}{nearest(name, needed + optional)}")
-        for name in needed:
-            if name not in settings:
-                raise TypeError(f"the costs of {method!r} need {name}")
+            if name not in (names := [one.name for one in known]):
+                raise TypeError(f"the costs of {method!r} have no setting {name!r}{nearest(name, names)}")
+        for one in known:
+            if one.default is one.empty and one.name not in settings:
+                raise TypeError(f"the costs of {method!r} need {one.name}")
         encode, student, teacher = formula(self, **settings)
         return Prediction(method, dict(settings), encode, student, teacher, self.rows, self.new_tokens)
 
@@ -196,23 +198,17 @@ def _bild(costs: Costs, call_rate: float, rolled_back: float = 0.0) -> _Parts:
     )
 
 
-# method -> (settings it needs, settings it may have, formula)
-_FORMULAS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., _Parts]]] = {
-    "greedy-student": ((), (), _student_alone),
-    "greedy-teacher": ((), (), _teacher_alone),
-    "training-wheels": (("use",), (), _training_wheels),
-    "speculative": (("draft_length", "acceptance"), (), _speculative),
-    "bild": (("call_rate",), ("rolled_back",), _bild),
+_FORMULAS: dict[str, Callable[..., _Parts]] = {
+    "greedy-student": _student_alone,
+    "greedy-teacher": _teacher_alone,
+    "training-wheels": _training_wheels,
+    "speculative": _speculative,
+    "bild": _bild,
 }
 
 
 def __getattr__(name: str) -> Any:
-    """``measure_costs`` lived here."""
-    if name == "measure_costs":
-        warnings.warn(
-            "kdtw_fast.costs.measure_costs is deprecated; use kdtw_fast.cost_measuring.measure_costs",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+    if name == "measure_costs":  # it lived here
+        warn_renamed("kdtw_fast.costs.measure_costs", "kdtw_fast.cost_measuring.measure_costs")
         return import_module("kdtw_fast.cost_measuring").measure_costs
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import cos, pi, sin
+from math import cos, inf, pi, sin
 from pathlib import Path
 from typing import Any
 
@@ -254,16 +254,28 @@ def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
 
 
 def _write_texts(axes: Any, marks: Sequence[Mark]) -> None:
-    """Writes each mark's text where it covers no mark and no other text, with a thin line to its mark."""
+    """Writes each mark's text where it covers no mark, line or other text, with a thin line to its mark."""
     from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
 
-    scale = axes.figure.dpi / 72  # pixels of a point
+    def box(x: float, y: float, width: float, height: float) -> Any:
+        return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+
+    def shared(a: Any, b: Any) -> float:
+        common = Bbox.intersection(a, b)
+        return 0.0 if common is None else common.width * common.height
+
+    room, scale = axes.get_window_extent(), axes.figure.dpi / 72  # pixels of a point
     places = axes.transData.transform([(m.x.value, m.y.value) for m in marks])
-    taken = [_box(x, y, 6 * scale, 6 * scale) for x, y in places]
-    room = axes.get_window_extent()
+    taken = [box(x, y, 12 * scale, 12 * scale) for x, y in places]
+    for line in axes.lines:
+        if line.get_linestyle() != "None":
+            along = axes.transData.transform(line.get_path().interpolated(10).vertices)
+            taken += [box(x, y, 4 * scale, 4 * scale) for x, y in along]
     for mark, (x, y) in zip(marks, places):
         if not mark.text:
             continue
+        colour = STYLES[mark.group].colour
         text = axes.annotate(
             mark.text,
             (mark.x.value, mark.y.value),
@@ -272,38 +284,20 @@ def _write_texts(axes: Any, marks: Sequence[Mark]) -> None:
             ha="center",
             va="center",
             fontsize=9,
-            color=STYLES[mark.group].colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": STYLES[mark.group].colour, "shrinkB": 4},
+            color=colour,
+            arrowprops={"arrowstyle": "-", "lw": 0.6, "color": colour, "shrinkB": 4},
         )
         size = Text.get_window_extent(text)  # without its line
-        best: tuple[float, tuple[float, float], Any] | None = None
+        width, height = size.width + 4 * scale, size.height + 2 * scale
+
+        # Round the mark, ever farther; to the upper left first, where the points' line leaves room.
+        best, fewest = (0.0, 0.0), inf
         for radius, step in product((16, 24, 34, 46, 60), range(16)):
-            # to the upper left first, where the points' line leaves room
             angle = 0.75 * pi + (step + 1) // 2 * (-1) ** step * pi / 8
-            dx = radius * cos(angle) + size.width / scale / 2 * cos(angle)
-            dy = radius * sin(angle)
-            box = _box(x + dx * scale, y + dy * scale, size.width / 2 + 2 * scale, size.height / 2 + scale)
-            covered = sum(_overlap(box, other) for other in taken)
-            outside = _area(box) - _overlap(box, (room.x0, room.y0, room.x1, room.y1))
-            cost = 100 * (covered + outside) / _area(box) + radius / 60
-            if best is None or cost < best[0]:
-                best = cost, (dx, dy), box
-        assert best is not None
-        text.set_position(best[1])
-        taken.append(best[2])
-
-
-_Box = tuple[float, float, float, float]
-
-
-def _box(x: float, y: float, half_width: float, half_height: float) -> _Box:
-    return x - half_width, y - half_height, x + half_width, y + half_height
-
-
-def _area(box: _Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _overlap(a: _Box, b: _Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0.0) * max(height, 0.0)
+            place = (radius * scale + size.width / 2) * cos(angle), radius * scale * sin(angle)
+            here = box(x + place[0], y + place[1], width, height)
+            covered = sum(shared(here, other) for other in taken) + width * height - shared(here, room)
+            if (cost := 100 * covered / (width * height) + radius / 60) < fewest:
+                best, fewest = place, cost
+        text.set_position((best[0] / scale, best[1] / scale))
+        taken.append(box(x + best[0], y + best[1], width, height))

@@ -25,10 +25,10 @@ from kdtw_fast.owners_view import MARKS, shown_pieces, visible
 
 from .contenders import chosen
 from .figures import draw
-from .quality import METRICS, Interval
+from .quality import METRICS
 from .records import Outputs, Records, Sentence, Timing
-from .summary import Point, Samples, Spread, judged, sample, summarise
-from .table import COLUMNS, FOOTNOTE, NONE, caption, cells, shown
+from .summary import Point, Samples, judged, sample, summarise
+from .table import ALL_COLUMNS, COLUMNS, FOOTNOTE, NONE, caption, cells, shown
 
 TEMPLATE = "report.html.jinja"
 END = "</s>"  # T5's end token as a piece
@@ -143,54 +143,15 @@ def _inline(svg: str, name: str) -> str:
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
 
 
-_ALL_COLUMNS = (
-    "method",
-    "asked",
-    "used",
-    *METRICS.values(),
-    "of the gap, ROUGE-2",
-    "teacher passes/token",
-    "ms/token",
-    "ms/sentence",
-    "tokens/s",
-)
-
-
 def _table(points: Sequence[Point]) -> dict[str, Any]:
-    """The table of docs/results.md, and one of all points with the intervals' ends."""
+    """The table of docs/results.md, and one of all points with every metric and interval."""
     return {
         "caption": caption(points),
         "columns": COLUMNS,
         "rows": [cells(point) for point in shown(points)],
-        "all_columns": _ALL_COLUMNS,
-        "all_rows": [_all_cells(point) for point in points],
+        "all_columns": ALL_COLUMNS,
+        "all_rows": [cells(point, ALL_COLUMNS, intervals=ALL_COLUMNS) for point in points],
     }
-
-
-def _all_cells(point: Point) -> list[str]:
-    latency, gap = point.latency, (point.gap_closed or {}).get("rouge2")
-    return [
-        point.label,
-        NONE if point.budget is None else f"{100 * point.budget:.0f} %",
-        _interval(point.teacher_use, 100, " %"),
-        *(_interval(point.quality.get(metric)) for metric in METRICS),
-        _interval(gap, 100, " %"),
-        NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
-        *(_spread(latency and s) for s in (latency and latency.ms_per_token, latency and latency.ms_per_sentence)),
-        NONE if latency is None else f"{latency.tokens_per_second.median:.0f}",
-    ]
-
-
-def _interval(value: Interval | None, scale: float = 1.0, unit: str = "") -> str:
-    if value is None:
-        return NONE
-    return f"{scale * value.value:.1f}{unit} ({scale * value.low:.1f}–{scale * value.high:.1f})"
-
-
-def _spread(value: Any) -> str:
-    if not isinstance(value, Spread):
-        return NONE
-    return f"{value.median:.3g} ({value.q1:.3g}–{value.q3:.3g})"
 
 
 # --- Sentences, for the page's script ----------------------------------------------------------------------

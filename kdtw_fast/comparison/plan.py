@@ -1,12 +1,13 @@
 """What a comparison compares: its operating points, as data.
 
-An operating point is a method with its settings. Depends on budgets and options only.
+An operating point is a method with its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from kdtw_fast.budgets import BUDGETS, resolve_budget
@@ -151,94 +152,56 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         choices: what to compare.
         has_draft_student: whether DistillSpec's student is there; else the pair's own drafts, and labels say so.
     """
-    makers: dict[str, Callable[[Choices], list[OperatingPoint]]] = {
-        "student": lambda _: _students(has_draft_student),
-        "teacher": lambda _: [OperatingPoint("teacher", "greedy-teacher", "teacher alone")],
-        "training-wheels": _training_wheels,
-        "verify": _verify,
-        "speculative": _lossless,
-        "distillspec": lambda c: _distillspec(c, has_draft_student),
-        "bild": _bild,
-        "interleaved": lambda _: [_interleaved()],
-        "random": lambda c: _control("random", "random calls", c),
-        "entropy": lambda c: _control("entropy", "calls by entropy", c),
-        "hugging-face": lambda _: _outside("hugging-face", "Hugging Face generate"),
-        "assisted": lambda _: [OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")],
-        "ctranslate2": lambda _: _outside("ctranslate2", "CTranslate2"),
+    drafter, lossy = (DRAFT_STUDENT, "DistillSpec") if has_draft_student else (OWN_STUDENT, "lossy, own student")
+
+    def wheels(group: str, phrase: str, **settings: float) -> OperatingPoint:
+        checks = "".join(f", verify {value:g}" for value in settings.values())
+        return asking(group, "training-wheels", f"KDTW, {resolve_budget(phrase).phrase}{checks}", phrase, **settings)
+
+    def asking(group: str, method: str, label: str, phrase: str, **settings: float) -> OperatingPoint:
+        budget = resolve_budget(phrase)
+        return OperatingPoint(group, method, label, settings, {"budget": budget.phrase}, budget.fraction)
+
+    def speculative(group: str, label: str, k: int, lenience: float, drafter: str = OWN_STUDENT) -> OperatingPoint:
+        settings = {"draft_length": k, "lenience": float(lenience)}
+        return OperatingPoint(group, "speculative", label, settings, drafter=drafter)
+
+    def outside(group: str, label: str) -> list[OperatingPoint]:
+        return [OperatingPoint(group, group, f"{label}, {role}", model=role) for role in ("student", "teacher")]
+
+    students = [OperatingPoint("student", "greedy-student", "student alone")]
+    if has_draft_student:
+        students.append(OperatingPoint("student", "greedy-student", "GKD student alone", drafter=DRAFT_STUDENT))
+    skd = {"draft_length": 5, "accept_top_k": 25}  # the paper's
+    c = choices
+    points: dict[str, list[OperatingPoint]] = {
+        "student": students,
+        "teacher": [OperatingPoint("teacher", "greedy-teacher", "teacher alone")],
+        "training-wheels": [wheels("training-wheels", phrase) for phrase in c.budgets],
+        "verify": [
+            wheels("verify", phrase, verify_lenience=value)
+            for phrase, value in product(c.verify_budgets, c.verify_leniences)
+        ],
+        "speculative": [speculative("speculative", f"speculative, lossless, K {k}", k, 1.0) for k in c.draft_lengths],
+        "distillspec": [
+            speculative("distillspec", f"{lossy}, K {k}, l {value:g}", k, value, drafter)
+            for k, value in product(c.draft_lengths, c.leniences)
+        ],
+        "bild": [
+            OperatingPoint("bild", "bild", f"BiLD {a:g} / {r:g}", {"fallback": float(a), "rollback": float(r)})
+            for a, r in product(c.fallbacks, c.rollbacks)
+        ],
+        "interleaved": [OperatingPoint("interleaved", "interleaved", "interleaved (SKD), K 5, top 25", skd)],
+        **{
+            group: [asking(group, group, f"{label}, as KDTW, {resolve_budget(b).phrase}", b) for b in c.control_budgets]
+            for group, label in (("random", "random calls"), ("entropy", "calls by entropy"))
+        },
+        "hugging-face": outside("hugging-face", "Hugging Face generate"),
+        "assisted": [OperatingPoint("assisted", "hugging-face-assisted", "Hugging Face assisted generation")],
+        "ctranslate2": outside("ctranslate2", "CTranslate2"),
     }
-    points = [point for group in GROUPS if group in choices.groups for point in makers[group](choices)]
     once: dict[str, OperatingPoint] = {}
-    for point in points:  # without a draft student, l = 1 is lossless decoding, which is there already
-        once.setdefault(point.name, point)
+    for group in GROUPS:
+        for point in points[group] if group in choices.groups else ():
+            once.setdefault(point.name, point)  # without a draft student, l = 1 is lossless decoding, there already
     return list(once.values())
-
-
-def _students(has_draft_student: bool) -> list[OperatingPoint]:
-    own = OperatingPoint("student", "greedy-student", "student alone")
-    draft = OperatingPoint("student", "greedy-student", "GKD student alone", drafter=DRAFT_STUDENT)
-    return [own, draft] if has_draft_student else [own]
-
-
-def _training_wheels(choices: Choices) -> list[OperatingPoint]:
-    return [_wheels(phrase) for phrase in choices.budgets]
-
-
-def _verify(choices: Choices) -> list[OperatingPoint]:
-    return [_wheels(phrase, value) for phrase in choices.verify_budgets for value in choices.verify_leniences]
-
-
-def _wheels(phrase: str, lenience: float = 0.0) -> OperatingPoint:
-    budget = resolve_budget(phrase)
-    settings = {"verify_lenience": lenience} if lenience else {}
-    return OperatingPoint(
-        "verify" if lenience else "training-wheels",
-        "training-wheels",
-        f"KDTW, {budget.phrase}" + (f", verify {lenience:g}" if lenience else ""),
-        settings,
-        {"budget": budget.phrase},
-        budget.fraction,
-    )
-
-
-def _speculative(group: str, label: str, length: int, lenience: float, drafter: str = OWN_STUDENT) -> OperatingPoint:
-    settings = {"draft_length": length, "lenience": float(lenience)}
-    return OperatingPoint(group, "speculative", label, settings, drafter=drafter)
-
-
-def _lossless(choices: Choices) -> list[OperatingPoint]:
-    return [_speculative("speculative", f"speculative, lossless, K {k}", k, 1.0) for k in choices.draft_lengths]
-
-
-def _distillspec(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:
-    drafter = DRAFT_STUDENT if has_draft_student else OWN_STUDENT
-    name = "DistillSpec" if has_draft_student else "lossy, own student"
-    return [
-        _speculative("distillspec", f"{name}, K {k}, l {value:g}", k, value, drafter)
-        for k in choices.draft_lengths
-        for value in choices.leniences
-    ]
-
-
-def _bild(choices: Choices) -> list[OperatingPoint]:
-    return [
-        OperatingPoint("bild", "bild", f"BiLD {a:g} / {r:g}", {"fallback": float(a), "rollback": float(r)})
-        for a in choices.fallbacks
-        for r in choices.rollbacks
-    ]
-
-
-def _interleaved() -> OperatingPoint:
-    settings = {"draft_length": 5, "accept_top_k": 25}  # the paper's
-    return OperatingPoint("interleaved", "interleaved", "interleaved (SKD), K 5, top 25", settings)
-
-
-def _control(name: str, label: str, choices: Choices) -> list[OperatingPoint]:
-    budgets = [resolve_budget(phrase) for phrase in choices.control_budgets]
-    return [
-        OperatingPoint(name, name, f"{label}, as KDTW, {b.phrase}", options={"budget": b.phrase}, budget=b.fraction)
-        for b in budgets
-    ]
-
-
-def _outside(method: str, label: str) -> list[OperatingPoint]:
-    return [OperatingPoint(method, method, f"{label}, {role}", model=role) for role in ("student", "teacher")]

@@ -13,18 +13,9 @@ from .plan import GROUPS
 from .quality import METRICS, Interval
 from .summary import Point, Spread, pareto
 
-COLUMNS = (
-    "method",
-    "asked",
-    "used",
-    "ROUGE-2",
-    "BLEU",
-    "chrF",
-    "gap",
-    "passes/token",
-    "ms/token",
-    "tokens/s",
-)
+_BEFORE, _AFTER = ("method", "asked", "used"), ("gap", "passes/token", "ms/token", "ms/sentence", "tokens/s")
+ALL_COLUMNS = (*_BEFORE, *METRICS.values(), *_AFTER)
+COLUMNS = tuple(column for column in ALL_COLUMNS if column not in ("ROUGE-1", "ROUGE-L", "ms/sentence"))
 NARROW = tuple(column for column in COLUMNS if column not in ("chrF", "tokens/s"))  # what fits a terminal
 GRIDS = ("distillspec", "bild", "verify")  # of which only the points on their own Pareto front are shown
 METRIC = "rouge2"  # that the front and the gap are taken in
@@ -40,24 +31,27 @@ def shown(points: Sequence[Point], metric: str = METRIC) -> list[Point]:
     return [point for point in points if point.id in kept]
 
 
-def cells(point: Point) -> list[str]:
-    """A point as text, in the order of :data:`COLUMNS`."""
+def cells(point: Point, columns: Sequence[str] = COLUMNS, intervals: Sequence[str] = (METRICS[METRIC],)) -> list[str]:
+    """A point as text in these columns; half of the interval stands behind the values of ``intervals``."""
     latency, gap = point.latency, (point.gap_closed or {}).get(METRIC)
-    return [
-        point.label,
-        NONE if point.budget is None else f"{100 * point.budget:.0f} %",
-        NONE if point.teacher_use is None else f"{100 * point.teacher_use.value:.1f} %",
-        _interval(point.quality["rouge2"]) if point.quality else NONE,
-        *(f"{point.quality[metric].value:.1f}" if point.quality else NONE for metric in ("bleu", "chrf")),
-        NONE if gap is None else f"{100 * gap.value:.0f} %",
-        NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
-        NONE if latency is None else _spread(latency.ms_per_token),
-        NONE if latency is None else f"{latency.tokens_per_second.median:.0f}",
-    ]
+    row = {
+        "method": point.label,
+        "asked": NONE if point.budget is None else f"{100 * point.budget:.0f} %",
+        "used": _interval(point.teacher_use, 100, " %"),
+        **{name: _interval(point.quality.get(metric)) for metric, name in METRICS.items()},
+        "gap": _interval(gap, 100, " %", digits=0),
+        "passes/token": NONE if point.teacher_passes_per_token is None else f"{point.teacher_passes_per_token:.2f}",
+        "ms/token": NONE if latency is None else _spread(latency.ms_per_token),
+        "ms/sentence": NONE if latency is None else _spread(latency.ms_per_sentence),
+        "tokens/s": NONE if latency is None else f"{latency.tokens_per_second.median:.0f}",
+    }
+    return [row[column] if column in intervals else row[column].split(" ± ")[0] for column in columns]
 
 
-def _interval(value: Interval) -> str:
-    return f"{value.value:.1f} ± {(value.high - value.low) / 2:.1f}"
+def _interval(value: Interval | None, scale: float = 1.0, unit: str = "", digits: int = 1) -> str:
+    if value is None:
+        return NONE
+    return f"{scale * value.value:.{digits}f}{unit} ± {scale * (value.high - value.low) / 2:.{digits}f}"
 
 
 def _spread(spread: Spread) -> str:
@@ -109,6 +103,6 @@ def terminal_tables(points: Sequence[Point]) -> list[Table]:
         for column in NARROW:
             table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=column == COLUMNS[0])
         for point in shown(here):
-            table.add_row(*(cell.split(" (")[0] for column, cell in zip(COLUMNS, cells(point)) if column in NARROW))
+            table.add_row(*(cell.split(" (")[0] for cell in cells(point, NARROW)))
         result.append(table)
     return result
