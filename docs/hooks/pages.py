@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from rich.text import Text
 
@@ -28,6 +29,14 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """GitHub renders Markdown inside <details>; Python-Markdown wants to be asked."""
     return markdown.replace("<details>", '<details markdown="1">')
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Fails where a page would fetch something from elsewhere."""
+    fetched = re.search(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="https?://[^>]+>', output)
+    if fetched:
+        raise PluginError(f"{page.file.src_uri} would fetch {fetched[0]}")
+    return output
 
 
 def _commands() -> Iterator[str]:
