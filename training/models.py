@@ -136,7 +136,7 @@ def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
 
 def autocast(settings: RunSettings) -> torch.autocast:
     """The number format of a run's training passes."""
-    return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16)
+    return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16 is True)
 
 
 def forced_logits(model: T5ForConditionalGeneration, batch: Batch, settings: RunSettings) -> torch.Tensor:

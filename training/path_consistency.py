@@ -50,7 +50,7 @@ class Settings(PhaseSettings):
     steps: int = 5000
     optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-3, warmup=10))  # of the policy
     value_optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-2))
-    bf16: bool = False
+    bf16: bool | str = False
     # Episodes
     tasks: int = 24  # sources of a batch; the budgets are spread evenly over them
     # One on-policy trajectory of each task per temperature of the student, 0 = greedy. Greedy ones alone flatten the

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
+from .number_format import decided
 from .settings import RENAMED, RunSettings
 from .trainer import Algorithm, Outcome, Trainer
 
@@ -46,7 +47,7 @@ class Recipe:
 
     def build(self) -> Algorithm:
         """The algorithm, ready for its first batch: models loaded, data tokenised."""
-        return find_algorithm(self.algorithm)[1](self.settings)
+        return find_algorithm(self.algorithm)[1](decided(self.settings))
 
 
 def find_algorithm(name: str) -> tuple[type[RunSettings], Callable[[Any], Algorithm]]:
@@ -120,6 +121,7 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
         )
     if not recipe.settings.out:
         raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
+    recipe = replace(recipe, settings=decided(recipe.settings))
     return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
 
 

@@ -104,7 +104,7 @@ class RunSettings:
     steps: int = 1000  # batches in all
     target_tokens: int = 1536  # labels in a batch, padding included: rows = target_tokens // length of the bucket
     max_new_tokens: int = 80  # longest output that is decoded in training
-    bf16: bool = True  # forward passes under bf16 autocast
+    bf16: bool | str = "auto"  # forward passes under bf16 autocast; "auto" = if that is faster (number_format.py)
     seed: int = 0  # of data order, initial weights and samples
     device: str = "cpu"  # of the training passes; the native decoders run on the CPU
     shard_teacher: bool = False  # FSDP: of several processes each holds a part of the teacher for the training passes
@@ -126,6 +126,8 @@ class RunSettings:
         for name in ("target_tokens", "max_new_tokens", "log_every", "checkpoint_every"):
             check_int(name, getattr(self, name), 1)
         check_int("threads", self.threads, 0)
+        if self.bf16 not in (True, False, "auto"):
+            raise ValueError(f"bf16 must be true, false or auto, got {self.bf16!r}")
 
 
 @dataclass(frozen=True)

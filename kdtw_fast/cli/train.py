@@ -44,6 +44,7 @@ def train(
     if recipe is None:
         raise ValueError("name a recipe, such as debian-de-en/teacher; kdtw train --list shows them all")
     logging.basicConfig(format="kdtw: %(message)s", level=logging.WARNING)
+    logging.getLogger(processes.__package__).setLevel(logging.INFO)
     resolved = recipes.resolve(recipe, overrides or [])
     if settings:
         print(recipes.to_yaml(resolved), end="")
