@@ -40,9 +40,9 @@ def _methods(pair: kdtw_fast.Pair) -> dict[str, tuple[Make, dict[str, Any]]]:
     wheels = of(kdtw_fast.TrainingWheelsDecoder, *two)
     sampled = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "seed": 7}
     return {
-        "student": (of(kdtw_fast.GreedyDecoder, pair.student), {}),
-        "teacher": (of(kdtw_fast.GreedyDecoder, pair.teacher), {}),
-        "teacher sampled": (of(kdtw_fast.GreedyDecoder, pair.teacher), sampled),
+        "student": (of(kdtw_fast.SingleModelDecoder, pair.student), {}),
+        "teacher": (of(kdtw_fast.SingleModelDecoder, pair.teacher), {}),
+        "teacher sampled": (of(kdtw_fast.SingleModelDecoder, pair.teacher), sampled),
         "wheels no": (wheels, {"budget": "no"}),
         "wheels light": (wheels, {"budget": "light"}),
         "wheels very high": (wheels, {"budget": "very high"}),

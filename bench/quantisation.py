@@ -13,8 +13,8 @@ from typing import Any
 import sacrebleu
 
 from bench.regions import RESULTS, write_region
-from kdtw_fast import GreedyDecoder, NativeT5, TrainingWheelsDecoder
-from kdtw_fast.owners_view import markdown_table
+from kdtw_fast import NativeT5, SingleModelDecoder, TrainingWheelsDecoder
+from kdtw_fast.markdown import markdown_table
 from kdtw_fast.pairs import Pair, load_pair
 
 DTYPES = ("fp32", "bf16", "int8")
@@ -71,10 +71,12 @@ def _decoder(pair: Pair, method: str, dtype: str, num_threads: int | None) -> tu
     if method.startswith("KDTW"):
         return TrainingWheelsDecoder(student, teacher, **settings), [student, teacher]
     model = student if method.startswith("student") else teacher
-    return GreedyDecoder(model, **settings), [model]
+    return SingleModelDecoder(model, **settings), [model]
 
 
-def _same_next(model: NativeT5, decoder: GreedyDecoder, texts: Sequence[str], outputs: Sequence[list[int]]) -> float:
+def _same_next(
+    model: NativeT5, decoder: SingleModelDecoder, texts: Sequence[str], outputs: Sequence[list[int]]
+) -> float:
     prompt = model.teacher_prompt or ""
     if model.student_prompt is not None:
         prompt = model.student_prompt.format(budget="no")

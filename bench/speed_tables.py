@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.regions import BENCHMARKS, write_region
-from kdtw_fast.owners_view import markdown_table
+from kdtw_fast.markdown import markdown_table
 from kdtw_fast.profiling import OURS
 
 # The goals this project sets itself; the tables show them beside what was measured.

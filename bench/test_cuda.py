@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import kdtw_fast
 from bench.models import FLAN_T5_SMALL, FLAN_T5_XL, SMOKE, asking_student, source, teacher_without
 from bench.replay import replay_timer, report
-from bench.test_two_models import METHODS, NEW_TOKENS, SOURCE_TOKENS, TEACHER, WHEELS
+from bench.test_two_models import METHODS, NEW_TOKENS, SOURCE_TOKENS, WHEELS
 from gpu_proof.roofline import RATES, decoder_pass
 from kdtw_fast.paired_timing import Recorded, take_turns, wall_clock
 from kdtw_fast.peers import CTranslate2, Decoded, has_ctranslate2, hugging_face
@@ -139,8 +139,6 @@ def _roof(taken: Turns, method: str, out: Any) -> float | None:
     if taken.place.rate is None or isinstance(out, Decoded):
         return None
     passes = [(taken.student, out.student_passes), (taken.teacher, out.teacher_passes)]
-    if method == TEACHER:  # a greedy decoder takes its one model for a student
-        passes = [(taken.teacher, out.student_passes)]
     half = int(out.lengths[0]) // 2
     moved = sum(n * decoder_pass(shape, half, SOURCE_TOKENS, taken.dtype).total for shape, n in passes)
     return moved / taken.place.rate

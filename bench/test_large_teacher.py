@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.models import FLAN_T5_LARGE, FLAN_T5_SMALL, SMOKE, T5_TINY, asking_student, path, source, strays, walker
 from bench.replay import replay_timer, report
-from kdtw_fast import GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import Decoded, hugging_face
 from kdtw_fast.shapes import T5Shape
@@ -48,7 +48,7 @@ def taken(tiny: bool, rounds: int | None, threads: int) -> Turns:
     ids = source(large, SOURCE_TOKENS)
     native = teacher.native("teacher", DTYPE)
     decoders = {
-        TEACHER: GreedyDecoder(native, num_threads=threads),
+        TEACHER: SingleModelDecoder(native, role="teacher", num_threads=threads),
         LOSSLESS: SpeculativeDecoder(
             agreeing.native("student", DTYPE), native, draft_length=DRAFT_LENGTH, num_threads=threads
         ),

@@ -22,7 +22,7 @@ from kdtw_fast.training.rollouts import Rollouts, Tasks
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.replay import replay_timer, report
-from kdtw_fast import BUDGETS, GreedyDecoder
+from kdtw_fast import BUDGETS, SingleModelDecoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.pairs import Pair, load_pair
@@ -61,7 +61,7 @@ def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tup
         prompts = [own[b] for b in budgets] if name == "student" else [told] * len(rows)
         sources = [[*prompt, *row.source, model.config.eos_token_id] for prompt, row in zip(prompts, rows)]
         batch = pair.tokenizer.pad({"input_ids": sources}, return_tensors="pt")
-        decoder = GreedyDecoder(model, num_threads=threads)
+        decoder = SingleModelDecoder(model, num_threads=threads)
 
         def native() -> int:
             options = {"max_source_length": NO_LIMIT, "temperature": 1.0, "output_logprobs": True}

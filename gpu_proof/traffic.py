@@ -17,7 +17,7 @@ from gpu_proof import cases
 from gpu_proof.build import build_simulated
 from gpu_proof.roofline import decoder_pass
 from gpu_proof.simulated import SimulatedDevice
-from kdtw_fast import GreedyDecoder, _core
+from kdtw_fast import SingleModelDecoder, _core
 from kdtw_fast.shapes import T5Shape, random_native
 
 LIMITS = Path(__file__).with_name("traffic_limits.json")
@@ -98,7 +98,7 @@ def decoder_passes() -> dict[str, tuple[int, int]]:
     device.schedule()
     _core.use_cuda_library(str(path))
     _core.use_cuda_drafting("host", 1)
-    decoder = GreedyDecoder(random_native(PASSES_OF, dtype="fp16", cache_dtype="fp16", device="cuda"))
+    decoder = SingleModelDecoder(random_native(PASSES_OF, dtype="fp16", cache_dtype="fp16", device="cuda"))
 
     def moved(tokens: int, forced: int = 0) -> int:
         ids = [[2 + i for i in range(SOURCE_TOKENS - 1)] + [1]]

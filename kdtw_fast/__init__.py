@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         GreedyDecoder,
         InterleavedDecoder,
         RandomCallDecoder,
+        SingleModelDecoder,
         SpeculativeDecoder,
         TrainingWheelsDecoder,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "Owner",
     "Pair",
     "RandomCallDecoder",
+    "SingleModelDecoder",
     "SpeculativeDecoder",
     "Timings",
     "TrainingWheelsDecoder",
@@ -65,6 +67,7 @@ _MODULES = {
         "GreedyDecoder",
         "InterleavedDecoder",
         "RandomCallDecoder",
+        "SingleModelDecoder",
         "SpeculativeDecoder",
         "TrainingWheelsDecoder",
     ),

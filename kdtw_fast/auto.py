@@ -11,26 +11,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from statistics import fmean, median
-from typing import Any
-
-import torch
+from typing import Any, Unpack
 
 from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
-from kdtw_fast.decoders import (
-    GreedyDecoder,
-    ModelLike,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-    _check_pair,
-    _Decoder,
-    _tokenizer_of,
-)
+from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders.base import Decoder, ModelLike, ending, load_teacher, tokenizer_of
+from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeT5, load
-from kdtw_fast.options import GenerateOptions, check_int, check_real, nearest
+from kdtw_fast.options import (
+    LIMITS,
+    DecoderKeywords,
+    GenerateKeywords,
+    GenerateOptions,
+    PairKeywords,
+    PairOptions,
+    check_int,
+    check_real,
+    nearest,
+)
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.streams import Stream
 
@@ -110,7 +113,7 @@ class Chooser:
         ratios.append(seconds / prediction.seconds(new_tokens))
 
 
-class AutoDecoder(_Decoder):
+class AutoDecoder:
     """The fastest method for a quality, chosen before each call from measured costs and from what earlier calls showed.
 
     - ``quality="teacher"``: the teacher's own output, by speculative decoding with the draft length that is
@@ -134,14 +137,9 @@ class AutoDecoder(_Decoder):
         acceptance: prior chance that a draft passes, in [0, 1]; calls and :meth:`calibrate` update it.
         costs: None = measure; or the costs to go by, for every batch size.
         measure_seconds: time for measuring, > 0.
-        tokenizer: needed to decode strings; a folder's own by default.
-        num_threads: None = all the processor offers.
-        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
-        teacher_dtype: the teacher's, when it differs; None = as ``dtype``.
-        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
-            otherwise "cpu".
     """
 
+    @takes(PairOptions)
     def __init__(
         self,
         student: ModelLike,
@@ -152,13 +150,8 @@ class AutoDecoder(_Decoder):
         acceptance: float = PRIOR_ACCEPTANCE,
         costs: Costs | None = None,
         measure_seconds: float = 1.0,
-        tokenizer: Any = None,
-        num_threads: int | None = None,
-        dtype: str = "auto",
-        teacher_dtype: str | None = None,
-        device: str | None = None,
+        **shared: Unpack[PairKeywords],
     ):
-        # Not _Decoder's: this one has no native decoder of its own, every call is handed to another decoder.
         self.quality, self.budget, candidates = _quality(quality)
         if method is not None:
             if method not in candidates:
@@ -166,117 +159,52 @@ class AutoDecoder(_Decoder):
             candidates = (method,)
         check_real("acceptance", acceptance, 0.0, 1.0)
         self.measure_seconds = check_real("measure_seconds", measure_seconds, 0.0, open_low=True)
-        if num_threads is not None:
-            check_int("num_threads", num_threads, 1)
-        self.num_threads = num_threads or _core.hardware_threads()
-        self.tokenizer = tokenizer or _tokenizer_of(student)
-        self.student = load(student, "student", dtype, device)
-        if device is None and not isinstance(teacher, NativeT5):
-            device = self.student.device
-        self.teachers = (load(teacher, "teacher", dtype if teacher_dtype is None else teacher_dtype, device),)
-        _check_pair(self.student, self.teachers[0])
+        options = PairOptions(**shared)
+        self.num_threads = options.num_threads or _core.hardware_threads()
+        self.tokenizer = tokenizer_of(student, options)
+        self.student = load(student, "student", options.dtype, options.device)
+        self.teacher = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
+        self._reader = Reader(type(self).__name__, self.student, self.teachers, self.tokenizer)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
-        self._decoders: dict[tuple[str, int], _Decoder] = {}
+        self._decoders: dict[tuple[str, int], Decoder] = {}
         self._lengths: deque[float] = deque(maxlen=LAST_CALLS)  # mean output length of each of the last calls
         self._lock = threading.Lock()  # of what calls measure and learn
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
 
-    def __call__(self, text: str | Sequence[str], budget: Any = None, **options: Any) -> GenerationOutput:
-        """Decodes strings as the other decoders do; the budget in the student's prompt is the quality's."""
-        if budget is not None:
-            raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
-        return super().__call__(text, budget=self.budget.phrase if self.budget else None, **options)
+    @property
+    def teachers(self) -> tuple[NativeT5, ...]:
+        """The teacher, as the other decoders have theirs."""
+        return (self.teacher,)
 
-    def calibrate(self, inputs: Sequence[Any], **options: Any) -> float:
-        """Learns from a few examples what calls would teach: how often drafts pass, or how often the student asks.
+    @takes(GenerateOptions)
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        teacher_inputs: Any = None,
+        streamer: Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes rows of token ids as the other decoders do, with the method that is predicted to be the fastest.
 
         Args:
-            inputs: strings, or rows of the student's token ids; decoded in one batch.
-            **options: as for :meth:`generate`.
-
-        Returns:
-            The share of drafts that pass (quality "teacher") or of tokens that the teacher writes (a budget).
+            input_ids, attention_mask, teacher_inputs, streamer: as :meth:`kdtw_fast.SpeculativeDecoder.generate` has
+                them.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
-        if self.quality == "student":
-            raise ValueError("quality 'student' leaves no choice, so there is nothing to calibrate")
-        method = SPECULATIVE if self.budget is None else WHEELS
-        decoder = self._decoder(method, CALIBRATION_DRAFT)
-        if len(inputs) > 0 and isinstance(inputs[0], str):
-            out = decoder(inputs, self.budget.phrase if self.budget else None, **options)
-        else:
-            out = decoder.generate(inputs, **options)
-        with self._lock:
-            self.chooser.count(method, out)
-        return (self.chooser.acceptance if method == SPECULATIVE else self.chooser.use).value
-
-    def stream(
-        self,
-        inputs: Iterable[Any],
-        *,
-        batch_size: int = 16,
-        budget: Any = None,
-        in_order: bool = False,
-        **options: Any,
-    ) -> Stream:
-        """Decodes any number of items as the other decoders' ``stream`` does, all of them with one method.
-
-        It is the one that is predicted to be the fastest for batches of ``batch_size`` sources of 64 tokens; what the
-        outputs tell of acceptance and use counts for later calls. Items and options as there; the budget is the
-        quality's.
-        """
-        if budget is not None:
-            raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
-        check_int("batch_size", batch_size, 1)
-        parsed = GenerateOptions.parse("AutoDecoder.stream", options)
-        self._refuse_limits(parsed)
-        source = [0] * min(STREAM_SOURCE, parsed.max_source_length)
-        prediction, _ = self._choose([source] * batch_size, parsed)
-        alone = prediction.method in (TEACHER, STUDENT)
-        items = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping))
-        if prediction.method == TEACHER:
-            own = _teachers_sampling(parsed)
-            options |= {name: getattr(own, name) for name in ("temperature", "top_k", "top_p")}
-        stream = self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0))).stream(
-            _for_one_model(inputs, prediction.method == TEACHER) if alone and items else inputs,
-            batch_size=batch_size,
-            budget=self.budget.phrase if self.budget and not alone else None,
-            in_order=in_order,
-            **options,
-        )
-
-        def learn(out: GenerationOutput) -> None:
+        with ending(streamer):
+            parsed = GenerateOptions(**options)
+            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
+            self._refuse_limits(parsed)
+            prediction, bucket = self._choose(len(rows), max(len(row.own) for row in rows), parsed)
             if prediction.method == TEACHER:
-                _give_to_teacher(out)
-            with self._lock:
-                self.chooser.count(prediction.method, out)
-            out.prediction = prediction
-
-        stream.on_output = learn
-        return stream
-
-    def _refuse_limits(self, options: GenerateOptions) -> None:
-        for name in ("max_teacher_calls", "max_teacher_fraction"):
-            if getattr(options, name) is not None:
-                raise TypeError(
-                    f"{name} is a bound that AutoDecoder would break with the teacher alone; "
-                    "it belongs to TrainingWheelsDecoder"
-                )
-
-    def _run(
-        self, rows: list[list[int]], teacher_rows: list[list[list[int]]], options: GenerateOptions, streamer: Any
-    ) -> GenerationOutput:
-        self._refuse_limits(options)
-        prediction, bucket = self._choose(rows, options)
-        decoder = self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0)))
-        alone: list[list[list[int]]] = [[] for _ in rows]
-        if prediction.method == TEACHER:
-            told = [own or row for row, (own,) in zip(rows, teacher_rows, strict=True)]
-            out = decoder._run(told, alone, _teachers_sampling(options), _teachers_streamer(streamer))
-            _give_to_teacher(out)
-        else:
-            out = decoder._run(rows, alone if prediction.method == STUDENT else teacher_rows, options, streamer)
+                rows = [Row(row.teachers[0] or row.own, []) for row in rows]
+            elif prediction.method == STUDENT:
+                rows = [Row(row.own, []) for row in rows]
+            out = self._decoder_of(prediction)._decode(rows, parsed, streamer)
         assert out.lengths is not None and out.timings is not None
         with self._lock:
             self.chooser.count(prediction.method, out)
@@ -286,11 +214,113 @@ class AutoDecoder(_Decoder):
         out.prediction = prediction
         return out
 
-    def _choose(self, rows: list[list[int]], options: GenerateOptions) -> tuple[Prediction, int]:
-        """The prediction to go by for this batch, and the batch size whose costs it is made of."""
-        count = len(rows) * options.num_return_sequences
+    @takes(GenerateOptions)
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        budget: None = None,
+        *,
+        teacher_inputs: Any = None,
+        streamer: Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes strings as the other decoders do; the budget in the student's prompt is the quality's."""
+        with ending(streamer):
+            self._refuse_budget(budget)
+            ids, teachers_ids = self._reader.texts(text, self._phrase)
+        inputs = teachers_ids if teacher_inputs is None else teacher_inputs
+        out = self.generate(ids, teacher_inputs=inputs, streamer=streamer, **options)
+        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        return out
+
+    @takes(GenerateOptions)
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 16,
+        budget: None = None,
+        in_order: bool = False,
+        **options: Unpack[GenerateKeywords],
+    ) -> Stream:
+        """Decodes any number of items as the other decoders' ``stream`` does, all of them with one method.
+
+        It is the one that is predicted to be the fastest for batches of ``batch_size`` sources of 64 tokens; what the
+        outputs tell of acceptance and use counts for later calls. The budget is the quality's.
+
+        Args:
+            inputs, batch_size, in_order: as :meth:`kdtw_fast.SpeculativeDecoder.stream` has them.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+        """
+        self._refuse_budget(budget)
+        check_int("batch_size", batch_size, 1)
+        parsed = GenerateOptions(**options)
+        self._refuse_limits(parsed)
+        prediction, _ = self._choose(batch_size, min(STREAM_SOURCE, parsed.max_source_length), parsed)
+        alone = prediction.method in (TEACHER, STUDENT)
+        if alone and isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping)):
+            inputs = _for_one_model(inputs, prediction.method == TEACHER)
+        stream = self._decoder_of(prediction).stream(
+            inputs, batch_size=batch_size, budget=None if alone else self._phrase, in_order=in_order, **options
+        )
+
+        def learn(out: GenerationOutput) -> None:
+            with self._lock:
+                self.chooser.count(prediction.method, out)
+            out.prediction = prediction
+
+        stream.on_output = learn
+        return stream
+
+    @takes(GenerateOptions)
+    def calibrate(self, inputs: Sequence[Any], **options: Unpack[GenerateKeywords]) -> float:
+        """Learns from a few examples what calls would teach: how often drafts pass, or how often the student asks.
+
+        Args:
+            inputs: strings, or rows of the student's token ids; decoded in one batch.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            The share of drafts that pass (quality "teacher") or of tokens that the teacher writes (a budget).
+        """
+        if self.quality == "student":
+            raise ValueError("quality 'student' leaves no choice, so there is nothing to calibrate")
+        method = SPECULATIVE if self.budget is None else WHEELS
+        decoder = self._decoder(method, CALIBRATION_DRAFT)
+        if len(inputs) > 0 and isinstance(inputs[0], str):
+            out = decoder(inputs, self._phrase, **options)
+        else:
+            out = decoder.generate(inputs, **options)
+        with self._lock:
+            self.chooser.count(method, out)
+        return (self.chooser.acceptance if method == SPECULATIVE else self.chooser.use).value
+
+    def tokenize(
+        self, texts: Sequence[Any], budgets: Sequence[Any]
+    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
+        """Each text's tokens for student and teacher, as the other decoders have them."""
+        return self._reader.tokenize(texts, budgets)
+
+    @property
+    def _phrase(self) -> str | None:
+        return self.budget.phrase if self.budget else None
+
+    def _refuse_budget(self, budget: Any) -> None:
+        if budget is not None:
+            raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
+
+    def _refuse_limits(self, options: GenerateOptions) -> None:
+        for name in LIMITS:
+            if getattr(options, name) is not None:
+                raise TypeError(
+                    f"{name} is a bound that AutoDecoder would break with the teacher alone; "
+                    "it belongs to TrainingWheelsDecoder"
+                )
+
+    def _choose(self, rows: int, longest: int, options: GenerateOptions) -> tuple[Prediction, int]:
+        """The prediction to go by for so many sources, and the batch size whose costs it is made of."""
+        count = rows * options.num_return_sequences
         bucket = 1 << (count - 1).bit_length()
-        longest = max(map(len, rows))
         with self._lock:
             # An output is about as long as its source until calls say how long outputs are.
             expected = fmean(self._lengths) if self._lengths else min(longest, options.max_new_tokens)
@@ -307,7 +337,6 @@ class AutoDecoder(_Decoder):
             return self._given
         threads = options.num_threads or self.num_threads
         if (bucket, threads) not in self._measured:
-            assert self.teacher is not None
             self._measured[bucket, threads] = measure_costs(
                 self.student,
                 self.teacher,
@@ -319,21 +348,23 @@ class AutoDecoder(_Decoder):
             )
         return self._measured[bucket, threads]
 
-    def _decoder(self, method: str, draft_length: int) -> _Decoder:
+    def _decoder_of(self, prediction: Prediction) -> Decoder:
+        return self._decoder(prediction.method, int(prediction.settings.get("draft_length", 0)))
+
+    def _decoder(self, method: str, draft_length: int) -> Decoder:
         key = (method, draft_length if method == SPECULATIVE else 0)
         if key not in self._decoders:
-            assert self.teacher is not None
-            shared: dict[str, Any] = {"tokenizer": self.tokenizer, "num_threads": self.num_threads}
+            shared: DecoderKeywords = {"tokenizer": self.tokenizer, "num_threads": self.num_threads}
             if method == SPECULATIVE:
-                made: _Decoder = SpeculativeDecoder(self.student, self.teacher, draft_length=draft_length, **shared)
+                made: Decoder = SpeculativeDecoder(self.student, self.teacher, draft_length=draft_length, **shared)
             elif method == WHEELS:
                 made = TrainingWheelsDecoder(self.student, self.teacher, **shared)
             elif method == STUDENT:
-                made = GreedyDecoder(self.student, **shared)
+                made = SingleModelDecoder(self.student, **shared)
             else:
                 alone = copy(self.teacher)
                 alone.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
-                made = GreedyDecoder(alone, **shared)
+                made = SingleModelDecoder(alone, role="teacher", **shared)
             self._decoders[key] = made
         return self._decoders[key]
 
@@ -351,21 +382,6 @@ def _quality(quality: Any) -> tuple[str | float, Budget | None, tuple[str, ...]]
     return quality, budget, (WHEELS, TEACHER)
 
 
-def _teachers_sampling(options: GenerateOptions) -> GenerateOptions:
-    """The options by which the teacher, decoding alone, samples as it would beside a student."""
-    own = {name: getattr(options, f"teacher_{name}") for name in ("temperature", "top_k", "top_p")}
-    return replace(options, **{name: value for name, value in own.items() if value is not None})
-
-
-def _teachers_streamer(streamer: Any) -> Any:
-    """The streamer, told that the teacher wrote what the one model of a greedy decoder wrote."""
-    if streamer is None or not callable(streamer) or hasattr(streamer, "put"):
-        return streamer
-    return lambda row, position, token, owner: streamer(
-        row, position, token, int(Owner.TEACHER) if owner == Owner.STUDENT else owner
-    )
-
-
 def _for_one_model(items: Iterable[Any], teacher: bool) -> Iterator[Any]:
     """A stream's items as the decoder of one model takes them: with the source of that model alone."""
     for item in items:
@@ -375,22 +391,3 @@ def _for_one_model(items: Iterable[Any], teacher: bool) -> Iterator[Any]:
             if teacher and source is not None:
                 item["input_ids"] = source
         yield item
-
-
-def _give_to_teacher(out: GenerationOutput) -> None:
-    """Makes the output of one model, the teacher, say so."""
-    assert out.owners is not None and out.lengths is not None
-    written = out.owners == Owner.STUDENT
-    out.owners[written] = int(Owner.TEACHER)
-    out.teacher_calls = written.sum(dim=1)
-    out.teacher_index = written.to(torch.uint8)
-    out.teacher_fraction = out.teacher_calls.float() / out.lengths.float()
-    out.calls_by_teacher, out.fraction_by_teacher = out.teacher_calls[:, None], out.teacher_fraction[:, None]
-    out.drafted = torch.zeros_like(out.lengths)
-    if out.timings is not None:  # a stream's rows have no times and passes of their own
-        out.student_passes, out.teacher_passes = 0, out.student_passes
-        out.timings = replace(out.timings, student=0.0, teacher=out.timings.student)
-    if out.student_reads is not None:
-        out.teacher_reads, out.student_reads = out.student_reads, [[] for _ in out.student_reads]
-    if out.student_logprobs is not None:
-        out.teacher_logprobs, out.student_logprobs = out.student_logprobs, out.teacher_logprobs

@@ -90,6 +90,14 @@ def join_phrases(budgets: Sequence[Budget]) -> str:
     return " and ".join(budget.phrase for budget in budgets)
 
 
+def fill_prompt(template: str, phrase: str) -> str:
+    """A model's prompt with `phrase` in the place of "{budget}", which may be there once, or not at all."""
+    before, place, after = template.partition("{budget}")
+    if "{" in before + after or "}" in before + after:
+        raise ValueError(f'student_prompt may hold "{{budget}}" once and no other braces, got {template!r}')
+    return before + phrase * bool(place) + after
+
+
 def student_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str = STUDENT_PROMPT) -> str:
     """The student's instruction with the budget's phrase in it, ready to stand before the source text.
 

@@ -8,31 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kdtw_fast.budgets import written_budget
-from kdtw_fast.options import nearest
+from kdtw_fast.options import LIMITS, nearest
 
 if TYPE_CHECKING:
+    from kdtw_fast import decoders
     from kdtw_fast.auto import AutoDecoder
-    from kdtw_fast.decoders import (
-        BigLittleDecoder,
-        EntropyCallDecoder,
-        GreedyDecoder,
-        InterleavedDecoder,
-        RandomCallDecoder,
-        SpeculativeDecoder,
-        TrainingWheelsDecoder,
-    )
 
-    Decoder = (
-        GreedyDecoder
-        | TrainingWheelsDecoder
-        | RandomCallDecoder
-        | EntropyCallDecoder
-        | SpeculativeDecoder
-        | BigLittleDecoder
-        | InterleavedDecoder
-        | AutoDecoder
-    )
-_LEDGER = ("budget", "max_teacher_fraction", "max_teacher_calls")
+    Decoder = decoders.Decoder | AutoDecoder
+_BUDGETED = ("budget", *LIMITS)
 
 
 @dataclass(frozen=True)
@@ -88,10 +71,10 @@ METHODS: dict[str, Method] = {
                 0.0,
             )
         },
-        call_options=_LEDGER,
+        call_options=_BUDGETED,
     ),
-    "greedy-student": Method("the student alone", "GreedyDecoder", models=("student",)),
-    "greedy-teacher": Method("the teacher alone", "GreedyDecoder", models=("teacher",)),
+    "greedy-student": Method("the student alone", "SingleModelDecoder", models=("student",)),
+    "greedy-teacher": Method("the teacher alone", "SingleModelDecoder", models=("teacher",)),
     "speculative": Method(
         "the student drafts, the teacher checks every draft",
         "SpeculativeDecoder",
@@ -138,7 +121,7 @@ METHODS: dict[str, Method] = {
         settings={
             "threshold": Setting(float, "the teacher writes where a uniform number in 0..1 is above this", 0.9),
         },
-        call_options=_LEDGER,
+        call_options=_BUDGETED,
     ),
     "entropy": Method(
         "a control: the teacher writes where the student's entropy is high",
@@ -148,7 +131,7 @@ METHODS: dict[str, Method] = {
                 float, "the teacher writes where the entropy of the student's distribution, in nats, is above this", 2.0
             ),
         },
-        call_options=_LEDGER,
+        call_options=_BUDGETED,
     ),
     "auto": Method(
         "the fastest of these for --quality, from measured costs",
@@ -192,5 +175,7 @@ def make_decoder(
             owners = ", ".join(other for other in METHODS if setting in METHODS[other].settings)
             raise TypeError(f"{setting} belongs to {owners or 'no method'}, not to {name!r}")
     keywords = {method.settings[setting].keyword or setting: value for setting, value in settings.items()}
+    if len(method.models) == 1:
+        keywords["role"] = method.models[0]
     make: Callable[..., Decoder] = getattr(import_module("kdtw_fast"), method.decoder)
     return make(*(models[role] for role in method.models), tokenizer=tokenizer, num_threads=num_threads, **keywords)

@@ -1,18 +1,19 @@
-"""The options of ``generate`` and ``stream``, checked: bad values are one sentence, unknown names get a suggestion."""
+"""The options of decoders and of their calls, and the checks of their values: what is wrong is one sentence."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict
 
 from kdtw_fast.messages import Message, OptionName
 
 DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")  # of weights
 CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")  # of keys and values
+LIMITS = ("max_teacher_calls", "max_teacher_fraction")  # options that bound a row's calls
 LARGEST_COUNT = 2**31 - 1
 NO_LIMIT = 2**20  # max_source_length of evaluations: held-out sources are never left out or cut
 
@@ -105,7 +106,7 @@ class GenerateOptions:
     Args:
         max_new_tokens: most output tokens per row, 1 to 2^20; the end token and forced tokens count.
         min_new_tokens: no end token before this many outputs, 0 to ``max_new_tokens``.
-        temperature: 0 is greedy; above 0 the student samples, and the teacher with it.
+        temperature: >= 0; 0 is greedy, above 0 the student samples, and the teacher with it.
         top_k: keep the k most likely tokens when sampling, >= 0, 0 = off.
         top_p: keep the smallest set of tokens with this probability when sampling, in (0, 1], 1 = off.
         teacher_temperature: the teacher's ``temperature``; None = as the student.
@@ -155,14 +156,6 @@ class GenerateOptions:
     teacher_batch: int | None = None
     num_threads: int | None = None
 
-    @classmethod
-    def parse(cls, call: str, keywords: dict[str, Any]) -> GenerateOptions:
-        """Builds the options of ``call`` from keywords; TypeError names an unknown one and its nearest known one."""
-        for name in keywords:
-            if name not in _NAMES:
-                raise TypeError(f"{call} has no option {name!r}{nearest(name, _NAMES)}")
-        return cls(**keywords)
-
     def __post_init__(self) -> None:
         check_int("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
@@ -206,4 +199,76 @@ class GenerateOptions:
         return values
 
 
-_NAMES = tuple(field.name for field in fields(GenerateOptions))
+class GenerateKeywords(TypedDict, total=False):
+    """The fields of :class:`GenerateOptions` as keywords, for type checkers and editors."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    teacher_temperature: float | None
+    teacher_top_k: int | None
+    teacher_top_p: float | None
+    seed: int
+    row_ids: Sequence[int] | None
+    num_return_sequences: int
+    forced_tokens: Sequence[int]
+    max_teacher_fraction: float | Mapping[int, float] | Sequence[Any] | None
+    max_teacher_calls: int | Mapping[int, int] | Sequence[Any] | None
+    max_time: float | None
+    max_source_length: int
+    truncation: bool
+    output_logprobs: bool
+    output_reads: bool
+    teacher_batch: int | None
+    num_threads: int | None
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """What every decoder takes as keywords when it is made.
+
+    Args:
+        tokenizer: needed to decode strings; None = a folder's own.
+        num_threads: threads of its calls, at least 1; None = all the processor offers. Results do not depend on it.
+        dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
+        device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
+            otherwise "cpu".
+    """
+
+    tokenizer: Any = None
+    num_threads: int | None = None
+    dtype: str = "auto"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_threads is not None:
+            check_int("num_threads", self.num_threads, 1)
+
+
+@dataclass(frozen=True)
+class PairOptions(DecoderOptions):
+    """What decoders of two models take further.
+
+    Args:
+        teacher_dtype: the teacher's number format, when it differs; None = as ``dtype``. A list has one for each of
+            several teachers.
+    """
+
+    teacher_dtype: str | Sequence[str | None] | None = None
+
+
+class DecoderKeywords(TypedDict, total=False):
+    """The fields of :class:`DecoderOptions` as keywords, for type checkers and editors."""
+
+    tokenizer: Any
+    num_threads: int | None
+    dtype: str
+    device: str | None
+
+
+class PairKeywords(DecoderKeywords, total=False):
+    """The fields of :class:`PairOptions` as keywords, for type checkers and editors."""
+
+    teacher_dtype: str | Sequence[str | None] | None

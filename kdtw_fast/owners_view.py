@@ -1,24 +1,18 @@
-"""Showing who wrote what: outputs cut into runs of one owner, marked with brackets and, on a terminal, coloured.
-
-Also the gauge of teacher use, what texts look like whose characters must do nothing, the commands' console, and
-Markdown tables.
-"""
+"""Who wrote what, for people: outputs as spans of one owner, their marks and colours, and the gauge of teacher use."""
 
 from __future__ import annotations
 
 import re
-import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from kdtw_fast.owner import Owner
+from kdtw_fast.visible import visible
 
-# How a run is marked (without colour) and coloured (on a terminal).
+# How a span is marked (without colour) and coloured (on a terminal).
 MARKS: dict[Owner, tuple[str, str, str]] = {
     Owner.STUDENT: ("", "", ""),
     Owner.TEACHER: ("[", "]", "bold green"),
@@ -31,51 +25,51 @@ LEGEND = "plain: student, [teacher], (student, checked by the teacher), {teacher
 
 
 @dataclass(frozen=True)
-class Run:
+class Span:
     """Text of neighbouring tokens with one owner; ``space`` is the blank before it, kept outside the mark.
 
-    ``expert``: the number of the teacher that wrote it, where there are several; 0 otherwise.
+    ``teacher``: the number of the one that wrote it, where there are several; 0 otherwise.
     """
 
     owner: Owner
     text: str
     space: str = ""
-    expert: int = 0
+    teacher: int = 0
 
 
-def runs(
-    sequence: Sequence[int], owners: Sequence[int], tokenizer: Any, experts: Sequence[int] | None = None
-) -> list[Run]:
-    """Cuts one row of an output into runs of one owner.
+def spans(
+    sequence: Sequence[int], owners: Sequence[int], tokenizer: Any, teacher_index: Sequence[int] | None = None
+) -> list[Span]:
+    """Cuts one row of an output into spans of one owner.
 
     Args:
         sequence: token ids [T] of one row, start token and padding included.
         owners: their owner codes [T].
         tokenizer: a Hugging Face tokenizer.
-        experts: the number of the teacher that wrote it [T], to tell several apart; None = do not.
+        teacher_index: the number of the teacher that wrote it [T], to tell several apart; None = do not.
 
-    The texts and spaces of all runs, joined, are what the tokenizer decodes. An end token written by the
+    The texts and spaces of all spans, joined, are what the tokenizer decodes. An end token written by the
     teacher shows as the tokenizer's end mark, since stopping is the teacher's doing there; others do not show.
     """
-    result: list[Run] = []
+    result: list[Span] = []
     done, shown = 0, ""
     ids = [token for token, owner in zip(sequence, owners, strict=True) if owner != Owner.NONE]
-    numbers = experts if experts is not None else [0] * len(owners)
+    numbers = teacher_index if teacher_index is not None else [0] * len(owners)
     codes = [(owner, number) for owner, number in zip(owners, numbers, strict=True) if owner != Owner.NONE]
     while done < len(ids):
         end = done + 1
         while end < len(ids) and codes[end] == codes[done]:
             end += 1
-        owner, expert = Owner(codes[done][0]), codes[done][1]
+        owner, teacher = Owner(codes[done][0]), codes[done][1]
         whole = tokenizer.decode(ids[:end], skip_special_tokens=True)
         if end < len(ids):
-            whole = whole.rstrip("\ufffd")  # bytes of a character that the next run finishes
+            whole = whole.rstrip("\ufffd")  # bytes of a character that the next span finishes
         text = whole[len(shown) :] if whole.startswith(shown) else ""
         if owner in (Owner.TEACHER, Owner.CORRECTED) and ids[end - 1] == tokenizer.eos_token_id:
             text += tokenizer.eos_token
         if text:
             blank = len(text) - len(text.lstrip(" "))
-            result.append(Run(owner, text[blank:], text[:blank], expert))
+            result.append(Span(owner, text[blank:], text[:blank], teacher))
         shown = whole if whole.startswith(shown) else shown
         done = end
     return result
@@ -99,46 +93,18 @@ def shown_pieces(tokens: Iterable[str]) -> Iterator[str]:
             waiting = b""
 
 
-def marked(row: Sequence[Run]) -> Text:
-    """The runs as rich text, made :func:`visible`: brackets say who wrote what, colours say it again.
+def marked(row: Sequence[Span]) -> Text:
+    """The spans as rich text, made :func:`visible`: brackets say who wrote what, colours say it again.
 
     Of several teachers the mark names the one: [2:text].
     """
     text = Text()
-    for run in row:
-        opening, closing, style = MARKS[run.owner]
-        text.append(run.space)
-        which = f"{run.expert}:" if run.expert else ""
-        text.append(f"{opening}{which}{visible(run.text)}{closing}", style=style)
+    for span in row:
+        opening, closing, style = MARKS[span.owner]
+        text.append(span.space)
+        which = f"{span.teacher}:" if span.teacher else ""
+        text.append(f"{opening}{which}{visible(span.text)}{closing}", style=style)
     return text
-
-
-class _Placeholders(dict[int, str]):
-    """Code point -> what is shown for it; filled as characters come up."""
-
-    def __missing__(self, code: int) -> str:
-        shown = char = chr(code)
-        if code < 0x20:
-            shown = chr(0x2400 + code)
-        elif code == 0x7F:
-            shown = "\u2421"
-        elif unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d":
-            shown = f"\u27e8U+{code:04X}\u27e9"
-        self[code] = shown
-        return shown
-
-
-_PLACEHOLDERS = _Placeholders()
-
-
-def visible(text: str) -> str:
-    """The text with a visible sign in the place of every character that acts instead of showing.
-
-    Control characters (so that no escape sequence reaches a terminal), line ends, marks that turn the direction of
-    writing, invisible format characters and lone surrogates: U+2400… for the first 32, otherwise "⟨U+202E⟩". The
-    joiners U+200C and U+200D stay, which emoji and several scripts are written with.
-    """
-    return text.translate(_PLACEHOLDERS)
 
 
 GAUGE_CELLS = 10
@@ -159,17 +125,3 @@ def gauge(used: float, asked: float | None = None) -> Text:
     tick = " " if asked is None else "┿" if place < filled else "┼"
     words = f" {100 * used:3.0f} %" + ("         " if asked is None else f" of {100 * asked:3.0f} %")
     return Text.assemble(bar[:place], tick, bar[place:], (words, "dim"))
-
-
-def make_console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    return console
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> list[str]:
-    """A Markdown table; the first columns are text, the others numbers."""
-    rule = "|---" * text_columns + "|---:" * (len(columns) - text_columns) + "|"
-    return ["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.decoders import SingleModelDecoder
 from kdtw_fast.model import NativeT5
 
 HUGGING_FACE = "Hugging Face generate"
@@ -33,8 +33,8 @@ Generate = Callable[[Rows], Decoded]
 
 
 def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
-    """kdtw_fast's GreedyDecoder on ``model``, ``new_tokens`` for every row."""
-    decoder = GreedyDecoder(model, num_threads=threads)
+    """kdtw_fast's SingleModelDecoder on ``model``, ``new_tokens`` for every row."""
+    decoder = SingleModelDecoder(model, num_threads=threads)
 
     def generate(ids: Rows) -> Decoded:
         out = decoder.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)

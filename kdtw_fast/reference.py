@@ -424,7 +424,7 @@ def _per_row(value: Any, rows: int) -> list[Any]:
 # --- The methods --------------------------------------------------------------------------------------
 
 
-class GreedyDecoder(_Decoder):
+class SingleModelDecoder(_Decoder):
     """One model alone: its best token each time, or a sample when the temperature is positive."""
 
     checks_the_end = False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import EOS, chain_student, chain_t5, kept, pack, path_table, random_batch, random_pair, scale_row
 
-from kdtw_fast import AutoDecoder, GreedyDecoder, NativeT5, Owner, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import AutoDecoder, NativeT5, Owner, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.auto import FEWEST_CALLS, LAST_CALLS, SPECULATIVE, STUDENT, TEACHER, WHEELS, Chooser
 from kdtw_fast.costs import Costs, ModelCosts
 
@@ -130,7 +130,7 @@ def test_the_teacher_alone_may_not_write_tau_either(device: str) -> None:
         NativeT5.from_model(teacher, "teacher", device=device),
     )
     ids = [[5, 6, 7, EOS], [9, 30, EOS]]
-    assert student.config.tau_token_id in GreedyDecoder(native[1]).generate(ids, max_new_tokens=TOKENS).sequences
+    assert student.config.tau_token_id in SingleModelDecoder(native[1]).generate(ids, max_new_tokens=TOKENS).sequences
     outs = [AutoDecoder(*native, costs=c).generate(ids, max_new_tokens=TOKENS) for c in (DRAFTING_PAYS, DRAFTING_COSTS)]
     assert outs[0].sequences.tolist() == outs[1].sequences.tolist()
     assert native[1].tau_token_id is None
@@ -160,7 +160,7 @@ def test_a_budget_is_training_wheels_or_the_teacher(made_of: Costs, device: str)
     student, teacher = pair("swapped", device=device)
     ids = [[5, 6, 7, EOS], [9, 30, EOS]]
     out = AutoDecoder(student, teacher, quality="light", costs=made_of).generate(ids, max_new_tokens=TOKENS)
-    decoder = TrainingWheelsDecoder(student, teacher) if made_of is DRAFTING_PAYS else GreedyDecoder(teacher)
+    decoder = TrainingWheelsDecoder(student, teacher) if made_of is DRAFTING_PAYS else SingleModelDecoder(teacher)
     assert out.prediction.method == (WHEELS if made_of is DRAFTING_PAYS else TEACHER)
     assert out.sequences.tolist() == decoder.generate(ids, max_new_tokens=TOKENS).sequences.tolist()
     fixed = AutoDecoder(student, teacher, quality=0.1, method=WHEELS, costs=made_of).generate(
@@ -173,7 +173,7 @@ def test_quality_student_is_the_student(device: str) -> None:
     student, teacher = pair("noisy", device=device)
     out = AutoDecoder(student, teacher, quality="student", costs=DRAFTING_COSTS).generate([[5, EOS]])
     assert out.prediction.method == STUDENT
-    assert out.sequences.tolist() == GreedyDecoder(student).generate([[5, EOS]]).sequences.tolist()
+    assert out.sequences.tolist() == SingleModelDecoder(student).generate([[5, EOS]]).sequences.tolist()
 
 
 def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_times(device: str) -> None:
@@ -181,14 +181,14 @@ def test_a_sampling_teacher_decodes_alone_so_that_the_tokens_do_not_depend_on_ti
     decoder = AutoDecoder(student, teacher, costs=DRAFTING_PAYS)
     sampled = decoder.generate([[5, 6, EOS]], temperature=0.9, top_k=20, seed=3)
     assert sampled.prediction.method == TEACHER
-    expected = GreedyDecoder(teacher).generate([[5, 6, EOS]], temperature=0.9, top_k=20, seed=3)
+    expected = SingleModelDecoder(teacher).generate([[5, 6, EOS]], temperature=0.9, top_k=20, seed=3)
     assert sampled.sequences.tolist() == expected.sequences.tolist()
     own = decoder.generate([[5, 6, EOS]], teacher_temperature=0.7, teacher_top_k=5, seed=3)
-    expected = GreedyDecoder(teacher).generate([[5, 6, EOS]], temperature=0.7, top_k=5, seed=3)
+    expected = SingleModelDecoder(teacher).generate([[5, 6, EOS]], temperature=0.7, top_k=5, seed=3)
     assert own.sequences.tolist() == expected.sequences.tolist()
     greedy = decoder.generate([[5, 6, EOS]], temperature=0.9, teacher_temperature=0.0)
     assert greedy.prediction.method == SPECULATIVE
-    assert greedy.sequences.tolist() == GreedyDecoder(teacher).generate([[5, 6, EOS]]).sequences.tolist()
+    assert greedy.sequences.tolist() == SingleModelDecoder(teacher).generate([[5, 6, EOS]]).sequences.tolist()
 
 
 def test_models_are_packed_for_the_device_that_is_asked_for(simulated: str) -> None:
@@ -203,7 +203,7 @@ def test_models_are_packed_for_the_device_that_is_asked_for(simulated: str) -> N
 def test_teacher_inputs_reach_the_teacher(device: str) -> None:
     student, teacher = pair("noisy", device=device)
     other = {"input_ids": [[8, 9, 10, 11, EOS]]}
-    expected = GreedyDecoder(teacher).generate(**other).sequences.tolist()
+    expected = SingleModelDecoder(teacher).generate(**other).sequences.tolist()
     for made_of in (DRAFTING_PAYS, DRAFTING_COSTS):
         decoder = AutoDecoder(student, teacher, costs=made_of)
         assert decoder.generate([[5, EOS]], teacher_inputs=other).sequences.tolist() == expected
@@ -213,7 +213,7 @@ def test_teacher_inputs_reach_the_teacher(device: str) -> None:
 def test_a_stream_decodes_what_a_batch_does_and_says_how(made_of: Costs, method: str, device: str) -> None:
     student, teacher = pair("noisy", 3, device)
     own, others = [[5, 6, EOS], [9, EOS], [7, 8, 9, EOS]], [[6, EOS], [5, 5, EOS], [9, 8, EOS]]
-    batch = GreedyDecoder(teacher).generate(others, max_new_tokens=TOKENS)
+    batch = SingleModelDecoder(teacher).generate(others, max_new_tokens=TOKENS)
     items = [{"input_ids": a, "teacher_input_ids": b} for a, b in zip(own, others)]
     decoder = AutoDecoder(student, teacher, costs=made_of)
     for r, out in enumerate(decoder.stream(items, batch_size=2, in_order=True, max_new_tokens=TOKENS)):
@@ -280,7 +280,7 @@ def test_real_costs_are_measured_where_none_are_given(device: str) -> None:
     student, teacher = pair("noisy", device=device)
     out = AutoDecoder(student, teacher, measure_seconds=0.05).generate([[5, EOS]], max_new_tokens=TOKENS)
     assert 0 < out.prediction.ms_per_token < 1000 and out.ms_per_token > 0
-    expected = GreedyDecoder(teacher).generate([[5, EOS]], max_new_tokens=TOKENS)
+    expected = SingleModelDecoder(teacher).generate([[5, EOS]], max_new_tokens=TOKENS)
     assert out.sequences.tolist() == expected.sequences.tolist()
 
 
@@ -299,9 +299,9 @@ def test_strings_get_each_models_prompt_and_the_qualitys_budget(device: str) -> 
     student.student_prompt, student.teacher_prompt, teacher.teacher_prompt = "a{budget}b", "q", "q"
     for quality, made_of, decoder, budget in [
         ("high", DRAFTING_PAYS, TrainingWheelsDecoder(student, teacher, tokenizer=Letters()), "high"),
-        ("high", DRAFTING_COSTS, GreedyDecoder(teacher, tokenizer=Letters()), None),
+        ("high", DRAFTING_COSTS, SingleModelDecoder(teacher, tokenizer=Letters()), None),
         ("teacher", DRAFTING_PAYS, SpeculativeDecoder(student, teacher, tokenizer=Letters()), None),
-        ("student", DRAFTING_PAYS, GreedyDecoder(student, tokenizer=Letters()), None),
+        ("student", DRAFTING_PAYS, SingleModelDecoder(student, tokenizer=Letters()), None),
     ]:
         auto = AutoDecoder(student, teacher, quality=quality, costs=made_of, tokenizer=Letters())
         out = auto(["some text", "x"], max_new_tokens=TOKENS)

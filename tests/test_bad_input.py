@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from kdtw_fast import (
     BigLittleDecoder,
     EntropyCallDecoder,
-    GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
     RandomCallDecoder,
+    SingleModelDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -107,10 +107,10 @@ INPUTS: list[tuple[str, OnDevice, type[Exception], list[str]]] = [
     (
         "teacher inputs for one model",
         generate(
-            SOURCE, decoder=lambda device: GreedyDecoder(natives(device)[0]), teacher_inputs={"input_ids": SOURCE}
+            SOURCE, decoder=lambda device: SingleModelDecoder(natives(device)[0]), teacher_inputs={"input_ids": SOURCE}
         ),
         TypeError,
-        ["teacher_inputs", "GreedyDecoder"],
+        ["teacher_inputs", "SingleModelDecoder"],
     ),
     ("empty text", text("", budget="light"), ValueError, ["text 0", "empty"]),
     ("blank text", text(["a", " \n"], budget="light"), ValueError, ["text 1", r"' \n'"]),
@@ -214,9 +214,9 @@ CONSTRUCTION: list[tuple[str, Call, type[Exception], list[str]]] = [
     ("keyword", lambda: speculative(draft_lenght=3), TypeError, ["'draft_lenght'", "'draft_length'"]),
     ("keyword of another", lambda: wheels(lenience=0.5), TypeError, ["'lenience'", "'verify_lenience'"]),
     ("no tau", lambda: TrainingWheelsDecoder(TEACHER, TEACHER), ValueError, ["<tau>", "from_t5"]),
-    ("not a model", lambda: GreedyDecoder(torch.nn.Linear(2, 2)), TypeError, ["Linear"]),
-    ("number for a model", lambda: GreedyDecoder(3), TypeError, ["int"]),
-    ("no folder", lambda: GreedyDecoder("/nowhere/at/all"), FileNotFoundError, ["/nowhere/at/all"]),
+    ("not a model", lambda: SingleModelDecoder(torch.nn.Linear(2, 2)), TypeError, ["Linear"]),
+    ("number for a model", lambda: SingleModelDecoder(3), TypeError, ["int"]),
+    ("no folder", lambda: SingleModelDecoder("/nowhere/at/all"), FileNotFoundError, ["/nowhere/at/all"]),
     (
         "vocabulary",
         lambda: SpeculativeDecoder(random_t5(SHAPES[0], VOCAB + 7, 1), TEACHER),
@@ -240,10 +240,10 @@ CONSTRUCTION: list[tuple[str, Call, type[Exception], list[str]]] = [
         ["'gated-silu'", "'gated-gelu'"],
     ),
     ("dtype", lambda: NativeT5.from_model(TEACHER, dtype="int4"), ValueError, ["'int4'", "'int8'"]),
-    ("dtype of torch", lambda: GreedyDecoder(TEACHER, dtype=torch.bfloat16), TypeError, ["bfloat16", "'bf16'"]),
+    ("dtype of torch", lambda: SingleModelDecoder(TEACHER, dtype=torch.bfloat16), TypeError, ["bfloat16", "'bf16'"]),
     ("teacher's dtype", lambda: SpeculativeDecoder(STUDENT, TEACHER, teacher_dtype="fp8"), ValueError, ["'fp8'"]),
     ("cache dtype", lambda: NativeT5.from_model(TEACHER, cache_dtype="int8"), ValueError, ["cache_dtype", "'bf16'"]),
-    ("packed otherwise", lambda: GreedyDecoder(NATIVE[1], dtype="int8"), ValueError, ["model", "fp32", "'int8'"]),
+    ("packed otherwise", lambda: SingleModelDecoder(NATIVE[1], dtype="int8"), ValueError, ["model", "fp32", "'int8'"]),
 ]
 
 
@@ -299,7 +299,7 @@ def test_a_decoder_survives_every_bad_call(device: str) -> None:
 
 
 def test_truncation_is_explicit_and_keeps_the_end_token(device: str) -> None:
-    decoder = GreedyDecoder(natives(device)[1])
+    decoder = SingleModelDecoder(natives(device)[1])
     long = [[*range(2, 12), EOS]]
     cut = decoder.generate(long, truncation=True, max_source_length=5, max_new_tokens=6)
     assert cut.sequences.tolist() == decoder.generate([[2, 3, 4, 5, EOS]], max_new_tokens=6).sequences.tolist()
@@ -331,7 +331,7 @@ def test_infinity_in_the_head(device: str) -> None:
     teacher = copy.deepcopy(TEACHER)
     with torch.no_grad():
         teacher.lm_head.weight[7, 0] = math.inf
-    alone, drafted = GreedyDecoder(teacher, device=device), SpeculativeDecoder(STUDENT, teacher, device=device)
+    alone, drafted = SingleModelDecoder(teacher, device=device), SpeculativeDecoder(STUDENT, teacher, device=device)
     for decoder, told in ((alone, []), (drafted, ["teacher"])):
         assert_raises(
             lambda d=decoder: d.generate(SOURCE, max_new_tokens=3), FloatingPointError, [*told, "row 0", "step 0"]

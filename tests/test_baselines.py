@@ -14,7 +14,7 @@ from test_training_smoke import same
 from toy_training import toy_recipe
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
+from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder
 
 BASELINES = ["gkd", "on-policy-kd", "distillspec", "skd", "minillm"]
 CONSTANT = {"optimiser__decay": "false", "target_tokens": 64, "updates_per_batch": 2}
@@ -95,7 +95,7 @@ def test_samples_depend_on_seed_and_batch_and_weights(toy):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
     rows = [Encoded((20 + i, 21, 30), (1,)) for i in range(5)]
-    for decoder in (GreedyDecoder(student), InterleavedDecoder(student, teacher, draft_length=3, accept_top_k=9)):
+    for decoder in (SingleModelDecoder(student), InterleavedDecoder(student, teacher, draft_length=3, accept_top_k=9)):
         again = copy.copy(decoder)
         options = {"temperature": 1.0, "max_new_tokens": 12}
         one = sample(decoder, rows, [4], [5], (0, 7), **options)

@@ -20,8 +20,9 @@ import kdtw_fast.cli as cli
 from kdtw_fast import Owner, TrainingWheelsDecoder, __version__, build_info
 from kdtw_fast.methods import METHODS
 from kdtw_fast.modeling import TrainingWheelsT5
-from kdtw_fast.owners_view import Run, gauge, marked, runs, visible
+from kdtw_fast.owners_view import Span, gauge, marked, spans
 from kdtw_fast.pairs import Sample
+from kdtw_fast.visible import visible
 
 WORDS = ["dieses", "paket", "enthält", "die", "doku", "mentation", "this", "package", "holds", "the", "docs"]
 SMALL = ["--max-new-tokens", "12"]
@@ -262,7 +263,7 @@ def owner_marks(words: list[tuple[str, Owner]]) -> str:
     tokenizer = make_tokenizer()
     ids = [tokenizer.convert_tokens_to_ids(word) for word, _ in words]
     assert tokenizer.unk_token_id not in ids
-    return marked(runs([0, *ids, 0], [Owner.NONE, *(owner for _, owner in words), Owner.NONE], tokenizer)).plain
+    return marked(spans([0, *ids, 0], [Owner.NONE, *(owner for _, owner in words), Owner.NONE], tokenizer)).plain
 
 
 def test_runs_of_one_owner_are_marked_together() -> None:
@@ -287,7 +288,7 @@ def test_no_character_acts_on_the_terminal() -> None:
     hostile = "\x1b[31mred\x1b]0;title\x07 \r\n\t\x7f\x9b2J \u202eltr\u2066 \u2028 \ufeff \ud800 ä 👩\u200d🚀"
     shown = visible(hostile)
     assert shown == ("␛[31mred␛]0;title␇ ␍␊␉␡⟨U+009B⟩2J ⟨U+202E⟩ltr⟨U+2066⟩ ⟨U+2028⟩ ⟨U+FEFF⟩ ⟨U+D800⟩ ä 👩\u200d🚀")
-    assert marked([Run(Owner.TEACHER, hostile, " ")]).plain == f" [{shown}]"
+    assert marked([Span(Owner.TEACHER, hostile, " ")]).plain == f" [{shown}]"
     assert visible(shown) == shown
 
 

@@ -19,7 +19,7 @@ from test_cli import make_tokenizer
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
-from kdtw_fast import GreedyDecoder
+from kdtw_fast import SingleModelDecoder
 from kdtw_fast.comparison import figures, table, verdicts
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
 from kdtw_fast.comparison.contenders import chosen, load_contender
@@ -134,7 +134,7 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
     records = read(done / "results.jsonl")
     for role in ("student", "teacher"):
         alone = records.outputs[f"tiny/greedy-{role}/alone"]
-        decoder = GreedyDecoder(folder / role, tokenizer=make_tokenizer())
+        decoder = SingleModelDecoder(folder / role, tokenizer=make_tokenizer())
         assert [s.text for s in alone.sentences] == decoder(SOURCES, max_new_tokens=10).texts
         assert {owner for s in alone.sentences for owner in s.owners} == {role}
         for timing in records.timings_of(alone.id):
@@ -155,7 +155,7 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
             other = of(records, method, model=role)
             alone = records.outputs[f"tiny/greedy-{role}/alone"]
             assert [s.text for s in other.sentences] == [s.text for s in alone.sentences]
-    drafter = GreedyDecoder(folder / "gkd", tokenizer=make_tokenizer())
+    drafter = SingleModelDecoder(folder / "gkd", tokenizer=make_tokenizer())
     assert [s.text for s in of(records, "greedy-student", drafter="gkd").sentences] == drafter(
         SOURCES, max_new_tokens=10
     ).texts

@@ -20,9 +20,9 @@ import kdtw_fast
 from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
-    GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
+    SingleModelDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -72,7 +72,7 @@ def test_rows_that_are_not_finite_are_named(simulated: str) -> None:
     with torch.no_grad():
         model.shared.weight[7, 0] = float("inf")
     with pytest.raises(FloatingPointError, match="logits are not finite at row 1"):
-        GreedyDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
+        SingleModelDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
 
 
 def the_device() -> SimulatedDevice:
@@ -117,7 +117,7 @@ def test_kernels_of_an_encoder(dtype: str, simulated: str) -> None:
     kdtw_fast._core.use_cuda_drafting("host", 1)
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
     try:
-        alone = counted(GreedyDecoder(native), device, 1)["kernels"]
+        alone = counted(SingleModelDecoder(native), device, 1)["kernels"]
     finally:
         kdtw_fast._core.use_cuda_drafting("auto", 4)
     assert alone == SHAPES[1].encoder_kernels(dtype) + SHAPES[1].decoder_kernels(dtype)
@@ -129,7 +129,7 @@ def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None
     device = the_device()
     kdtw_fast._core.use_cuda_drafting("host", 1)
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
-    decoder = GreedyDecoder(native)
+    decoder = SingleModelDecoder(native)
     try:
         four, five = (counted(decoder, device, tokens) for tokens in (4, 5))
     finally:

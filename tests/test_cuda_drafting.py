@@ -17,8 +17,8 @@ from test_cuda_decode import VOCAB, the_device
 import kdtw_fast
 from gpu_proof.simulated import SimulatedDevice
 from kdtw_fast import (
-    GreedyDecoder,
     NativeT5,
+    SingleModelDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
     reference,
@@ -64,7 +64,7 @@ def assert_alike(decoder: Any, *inputs: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize(("name", "options"), METHODS, ids=lambda value: str(value))
 def test_every_method(name: str, options: dict[str, Any], warp: str, rows: int, simulated: str) -> None:
     models = random_pair("noisy", seed=3)
-    chosen = models[:1] if name == "GreedyDecoder" else models
+    chosen = models[:1] if name == "SingleModelDecoder" else models
     ids, mask = random_batch(np.random.default_rng(7 + rows), rows, VOCAB, longest=8)
     decoder = getattr(kdtw_fast, name)(*chosen, device=simulated, **options)
     assert_alike(decoder, ids, mask, max_new_tokens=7, seed=11, **WARPS[warp])
@@ -143,11 +143,11 @@ def test_number_formats(dtype: str, simulated: str) -> None:
     assert_alike(SpeculativeDecoder(*models, draft_length=3), ids, mask, max_new_tokens=8)
 
 
-@pytest.mark.parametrize("name", ["GreedyDecoder", "TrainingWheelsDecoder", "SpeculativeDecoder"])
+@pytest.mark.parametrize("name", ["SingleModelDecoder", "TrainingWheelsDecoder", "SpeculativeDecoder"])
 def test_drafts_of_more_steps_than_a_device_takes_at_once(name: str, simulated: str) -> None:
     """A draft ends after 64 steps and goes on in the next one."""
     student, teacher = random_pair("swapped", seed=1)
-    models = {"GreedyDecoder": [student], "TrainingWheelsDecoder": [student, teacher]}
+    models = {"SingleModelDecoder": [student], "TrainingWheelsDecoder": [student, teacher]}
     options = {"draft_length": 70} if name == "SpeculativeDecoder" else {}  # of which all pass
     decoder = getattr(kdtw_fast, name)(*models.get(name, [teacher, teacher]), device=simulated, **options)
     assert_alike(decoder, [[5, 6, 7, 1], [8, 1]], max_new_tokens=76, min_new_tokens=72, seed=5)
@@ -176,7 +176,7 @@ def test_rows_that_are_not_finite_are_named(how: str, simulated: str) -> None:
         model.shared.weight[7, 0] = float("inf")
     use(how)
     with pytest.raises(FloatingPointError, match="logits are not finite at row 1, step 0"):
-        GreedyDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
+        SingleModelDecoder(model, device=simulated).generate([[5, 1], [7, 1]], max_new_tokens=3)
 
 
 # --- What a token costs the host -------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_a_token_costs_the_host_nothing_in_a_loop(dtype: str, simulated: str) ->
     device = the_device()
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
     use("loop")
-    five, nine = (counted(GreedyDecoder(native), device, tokens) for tokens in (5, 9))
+    five, nine = (counted(SingleModelDecoder(native), device, tokens) for tokens in (5, 9))
     layers = SHAPES[1].layers
     kernels = (15 * layers + 7 if dtype == "int8" else 9 * layers + 6) + 2  # advance, and the loop's condition
     assert nine["graph_kernels"] - five["graph_kernels"] == 4 * kernels
@@ -208,14 +208,14 @@ def test_a_token_costs_the_host_nothing_in_a_loop(dtype: str, simulated: str) ->
 def test_the_host_looks_at_a_loop_every_64_steps(simulated: str) -> None:
     device = the_device()
     use("loop")
-    decoder = GreedyDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
+    decoder = SingleModelDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
     launches = {tokens: counted(decoder, device, tokens)["graph_launches"] for tokens in (64, 65)}
     assert launches == {64: 1, 65: 2}
 
 
 def test_the_host_looks_every_few_steps(simulated: str) -> None:
     device = the_device()
-    decoder = GreedyDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
+    decoder = SingleModelDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
     waits = {}
     for steps in (1, 3, 8):
         use("ahead", steps)
@@ -255,7 +255,7 @@ def test_controls_and_several_teachers_draft_without_the_host(name: str, simulat
 
 def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:
     device = the_device()
-    decoder = GreedyDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
+    decoder = SingleModelDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
     seen: list[int] = []
     use("loop")
     counters = counted(decoder, device, 4, streamer=lambda row, position, token, owner: seen.append(token))
@@ -270,7 +270,7 @@ def test_a_device_without_loops(simulated: str) -> None:
     try:
         device.conditional_nodes(False)
         native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
-        decoder = GreedyDecoder(native)
+        decoder = SingleModelDecoder(native)
         counters = counted(decoder, device, 4)
         assert (counters["graph_launches"], counters["while_iterations"]) == (4, 0)
         use("loop")

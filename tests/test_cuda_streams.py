@@ -20,7 +20,7 @@ from test_cuda_decode import VOCAB, the_device
 import kdtw_fast
 from gpu_proof.simulated import SimulatedDevice
 from gpu_proof.table import Kernels
-from kdtw_fast import NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, companion
+from kdtw_fast import NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, torch_allocator
 from kdtw_fast.selftest.agreement import as_array
 from kdtw_fast.selftest.checks import Trial
 from kdtw_fast.selftest.decodes import same_outputs
@@ -81,8 +81,8 @@ def other(lazy: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ot
     library = OtherLibrary(lazy)
     native = kdtw_fast.build_info()["cuda"] | {"kind": "CUDA"}
     core = SimpleNamespace(build_info=lambda: {"cuda": native}, use_cuda_companion=kdtw_fast._core.use_cuda_companion)
-    monkeypatch.setattr(companion, "_core", core)
-    monkeypatch.setattr(companion, "torch", SimpleNamespace(cuda=library, OutOfMemoryError=MemoryError))
+    monkeypatch.setattr(torch_allocator, "_core", core)
+    monkeypatch.setattr(torch_allocator, "torch", SimpleNamespace(cuda=library, OutOfMemoryError=MemoryError))
     empty_the_device()
     yield library
     gc.collect()
@@ -131,7 +131,7 @@ def test_no_memory_is_said_and_leaves_the_decoder_usable(other: OtherLibrary) ->
 
 
 def test_torch_without_cuda_is_not_asked(simulated: str) -> None:
-    assert companion.share_with_torch() is False
+    assert torch_allocator.share_with_torch() is False
 
 
 # --- The second stream ------------------------------------------------------------------------------------

@@ -32,15 +32,15 @@ def pair(relation: str, seed: int) -> tuple[Any, Any]:
 @kept
 def native(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...], device: str) -> Any:
     student, teacher = pair(relation, seed)
-    models = {"GreedyDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))
-    decoder = getattr(kdtw_fast, "GreedyDecoder" if name == "GreedyTeacher" else name)
+    models = {"SingleModelDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))
+    decoder = getattr(kdtw_fast, "SingleModelDecoder" if name == "GreedyTeacher" else name)
     return decoder(*models, device=device, **dict(options))
 
 
 def oracle(name: str, relation: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Any:
     student, teacher = pair(relation, seed)
-    models = {"GreedyDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))
-    return getattr(reference, "GreedyDecoder" if name == "GreedyTeacher" else name)(*models, **dict(options))
+    models = {"SingleModelDecoder": (student,), "GreedyTeacher": (teacher,)}.get(name, (student, teacher))
+    return getattr(reference, "SingleModelDecoder" if name == "GreedyTeacher" else name)(*models, **dict(options))
 
 
 def pick(rng: np.random.Generator, values: list[Any]) -> Any:
@@ -51,7 +51,7 @@ def method_settings(method: str, rng: np.random.Generator) -> tuple[str, dict[st
     """Decoder class, its options and the `generate` options that are the method's own."""
     draft_length = int(rng.integers(1, 9))
     if method == "plain":
-        return pick(rng, ["GreedyDecoder", "GreedyTeacher"]), {}, {}
+        return pick(rng, ["SingleModelDecoder", "GreedyTeacher"]), {}, {}
     if method == "training_wheels":
         limits = {
             "max_teacher_fraction": pick(rng, FRACTIONS),
@@ -119,7 +119,7 @@ def random_case(method: str, relation: str, index: int, device: str = "cpu") -> 
     settings |= {"input_ids": ids, "attention_mask": mask}
     if method in ("training_wheels", "verified", "random_calls", "entropy_calls") and rng.random() < 0.5:
         settings["max_teacher_fraction"] = [pick(rng, FRACTIONS) for _ in ids]
-    if name not in ("GreedyDecoder", "GreedyTeacher") and rng.random() < 0.5:
+    if name not in ("SingleModelDecoder", "GreedyTeacher") and rng.random() < 0.5:
         teacher_ids, teacher_mask = random_batch(rng, len(ids), vocab_size)
         settings["teacher_inputs"] = {"input_ids": teacher_ids, "attention_mask": teacher_mask}
     settings["max_new_tokens"] = pick(rng, [1, 2, 3, 5, 8, 11, 16, 20])
@@ -130,7 +130,7 @@ def random_case(method: str, relation: str, index: int, device: str = "cpu") -> 
     settings["seed"] = int(rng.integers(1 << 40))
     if rng.random() < 0.5:
         settings |= warp_settings(rng)
-        if name not in ("GreedyDecoder", "GreedyTeacher") and rng.random() < 0.7:
+        if name not in ("SingleModelDecoder", "GreedyTeacher") and rng.random() < 0.7:
             settings |= warp_settings(rng, "teacher_")
     if rng.random() < 0.3:
         settings["row_ids"] = rng.integers(1 << 48, size=len(ids)).tolist()

@@ -13,7 +13,7 @@ from test_exactness import FIELDS, LOGPROBS, VOCAB, cuts, decoders, threads_of, 
 from transformers import T5ForConditionalGeneration
 
 import kdtw_fast
-from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder
+from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.pairs import Pair, load_pair
 from kdtw_fast.selftest.agreement import as_array
 
@@ -178,7 +178,7 @@ def test_lossless_speculation_is_the_teacher(dtype: str, device: str) -> None:
             continue  # the teacher alone could write tau
         packed = NativeT5.from_model(teacher, "teacher", dtype=dtype, device=device)
         ids, mask = random_batch(np.random.default_rng(seed), rows, VOCAB)
-        expected = GreedyDecoder(packed).generate(ids, mask, max_new_tokens=limit)
+        expected = SingleModelDecoder(packed).generate(ids, mask, max_new_tokens=limit)
         for draft_length in (1, 3, 6):
             decoder = SpeculativeDecoder(student, packed, draft_length=draft_length, teacher_dtype=dtype, device=device)
             assert decoder.generate(ids, mask, max_new_tokens=limit).sequences.tolist() == expected.sequences.tolist()
@@ -241,7 +241,9 @@ def test_a_weight_that_is_not_finite_is_an_error(dtype: str, device: str) -> Non
     with torch.no_grad():
         model.decoder.block[0].layer[2].DenseReluDense.wo.weight[3, 4] = float("nan")
     with pytest.raises(FloatingPointError, match="model"):
-        GreedyDecoder(NativeT5.from_model(model, dtype=dtype, device=device)).generate([[5, 6, 1]], max_new_tokens=4)
+        SingleModelDecoder(NativeT5.from_model(model, dtype=dtype, device=device)).generate(
+            [[5, 6, 1]], max_new_tokens=4
+        )
 
 
 # --- The shipped pair ------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def test_the_pair_ships_in_bf16_and_decodes_as_in_fp32(pair: Pair) -> None:
         model = NativeT5.from_pretrained(pair.folder / role)
         assert model.dtype == "bf16"
         wide = NativeT5.from_pretrained(pair.folder / role, dtype="fp32")
-        outputs = [GreedyDecoder(m, tokenizer=pair.tokenizer)(texts, max_new_tokens=48) for m in (model, wide)]
+        outputs = [SingleModelDecoder(m, tokenizer=pair.tokenizer)(texts, max_new_tokens=48) for m in (model, wide)]
         assert outputs[0].sequences.tolist() == outputs[1].sequences.tolist()
 
 
@@ -266,7 +268,7 @@ def test_int8_keeps_the_teachers_bleu(pair: Pair) -> None:
     samples = pair.samples()
     scores = []
     for dtype in ("fp32", "int8"):
-        decoder = GreedyDecoder(pair.folder / "teacher", tokenizer=pair.tokenizer, dtype=dtype)
+        decoder = SingleModelDecoder(pair.folder / "teacher", tokenizer=pair.tokenizer, dtype=dtype)
         out = decoder([sample.source for sample in samples], max_new_tokens=64)
         scores.append(sacrebleu.corpus_bleu(out.texts, [[sample.target for sample in samples]]).score)
     assert abs(scores[0] - scores[1]) < 0.5

@@ -29,10 +29,10 @@ from transformers import T5Config, T5ForConditionalGeneration
 from kdtw_fast import (
     BigLittleDecoder,
     EntropyCallDecoder,
-    GreedyDecoder,
     InterleavedDecoder,
     NativeT5,
     RandomCallDecoder,
+    SingleModelDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -180,7 +180,7 @@ def test_ragged_rows_encode_as_they_do_alone(place: str) -> None:
     native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=4), device=place)
     lengths = (1, 2, 13, 16, 17, 400, 5, 129, 64, 3)
     sources = [rng.integers(2, VOCAB, size=length).tolist() for length in lengths]
-    decoder = GreedyDecoder(native)
+    decoder = SingleModelDecoder(native)
     limit = 20 if place == "cpu" else 6
     settings: dict[str, Any] = {"max_new_tokens": limit, "min_new_tokens": limit, "output_logprobs": True}
     batch = decoder.generate(sources, **settings)
@@ -224,9 +224,9 @@ def test_bf16_caches_in_batches(device: str) -> None:
     native = NativeT5.from_model(random_t5(WIDE_HEADS, VOCAB, seed=8), cache_dtype="bf16", device=device)
     sources = [rng.integers(2, VOCAB, size=length).tolist() for length in (1, 18, 150, 33)]
     settings: dict[str, Any] = {"max_new_tokens": 37, "min_new_tokens": 37, "output_logprobs": True}
-    batch = GreedyDecoder(native).generate(sources, **settings)
+    batch = SingleModelDecoder(native).generate(sources, **settings)
     for row, source in enumerate(sources):
-        alone = GreedyDecoder(native, num_threads=1).generate([source], **settings)
+        alone = SingleModelDecoder(native, num_threads=1).generate([source], **settings)
         np.testing.assert_array_equal(as_array(batch.sequences)[row], as_array(alone.sequences)[0])
         np.testing.assert_array_equal(batch.student_logprobs[row], alone.student_logprobs[0])
 
@@ -241,7 +241,7 @@ def test_nan_stays_nan_in_a_bf16_cache(kind: str, place: str) -> None:
         values[0, 0] = float(np.array(0x7FFFFFFF, dtype=np.uint32).view(np.float32))
     native = NativeT5.from_model(model, cache_dtype="bf16", device=place)
     with pytest.raises(FloatingPointError, match="not finite"):
-        GreedyDecoder(native).generate([[5, 6, EOS]], max_new_tokens=3)
+        SingleModelDecoder(native).generate([[5, 6, EOS]], max_new_tokens=3)
 
 
 # --- Whole decodes -------------------------------------------------------------------------------------
@@ -254,13 +254,13 @@ def test_greedy_equals_hugging_face_generate(device: str) -> None:
         ids, mask = random_batch(np.random.default_rng(seed), 4, VOCAB)
         for options in ({}, {"min_new_tokens": 6}):
             expected = model.generate(ids, attention_mask=mask, max_new_tokens=20, use_cache=False, **options)
-            output = GreedyDecoder(model, device=device).generate(ids, mask, max_new_tokens=20, **options)
+            output = SingleModelDecoder(model, device=device).generate(ids, mask, max_new_tokens=20, **options)
             assert output.sequences.tolist() == expected.tolist()
 
 
 def decoders(student: Any, teacher: Any, **options: Any) -> list[Any]:
     return [
-        GreedyDecoder(student, **options),
+        SingleModelDecoder(student, **options),
         TrainingWheelsDecoder(student, teacher, **options),
         TrainingWheelsDecoder(student, teacher, verify_lenience=0.7, **options),
         RandomCallDecoder(student, teacher, threshold=0.6, **options),
@@ -317,11 +317,11 @@ def test_threads_and_batch_at_flan_t5_small_shape(flan_small: T5ForConditionalGe
     rows, longest, limit = (3, 64, 12) if device == "cpu" else (2, 8, 3)
     ids, mask = random_batch(np.random.default_rng(9), rows, 32128, longest=longest)
     settings: dict[str, Any] = {"max_new_tokens": limit, "output_logprobs": True}
-    outputs = [GreedyDecoder(native, num_threads=n).generate(ids, mask, **settings) for n in threads_of(device)]
+    outputs = [SingleModelDecoder(native, num_threads=n).generate(ids, mask, **settings) for n in threads_of(device)]
     for other in outputs[1:]:
         for name in ("sequences", "student_logprobs"):
             np.testing.assert_array_equal(as_array(getattr(outputs[0], name)), as_array(getattr(other, name)))
-    alone = GreedyDecoder(native, num_threads=2).generate(ids[1:2], mask[1:2], **settings)
+    alone = SingleModelDecoder(native, num_threads=2).generate(ids[1:2], mask[1:2], **settings)
     end = int(alone.lengths[0]) + 1
     np.testing.assert_array_equal(outputs[0].student_logprobs[1, :end], alone.student_logprobs[0])
 
@@ -367,7 +367,7 @@ def test_lossless_speculation_is_the_teacher(device: str) -> None:
             rng = np.random.default_rng([rows, batch])
             ids, mask = random_batch(rng, each, VOCAB)
             limit = int(rng.integers(1, longest))
-            expected = GreedyDecoder(native[1]).generate(ids, mask, max_new_tokens=limit)
+            expected = SingleModelDecoder(native[1]).generate(ids, mask, max_new_tokens=limit)
             for draft_length in range(1, 9):
                 decoder = SpeculativeDecoder(*native, draft_length=draft_length)
                 output = decoder.generate(ids, mask, max_new_tokens=limit)
@@ -391,8 +391,8 @@ def test_always_asking_is_the_teacher_and_never_asking_the_student(device: str) 
     for student, teacher in own_row_pairs(2 if device == "cpu" else 1):
         ids, mask = random_batch(np.random.default_rng(1), 5 if device == "cpu" else 2, VOCAB)
         settings: dict[str, Any] = {"max_new_tokens": 20 if device == "cpu" else 8, "output_logprobs": True}
-        alone = GreedyDecoder(student, device=device).generate(ids, mask, **settings)
-        teacher_alone = GreedyDecoder(teacher, device=device).generate(ids, mask, **settings)
+        alone = SingleModelDecoder(student, device=device).generate(ids, mask, **settings)
+        teacher_alone = SingleModelDecoder(teacher, device=device).generate(ids, mask, **settings)
         for limits in ({"max_teacher_fraction": 0.0}, {"max_teacher_calls": 0}):
             never = TrainingWheelsDecoder(student, teacher, device=device).generate(ids, mask, **settings, **limits)
             assert never.sequences.tolist() == alone.sequences.tolist()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import EOS, RELATIONS, START, kept, random_batch, random_experts
 
-from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, reference
+from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.selftest.agreement import Tally, check_padding, compare
 
@@ -143,7 +143,7 @@ def test_a_teacher_that_is_never_asked_never_encodes(device: str) -> None:
     assert out.calls_by_teacher[:, 0].sum() > 0 and out.calls_by_teacher[:, 1].sum() == 0
     out = decoder.generate(ids, mask, max_teacher_calls=0)
     assert out.teacher_passes == 0 and out.fraction_by_teacher.sum() == 0
-    alone = GreedyDecoder(experts("noisy", 1, 2)[0], device=device).generate(ids, mask)
+    alone = SingleModelDecoder(experts("noisy", 1, 2)[0], device=device).generate(ids, mask)
     assert torch.equal(out.sequences, alone.sequences)
     assert alone.calls_by_teacher.shape == (4, 0) and int(alone.teacher_index.sum()) == 0
 
@@ -226,7 +226,7 @@ def test_the_prompt_names_every_budget(device: str) -> None:
     list(decoder.stream(["c", {"text": "d", "budget": ("no", "high")}], budget=("light", "light"), max_new_tokens=2))
     assert "With light and light teacher use, translate: c" in words.seen
     assert "With no and high teacher use, translate: d" in words.seen
-    GreedyDecoder(student, tokenizer=words, device=device)("e", max_new_tokens=2)
+    SingleModelDecoder(student, tokenizer=words, device=device)("e", max_new_tokens=2)
     assert words.seen[-1] == "With no and no teacher use, translate: e"
     for call in (lambda: decoder("a", budget="light"), lambda: decoder.stream(["a"], budget=["light"] * 3)):
         with pytest.raises(ValueError, match="2 teachers, give a budget for each"):

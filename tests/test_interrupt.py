@@ -29,12 +29,12 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from factories import SHAPES, T5Shape, random_t5
-from kdtw_fast import GreedyDecoder, NativeT5, SpeculativeDecoder
+from kdtw_fast import SingleModelDecoder, NativeT5, SpeculativeDecoder
 
 device = sys.argv[2]
 shape = T5Shape("slow", 384, 64, 6, 1024, 4, tied=True, scaled=True) if device == "cpu" else SHAPES[0]
 models = [NativeT5.from_model(random_t5(shape, 1000, seed), device=device) for seed in (1, 2)]
-decoders = {"greedy": GreedyDecoder(models[0]), "speculative": SpeculativeDecoder(*models, draft_length=5)}
+decoders = {"greedy": SingleModelDecoder(models[0]), "speculative": SpeculativeDecoder(*models, draft_length=5)}
 for line in sys.stdin:
     method, rows, source_length, length = line.split()
     decoder = decoders[method]

@@ -16,7 +16,7 @@ from factories import EOS, SHAPES, START, random_t5, with_tau
 from safetensors.torch import load_file, save_file
 
 import kdtw_fast
-from kdtw_fast import GreedyDecoder, NativeT5, model
+from kdtw_fast import NativeT5, SingleModelDecoder, weights
 
 VOCAB = 43
 TOKENS = [START, 5, 9, 30, 7]
@@ -48,8 +48,8 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         def get_tensor(self, key: str) -> Any:
             raise AssertionError(f"tensor {key} was read")
 
-    real = model.safe_open
-    return lambda: monkeypatch.setattr(model, "safe_open", lambda *args, **options: Sealed(real(*args, **options)))
+    real = weights.safe_open
+    return lambda: monkeypatch.setattr(weights, "safe_open", lambda *args, **options: Sealed(real(*args, **options)))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
@@ -66,7 +66,9 @@ def test_weights_from_the_file_are_the_same(shape: Any, dtype: str, tmp_path: Pa
     assert first.num_bytes == second.num_bytes == plain.num_bytes
     assert second.dtype == dtype and second.tau_token_id == VOCAB - 1
     assert [file.name for file in tmp_path.glob(".*")] == [f".kdtw_fast-{dtype}.packed"]
-    outputs = [GreedyDecoder(m).generate([[5, 6, EOS]], max_new_tokens=9).sequences.tolist() for m in (plain, second)]
+    outputs = [
+        SingleModelDecoder(m).generate([[5, 6, EOS]], max_new_tokens=9).sequences.tolist() for m in (plain, second)
+    ]
     assert outputs[0] == outputs[1]
 
 
@@ -90,7 +92,7 @@ def test_the_file_is_mapped_and_let_go(folder: Path) -> None:
     native = NativeT5.from_pretrained(folder, dtype="int8", cache=True)
     assert mapped()
     assert all(not blob.flags.owndata and not blob.flags.writeable for blob in native.core.blobs)
-    decoder = GreedyDecoder(native)
+    decoder = SingleModelDecoder(native)
     del native
     gc.collect()
     assert mapped() and decoder.generate([[5, EOS]], max_new_tokens=3).sequences is not None

@@ -28,7 +28,7 @@ from kdtw_fast.training.value import ValueNetwork
 
 from kdtw_fast import reference
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
-from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.decoders import SingleModelDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.outputs import Owner
 
@@ -438,7 +438,7 @@ def test_oracle_rollouts(pair, tokenizer, prompts):
     student, teacher = pair
     own, told = prompts
     rows, budgets = encode(examples(9), tokenizer), [0, 1, 2, 3, 4, 5, 5, 5, 3]
-    decoder = GreedyDecoder(teacher, num_threads=1)
+    decoder = SingleModelDecoder(teacher, role="teacher", num_threads=1)
     rollouts = rolling(pair, prompts)
     plain = rollouts.of_judge(Tasks(rows, budgets))
     alone = decoder.generate([[*told, *row.source, EOS] for row in rows], max_new_tokens=10)

@@ -15,7 +15,7 @@ import torch
 from factories import EOS, RELATIONS, SHAPES, START, chain_student, chain_t5, random_batch, random_pair, random_t5
 
 import kdtw_fast
-from kdtw_fast import GreedyDecoder, InterleavedDecoder, NativeT5, _core, reference
+from kdtw_fast import InterleavedDecoder, NativeT5, SingleModelDecoder, _core, reference
 from kdtw_fast.random import uniform
 from kdtw_fast.selftest.agreement import Tally, as_array, compare
 from kdtw_fast.selftest.decodes import METHODS
@@ -32,7 +32,7 @@ WARPS: list[dict[str, Any]] = [
 
 
 def build(package: Any, name: str, models: tuple[Any, Any], options: dict[str, Any]) -> Any:
-    return getattr(package, name)(*(models[:1] if name == "GreedyDecoder" else models), **options)
+    return getattr(package, name)(*(models[:1] if name == "SingleModelDecoder" else models), **options)
 
 
 def some_of(cases: list[Any], place: str) -> list[Any]:
@@ -91,7 +91,7 @@ def test_the_company_changes_no_bit(vocab_size: int, place: str) -> None:
 
 
 def picks(model: Any, place: str, **settings: Any) -> list[int]:
-    sequences = GreedyDecoder(model, device=place).generate([[5, EOS]], **settings).sequences
+    sequences = SingleModelDecoder(model, device=place).generate([[5, EOS]], **settings).sequences
     return as_array(sequences)[0, 1:].tolist()
 
 
@@ -130,7 +130,7 @@ def test_one_logit_that_is_not_finite_is_reported(vocab_size: int, value: float,
         model = random_t5(SHAPES[1], vocab_size, seed=2)
         with torch.no_grad():
             model.lm_head.weight[token] = value
-        decoder = GreedyDecoder(model, device=place)
+        decoder = SingleModelDecoder(model, device=place)
         # EOS is banned by min_new_tokens: what takes no part must be finite too.
         for settings in ({}, {"min_new_tokens": 2}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}):
             with pytest.raises(FloatingPointError, match="not finite"):
@@ -161,7 +161,7 @@ def test_a_sample_is_the_inverse_of_the_keyed_uniform_over_all_chunks(place: str
     table = np.repeat(rng.normal(size=(1, 417)), 417, axis=0)
     for temperature in (0.3, 1.0, 4.0):
         probabilities = torch.softmax(torch.from_numpy(table[START]) / temperature, dim=0)
-        output = GreedyDecoder(chain_t5(table), device=place).generate(
+        output = SingleModelDecoder(chain_t5(table), device=place).generate(
             [[5, EOS]] * (400 if place == "cpu" else 60), temperature=temperature, seed=9, max_new_tokens=1
         )
         drawn = as_array(output.sequences)[:, 1].tolist()
@@ -176,7 +176,7 @@ def test_a_chunk_of_banned_ids_is_never_drawn(place: str) -> None:
     table = np.zeros((129, 129))
     table[:, 128] = 30.0
     student = chain_student(table, tau=128)
-    decoder = GreedyDecoder(student, device=place)
+    decoder = SingleModelDecoder(student, device=place)
     rows = [[5, EOS]] * (3000 if place == "cpu" else 100)
     output = decoder.generate(rows, temperature=1.0, max_new_tokens=1, output_logprobs=True)
     drawn = set(as_array(output.sequences)[:, 1].tolist())

@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from factories import T5Shape, random_t5
 
-from kdtw_fast import GreedyDecoder
+from kdtw_fast import SingleModelDecoder
 
 # Wide enough that its products are shared between threads.
 SHAPE = T5Shape("processes", 256, 64, 4, 1024, 2, encoder_layers=1)
 SOURCE = torch.randint(2, 2000, (3, 17), generator=torch.Generator().manual_seed(5))
 
 
-def make_decoder() -> GreedyDecoder:
-    return GreedyDecoder(random_t5(SHAPE, 2000, seed=3), num_threads=2)
+def make_decoder() -> SingleModelDecoder:
+    return SingleModelDecoder(random_t5(SHAPE, 2000, seed=3), num_threads=2)
 
 
-def decode(decoder: GreedyDecoder) -> list[list[int]]:
+def decode(decoder: SingleModelDecoder) -> list[list[int]]:
     return decoder.generate(SOURCE, max_new_tokens=12, min_new_tokens=12).sequences.tolist()
 
 
@@ -40,7 +40,7 @@ def test_a_forked_child_decodes_the_same() -> None:
     assert decode(decoder) == expected  # and the parent goes on
 
 
-def message_when_memory_is_short(decoder: GreedyDecoder) -> str:
+def message_when_memory_is_short(decoder: SingleModelDecoder) -> str:
     pages = int(Path("/proc/self/statm").read_text().split()[0])  # a child starts with all that its parent has mapped
     limit = pages * resource.getpagesize() + (2 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

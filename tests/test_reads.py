@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from factories import EOS, chain_student, chain_t5, path_table, random_batch, random_pair
 
-from kdtw_fast import AutoDecoder, GreedyDecoder, RandomCallDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import AutoDecoder, RandomCallDecoder, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.costs import Costs, ModelCosts
 
 VOCAB, TAU = 12, 11
@@ -14,7 +14,7 @@ PATH = [2, 3, 4, 5, 6, 7, EOS]
 
 
 def test_greedy_reads_one_token_a_step(device: str) -> None:
-    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]], output_reads=True)
+    out = SingleModelDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]], output_reads=True)
     assert out.student_reads == [[1] * len(PATH)] and out.teacher_reads == [[]]
 
 
@@ -75,7 +75,7 @@ def test_reads_agree_with_the_counts_and_do_not_depend_on_the_batch(relation: st
 
 
 def test_reads_come_only_when_asked_for(device: str) -> None:
-    out = GreedyDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]])
+    out = SingleModelDecoder(chain_t5(path_table(PATH, VOCAB)), device=device).generate([[5, 1]])
     assert out.student_reads is None and out.teacher_reads is None
 
 

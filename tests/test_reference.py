@@ -90,7 +90,7 @@ def test_greedy_is_hugging_faces_generate() -> None:
         scale_row(model, EOS, 1.5)
         ids, mask = random_batch(np.random.default_rng(seed), 3, 43)
         expected = model.generate(ids, attention_mask=mask, max_new_tokens=12, use_cache=False)
-        rows = reference.GreedyDecoder(model).generate(ids, mask, max_new_tokens=12)
+        rows = reference.SingleModelDecoder(model).generate(ids, mask, max_new_tokens=12)
         for row, tokens in zip(rows, expected.tolist(), strict=True):
             assert row.tokens == tokens[1 : 1 + len(row.tokens)]
             assert not any(tokens[1 + len(row.tokens) :])  # what is left is padding

@@ -20,7 +20,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 from kdtw_fast.comparison import html, summary  # noqa: E402
 from kdtw_fast.comparison.quality import resample  # noqa: E402
-from kdtw_fast.owners_view import visible  # noqa: E402
+from kdtw_fast.visible import visible  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")

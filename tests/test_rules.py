@@ -434,7 +434,7 @@ def test_interleaved_ties_in_rank_go_to_the_lowest_id(package: Any) -> None:
 
 
 METHODS = [
-    ("GreedyDecoder", {}),
+    ("SingleModelDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 1.0}),
     ("RandomCallDecoder", {"threshold": 0.5}),
@@ -447,7 +447,7 @@ METHODS = [
 
 def models_for(name: str, tokens: list[int]) -> tuple[Any, ...]:
     student = chain_student(asking(tokens, {2}), TAU)
-    return (student,) if name == "GreedyDecoder" else (student, chain_t5(table(tokens)))
+    return (student,) if name == "SingleModelDecoder" else (student, chain_t5(table(tokens)))
 
 
 @pytest.mark.parametrize(("name", "options"), METHODS)
@@ -479,7 +479,7 @@ def test_no_end_before_min_new_tokens(package: Any, name: str, options: dict[str
     second[20, 21] = 20.0
     second[21, EOS] = 20.0
     student = chain_student(np.where(np.arange(VOCAB) == TAU, -20.0, second), TAU)
-    models = (student,) if name == "GreedyDecoder" else (student, chain_t5(second))
+    models = (student,) if name == "SingleModelDecoder" else (student, chain_t5(second))
     for minimum, expected in ((0, tokens), (3, tokens), (4, [*tokens[:3], 20, EOS]), (5, [*tokens[:3], 20, 21, EOS])):
         settings = {"max_new_tokens": 9, "min_new_tokens": minimum}
         assert decode(package, name, models, settings, **options)["tokens"] == expected
@@ -491,7 +491,7 @@ def test_tau_is_never_written(package: Any, name: str, options: dict[str, Any]) 
     tokens = path(8, end=False)
     likes_tau = asking(tokens, set(range(8)))
     models = (chain_student(likes_tau, TAU), chain_t5(likes_tau))
-    got = decode(package, name, models[: 1 if name == "GreedyDecoder" else 2], {"max_new_tokens": 8}, **options)
+    got = decode(package, name, models[: 1 if name == "SingleModelDecoder" else 2], {"max_new_tokens": 8}, **options)
     assert got["tokens"] == tokens
 
 
@@ -527,7 +527,7 @@ def test_several_end_tokens(device: str) -> None:
     for model in (student, teacher):
         model.config.eos_token_id = [EOS, tokens[4]]
     for name, options in METHODS:
-        models = (teacher,) if name == "GreedyDecoder" else (student, teacher)
+        models = (teacher,) if name == "SingleModelDecoder" else (student, teacher)
         got = decode(OnDevice(device), name, models, {"max_new_tokens": 20}, **options)
         assert got["tokens"] == tokens[:5]
         got = decode(OnDevice(device), name, models, {"max_new_tokens": 6, "min_new_tokens": 5}, **options)

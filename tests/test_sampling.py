@@ -14,7 +14,7 @@ import torch
 from factories import EOS, START, chain_student, chain_t5
 from scipy import stats
 
-from kdtw_fast import GreedyDecoder, InterleavedDecoder, SpeculativeDecoder, TrainingWheelsDecoder, _core
+from kdtw_fast import InterleavedDecoder, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, _core
 from kdtw_fast.random import uniform
 from kdtw_fast.reference import Warp, ban, sample, warp
 from kdtw_fast.selftest.agreement import as_array
@@ -105,7 +105,7 @@ def chain_probabilities(table: np.ndarray, length: int, **options: Any) -> dict[
 )
 def test_one_model_draws_from_its_distribution(settings: dict[str, Any], how: Warp, device: str) -> None:
     _, teacher = tables(0.0)
-    output = sampled(GreedyDecoder(chain_t5(teacher), device=device), **settings)
+    output = sampled(SingleModelDecoder(chain_t5(teacher), device=device), **settings)
     counts = outcomes(output, ("sequences", 0), ("sequences", 1))
     assert_follows(counts, chain_probabilities(teacher, 2, how=how))
 
@@ -114,7 +114,7 @@ def test_draws_are_the_keyed_uniforms(device: str) -> None:
     """Row key, position and stream decide each draw: the inverse CDF of Philox's number, token by token."""
     _, teacher = tables(0.0)
     keys = [0, 1, 2**33 + 5, 2**64 - 1, *range(100, 300)]
-    output = GreedyDecoder(chain_t5(teacher), device=device).generate(
+    output = SingleModelDecoder(chain_t5(teacher), device=device).generate(
         [SOURCE] * len(keys), temperature=1.0, seed=2**63 + 11, row_ids=keys, max_new_tokens=6
     )
     checked = 0
@@ -140,7 +140,7 @@ def test_native_philox_is_its_python_twin() -> None:
 
 def test_return_sequences_differ_and_equal_rows_of_their_own(device: str) -> None:
     _, teacher = tables(0.0)
-    decoder = GreedyDecoder(chain_t5(teacher), device=device)
+    decoder = SingleModelDecoder(chain_t5(teacher), device=device)
     sources = [[5, EOS], [6, 2, EOS]]
     together = decoder.generate(sources, temperature=1.0, num_return_sequences=50, max_new_tokens=8, seed=3)
     assert together.sequences.shape[0] == 100
@@ -153,7 +153,7 @@ def test_return_sequences_differ_and_equal_rows_of_their_own(device: str) -> Non
 
 def test_the_seed_matters_and_repeats(device: str) -> None:
     _, teacher = tables(0.0)
-    decoder = GreedyDecoder(chain_t5(teacher), device=device)
+    decoder = SingleModelDecoder(chain_t5(teacher), device=device)
     first, again, other = (
         decoder.generate([SOURCE] * 50, temperature=1.0, seed=seed, max_new_tokens=8).sequences.tolist()
         for seed in (1, 1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdtw_fast import GreedyDecoder, NativeT5
+from kdtw_fast import NativeT5, SingleModelDecoder
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, ctranslate2_beside, has_ctranslate2, hugging_face, native
 from kdtw_fast.shapes import EOS, SHAPES, T5Shape, find_shape, random_native, random_t5, random_tensors
 
@@ -68,7 +68,7 @@ def test_the_systems_that_are_compared_do_the_same_work() -> None:
     if has_ctranslate2():
         converted = CTranslate2(theirs)
         systems |= {f"CTranslate2, {w} workers": converted.generate(n, 1, workers=w) for w in (1, 2)}
-    expected = GreedyDecoder(theirs).generate(IDS, max_new_tokens=n, min_new_tokens=n).sequences[:, 1:].tolist()
+    expected = SingleModelDecoder(theirs).generate(IDS, max_new_tokens=n, min_new_tokens=n).sequences[:, 1:].tolist()
     before = torch.get_num_threads()
     for name, generate in systems.items():
         assert generate(IDS).ids == expected, name

@@ -10,7 +10,7 @@ import torch
 from factories import START, kept, pack
 
 import kdtw_fast
-from kdtw_fast import GreedyDecoder, NativeT5, Owner, SpeculativeDecoder, TrainingWheelsDecoder, reference
+from kdtw_fast import NativeT5, Owner, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.pairs import Pair, load_pair
 from kdtw_fast.selftest.agreement import Tally, compare
@@ -73,14 +73,14 @@ def test_greedy_is_hugging_faces_generate(pair: Pair, device: str) -> None:
     rows, limit = (24, MOST_NEW) if device == "cpu" else (2, 6)
     batch = teacher_inputs(pair, rows)
     expected = pair.teacher.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
-    output = GreedyDecoder(natives(device)[1]).generate(**batch, max_new_tokens=limit)
+    output = SingleModelDecoder(natives(device)[1]).generate(**batch, max_new_tokens=limit)
     assert output.sequences.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("draft_length", [1, 4, 8])
 def test_lossless_speculation_is_the_teacher(pair: Pair, draft_length: int, device: str) -> None:
     rows, limit = (40, MOST_NEW) if device == "cpu" else (1, 8)
-    expected = GreedyDecoder(natives(device)[1]).generate(**teacher_inputs(pair, rows), max_new_tokens=limit)
+    expected = SingleModelDecoder(natives(device)[1]).generate(**teacher_inputs(pair, rows), max_new_tokens=limit)
     decoder = SpeculativeDecoder(*natives(device), draft_length=draft_length)
     output = decoder.generate(**inputs(pair, rows, "no"), max_new_tokens=limit)
     assert output.sequences.tolist() == expected.sequences.tolist()
@@ -88,7 +88,7 @@ def test_lossless_speculation_is_the_teacher(pair: Pair, draft_length: int, devi
 
 
 METHODS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("GreedyDecoder", {}, {}),
+    ("SingleModelDecoder", {}, {}),
     ("TrainingWheelsDecoder", {}, {}),
     ("TrainingWheelsDecoder", {}, {"max_teacher_fraction": 0.2}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.3}, {}),
@@ -111,7 +111,7 @@ def test_every_method_equals_the_oracle(
     oracle_tally: Tally,
 ) -> None:
     rows, limit = (2, 24) if device == "cpu" else (1, 5)
-    models = 1 if name == "GreedyDecoder" else 2
+    models = 1 if name == "SingleModelDecoder" else 2
     batch = inputs(pair, rows, "high", skip=4) | settings
     batch |= {"max_new_tokens": limit, "temperature": temperature, "seed": 6}
     if models == 1:

@@ -14,9 +14,9 @@ from factories import RELATIONS, SHAPES, START, random_batch, random_pair, slow_
 from kdtw_fast import (
     BigLittleDecoder,
     EntropyCallDecoder,
-    GreedyDecoder,
     InterleavedDecoder,
     Owner,
+    SingleModelDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -24,7 +24,7 @@ from kdtw_fast.selftest.agreement import as_array
 
 VOCAB = 43
 METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("GreedyDecoder", {}),
+    ("SingleModelDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.8}),
     ("EntropyCallDecoder", {"threshold": 2.0}),
@@ -35,7 +35,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 CLASSES = {
     cls.__name__: cls
     for cls in (
-        GreedyDecoder,
+        SingleModelDecoder,
         TrainingWheelsDecoder,
         EntropyCallDecoder,
         SpeculativeDecoder,
@@ -47,7 +47,9 @@ CLASSES = {
 
 def make(name: str, options: dict[str, Any], relation: str = "noisy", seed: int = 2, device: str = "cpu") -> Any:
     student, teacher = random_pair(relation, seed)
-    return CLASSES[name](*((student,) if name == "GreedyDecoder" else (student, teacher)), device=device, **options)
+    return CLASSES[name](
+        *((student,) if name == "SingleModelDecoder" else (student, teacher)), device=device, **options
+    )
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -121,9 +123,9 @@ def test_hugging_face_streamers(name: str, options: dict[str, Any], device: str)
 
 def test_max_time_stops_rows_where_they_are(device: str) -> None:
     model = slow_model(device)
-    full = GreedyDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=60, max_new_tokens=60)
+    full = SingleModelDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=60, max_new_tokens=60)
     start = time.perf_counter()
-    output = GreedyDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=2000, max_new_tokens=2000, max_time=0.3)
+    output = SingleModelDecoder(model).generate([[5, 6, 1]] * 2, min_new_tokens=2000, max_new_tokens=2000, max_time=0.3)
     seconds = time.perf_counter() - start
     assert 0.25 < seconds < 1.0
     assert output.finish_reasons == ["time", "time"]
@@ -137,7 +139,9 @@ def test_max_time_stops_rows_where_they_are(device: str) -> None:
 def test_max_time_leaves_no_unchecked_draft(device: str) -> None:
     """Speculation stopped on time returns a prefix of the teacher's output, not a draft nobody has checked."""
     student, teacher = slow_model(device, 1), slow_model(device, 2)
-    expected = GreedyDecoder(teacher).generate([[5, 6, 1]], min_new_tokens=80, max_new_tokens=80).sequences[0].tolist()
+    expected = (
+        SingleModelDecoder(teacher).generate([[5, 6, 1]], min_new_tokens=80, max_new_tokens=80).sequences[0].tolist()
+    )
     for max_time in (0.05, 0.11, 0.17):
         output = SpeculativeDecoder(student, teacher, draft_length=8).generate(
             [[5, 6, 1]], min_new_tokens=500, max_new_tokens=500, max_time=max_time
@@ -175,7 +179,7 @@ def test_two_python_threads_share_a_decoder(device: str) -> None:
 
 def test_python_goes_on_while_a_thread_decodes(device: str) -> None:
     model = slow_model(device)
-    decoder = GreedyDecoder(model, num_threads=1)
+    decoder = SingleModelDecoder(model, num_threads=1)
     done = threading.Event()
 
     def work() -> None:

@@ -32,7 +32,7 @@ from factories import (
 )
 
 import kdtw_fast
-from kdtw_fast import GenerationOutput, GreedyDecoder, NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, _core
+from kdtw_fast import GenerationOutput, NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, _core
 from kdtw_fast.selftest import decodes
 from kdtw_fast.selftest.agreement import as_array
 
@@ -50,7 +50,7 @@ def natives(device: str, relation: str = "noisy", seed: int = 1) -> tuple[Native
 
 def make(method: Any, options: dict[str, Any], models: tuple[NativeT5, NativeT5], **more: Any) -> Any:
     student, teacher = models
-    return method(*((student,) if method is GreedyDecoder else (student, teacher)), **options, **more)
+    return method(*((student,) if method is SingleModelDecoder else (student, teacher)), **options, **more)
 
 
 def ragged(rows: int, seed: int = 0) -> list[list[int]]:
@@ -202,7 +202,7 @@ def test_no_means_no_call_unless_a_limit_says_otherwise(texts_decoder: TrainingW
 
 
 def test_outputs_come_as_they_finish_or_in_order(device: str) -> None:
-    decoder, rows = make(GreedyDecoder, {}, natives(device)), ragged(20, 3)
+    decoder, rows = make(SingleModelDecoder, {}, natives(device)), ragged(20, 3)
     settings = {"max_new_tokens": 60 if device == "cpu" else 20, "temperature": 1.0}
     lengths = decoder.generate(rows, **settings).lengths
     finished = [out.index for out in decoder.stream(rows, batch_size=6, **settings)]
@@ -232,7 +232,7 @@ def test_the_input_is_read_only_as_rows_leave(in_order: bool, device: str) -> No
 
 
 def test_nothing_in_nothing_out(device: str) -> None:
-    stream = make(GreedyDecoder, {}, natives(device)).stream([])
+    stream = make(SingleModelDecoder, {}, natives(device)).stream([])
     assert list(stream) == [] and list(stream) == []
     assert (stream.student_passes, stream.failed) == (0, None)
 
@@ -253,7 +253,7 @@ def test_passes_and_seconds_are_the_streams(device: str) -> None:
 def test_time_is_each_rows_own(device: str) -> None:
     model = slow_model(device)
     settings = {"min_new_tokens": 2000, "max_new_tokens": 2000, "max_time": 0.1}
-    outputs = list(GreedyDecoder(model).stream([[5, 6, EOS]] * 3, batch_size=1, **settings))
+    outputs = list(SingleModelDecoder(model).stream([[5, 6, EOS]] * 3, batch_size=1, **settings))
     assert [out.finish_reasons for out in outputs] == [["time"]] * 3
     assert all(0 < int(out.lengths[0]) < 2000 for out in outputs)
 
@@ -373,11 +373,11 @@ def test_a_bad_item_is_named_after_the_rows_before_it(
 
 def test_items_that_a_decoder_cannot_take(device: str) -> None:
     models, tokenizer = natives(device), Tokenizer()
-    greedy = make(GreedyDecoder, {}, models)
+    greedy = make(SingleModelDecoder, {}, models)
     speculative = make(SpeculativeDecoder, {}, models, tokenizer=tokenizer)
     wheels = make(TrainingWheelsDecoder, {}, models, tokenizer=tokenizer)
     for decoder, item, expected, parts in (
-        (greedy, {"input_ids": GOOD, "teacher_input_ids": GOOD}, TypeError, ["item 0", "GreedyDecoder"]),
+        (greedy, {"input_ids": GOOD, "teacher_input_ids": GOOD}, TypeError, ["item 0", "SingleModelDecoder"]),
         (speculative, {"text": "a", "max_teacher_calls": 2}, TypeError, ["item 0", "max_teacher_calls", "Speculative"]),
         (wheels, "a", ValueError, ["item 0", "budget"]),
     ):
@@ -443,7 +443,7 @@ def nan_for(token: int, device: str) -> tuple[NativeT5, list[list[int]]]:
 
 def test_a_row_at_fault_ends_the_reading_and_not_its_neighbours(device: str) -> None:
     native, rows = nan_for(9, device)
-    decoder = GreedyDecoder(native)
+    decoder = SingleModelDecoder(native)
     good = decoder.generate([rows[0], rows[1], rows[3], rows[4]], max_new_tokens=12)
     stream = decoder.stream([*rows, *rows], batch_size=4, max_new_tokens=12)
     outputs, error = drain(stream)
@@ -462,7 +462,7 @@ def test_an_interruption_closes_the_stream_at_once(device: str) -> None:
         yield from ragged(4)
         raise KeyboardInterrupt
 
-    decoder = make(GreedyDecoder, {}, natives(device))
+    decoder = make(SingleModelDecoder, {}, natives(device))
     stream = decoder.stream(interrupted(), batch_size=3, max_new_tokens=9)
     outputs, error = drain(stream)
     assert type(error) is KeyboardInterrupt and len(outputs) < 4 and stream.failed is None
@@ -480,7 +480,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_stream_decodes(device: str) -> None:
     model = slow_model(device)
-    decoder = GreedyDecoder(model)
+    decoder = SingleModelDecoder(model)
     timer = threading.Timer(0.2, _thread.interrupt_main)
     stream = decoder.stream([[5, 6, EOS]] * 4, batch_size=2, min_new_tokens=10**5, max_new_tokens=10**5)
     timer.start()
@@ -516,7 +516,7 @@ def test_the_end_of_a_stream_frees_its_session(end: str, device: str) -> None:
 
 
 def test_a_stream_serves_one_call_at_a_time(device: str) -> None:
-    decoder = make(GreedyDecoder, {}, natives(device))
+    decoder = make(SingleModelDecoder, {}, natives(device))
 
     def asks_itself() -> Iterator[list[int]]:
         yield ragged(1)[0]
@@ -587,7 +587,7 @@ def test_slots_are_used_again_and_nothing_grows(device: str) -> None:
 
 def test_a_long_capacity_costs_only_what_is_used() -> None:
     """64 slots of 2^15 outputs would be gigabytes. The CPU's: device memory is taken as a whole (docs/cuda.md)."""
-    decoder = make(GreedyDecoder, {}, natives("cpu", "noisy", 2))
+    decoder = make(SingleModelDecoder, {}, natives("cpu", "noisy", 2))
     before = resident_bytes()
     stream = decoder.stream(ragged(80), batch_size=64, max_new_tokens=2**15, max_source_length=2**15, max_time=0.05)
     next(stream)
@@ -707,5 +707,5 @@ def test_generate_stops_at_the_first_fault(device: str) -> None:
         seen.append((row, position))
 
     with pytest.raises(FloatingPointError, match="row 1, step 0"):
-        GreedyDecoder(model, device=device).generate([[6, EOS], [9, EOS]], streamer=streamer)
+        SingleModelDecoder(model, device=device).generate([[6, EOS], [9, EOS]], streamer=streamer)
     assert seen == [(0, 0)]

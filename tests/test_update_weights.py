@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories import EOS, SHAPES, START, random_t5, with_tau
 
-from kdtw_fast import GreedyDecoder, NativeT5, TrainingWheelsDecoder
+from kdtw_fast import NativeT5, SingleModelDecoder, TrainingWheelsDecoder
 
 VOCAB = 43
 ROWS = [[4, 8, EOS], [5, 6, 7, 30, EOS]]
@@ -63,7 +63,7 @@ def test_an_optimiser_step_arrives(device: str) -> None:
 
 def test_weights_do_not_change_under_a_stream(device: str) -> None:
     native = NativeT5.from_model(student(1), device=device)
-    decoder = GreedyDecoder(native)
+    decoder = SingleModelDecoder(native)
     expected = decoder.generate(ROWS, max_new_tokens=9).sequences.tolist()
     with decoder.stream(ROWS, batch_size=1, max_new_tokens=9) as stream:
         first = next(stream)

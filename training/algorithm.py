@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 
@@ -47,7 +47,7 @@ class Learning:
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """The decoder that writes the samples of batch `index`, and its options: here the model alone."""
-        return GreedyDecoder(self.model, tokenizer=self.tokenizer), {}
+        return SingleModelDecoder(self.model, tokenizer=self.tokenizer), {}
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples, what a teacher wrote in brackets."""

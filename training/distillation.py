@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.decoders import GreedyDecoder, SpeculativeDecoder
+from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int, check_real
 
@@ -86,7 +86,7 @@ class Distillation(Learning):
 
     def make_sampler(self) -> Sampler:
         """What samples outputs in training: here the student alone."""
-        return GreedyDecoder(self.student, num_threads=torch.get_num_threads())
+        return SingleModelDecoder(self.student, num_threads=torch.get_num_threads())
 
     # ---------------------------------------------------------------- parts of a batch
 
@@ -98,7 +98,7 @@ class Distillation(Learning):
     def sampled(self, rows: Sequence[Encoded], index: int) -> list[Encoded]:
         """Outputs sampled for the rows' sources with the student as it is now."""
         with self.timed("rollout"):
-            self.sampler.student.update_weights(self.student)
+            self.sampler.model.update_weights(self.student)
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
             options = {"temperature": self.settings.temperature, "max_new_tokens": limit}
             return sample(self.sampler, rows, self.student_prompt, self.teacher_prompt, key, **options)

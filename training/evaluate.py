@@ -12,9 +12,9 @@ from rouge_score import rouge_scorer
 from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import BUDGETS, Budget, join_phrases, student_prompt
-from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import NO_LIMIT
-from kdtw_fast.owners_view import marked, runs
+from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
 from .batches import Encoded, in_order
@@ -52,10 +52,10 @@ def greedy(
     size: int = 64,
 ) -> list[list[int]]:
     """Greedy outputs (without start token, with EOS if reached) of the native decoder, in the order of `rows`."""
-    decoder = GreedyDecoder(model, num_threads=torch.get_num_threads())
+    decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
-        sources = [[*prompt, *rows[i].source, decoder.student.eos_token_ids[0]] for i in chosen]
+        sources = [[*prompt, *rows[i].source, decoder.model.eos_token_ids[0]] for i in chosen]
         out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
         assert out.sequences is not None and out.lengths is not None
         for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
@@ -74,9 +74,9 @@ def greedy_scores(
 
 def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
     """Tokens of the longest source behind the prompts of the decoder's models: what a stream must make room for."""
-    prompts = {model.teacher_prompt or "" for model in (decoder.student, *decoder.teachers)}
-    if decoder.student.student_prompt is not None:
-        prompts.add(student_prompt(budget, decoder.student.student_prompt))
+    prompts = {model.teacher_prompt or "" for model in (decoder.model, *decoder.teachers)}
+    if decoder.model.student_prompt is not None:
+        prompts.add(student_prompt(budget, decoder.model.student_prompt))
     ids = decoder.tokenizer([prompt + example.source for prompt in prompts for example in examples])["input_ids"]
     return max(map(len, ids))
 
@@ -92,7 +92,7 @@ def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **opti
     return [
         {
             "source": example.source,
-            "text": marked(runs(ids, owners, decoder.tokenizer, teachers if several else None)).plain,
+            "text": marked(spans(ids, owners, decoder.tokenizer, teachers if several else None)).plain,
             "target": example.target,
         }
         for example, ids, owners, teachers in rows

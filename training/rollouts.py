@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.decoders import GreedyDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.outputs import GenerationOutput
@@ -84,7 +84,7 @@ class Rollouts:
     def __post_init__(self) -> None:
         self.native_teachers = pack_teachers(self.teachers)
         self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=self.threads)
-        self.teacher_decoder = GreedyDecoder(self.native_teachers[-1], num_threads=self.threads)
+        self.teacher_decoder = SingleModelDecoder(self.native_teachers[-1], role="teacher", num_threads=self.threads)
         self.special, self.tau = special_tokens(self.student), self.student.tau_token_ids
         self.costs = tuple(self.costs) or (1.0,) * len(self.teachers)
 
@@ -129,16 +129,16 @@ class Rollouts:
         """The judge's own trajectories: it wrote every token, none is marked."""
         sources = [self._source(self.teacher_prompt, row) for row in tasks.rows]
         out = self._decoded(self.teacher_decoder, tasks, sources, temperature=self.teacher_temperature, seed=seed)
-        assert out.sequences is not None and out.student_logprobs is not None
+        assert out.sequences is not None and out.teacher_logprobs is not None
         # Alone, the teacher is the one that acts.
-        return self._episodes(tasks, out, np.zeros(out.sequences.shape, np.bool_), out.student_logprobs.numpy())
+        return self._episodes(tasks, out, np.zeros(out.sequences.shape, np.bool_), out.teacher_logprobs.numpy())
 
     def _source(self, prompt: Sequence[int], row: Encoded) -> list[int]:
         return [*prompt, *row.source, self.decoder.student.eos_token_ids[0]]
 
     def _decoded(
         self,
-        decoder: TrainingWheelsDecoder | GreedyDecoder,
+        decoder: TrainingWheelsDecoder | SingleModelDecoder,
         tasks: Tasks,
         sources: Sequence[Sequence[int]],
         **options: Any,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdtw_fast.decoders import GreedyDecoder, InterleavedDecoder
+from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder
 from kdtw_fast.options import NO_LIMIT
 
 from . import processes
 from .batches import Encoded, keyed_generator
 
-Sampler = GreedyDecoder | InterleavedDecoder
+Sampler = SingleModelDecoder | InterleavedDecoder
 
 
 def sample(
@@ -38,7 +38,7 @@ def sample(
     rows = processes.mine(rows)
     if not rows:
         return processes.gathered([])
-    eos = decoder.student.eos_token_ids[0]
+    eos = decoder.model.eos_token_ids[0]
     if decoder.teacher is not None:
         options["teacher_inputs"] = {"input_ids": [[*teacher_prompt, *row.source, eos] for row in rows]}
     sources = [[*student_prompt, *row.source, eos] for row in rows]

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.cli.options import MODELS, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int
-from kdtw_fast.owners_view import make_console
 from kdtw_fast.shapes import SHAPES
 
 _MEASURE = "What to measure"

@@ -12,11 +12,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from tqdm import tqdm
 
+from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
 from kdtw_fast.options import check_int
-from kdtw_fast.owners_view import make_console
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 _WHAT, _HOW = "What to compare", "How to measure"

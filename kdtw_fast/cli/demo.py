@@ -9,8 +9,9 @@ import typer
 from rich.text import Text
 
 from kdtw_fast.cli.compare import compare
+from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.options import Dtype, PairName, TeacherDtype, Threads
-from kdtw_fast.owners_view import LEGEND, make_console
+from kdtw_fast.owners_view import LEGEND
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 

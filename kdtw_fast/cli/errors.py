@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS
-from kdtw_fast.owners_view import visible
+from kdtw_fast.visible import visible
 
 FAULT, USER_ERROR, INTERRUPTED, NO_READER = 1, 2, 130, 141
 

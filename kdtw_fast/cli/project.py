@@ -12,9 +12,9 @@ import typer
 from rich import box
 from rich.table import Table
 
+from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.options import check_real, nearest
-from kdtw_fast.owners_view import make_console
 from kdtw_fast.shapes import SHAPES, find_shape
 
 _DEVICE = "The device"

@@ -11,11 +11,13 @@ from typing import Any
 from rich.text import Text
 
 from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import replacing
 from kdtw_fast.cli.lines import Line
 from kdtw_fast.methods import Method
 from kdtw_fast.owner import Owner
-from kdtw_fast.owners_view import gauge, make_console, marked, runs, visible
+from kdtw_fast.owners_view import gauge, marked, spans
+from kdtw_fast.visible import visible
 
 Render = Callable[[Line], str | Text]
 
@@ -31,7 +33,7 @@ def with_owners(tokenizer: Any, method: Method, budget: Any) -> Render:
 
     def render(line: Line) -> Text:
         tokens, owners, index = line.tokens()
-        text = marked(runs(tokens, owners, tokenizer, index))
+        text = marked(spans(tokens, owners, tokenizer, index))
         if line.out is None or len(method.models) < 2:
             return text
         return Text.assemble(gauge(float(line.out["teacher_fraction"][0]), asked), "  ", text)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from kdtw_fast.owners_view import make_console
+from kdtw_fast.cli.console import make_console
 
 
 def train(

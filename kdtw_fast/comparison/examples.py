@@ -8,7 +8,8 @@ from itertools import groupby
 from rich.text import Text
 
 from kdtw_fast.owner import Owner
-from kdtw_fast.owners_view import Run, marked, shown_pieces, visible
+from kdtw_fast.owners_view import Span, marked, shown_pieces
+from kdtw_fast.visible import visible
 
 from .contenders import chosen
 from .records import Outputs, Records, Sentence
@@ -44,12 +45,12 @@ def _excerpt(lines: Sequence[Outputs], place: int) -> Excerpt:
 
 
 def _written(sentence: Sentence, mark: bool) -> Text:
-    return marked(_runs(sentence)) if mark else Text(visible(sentence.text))
+    return marked(_spans(sentence)) if mark else Text(visible(sentence.text))
 
 
-def _runs(sentence: Sentence) -> list[Run]:
+def _spans(sentence: Sentence) -> list[Span]:
     """The sentence cut into runs of one owner; its end shows where the teacher ended it."""
-    found: list[Run] = []
+    found: list[Span] = []
     pieces = zip(sentence.owners, sentence.tokens, shown_pieces(sentence.tokens), strict=True)
     for name, group in groupby(pieces, key=lambda piece: piece[0]):
         owner = Owner[name.upper()]
@@ -59,7 +60,7 @@ def _runs(sentence: Sentence) -> list[Run]:
             text = text.lstrip(" ")
         if text:
             blank = len(text) - len(text.lstrip(" "))
-            found.append(Run(owner, text[blank:], text[:blank]))
+            found.append(Span(owner, text[blank:], text[:blank]))
     return found
 
 

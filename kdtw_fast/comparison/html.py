@@ -1,6 +1,6 @@
 """The report for reading: one HTML file with figures, tables and all sentences side by side, which needs no network.
 
-Texts are foreign here. All of them are made visible (:func:`kdtw_fast.owners_view.visible`), those in the page are
+Texts are foreign here. All of them are made visible (:func:`kdtw_fast.visible.visible`), those in the page are
 escaped by the template, those for its script travel as base64 and become text nodes; a content security policy allows
 the one script and nothing that is loaded. Needs jinja2 and matplotlib (the extra "compare").
 """
@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kdtw_fast.owner import Owner
-from kdtw_fast.owners_view import MARKS, shown_pieces, visible
+from kdtw_fast.owners_view import MARKS, shown_pieces
+from kdtw_fast.visible import visible
 
 from .contenders import chosen
 from .figures import draw

@@ -119,16 +119,14 @@ class PassClock:
         alone = "alone" in method.kinds.values()
         self._call[method.call].append(taken - timings.encode - timings.student - timings.teacher)
         for role, kind in method.kinds.items():
-            # A greedy decoder takes its one model for the student.
-            of_student = role == "student" or alone
-            reads = [n for row in (out.student_reads if of_student else out.teacher_reads) for n in row]
-            passes = out.student_passes if of_student else out.teacher_passes
+            reads = [n for row in (out.student_reads if role == "student" else out.teacher_reads) for n in row]
+            passes = out.student_passes if role == "student" else out.teacher_passes
             if not passes:
                 continue
             total = self._sums[role, kind][number]
             total.passes += passes
             total.tokens += passes * mean(reads)
-            total.seconds += timings.student if of_student else timings.teacher
+            total.seconds += timings.student if role == "student" else timings.teacher
             if alone:
                 sources = method.source_tokens[which * self._batch : (which + 1) * self._batch]
                 self._encode[role].tokens += sum(source[role] for source in sources)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from kdtw_fast import peers
-from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.decoders import SingleModelDecoder
 from kdtw_fast.methods import make_decoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.outputs import GenerationOutput, Owner
@@ -68,11 +68,6 @@ class Native:
         if point.method == "training-wheels" and point.budget == 0:
             self._options["max_teacher_calls"] = 0  # what "no" sets where strings go in, for the timed calls too
 
-    @property
-    def _teacher_alone(self) -> bool:
-        """The greedy decoder takes its one model for a student."""
-        return self._point.method == "greedy-teacher"
-
     def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
         """These sentences, with log-probabilities."""
         sentences: list[Sentence] = []
@@ -103,13 +98,7 @@ class Native:
         ids = out.sequences[r, here].tolist()
         owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
         student, teacher = (_known(values[r, here].tolist()) for values in (out.student_logprobs, out.teacher_logprobs))
-        student_reads, teacher_reads = out.student_reads[r], out.teacher_reads[r]
         counts = {name: int(out[name][r]) for name in ("teacher_calls", "drafted", "accepted", "rolled_back")}
-        if self._teacher_alone:
-            owners = [Owner.TEACHER.name.lower() if owner == "student" else owner for owner in owners]
-            student, teacher = teacher, student
-            student_reads, teacher_reads = teacher_reads, student_reads
-            counts = {"teacher_calls": len(ids), "drafted": 0, "accepted": 0, "rolled_back": 0}
         return Sentence(
             index=index,
             source=sample.source,
@@ -121,8 +110,8 @@ class Native:
             student_logprobs=student,
             teacher_logprobs=teacher,
             source_tokens=source_tokens,
-            student_reads=student_reads,
-            teacher_reads=teacher_reads,
+            student_reads=out.student_reads[r],
+            teacher_reads=out.teacher_reads[r],
         )
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
@@ -135,7 +124,7 @@ class Native:
 
     def source_tokens(self, indices: Sequence[int]) -> list[dict[str, int]]:
         """By role of its models, lengths of these sentences' sources with their prompts."""
-        own = "teacher" if self._teacher_alone else "student"
+        own = "teacher" if self._point.method == "greedy-teacher" else "student"
         return [
             {own: len(ids)} | ({"teacher": len(others[0] or ids)} if others else {})
             for ids, others in self._tokens(indices)
@@ -158,12 +147,8 @@ class Native:
 
     def count(self, result: Any) -> Counts:
         """From the output."""
-        student, teacher = result.student_passes, result.teacher_passes
         phases = {name: getattr(result.timings, name) for name in ("encode", "student", "teacher", "other")}
-        if self._teacher_alone:
-            student, teacher = teacher, student
-            phases["student"], phases["teacher"] = phases["teacher"], phases["student"]
-        return Counts(int(result.lengths.sum()), student, teacher, phases)
+        return Counts(int(result.lengths.sum()), result.student_passes, result.teacher_passes, phases)
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -195,7 +180,8 @@ class Outside:
     ):
         self._generate, self._contender, self._owner = generate, contender, owner
         self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)
-        self._decoder = GreedyDecoder(contender.models[role], tokenizer=contender.tokenizer)  # for its prompts
+        # For its prompts.
+        self._decoder = SingleModelDecoder(contender.models[role], role=role, tokenizer=contender.tokenizer)
 
     def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
         """These sentences; rows of like length together."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from kdtw_fast.owners_view import markdown_table
+from kdtw_fast.markdown import markdown_table
 
 from .plan import GROUPS
 from .quality import METRICS, Interval

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdtw_fast import decoders, reference
-from kdtw_fast.decoders import GreedyDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.selftest.agreement import as_array, check_padding, compare
 from kdtw_fast.selftest.checks import DTYPES, Check, Checks, Trial
@@ -22,7 +22,7 @@ VOCABULARY = 43
 DECODES = Checks()
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("GreedyDecoder", {}),
+    ("SingleModelDecoder", {}),
     ("TrainingWheelsDecoder", {}),
     ("TrainingWheelsDecoder", {"verify_lenience": 0.4}),
     ("RandomCallDecoder", {"threshold": 0.6}),
@@ -55,7 +55,7 @@ def same_outputs(trial: Trial, left: Any, right: Any, rows: slice = slice(None))
 def oracle(trial: Trial, name: str, options: dict[str, Any], warp: dict[str, Any]) -> None:
     """Two ragged rows of a pair, decoded by a method, against the oracle's; fp32."""
     models = random_pair("noisy", seed=3)
-    chosen = models[:1] if name == "GreedyDecoder" else models
+    chosen = models[:1] if name == "SingleModelDecoder" else models
     ids, mask = random_batch(np.random.default_rng(7), 2, VOCABULARY, longest=8)
     settings = warp | {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "seed": 11}
     fast = getattr(decoders, name)(*chosen, device=trial.device, **options)
@@ -145,6 +145,6 @@ def speculative_decoding_is_the_teacher(trial: Trial, dtype: str) -> None:
         NativeT5.from_model(model, dtype=dtype, device=trial.device) for model in random_pair("noisy", seed=9)
     )
     ids, mask = random_batch(np.random.default_rng(1), 2, VOCABULARY, longest=8)
-    alone = GreedyDecoder(teacher).generate(ids, mask, max_new_tokens=8)
+    alone = SingleModelDecoder(teacher, role="teacher").generate(ids, mask, max_new_tokens=8)
     drafted = SpeculativeDecoder(student, teacher, draft_length=4).generate(ids, mask, max_new_tokens=8)
     trial.same(as_array(alone.sequences), as_array(drafted.sequences), "sequences")

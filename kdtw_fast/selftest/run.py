@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdtw_fast.decoders import GreedyDecoder
+from kdtw_fast.decoders import SingleModelDecoder
 from kdtw_fast.selftest.checks import Check, Checks, Trial
 from kdtw_fast.selftest.decodes import DECODES
 from kdtw_fast.selftest.operations import OPERATIONS
@@ -86,7 +86,7 @@ def measure_latencies(
     ids = [np.random.default_rng(0).integers(2, 1000, size=source).tolist()]
     for shape in shapes:
         for dtype in ("fp32", "bf16", "int8") if device == "cpu" else ("fp32", "fp16", "bf16", "int8"):
-            decoder = GreedyDecoder(random_native(SHAPES[shape], dtype=dtype, device=device))
+            decoder = SingleModelDecoder(random_native(SHAPES[shape], dtype=dtype, device=device))
             took = {}
             for count in (1, tokens):
                 times = []

@@ -1,0 +1,406 @@
+"""What all decoders share: ``generate``, calls with strings, ``stream``, and the native session behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from kdtw_fast import _core
+from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.inputs import Item, row_keys
+from kdtw_fast.keywords import takes
+from kdtw_fast.model import NativeT5, load
+from kdtw_fast.options import (
+    LIMITS,
+    DecoderOptions,
+    GenerateKeywords,
+    GenerateOptions,
+    PairKeywords,
+    PairOptions,
+    check_int,
+    is_sequence,
+)
+from kdtw_fast.outputs import GenerationOutput, together
+from kdtw_fast.streams import RowArguments, Stream
+
+ModelLike = torch.nn.Module | NativeT5 | str | Path
+TokenStreamer = Callable[[int, int, int, int], None]
+SMALLEST_TEMPERATURE = 1e-38
+
+
+class Decoder:
+    """A method's native decoder behind checked inputs; its subclasses have a constructor and nothing else.
+
+    Attributes:
+        model: the model that writes: the student, or the one model of a decoder.
+        tokenizer: for strings, or None.
+        num_threads: threads of a call that does not say.
+        teachers: the models that may be asked; several where the student's <tau> chooses, none of a student alone.
+    """
+
+    teachers: tuple[NativeT5, ...]
+    _keeps_limits = False  # single tokens are asked for: calls may be bounded, and the student's prompt names a budget
+
+    def __init__(
+        self,
+        model: NativeT5,
+        asked: Sequence[NativeT5],
+        rules: _core.MethodRules,
+        tokenizer: Any,
+        options: DecoderOptions,
+        role: str = "student",
+    ):
+        self.tokenizer = tokenizer
+        self.num_threads = options.num_threads or _core.hardware_threads()
+        self.model, self._asked = model, tuple(asked)
+        self._reader = Reader(type(self).__name__, model, asked, tokenizer, self._keeps_limits, role)
+        self._teacher_alone = role == "teacher"
+        special = _core.SpecialTokens(model.decoder_start_token_id, model.eos_token_ids, model.tau_token_ids)
+        self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
+
+    @property
+    def teacher(self) -> NativeT5 | None:
+        """The teacher, of several the first; None where there is none."""
+        return self.teachers[0] if self.teachers else None
+
+    @takes(GenerateOptions)
+    def generate(
+        self,
+        input_ids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+        attention_mask: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
+        *,
+        teacher_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        streamer: TokenStreamer | Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes R rows of ragged length.
+
+        Args:
+            input_ids: the student's source tokens [R, S]; lists may be ragged, tensors are padded with
+                ``attention_mask`` 0 (or, without a mask, with the pad token at the end of a row).
+            attention_mask: [R, S], 1 for tokens; the ones of a row must be contiguous.
+            teacher_inputs: the teacher's ``input_ids`` and ``attention_mask``, when its prompt differs from the
+                student's; None = the same. For several teachers also a list with one for each.
+            streamer: called as ``streamer(row, position, token_id, owner)`` with each token that nothing can
+                take back any more, or a Hugging Face streamer (``put``/``end``; one row).
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            GenerationOutput.
+
+        Raises:
+            TypeError: a value of the wrong type or an unknown option (naming the nearest known one).
+            ValueError: a value out of range, an empty batch or row, ids outside the vocabulary, an over-long source.
+            FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
+            KeyboardInterrupt: Ctrl-C; the decoder stays usable.
+        """
+        with ending(streamer):
+            parsed = GenerateOptions(**options)
+            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
+            return self._decode(rows, parsed, streamer)
+
+    @takes(GenerateOptions)
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        budget: str | float | Sequence[Any] | None = None,
+        *,
+        teacher_inputs: Any = None,
+        streamer: TokenStreamer | Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes strings: builds the prompts each model was trained with, tokenizes, and fills ``.texts``.
+
+        Args:
+            text: one string or a list of strings.
+            budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
+                prompt; None = "no" for decoders that do not ask. A list has one for each of several teachers. "no"
+                (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
+            teacher_inputs: as for :meth:`generate`, instead of the text behind the teacher's prompt.
+            streamer: as for :meth:`generate`.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+        """
+        with ending(streamer):
+            ids, teachers_ids = self._reader.texts(text, budget)
+        if all(options.get(name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
+            options["max_teacher_calls"] = none
+        inputs = teachers_ids if teacher_inputs is None else teacher_inputs
+        out = self.generate(ids, teacher_inputs=inputs, streamer=streamer, **options)
+        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        return out
+
+    @takes(GenerateOptions)
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 16,
+        budget: str | float | Sequence[Any] | None = None,
+        in_order: bool = False,
+        **options: Unpack[GenerateKeywords],
+    ) -> Stream:
+        """Decodes any number of items, ``batch_size`` at a time: a row that has finished makes room for the next item.
+
+        What comes out for an item is what ``generate`` (or a call, for strings) on the list of all items gives for
+        its row, bit for bit: neither the rows beside it nor the order in which they finish change it.
+
+        One value of an option holds for all items. ``row_ids`` and ``num_return_sequences`` are refused: an item may
+        have a "row_id", and may be given several times.
+
+        Args:
+            inputs: an iterable, read only as room comes free. Items are strings (prompts as in a call), lists of
+                token ids (rows as ``generate`` takes them), or mappings with the keys of
+                :class:`kdtw_fast.inputs.Item`: "text" or "input_ids", and where the item differs from the others
+                "teacher_input_ids", "budget", "row_id", "max_teacher_fraction", "max_teacher_calls".
+            batch_size: rows decoded together, at least 1.
+            budget: for strings, as in a call.
+            in_order: yield outputs in the items' order instead of as they finish.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            Stream: an iterator of one-row :class:`kdtw_fast.GenerationOutput`, each with its ``index``, and with
+            ``texts`` where a string went in.
+
+        Raises:
+            TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
+        """
+        parsed = GenerateOptions(**options)
+        check_int("batch_size", batch_size, 1)
+        if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
+            raise TypeError(
+                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
+                f"one item makes a list of one"
+            )
+        if parsed.row_ids is not None:
+            raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
+        if parsed.num_return_sequences != 1:
+            raise ValueError(
+                f"a stream returns one output per item, got num_return_sequences={parsed.num_return_sequences}; "
+                f"give the item several times, each with a row_id of its own"
+            )
+        for name in LIMITS:
+            if is_sequence(getattr(parsed, name)):
+                raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
+        limits = self._limits(parsed, 1)[0]
+        if budget is not None:
+            self._reader.phrase(budget)
+        session = self._open(parsed, batch_size, parsed.max_source_length)
+
+        def read(value: Any, index: int) -> Item:
+            return self._reader.item(value, f"item {index}", budget)
+
+        def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
+            read_rows = self._reader.item_rows(items, first, budget, parsed)
+            for index, (item, row) in enumerate(zip(items, read_rows), first):
+                own_limits = (getattr(item, name) for name in LIMITS)
+                bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
+                if item.text is not None and bounds == [None, None]:
+                    bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
+                ledger, ledgers = self._ledgers(bounds)
+                yield index if item.row_id is None else item.row_id, ledger, row.own, row.teachers, ledgers
+
+        return Stream(session, inputs, read, rows, self.tokenizer, self.model.pad_token_id, in_order)
+
+    def tokenize(
+        self, texts: Sequence[Any], budgets: Sequence[Any]
+    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
+        """Each text's tokens for student and teachers, behind the prompts they were trained with.
+
+        Args:
+            texts: R strings.
+            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
+
+        A call does this before it decodes; :meth:`generate` takes what comes out.
+        """
+        return self._reader.tokenize(texts, budgets)
+
+    def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
+        repeats = options.num_return_sequences
+        keys = iter(row_keys(options.row_ids, len(rows) * repeats))
+        limits = [self._ledgers(bounds) for bounds in self._limits(options, len(rows))]
+        longest = max(len(source) for row in rows for source in (row.own, *row.teachers))
+        session = self._open(options, len(rows) * repeats, longest)
+        for row, (ledger, ledgers) in zip(rows, limits, strict=True):
+            for _ in range(repeats):
+                session.add(next(keys), ledger, row.own, row.teachers, ledgers)
+        put = _as_callback(streamer, len(rows) * repeats, self.model.decoder_start_token_id)
+        result = session.run(True, self.model.pad_token_id, put)
+        for _, fault in result["faults"]:
+            raise FloatingPointError(fault)
+        if is_text_streamer(streamer):
+            streamer.end()
+        return together(result, session)
+
+    def _open(self, options: GenerateOptions, slots: int, source_capacity: int) -> _core.Session:
+        """A session of the core with these options."""
+        teacher = _sampling(options, "teacher_")
+        shared = _core.SessionOptions(
+            forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            student_sampling=teacher if self._teacher_alone else _sampling(options),
+            teacher_sampling=teacher,
+            seed=options.seed,
+            max_seconds=options.max_time or 0.0,
+            teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
+            want_log_probs=options.output_logprobs,
+            want_reads=options.output_reads,
+            threads=options.num_threads or self.num_threads,
+        )
+        return _core.Session(self._core, shared, slots, source_capacity)
+
+    def _forced_token(self, token: int) -> int:
+        vocabulary = min(model.vocab_size for model in (self.model, *self._asked))
+        check_int("forced_tokens entry", token, 0, vocabulary - 1)
+        if token in self.model.eos_token_ids:
+            raise ValueError(f"forced_tokens contains the end token {token}, after which there is nothing to decode")
+        if token in self.model.tau_token_ids:
+            raise ValueError(
+                f"forced_tokens contains <tau> ({token}), which is an action and never a token of an output"
+            )
+        return int(token)
+
+    def _limits(self, options: GenerateOptions, rows: int) -> list[tuple[Any, ...]]:
+        """Per row its values of ``LIMITS``."""
+        for name in LIMITS:
+            if getattr(options, name) is not None:
+                self._reader.check_takes_limits(name)
+        return list(zip(*(options.per_row(name, rows) for name in LIMITS)))
+
+    def _ledgers(self, limits: Sequence[Any]) -> tuple[_core.Ledger, list[_core.Ledger]]:
+        """A row's values of ``LIMITS`` as the bound on all teachers together, and on each (empty = none)."""
+        on_all = [None if isinstance(limit, Mapping) else limit for limit in limits]
+        on_each = [limit if isinstance(limit, Mapping) else {} for limit in limits]
+        for name, limit in zip(LIMITS, on_each):
+            for number in limit:
+                if number > len(self._asked):
+                    raise ValueError(f"{name} names teacher {number}, but the decoder has {len(self._asked)}")
+        if not any(on_each):
+            return _core.Ledger(*on_all), []
+        numbers = range(1, len(self._asked) + 1)
+        return _core.Ledger(*on_all), [_core.Ledger(*(limit.get(k) for limit in on_each)) for k in numbers]
+
+    def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
+        """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""
+        if not self._keeps_limits or budget is None:
+            return None
+        return {k: 0 for k, one in enumerate(resolve_budgets(budget), 1) if one.fraction == 0} or None
+
+
+class TwoModelDecoder(Decoder):
+    """A student and its teacher, or several where the method lets its student choose."""
+
+    _chooses_teacher = False  # by <tau>; otherwise there is one teacher
+
+    def __init__(
+        self,
+        student: ModelLike,
+        teacher: ModelLike | Sequence[ModelLike],
+        rules: _core.MethodRules,
+        **shared: Unpack[PairKeywords],
+    ):
+        options = PairOptions(**shared)
+        teachers: list[Any] = list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        own = options.teacher_dtype
+        dtypes = list(own) if isinstance(own, (list, tuple)) else [own] * len(teachers)
+        if len(dtypes) != len(teachers):
+            raise ValueError(f"teacher_dtype has {len(dtypes)} values for {len(teachers)} teachers; give one for each")
+        native = load(student, "student", options.dtype, options.device)
+        if self._keeps_limits:
+            check_asks(native, len(teachers))
+        if not self._chooses_teacher and len(teachers) != 1:
+            raise ValueError(f"{type(self).__name__} has one teacher, got {len(teachers)}")
+        names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
+        loaded = [load_teacher(*one, native, options) for one in zip(teachers, names, dtypes)]
+        self.student, self.teachers = native, tuple(loaded)
+        super().__init__(native, loaded, rules, tokenizer_of(student, options), options)
+
+
+def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, options: DecoderOptions) -> NativeT5:
+    """The teacher of a student that is loaded, by default on its device and in the format asked for the student.
+
+    Raises as `load` does, and ValueError where the two cannot decode together.
+    """
+    device = options.device
+    if device is None and not isinstance(model, NativeT5):
+        device = student.device
+    teacher = load(model, name, options.dtype if dtype is None else dtype, device)
+    for field in ("device", "pad_token_id", "decoder_start_token_id", "eos_token_ids"):
+        mine, other = getattr(student, field), getattr(teacher, field)
+        if mine != other:
+            raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
+    own_rows = student.vocab_size - teacher.vocab_size
+    if own_rows and not 0 < own_rows <= len({row for row in student.tau_token_ids if row >= teacher.vocab_size}):
+        raise ValueError(
+            f"student and teacher must share a vocabulary: the student has {student.vocab_size} rows, "
+            f"the teacher {teacher.vocab_size}"
+        )
+    return teacher
+
+
+def check_asks(student: NativeT5, count: int) -> None:
+    """Raises ValueError for a student that was not made to ask so many teachers."""
+    if student.tau_token_id is None:
+        raise ValueError(
+            "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
+        )
+    wanted = len(student.tau_token_ids)
+    if count != wanted:
+        raise ValueError(
+            f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
+            f"TrainingWheelsT5.from_t5(model, teachers={count}) makes one for {count}"
+        )
+
+
+def tokenizer_of(model: Any, options: DecoderOptions) -> Any:
+    """The tokenizer that was given, or else the one saved in the model's folder, if it is one and has one."""
+    if options.tokenizer is not None:
+        return options.tokenizer
+    if not isinstance(model, (str, Path)) or not any(Path(model).glob("tokenizer*")):
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def _sampling(options: GenerateOptions, prefix: str = "") -> _core.Sampling:
+    """The student's sampling, or with "teacher_" the teacher's, which is the student's where it says nothing."""
+    names = ("temperature", "top_k", "top_p")
+    own = {name: getattr(options, prefix + name) for name in names}
+    temperature, top_k, top_p = (getattr(options, name) if own[name] is None else own[name] for name in names)
+    # In single precision the inverse of less is infinite: it is greedy.
+    return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, top_k, top_p)
+
+
+def is_text_streamer(streamer: Any) -> bool:
+    """Whether it is one of Hugging Face's, with ``put`` and ``end``."""
+    return hasattr(streamer, "put") and hasattr(streamer, "end")
+
+
+@contextmanager
+def ending(streamer: Any) -> Iterator[None]:
+    """An exception from inside ends a Hugging Face streamer, so that whoever reads it does not wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if is_text_streamer(streamer):
+            streamer.end()
+        raise
+
+
+def _as_callback(streamer: Any, rows: int, start: int) -> TokenStreamer | None:
+    """A streamer as the core calls it."""
+    if is_text_streamer(streamer):
+        if rows != 1:
+            raise ValueError(f"a streamer with put() and end() takes one row, got {rows}; pass a callable for batches")
+        streamer.put(torch.tensor([start]))
+        return lambda row, position, token, owner: streamer.put(torch.tensor([token]))
+    if streamer is not None and not callable(streamer):
+        raise TypeError(f"streamer must be callable or have put() and end(), got {type(streamer).__name__}")
+    return streamer

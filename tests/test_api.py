@@ -1,0 +1,134 @@
+"""How decoders look from outside: documented and typed keywords, one refusal of unknown ones, names that changed."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+from factories import EOS, kept, pack, random_pair
+
+import kdtw_fast
+from kdtw_fast import AutoDecoder, GenerateOptions, GreedyDecoder, SingleModelDecoder, SpeculativeDecoder, options
+from kdtw_fast.keywords import entries
+
+DECODERS = [
+    getattr(kdtw_fast, name) for name in kdtw_fast.__all__ if name.endswith("Decoder") and name != "GreedyDecoder"
+]
+
+
+@kept
+def natives() -> Any:
+    return pack(*random_pair("noisy", seed=2, vocab_size=43), "cpu")
+
+
+def test_help_lists_every_option_with_its_meaning_and_range() -> None:
+    text = pydoc.plain(pydoc.render_doc(SpeculativeDecoder.generate))
+    documented = entries(GenerateOptions)
+    for field in fields(GenerateOptions):
+        assert f"{field.name}: " in text.partition(") ->")[0], field.name  # the signature
+        for line in documented[field.name]:
+            assert line in text, field.name
+    assert "temperature: >= 0; 0 is greedy" in text and "**options" not in text
+    for name in ("max_new_tokens", "top_p", "seed", "max_time", "max_teacher_fraction", "teacher_batch"):
+        assert any(sign in " ".join(documented[name]) for sign in (" in ", "in [", ">=", "> 0", " to ")), name
+
+
+@pytest.mark.parametrize("call", ["generate", "__call__", "stream"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_calls_show_the_options_with_their_defaults(decoder: type, call: str) -> None:
+    shown = inspect.signature(getattr(decoder, call)).parameters
+    for field in fields(GenerateOptions):
+        assert shown[field.name].default == field.default
+    assert all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in shown.values())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_constructors_show_and_document_what_decoders_share(decoder: type) -> None:
+    shown = inspect.signature(decoder).parameters
+    shared = options.DecoderOptions if decoder is SingleModelDecoder else options.PairOptions
+    text = pydoc.plain(pydoc.render_doc(decoder))
+    for field in fields(shared):
+        assert shown[field.name].default == field.default
+        assert entries(shared)[field.name][0] in text
+    for name in shown:
+        assert f"{name}: " in text or "input_ids, " in text, name
+
+
+@pytest.mark.parametrize(
+    ("keywords", "fields_of"),
+    [
+        (options.GenerateKeywords, GenerateOptions),
+        (options.DecoderKeywords, options.DecoderOptions),
+        (options.PairKeywords, options.PairOptions),
+    ],
+)
+def test_typed_keywords_are_the_fields(keywords: type, fields_of: type) -> None:
+    hints = get_type_hints(fields_of)
+    assert get_type_hints(keywords) == {field.name: hints[field.name] for field in fields(fields_of)}
+    assert not keywords.__required_keys__  # type: ignore[attr-defined]
+    assert entries(fields_of).keys() == get_type_hints(keywords).keys()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda d: SpeculativeDecoder(*natives(), draft_lenght=3),
+            "SpeculativeDecoder has no parameter 'draft_lenght'; did you mean 'draft_length'?",
+        ),
+        (lambda d: AutoDecoder(*natives(), num_thread=1), "AutoDecoder has no parameter 'num_thread'; did you mean"),
+        (lambda d: SingleModelDecoder(natives()[0], teacher_dtype="int8"), "no parameter 'teacher_dtype'"),
+        (lambda d: d.generate([[5, EOS]], max_tokens=3), "SpeculativeDecoder.generate has no option 'max_tokens'"),
+        (
+            lambda d: d("text", temprature=1.0),
+            "SpeculativeDecoder has no option 'temprature'; did you mean 'temperature'",
+        ),
+        (lambda d: d.stream([], batchsize=3), "SpeculativeDecoder.stream has no option 'batchsize'; did you mean"),
+    ],
+)
+def test_unknown_keywords_are_refused_in_one_way(call: Any, message: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        call(SpeculativeDecoder(*natives()))
+    assert message in str(raised.value)
+
+
+def test_the_old_name_of_the_single_model_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="GreedyDecoder is deprecated; use SingleModelDecoder") as seen:
+        old = GreedyDecoder(natives()[1])
+    assert seen[0].filename == __file__
+    new = SingleModelDecoder(natives()[1], role="student")
+    assert isinstance(old, SingleModelDecoder) and old.role == "student"
+    ids = [[5, 6, EOS]]
+    assert old.generate(ids).owners.tolist() == new.generate(ids).owners.tolist()
+
+
+def test_a_teacher_alone_says_so() -> None:
+    teacher = natives()[1]
+    alone, decoder = SingleModelDecoder(teacher), SingleModelDecoder(teacher, role="teacher")
+    assert (decoder.teacher, decoder.teachers, decoder.student) == (teacher, (teacher,), None)
+    assert (alone.teacher, alone.teachers, alone.student) == (None, (), teacher)
+    ids = [[5, 6, EOS], [9, EOS]]
+    expected, out = (d.generate(ids, max_new_tokens=9, output_logprobs=True) for d in (alone, decoder))
+    assert out.sequences.tolist() == expected.sequences.tolist()
+    assert set(out.owners[out.owners > 0].tolist()) == {2} and set(expected.owners[expected.owners > 0].tolist()) == {1}
+    assert out.teacher_fraction.tolist() == [1.0, 1.0] and out.teacher_calls.tolist() == out.lengths.tolist()
+    assert out.student_logprobs.isnan().all() and not out.teacher_logprobs[out.owners > 0].isnan().any()
+    assert out.student_passes == 0 < out.teacher_passes and out.timings.student == 0 < out.timings.teacher
+    # It samples as a teacher does: by its own temperature where there is one.
+    own = decoder.generate(ids, teacher_temperature=0.8, seed=3)
+    assert own.sequences.tolist() == alone.generate(ids, temperature=0.8, seed=3).sequences.tolist()
+    with pytest.raises(ValueError, match="role must be 'student' or 'teacher', got 'judge'"):
+        SingleModelDecoder(teacher, role="judge")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("experts", "teacher_index"), ("expert_calls", "calls_by_teacher"), ("expert_fraction", "fraction_by_teacher")],
+)
+def test_old_names_of_output_fields_warn(old: str, new: str) -> None:
+    out = SpeculativeDecoder(*natives()).generate([[5, 6, EOS]])
+    with pytest.warns(DeprecationWarning, match=f"GenerationOutput.{old} is deprecated; use {new}"):
+        assert getattr(out, old) is getattr(out, new)
