@@ -18,7 +18,7 @@ from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
-from kdtw_fast.decoders.base import Decoder, ModelLike, ending, load_teacher, tokenizer_of
+from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, ending, load_teacher, tokenizer_of
 from kdtw_fast.decoders.reading import Reader, Row
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
@@ -164,6 +164,8 @@ class AutoDecoder:
         self.tokenizer = tokenizer_of(student, options)
         self.student = load(student, "student", options.dtype, options.device)
         self.teacher = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
+        if options.tokenizer is None and self.tokenizer is not None:
+            check_tokenizers(self.tokenizer, [("teacher", teacher)])
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self._reader = Reader(type(self).__name__, self.student, self.teachers, self.tokenizer)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()

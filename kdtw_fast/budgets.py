@@ -92,6 +92,8 @@ def join_phrases(budgets: Sequence[Budget]) -> str:
 
 def fill_prompt(template: str, phrase: str) -> str:
     """A model's prompt with `phrase` in the place of "{budget}", which may be there once, or not at all."""
+    if not isinstance(template, str):
+        raise TypeError(f"student_prompt must be a string, got {template!r} of type {type(template).__name__}")
     before, place, after = template.partition("{budget}")
     if "{" in before + after or "}" in before + after:
         raise ValueError(f'student_prompt may hold "{{budget}}" once and no other braces, got {template!r}')

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from kdtw_fast.budgets import resolve_budgets
-from kdtw_fast.messages import Message, OptionName
+from kdtw_fast.messages import Message, OptionName, named
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import GenerateOptions, check_int, check_limit, nearest
 
@@ -67,15 +66,6 @@ def check_ids(row: Sequence[int], label: str, model: NativeT5) -> None:
         return
     token = next(token for token in row if not 0 <= token < model.vocab_size)
     raise ValueError(f"{label} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}")
-
-
-@contextmanager
-def named(label: str) -> Iterator[None]:
-    """Puts ``label`` before the message of a TypeError or ValueError from inside."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(Message(f"{label}: ", Message.of(error))) from None
 
 
 def check_text(text: Any, label: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +51,12 @@ class Message(str):
     def reworded(self, old: str, new: str) -> Message:
         """The message with other words for its texts; options stay."""
         return Message(*(part if isinstance(part, OptionName) else part.replace(old, new) for part in self.parts))
+
+
+@contextmanager
+def named(label: str) -> Iterator[None]:
+    """Puts ``label`` before the message of a TypeError or ValueError from inside."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(Message(f"{label}: ", Message.of(error))) from None

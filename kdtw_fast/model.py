@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from kdtw_fast import _core
+from kdtw_fast.budgets import fill_prompt
+from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 from kdtw_fast.torch_allocator import share_with_torch
@@ -86,6 +88,9 @@ class NativeT5:
         self.tau_token_ids = tau_token_ids(config.get, name)
         self.student_prompt: str | None = config.get("student_prompt")
         self.teacher_prompt: str | None = config.get("teacher_prompt")
+        if self.student_prompt is not None:
+            with named(name):
+                fill_prompt(self.student_prompt, "")
         special = {
             "pad_token_id": [self.pad_token_id],
             "decoder_start_token_id": [self.decoder_start_token_id],

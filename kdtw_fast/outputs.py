@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -96,9 +97,10 @@ class GenerationOutput(ModelOutput):
 
     @property
     def ms_per_token(self) -> float:
-        """Milliseconds of the native call per output token of all rows."""
+        """Milliseconds of the native call per output token of all rows; NaN where there is none."""
         assert self.timings is not None and self.lengths is not None
-        return 1000.0 * self.timings.total / int(self.lengths.sum())
+        tokens = int(self.lengths.sum())
+        return 1000.0 * self.timings.total / tokens if tokens else math.nan
 
     def __post_init__(self) -> None:
         """Nothing: ModelOutput would look for a dictionary among the fields, and all are in place."""

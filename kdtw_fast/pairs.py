@@ -62,7 +62,9 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     with quietly():
         student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
         teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
-    return Pair(name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer"), folder)
+    return Pair(
+        name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False), folder
+    )
 
 
 def pair_folder(name: str = DEFAULT_PAIR) -> Path:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pydoc
+from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 from factories import EOS, kept, pack, random_pair
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 import kdtw_fast
 from kdtw_fast import AutoDecoder, GenerateOptions, GreedyDecoder, SingleModelDecoder, SpeculativeDecoder, options
@@ -132,3 +138,79 @@ def test_old_names_of_output_fields_warn(old: str, new: str) -> None:
     out = SpeculativeDecoder(*natives()).generate([[5, 6, EOS]])
     with pytest.warns(DeprecationWarning, match=f"GenerationOutput.{old} is deprecated; use {new}"):
         assert getattr(out, old) is getattr(out, new)
+
+
+# --- Small promises ------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """A Hugging Face streamer's two methods."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def put(self, tokens: Any) -> None:
+        pass
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": -1}, {"forced_tokens": [EOS]}, {"num_return_sequences": 2}])
+@pytest.mark.parametrize("decoder", [SpeculativeDecoder, AutoDecoder])
+def test_a_streamer_is_ended_whatever_happens(decoder: type, options: dict[str, Any]) -> None:
+    """Otherwise who reads it waits for ever."""
+    reader = Reader()
+    made = decoder(*natives(), **({"costs": costs()} if decoder is AutoDecoder else {}))
+    with pytest.raises(ValueError) if options else nullcontext():
+        made.generate([[5, 6, EOS]], streamer=reader, max_new_tokens=4, **options)
+    assert reader.ends == 1
+    with pytest.raises(ValueError, match="no tokenizer"):
+        made("text", streamer=reader)
+    assert reader.ends == 2
+
+
+def costs() -> Any:
+    from kdtw_fast.costs import Costs, ModelCosts
+
+    return Costs(*(ModelCosts(0.0, {1: 0.1, 17: 0.2}) for _ in range(2)))
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-44, 1e-300])
+def test_temperatures_whose_inverse_is_infinite_are_greedy(temperature: float) -> None:
+    for decoder in (SpeculativeDecoder(*natives()), SingleModelDecoder(natives()[0])):
+        ids = [[5, 6, EOS], [9, 30, EOS]]
+        greedy, least = (decoder.generate(ids, temperature=t, max_new_tokens=12) for t in (0.0, temperature))
+        assert greedy.sequences.tolist() == least.sequences.tolist()
+
+
+def test_an_output_without_tokens_has_no_time_per_token() -> None:
+    out = SpeculativeDecoder(*natives()).generate([[5, 6, EOS]])
+    out.lengths.zero_()
+    assert math.isnan(out.ms_per_token)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{budget:>3000000000}", "{0}", "{budget} {budget}", "{", "{budget!r}: ", "{percent}"]
+)
+def test_a_prompt_is_a_text_with_one_place(prompt: str) -> None:
+    student, _ = random_pair("noisy", seed=2, vocab_size=43)
+    student.config.student_prompt = prompt
+    with pytest.raises(ValueError, match=r"student: student_prompt may hold \"\{budget\}\" once and no other braces"):
+        kdtw_fast.NativeT5.from_model(student, "student")
+
+
+def test_two_tokenizers_that_differ_are_refused(tmp_path: Path) -> None:
+    for model, name, words in zip(random_pair("noisy", seed=2, vocab_size=43), ("student", "teacher"), ("ab", "ba")):
+        model.save_pretrained(tmp_path / name)
+        vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+        made = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="<pad>").save_pretrained(
+            tmp_path / name
+        )
+    folders = [tmp_path / "student", tmp_path / "teacher"]
+    for decoder in (SpeculativeDecoder, AutoDecoder):
+        with pytest.raises(ValueError, match="token id 3 is 'a' in the student's tokenizer, 'b' in the teacher's"):
+            decoder(*folders)
+        assert decoder(*folders, tokenizer=made).tokenizer is made
+    assert len(SpeculativeDecoder(folders[0], folders[1], tokenizer=made).generate([[3, EOS]]).sequences) == 1

@@ -77,7 +77,7 @@ LAYERS = {
     "inputs and outputs": "costs inputs outputs owners_view streams",
     "decoding": "auto cost_measuring decoders methods",
     "the package": "kdtw_fast",  # what users import: kdtw_fast/__init__.py
-    "measuring": "comparison peers profiling race reference selftest",
+    "measuring": "comparison paired_timing peers profiling reference selftest",
     "commands": "__main__ cli",
     "training": "training",
     "beside the package": "bench gpu_proof",

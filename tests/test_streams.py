@@ -268,7 +268,7 @@ def test_results_do_not_depend_on_when_the_teacher_is_called(method: Any, option
         decoder = make(method, options, natives(device, relation))
         settings = {"max_new_tokens": limit, "temperature": temperature, "output_logprobs": True}
         default = decoder.generate(rows, **settings)
-        for teacher_batch in (1, 2, 5, 9, 10**12) if device == "cpu" else (1, 3):
+        for teacher_batch in (1, 2, 5, 9, 2**31 - 1) if device == "cpu" else (1, 3):
             output = decoder.generate(rows, teacher_batch=teacher_batch, **settings)
             for row in range(len(rows)):
                 assert row_of(output, row) == row_of(default, row)

@@ -178,7 +178,7 @@ def export(
 
     `sample`: test sentences that ship, 0 = all; `draft_student`: GKD's student, to ship as "gkd".
     """
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, trust_remote_code=False)
     teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
     student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
     models = {"teacher": teacher, "student": student}

@@ -32,8 +32,8 @@ def located(path: str, name: str) -> str:
 def load_tokenizer(settings: RunSettings) -> Any:
     """The tokenizer that `settings` names, else the teacher's."""
     if settings.tokenizer:
-        return AutoTokenizer.from_pretrained(located(settings.tokenizer, "tokenizer"))
-    return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"))
+        return AutoTokenizer.from_pretrained(located(settings.tokenizer, "tokenizer"), trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"), trust_remote_code=False)
 
 
 def new_t5(shape: Model, tokenizer_size: int, settings: RunSettings, role: str) -> T5ForConditionalGeneration:
@@ -114,7 +114,7 @@ def load_student(
     So is a student of fewer teachers than `teachers`; ValueError for one of more.
     """
     path = located(str(path), "student.path")
-    if hasattr(AutoConfig.from_pretrained(path), "tau_token_id"):
+    if hasattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "tau_token_id"):
         student = TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
         found = student.tau_token_ids
         if len(found) > teachers:

@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="also write the curve to this JSON file")
     args = parser.parse_args()
     teacher = T5ForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=False)
     student = load_student(args.student, len(tokenizer)).eval()
     examples = read_jsonl(args.data)[: args.rows]
     curve = oracle_curve(

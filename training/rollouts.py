@@ -130,7 +130,6 @@ class Rollouts:
         sources = [self._source(self.teacher_prompt, row) for row in tasks.rows]
         out = self._decoded(self.teacher_decoder, tasks, sources, temperature=self.teacher_temperature, seed=seed)
         assert out.sequences is not None and out.teacher_logprobs is not None
-        # Alone, the teacher is the one that acts.
         return self._episodes(tasks, out, np.zeros(out.sequences.shape, np.bool_), out.teacher_logprobs.numpy())
 
     def _source(self, prompt: Sequence[int], row: Encoded) -> list[int]:

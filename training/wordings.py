@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_int("--rows", args.rows, 0)
         examples = read_examples(Data(folder=str(args.data)), args.split)[: args.rows or None]
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else None
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False) if args.tokenizer else None
         decoder = TrainingWheelsDecoder(args.student, args.teacher, tokenizer=tokenizer, num_threads=args.threads)
         templates = args.template or [decoder.student.student_prompt or ""]
         options = {"max_new_tokens": args.max_new_tokens}

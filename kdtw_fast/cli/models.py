@@ -55,5 +55,5 @@ def _tokenizer(folders: list[Path]) -> Any:
 
     for folder in folders:
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     raise FileNotFoundError(f"no tokenizer in {' or '.join(map(str, folders))}; name its folder with --tokenizer")

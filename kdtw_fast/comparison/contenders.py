@@ -90,7 +90,7 @@ def load_contender(
         folders[DRAFT_STUDENT] = drafter
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
-    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer, trust_remote_code=False)
     return Contender(place.name, folders, models, tokenizer, chosen(samples, sentences))
 
 

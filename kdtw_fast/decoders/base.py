@@ -319,7 +319,10 @@ class TwoModelDecoder(Decoder):
         names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
         loaded = [load_teacher(*one, native, options) for one in zip(teachers, names, dtypes)]
         self.student, self.teachers = native, tuple(loaded)
-        super().__init__(native, loaded, rules, tokenizer_of(student, options), options)
+        tokenizer = tokenizer_of(student, options)
+        if options.tokenizer is None and tokenizer is not None:
+            check_tokenizers(tokenizer, zip(names, teachers))
+        super().__init__(native, loaded, rules, tokenizer, options)
 
 
 def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, options: DecoderOptions) -> NativeT5:
@@ -358,15 +361,30 @@ def check_asks(student: NativeT5, count: int) -> None:
         )
 
 
-def tokenizer_of(model: Any, options: DecoderOptions) -> Any:
+def tokenizer_of(model: Any, options: DecoderOptions | None = None) -> Any:
     """The tokenizer that was given, or else the one saved in the model's folder, if it is one and has one."""
-    if options.tokenizer is not None:
+    if options is not None and options.tokenizer is not None:
         return options.tokenizer
     if not isinstance(model, (str, Path)) or not any(Path(model).glob("tokenizer*")):
         return None
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+
+
+def check_tokenizers(tokenizer: Any, teachers: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError where the tokenizer in a teacher's folder means another token by an id than the student's."""
+    mine = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    for name, model in teachers:
+        other = tokenizer_of(model)
+        theirs = {} if other is None else {token_id: token for token, token_id in other.get_vocab().items()}
+        differing = [token_id for token_id in mine.keys() & theirs.keys() if mine[token_id] != theirs[token_id]]
+        if differing:
+            first = min(differing)
+            raise ValueError(
+                f"student and {name} must share a vocabulary: token id {first} is {mine[first]!r} in the "
+                f"student's tokenizer, {theirs[first]!r} in the {name}'s; pass tokenizer=… if only the files differ"
+            )
 
 
 def _sampling(options: GenerateOptions, prefix: str = "") -> _core.Sampling:

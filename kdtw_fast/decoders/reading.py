@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdtw_fast.budgets import fill_prompt, join_phrases, resolve_budgets
-from kdtw_fast.inputs import Item, check_ids, check_text, named, source, token_list, token_rows
+from kdtw_fast.inputs import Item, check_ids, check_text, source, token_list, token_rows
+from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, GenerateOptions
 
