@@ -23,20 +23,17 @@ _MEASURE = "What to measure"
 def bench(
     pair: PairName = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="Folder of one model, instead of a pair.", show_default=False, rich_help_panel=MODELS),
+        Path | None, typer.Option(help="Folder of one model, instead of a pair.", rich_help_panel=MODELS)
     ] = None,
     shape: Annotated[
         str | None,
         typer.Option(
             help=f"One model of this shape with random weights, instead of a pair: {', '.join(SHAPES)}.",
-            show_default=False,
             rich_help_panel=MODELS,
         ),
     ] = None,
     teacher_shape: Annotated[
-        str | None,
-        typer.Option(help="With --shape: a teacher of this shape too.", show_default=False, rich_help_panel=MODELS),
+        str | None, typer.Option(help="With --shape: a teacher of this shape too.", rich_help_panel=MODELS)
     ] = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
@@ -53,13 +50,10 @@ def bench(
         typer.Option(
             "--peers/--no-peers",
             help="Hugging Face and CTranslate2 beside it. Default: where installed and memory allows.",
-            show_default=False,
             rich_help_panel=_MEASURE,
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything to this file too.", show_default=False)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.")] = None,
 ) -> None:
     """Measure what decoding costs here: each phase beside the machine's roofs, whole decodes beside other systems.
 

@@ -40,15 +40,11 @@ def compare(
             metavar="[PAIR]...",
             help="Names of shipped pairs, folders with student, teacher and tokenizer, or recipes that were trained "
             f"(their best student, on their test split); a panel each. Default: {DEFAULT_PAIR}.",
-            show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for everything that is written. Default: out/compare, or out/compare-quick.",
-            show_default=False,
-        ),
+        typer.Option(help="Folder for everything that is written. Default: out/compare, or out/compare-quick."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer points, sentences and turns: a look in minutes.")
@@ -61,7 +57,6 @@ def compare(
         typer.Option(
             help="JSONL with source and target, one file for each PAIR. Default: the sentences that ship with the "
             "pair, or the test split of the recipe's data.",
-            show_default=False,
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -70,7 +65,6 @@ def compare(
         typer.Option(
             help="Folder of the GKD student that drafts for DistillSpec, one for each PAIR. Default: the pair's folder "
             "gkd; without one its own student drafts, and the labels say so.",
-            show_default=False,
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -79,7 +73,6 @@ def compare(
         typer.Option(
             help="With commas: " + "; ".join(f"[bold]{n}[/bold]: {words}" for n, words in GROUPS.items()) + ". "
             "Default: all.",
-            show_default=False,
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -95,14 +88,12 @@ def compare(
     fallbacks: Annotated[str | None, _list_option("BiLD's fallback thresholds.", _DEFAULT.fallbacks)] = None,
     rollbacks: Annotated[str | None, _list_option("BiLD's rollback thresholds.", _DEFAULT.rollbacks)] = None,
     control_budgets: Annotated[
-        str | None,
-        _list_option("Budgets whose use the random and entropy calls match.", _DEFAULT.control_budgets),
+        str | None, _list_option("Budgets whose use the random and entropy calls match.", _DEFAULT.control_budgets)
     ] = None,
     sentences: Annotated[
         int | None,
         typer.Option(
             help=f"Sentences that quality is judged on, evenly spread. Default: 0 = all (--quick: {_QUICK_SENTENCES}).",
-            show_default=False,
             rich_help_panel=_HOW,
         ),
     ] = None,
@@ -110,17 +101,12 @@ def compare(
         int | None,
         typer.Option(
             help=f"Sentences of a timed turn, evenly spread, 0 = all. Default: 100 (--quick: {_QUICK_TIMED}).",
-            show_default=False,
             rich_help_panel=_HOW,
         ),
     ] = None,
     repetitions: Annotated[
         int | None,
-        typer.Option(
-            help=f"Timed turns of every point. Default: 5 (--quick: {_QUICK_TURNS}).",
-            show_default=False,
-            rich_help_panel=_HOW,
-        ),
+        typer.Option(help=f"Timed turns of every point. Default: 5 (--quick: {_QUICK_TURNS}).", rich_help_panel=_HOW),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences a timed call.", rich_help_panel=_HOW)] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", rich_help_panel=_HOW)] = 128,

@@ -9,7 +9,7 @@ import typer
 
 
 def curves(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run, its out=….", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, its out=….")],
     output: Annotated[
         list[Path] | None,
         typer.Option(

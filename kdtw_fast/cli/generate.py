@@ -47,23 +47,19 @@ An empty line gives an empty line, so line n of the output always belongs to lin
 @decoding_options(after="budget")
 def generate(
     text: Annotated[
-        list[str] | None,
-        typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.", show_default=False),
+        list[str] | None, typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.")
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.", show_default=False),
+        Path | None, typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.")
     ] = None,
     pair: PairName = None,
     student: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a student, instead of --pair.", show_default=False, rich_help_panel=MODELS),
+        Path | None, typer.Option(help="Folder of a student, instead of --pair.", rich_help_panel=MODELS)
     ] = None,
     teacher: Annotated[
         list[Path] | None,
         typer.Option(
             help="Folder of its teacher, instead of --pair; once for each teacher of a student of several.",
-            show_default=False,
             rich_help_panel=MODELS,
         ),
     ] = None,
@@ -71,16 +67,13 @@ def generate(
         Path | None,
         typer.Option(
             help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
-            show_default=False,
             rich_help_panel=MODELS,
         ),
     ] = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help=_METHOD_HELP, rich_help_panel=METHOD)
     ] = "training-wheels",
-    budget: Annotated[
-        str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, show_default=False, rich_help_panel=METHOD)
-    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, rich_help_panel=METHOD)] = None,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
     num_threads: Threads = None,
     dtype: Dtype = "auto",
@@ -95,10 +88,7 @@ def generate(
         ),
     ] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="File to write. Default: stdout.", show_default=False, rich_help_panel=OUTPUT
-        ),
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.", rich_help_panel=OUTPUT)
     ] = None,
     jsonl: Annotated[
         bool,

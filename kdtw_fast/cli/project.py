@@ -27,22 +27,14 @@ def project(
     student: Annotated[str, typer.Option(help=f"The student's shape: {', '.join(SHAPES)}.")] = "flan-t5-small",
     teacher: Annotated[str, typer.Option(help="The teacher's shape.")] = "flan-t5-xl",
     device: Annotated[str, typer.Option(help="t4, or any name with the next two.", rich_help_panel=_DEVICE)] = "t4",
-    bandwidth: Annotated[
-        float | None, typer.Option(help="Of its memory, GB/s.", show_default=False, rich_help_panel=_DEVICE)
-    ] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="Of its memory, GB/s.", rich_help_panel=_DEVICE)] = None,
     tflops: Annotated[
-        float | None,
-        typer.Option(help="TFLOP/s in the weights' format.", show_default=False, rich_help_panel=_DEVICE),
+        float | None, typer.Option(help="TFLOP/s in the weights' format.", rich_help_panel=_DEVICE)
     ] = None,
     launch_us: Annotated[
-        float | None,
-        typer.Option(
-            help="Microseconds of each operation's launch. Default: 5.", show_default=False, rich_help_panel=_DEVICE
-        ),
+        float | None, typer.Option(help="Microseconds of each operation's launch. Default: 5.", rich_help_panel=_DEVICE)
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write everything to this file too.", show_default=False)
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file too.")] = None,
 ) -> None:
     """Project every method's latency to a device and models that are not here, from recorded passes.
 

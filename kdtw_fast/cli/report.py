@@ -12,12 +12,9 @@ from kdtw_fast.options import check_int
 
 
 def report(
-    results: Annotated[
-        Path, typer.Argument(help="results.jsonl of kdtw compare, or the folder that it lies in.", show_default=False)
-    ],
+    results: Annotated[Path, typer.Argument(help="results.jsonl of kdtw compare, or the folder that it lies in.")],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="File to write. Default: report.html beside it.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: report.html beside it.")
     ] = None,
     metric: Annotated[
         str, typer.Option(help="Quality in the figures: rouge1, rouge2, rougeL, bleu or chrf.")

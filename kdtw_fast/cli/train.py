@@ -15,13 +15,9 @@ from kdtw_fast.cli.console import make_console
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A shipped recipe's name, or a YAML file.", show_default=False),
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe's name, or a YAML file.")] = None,
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings to change: steps=10 student.d_model=64", show_default=False),
+        list[str] | None, typer.Argument(help="Settings to change: steps=10 student.d_model=64")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the shipped recipes and stop.")] = False,
     settings: Annotated[bool, typer.Option("--settings", help="Print the resolved settings and stop.")] = False,
