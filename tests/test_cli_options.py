@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import kdtw_fast
 from kdtw_fast.cli.decoding_options import decoding_options, flag
 from kdtw_fast.cli.errors import OneSentence
+from kdtw_fast.cli.made_options import takes
 from kdtw_fast.methods import METHODS, Method, Setting, make_decoder
 from kdtw_fast.options import GenerateOptions, check_real
 
@@ -44,7 +45,7 @@ def app_of(got: dict[str, Any]) -> typer.Typer:
     app = typer.Typer(cls=OneSentence)
 
     @app.command()
-    @decoding_options(after="text", methods=methods, options=MoreOptions)
+    @takes(decoding_options(methods, MoreOptions), after="text")
     def new(text: str, last: int = 0, **options: Any) -> None:
         got.update(options, text=text, last=last)
         check_real("patience", options["patience"], 0)

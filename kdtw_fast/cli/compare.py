@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
+from rich.markup import escape
 from tqdm import tqdm
 
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import write_whole
+from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
+from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.options import check_int
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 _WHAT, _HOW = "What to compare", "How to measure"
 _QUICK_SENTENCES, _QUICK_TIMED, _QUICK_TURNS = 60, 20, 3
 _DEFAULT = Choices()
-_Number = TypeVar("_Number", int, float)
 
 
 def _words(values: Sequence[Any]) -> str:
     return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _list_option(text: str, default: Sequence[Any]) -> Any:
-    return typer.Option(help=f"{text} Default: {_words(default)}.", show_default=False, rich_help_panel=_WHAT)
+def _lists() -> Iterator[inspect.Parameter]:
+    told = descriptions(Choices)
+    for field in fields(Choices):
+        if field.name != "groups":  # --methods
+            words = told[field.name]
+            text = f"{words[0].upper()}{words[1:]} Default: {_words(getattr(_DEFAULT, field.name))}."
+            yield make_option(field.name, "--" + field.name.replace("_", "-"), str, escape(text), _WHAT)
 
 
+@takes(_lists(), after="methods")
 def compare(
     pairs: Annotated[
         list[str] | None,
@@ -76,20 +85,6 @@ def compare(
             rich_help_panel=_WHAT,
         ),
     ] = None,
-    budgets: Annotated[str | None, _list_option("KDTW's budgets.", _DEFAULT.budgets)] = None,
-    draft_lengths: Annotated[
-        str | None, _list_option("K of speculative decoding, lossless and DistillSpec.", _DEFAULT.draft_lengths)
-    ] = None,
-    leniences: Annotated[str | None, _list_option("l of DistillSpec.", _DEFAULT.leniences)] = None,
-    verify_budgets: Annotated[
-        str | None, _list_option("Budgets at which KDTW also checks.", _DEFAULT.verify_budgets)
-    ] = None,
-    verify_leniences: Annotated[str | None, _list_option("l of those checks.", _DEFAULT.verify_leniences)] = None,
-    fallbacks: Annotated[str | None, _list_option("BiLD's fallback thresholds.", _DEFAULT.fallbacks)] = None,
-    rollbacks: Annotated[str | None, _list_option("BiLD's rollback thresholds.", _DEFAULT.rollbacks)] = None,
-    control_budgets: Annotated[
-        str | None, _list_option("Budgets whose use the random and entropy calls match.", _DEFAULT.control_budgets)
-    ] = None,
     sentences: Annotated[
         int | None,
         typer.Option(
@@ -117,6 +112,7 @@ def compare(
         str, typer.Option(help="Quality in the figures and comparisons: rouge1, rouge2, rougeL, bleu or chrf.")
     ] = "rouge2",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    **lists: str | None,
 ) -> None:
     """Compare all methods on a pair: quality, latency and teacher use at every operating point.
 
@@ -138,18 +134,12 @@ def compare(
     require_matplotlib()
     check_metric(metric)
     base = QUICK if quick else _DEFAULT
-    chosen_budgets = _split(budgets, base.budgets)
-    choices = Choices(
-        groups=_split(methods, base.groups),
-        budgets=chosen_budgets,
-        draft_lengths=_numbers("--draft-lengths", draft_lengths, base.draft_lengths, int),
-        leniences=_numbers("--leniences", leniences, base.leniences, float),
-        verify_budgets=_split(verify_budgets, base.verify_budgets),
-        verify_leniences=_numbers("--verify-leniences", verify_leniences, base.verify_leniences, float),
-        fallbacks=_numbers("--fallbacks", fallbacks, base.fallbacks, float),
-        rollbacks=_numbers("--rollbacks", rollbacks, base.rollbacks, float),
-        control_budgets=_split(control_budgets, [b for b in base.control_budgets if b in chosen_budgets]),
-    )
+    chosen = {name: _values(name, text) for name, text in lists.items() if text is not None}
+    if methods is not None:
+        chosen["groups"] = _split(methods)
+    budgets = chosen.get("budgets", base.budgets)
+    chosen.setdefault("control_budgets", [budget for budget in base.control_budgets if budget in budgets])
+    choices = replace(base, **chosen)
     names = pairs or [DEFAULT_PAIR]
     for option, given in (("--data", data), ("--draft-student", draft_student)):
         if given and len(given) != len(names):
@@ -236,14 +226,16 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _split(text: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    return tuple(default) if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(
-    option: str, text: str | None, default: Sequence[_Number], kind: Callable[[str], _Number]
-) -> tuple[_Number, ...]:
+def _values(name: str, text: str) -> list[Any]:
+    """The values of one of the lists of :class:`Choices`."""
+    (kind,) = get_args(get_type_hints(Choices)[name])
     try:
-        return tuple(default) if text is None else tuple(kind(part) for part in _split(text, ()))
+        return [kind(part) for part in _split(text)]
     except ValueError:
-        raise ValueError(f"{option} must be numbers with commas, such as {_words(default)}, got {text!r}") from None
+        usual = _words(getattr(_DEFAULT, name))
+        message = Message(OptionName(name), f" must be numbers with commas, such as {usual}, got {text!r}")
+        raise ValueError(message) from None

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from kdtw_fast.budgets import BUDGETS, resolve_budgets, written_budget
 from kdtw_fast.cli.decoding_options import METHOD, decoding_options
 from kdtw_fast.cli.lines import Lines, decode
+from kdtw_fast.cli.made_options import takes
 from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
@@ -44,7 +45,7 @@ EXAMPLES = """[bold]Examples[/bold]
 An empty line gives an empty line, so line n of the output always belongs to line n of the input."""
 
 
-@decoding_options(after="budget")
+@takes(decoding_options(), after="budget")
 def generate(
     text: Annotated[
         list[str] | None, typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.")

@@ -86,14 +86,14 @@ class Choices:
 
     Args:
         groups: of :data:`GROUPS`.
-        budgets: phrases.
+        budgets: KDTW's budgets, by phrase.
         draft_lengths: K of speculative decoding, lossless and lossy, each >= 1.
-        leniences: l of DistillSpec, in [0, 1].
+        leniences: leniences of DistillSpec, each in [0, 1].
         verify_budgets: budgets at which KDTW also checks.
-        verify_leniences: l of those checks, in (0, 1].
-        fallbacks: BiLD's a, in [0, 1].
-        rollbacks: BiLD's r, in nats, >= 0.
-        control_budgets: budgets whose use the controls match.
+        verify_leniences: leniences of those checks, each in (0, 1].
+        fallbacks: BiLD's fallback thresholds a, each in [0, 1].
+        rollbacks: BiLD's rollback thresholds r, in nats, each >= 0.
+        control_budgets: budgets whose use the random and entropy calls match.
 
     Raises:
         ValueError, TypeError: an unknown group or budget, or a number out of range.
