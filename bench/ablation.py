@@ -15,7 +15,7 @@ import numpy as np
 from kdtw_fast.comparison.quality import Interval
 from kdtw_fast.comparison.records import Records
 from kdtw_fast.comparison.summary import sample, use
-from kdtw_fast.markdown import markdown_table
+from kdtw_fast.tables import markdown_table
 
 METRIC = "rouge2"
 

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from kdtw_fast.markdown import markdown_table
+from kdtw_fast.tables import markdown_table
 
 Medians = dict[str, float]  # seconds by the name of a benchmark
 

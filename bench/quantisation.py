@@ -14,8 +14,8 @@ import sacrebleu
 
 from bench.regions import RESULTS, write_region
 from kdtw_fast import NativeT5, SingleModelDecoder, TrainingWheelsDecoder
-from kdtw_fast.markdown import markdown_table
 from kdtw_fast.pairs import Pair, load_pair
+from kdtw_fast.tables import markdown_table
 
 DTYPES = ("fp32", "bf16", "int8")
 KDTW_BUDGET = "moderate"

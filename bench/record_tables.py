@@ -20,9 +20,9 @@ from kdtw_fast.comparison.quality import Interval
 from kdtw_fast.comparison.records import Records, read
 from kdtw_fast.comparison.summary import summarise
 from kdtw_fast.comparison.table import points_tables
-from kdtw_fast.markdown import markdown_table
 from kdtw_fast.owners_view import LEGEND
 from kdtw_fast.pairs import DEFAULT_PAIR
+from kdtw_fast.tables import markdown_table
 
 FOLDED = ("verify", "bild", "interleaved", "random", "entropy")  # in a second table, which a reader unfolds
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.regions import BENCHMARKS, write_region
-from kdtw_fast.markdown import markdown_table
 from kdtw_fast.profiling import OURS
+from kdtw_fast.tables import markdown_table
 
 # The goals this project sets itself; the tables show them beside what was measured.
 FASTER_THAN = {"Hugging Face generate": 3.0, "CTranslate2 float32": 1.7, "CTranslate2 int8": 2.5}

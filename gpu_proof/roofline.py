@@ -5,8 +5,8 @@ python -m gpu_proof.roofline    prints the table of docs/cuda.md
 
 from dataclasses import dataclass
 
-from kdtw_fast.markdown import markdown_table
 from kdtw_fast.shapes import BYTES, SHAPES, T5Shape
+from kdtw_fast.tables import markdown_table
 
 LENGTH, SOURCE = 64, 512  # tokens written so far, and of the source, in the table
 

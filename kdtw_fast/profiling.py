@@ -12,7 +12,6 @@ from statistics import median, median_low
 from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 
 from kdtw_fast import _core, peers
@@ -21,6 +20,7 @@ from kdtw_fast.machine import Roof, machine, peak_rss
 from kdtw_fast.model import NativeT5
 from kdtw_fast.paired_timing import take_turns
 from kdtw_fast.shapes import cache_bytes
+from kdtw_fast.tables import terminal_table
 
 OPERATIONS = ("linear", "head", "attention", "other")
 PHASES = ("encoder", "step", "catch-up", "verification")
@@ -193,15 +193,10 @@ class Report:
         return [*map(self._phase_table, models), *predicted, self._whole_table(), self._memory_table()]
 
     def _phase_table(self, model: str) -> Table:
-        columns = ("phase", "rows", "tokens", "ms", "ms/token", "GB/s", "GFLOP/s", "of roof", *OPERATIONS)
-        dtype = next(memory.dtype for memory in self.memory if memory.model == model)
-        table = _table(f"{model}, {dtype}", columns)
-        for phase in self.phases:
-            if phase.model != model:
-                continue
+        def row(phase: Phase) -> list[str]:
             share, bound = phase.of_roof(self.roof)
             total = sum(seconds for seconds, _, _ in phase.operations.values())
-            table.add_row(
+            return [
                 phase.name,
                 str(phase.rows),
                 str(phase.tokens),
@@ -211,48 +206,42 @@ class Report:
                 f"{phase.flops / phase.median / 1e9:.0f}",
                 f"{100 * share:.0f} % {bound}",
                 *(f"{100 * phase.operations[name][0] / total:.0f} %" for name in OPERATIONS),
-            )
-        return table
+            ]
+
+        columns = ("phase", "rows", "tokens", "ms", "ms/token", "GB/s", "GFLOP/s", "of roof", *OPERATIONS)
+        dtype = next(memory.dtype for memory in self.memory if memory.model == model)
+        return terminal_table(f"{model}, {dtype}", columns, (row(p) for p in self.phases if p.model == model))
 
     def _whole_table(self) -> Table:
-        columns = ("whole generate", "rows", "ms/token", "tokens/s", f"{OURS} is faster by")
-        table = _table(f"{self.settings['source_tokens']} source, {self.settings['new_tokens']} new tokens", columns)
         ours = {(whole.model, whole.rows): whole.ms_per_token for whole in self.whole if whole.system == OURS}
-        for whole in self.whole:
+
+        def row(whole: Whole) -> list[str]:
             factor = whole.ms_per_token / ours[whole.model, whole.rows]
-            table.add_row(
-                f"{whole.model}, {whole.system}",
-                str(whole.rows),
-                f"{whole.ms_per_token:.3f}",
-                f"{1000 / whole.ms_per_token:.0f}",
-                "" if whole.system == OURS else f"{factor:.2f}×",
-            )
-        return table
+            faster = "" if whole.system == OURS else f"{factor:.2f}×"
+            ms = whole.ms_per_token
+            return [f"{whole.model}, {whole.system}", str(whole.rows), f"{ms:.3f}", f"{1000 / ms:.0f}", faster]
+
+        columns = ("whole generate", "rows", "ms/token", "tokens/s", f"{OURS} is faster by")
+        title = f"{self.settings['source_tokens']} source, {self.settings['new_tokens']} new tokens"
+        return terminal_table(title, columns, map(row, self.whole))
 
     def _prediction_table(self) -> Table:
-        table = _table("what the methods would take, one row", ("method", "assumed", "ms/token", "against the teacher"))
         (alone,) = (p.ms_per_token for p in self.predictions if p.method == "greedy-teacher")
-        for prediction in self.predictions:
-            table.add_row(
-                prediction.method,
-                ", ".join(f"{name} {value:g}" for name, value in prediction.settings.items()),
-                f"{prediction.ms_per_token:.3f}",
-                f"{alone / prediction.ms_per_token:.2f}×",
-            )
-        return table
+
+        def row(p: Prediction) -> list[str]:
+            assumed = ", ".join(f"{name} {value:g}" for name, value in p.settings.items())
+            return [p.method, assumed, f"{p.ms_per_token:.3f}", f"{alone / p.ms_per_token:.2f}×"]
+
+        columns = ("method", "assumed", "ms/token", "against the teacher")
+        return terminal_table("what the methods would take, one row", columns, map(row, self.predictions))
 
     def _memory_table(self) -> Table:
-        table = _table(
-            f"memory (peak of the process: {self.peak_rss / 1e9:.2f} GB)", ("MB", "weights", "caches", "rows")
+        title = f"memory (peak of the process: {self.peak_rss / 1e9:.2f} GB)"
+        rows = (
+            [f"{m.model}, {m.dtype}", f"{m.weights / 1e6:.1f}", f"{m.caches / 1e6:.1f}", str(m.cache_rows)]
+            for m in self.memory
         )
-        for memory in self.memory:
-            table.add_row(
-                f"{memory.model}, {memory.dtype}",
-                f"{memory.weights / 1e6:.1f}",
-                f"{memory.caches / 1e6:.1f}",
-                str(memory.cache_rows),
-            )
-        return table
+        return terminal_table(title, ("MB", "weights", "caches", "rows"), rows)
 
     @property
     def caption(self) -> str:
@@ -263,13 +252,6 @@ class Report:
             f"thread{'s' * (threads > 1)}: {self.roof.read / 1e9:.1f} GB/s read, {self.roof.gemm / 1e9:.0f} GFLOP/s "
             "in fp32 products."
         )
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
 
 
 def random_sources(model: NativeT5, rows: int, length: int) -> torch.Tensor:

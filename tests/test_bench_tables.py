@@ -11,7 +11,7 @@ from bench.regions import BENCHMARKS, README, RESULTS, read_region, split, write
 from bench.speed_tables import speed_tables
 from kdtw_fast.comparison.figures import STYLES
 from kdtw_fast.comparison.records import Outputs, Sentence, Timing, read, to_line
-from kdtw_fast.markdown import markdown_table
+from kdtw_fast.tables import markdown_table
 
 
 def test_a_region_is_what_stands_between_its_markers(tmp_path: Path) -> None:

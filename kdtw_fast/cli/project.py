@@ -9,13 +9,13 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.table import Table
 
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.options import check_real, nearest
 from kdtw_fast.shapes import SHAPES, find_shape
+from kdtw_fast.tables import terminal_table
 
 _DEVICE = "The device"
 
@@ -104,30 +104,18 @@ def _with_error(check: Any) -> dict[str, Any]:
     return asdict(check) | {"error": check.error}
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    return table
-
-
 def _checked(pair: str, checks: list[Any], machine: str) -> Table:
-    title = f"{pair}, checked on {machine}: ms/token from pass times, beside what was measured"
-    table = _table(title, "method", "measured", "predicted", "error")
-    for check in checks:
-        table.add_row(
-            check.label,
-            f"{check.measured:.3g}",
-            f"{check.predicted:.3g}",
-            f"{100 * check.error:+.1f} %",
-        )
-    return table
+    return terminal_table(
+        f"{pair}, checked on {machine}: ms/token from pass times, beside what was measured",
+        ("method", "measured", "predicted", "error"),
+        ([c.label, f"{c.measured:.3g}", f"{c.predicted:.3g}", f"{100 * c.error:+.1f} %"] for c in checks),
+    )
 
 
 def _projected(pair: str, projected: list[Any], device: str, shapes: dict[str, Any]) -> Table:
-    title = f"PROJECTION: {shapes['student'].name} with {shapes['teacher'].name} on {device}, calls as in {pair}"
-    table = _table(title, "method", "ms/token", "range", "against teacher alone")
-    for point in projected:
+    def row(point: Any) -> list[str]:
         against = "–" if point.speedup is None else f"{point.speedup:.2f}×"
-        table.add_row(point.label, f"{point.ms_per_token:.3g}", f"{point.low:.3g} to {point.high:.3g}", against)
-    return table
+        return [point.label, f"{point.ms_per_token:.3g}", f"{point.low:.3g} to {point.high:.3g}", against]
+
+    title = f"PROJECTION: {shapes['student'].name} with {shapes['teacher'].name} on {device}, calls as in {pair}"
+    return terminal_table(title, ("method", "ms/token", "range", "against teacher alone"), map(row, projected))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 
-from kdtw_fast.markdown import markdown_table
+from kdtw_fast.tables import markdown_table, terminal_table
 
 from .plan import GROUPS
 from .quality import METRICS, Interval
@@ -99,10 +98,6 @@ def terminal_tables(points: Sequence[Point]) -> list[Table]:
     result = []
     for pair in dict.fromkeys(point.pair for point in points):
         here = [point for point in points if point.pair == pair]
-        table = Table(title=caption(here), title_justify="left", pad_edge=False, box=box.SIMPLE_HEAD)
-        for column in NARROW:
-            table.add_column(column, justify="left" if column == COLUMNS[0] else "right", no_wrap=column == COLUMNS[0])
-        for point in shown(here):
-            table.add_row(*(cell.split(" (")[0] for cell in cells(point, NARROW)))
-        result.append(table)
+        rows = ([cell.split(" (")[0] for cell in cells(point, NARROW)] for point in shown(here))
+        result.append(terminal_table(caption(here), NARROW, rows))
     return result

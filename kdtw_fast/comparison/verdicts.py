@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from kdtw_fast.markdown import markdown_table
+from kdtw_fast.tables import markdown_table
 
 from .claims import Comparison, mean_difference
 from .quality import METRICS, Interval
