@@ -1,7 +1,4 @@
-"""The paper's six budgets: phrase, fraction of output tokens that the teacher may write, and the prompt.
-
-May depend on the standard library only.
-"""
+"""The paper's six budgets: phrase, fraction of output tokens that the teacher may write, and the prompt."""
 
 from __future__ import annotations
 

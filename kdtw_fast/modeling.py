@@ -1,7 +1,6 @@
 """The student: a T5 with the action <tau> ("let the teacher write this token") and the mark beta on teacher tokens.
 
 Eq. 13-15 of the paper. A saved student is a plain T5 checkpoint with one more tensor, so Hugging Face loads it.
-Depends on torch and transformers only.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
+from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import check_int, tau_token_ids
 
 T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
@@ -78,12 +78,13 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         tokenizer_size: int | None = None,
         student_prompt: str | None = None,
         teacher_prompt: str | None = None,
-        experts: int = 1,
+        teachers: int = 1,
+        experts: int | None = None,
     ) -> TrainingWheelsT5:
         """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare vocabulary row.
 
-        With `experts` = n > 1 it may ask n teachers: n <tau>s in rows that follow one another, and as many betas. A
-        student that becomes one of more teachers keeps the betas it has.
+        With `teachers` = n > 1 it may ask n of them: n <tau>s in rows that follow one another, and as many betas. A
+        student that becomes one of more teachers keeps the betas it has. `experts` is an old name of `teachers`.
 
         Spare are the rows from `tokenizer_size` on (without it: from 32,100 on in a vocabulary of 32,128 rows, none
         otherwise); <tau> takes the first one unless `tau_token_id` names another. Where none is spare the vocabulary
@@ -97,7 +98,10 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             tokenizer_size = T5_TOKENS if rows == T5_ROWS else rows if tau_token_id is None else tau_token_id
         if not 0 <= tokenizer_size <= rows:
             raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but the model has {rows} rows")
-        check_int("experts", experts, 1, 32)
+        if experts is not None:
+            warn_renamed("from_t5(experts=…)", "teachers=…")
+            teachers = experts
+        check_int("teachers", teachers, 1, 32)
         tau = tokenizer_size if tau_token_id is None else tau_token_id
         if not tokenizer_size <= tau <= rows:
             raise ValueError(
@@ -106,11 +110,11 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             )
         config = copy.deepcopy(model.config)
         config.tau_token_id = tau
-        if experts > 1:
-            config.tau_token_ids = list(range(tau, tau + experts))
+        if teachers > 1:
+            config.tau_token_ids = list(range(tau, tau + teachers))
         elif hasattr(config, "tau_token_ids"):
             del config.tau_token_ids
-        config.vocab_size = max(rows, tau + experts)
+        config.vocab_size = max(rows, tau + teachers)
         config.student_prompt = student_prompt or getattr(config, "student_prompt", None) or STUDENT_PROMPT
         config.teacher_prompt = teacher_prompt or getattr(config, "teacher_prompt", None) or TEACHER_PROMPT
         config.architectures = ["T5ForConditionalGeneration"]
@@ -132,9 +136,9 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         nn.Module.to(student, device=model.device, dtype=model.dtype)
         return student.train(model.training)
 
-    def as_marks(self, experts: torch.Tensor) -> torch.Tensor:
+    def as_marks(self, teacher_index: torch.Tensor) -> torch.Tensor:
         """Teachers' numbers [R, T] (0 = none) as `decoder_from_teacher` takes them: bool where there is one teacher."""
-        return experts if len(self.marks) > 1 else experts.bool()
+        return teacher_index if len(self.marks) > 1 else teacher_index.bool()
 
     def embed_decoder_inputs(
         self, decoder_input_ids: torch.Tensor, decoder_from_teacher: torch.Tensor | None = None

@@ -1,7 +1,7 @@
 """Packed weights in a file beside their checkpoint: packed once, then mapped into memory and shared by processes.
 
 The file: 8 bytes of magic, the header's length (8 bytes) and SHA-256 (32), the header (JSON), zeros up to a multiple
-of 64, and the arrays, each on a multiple of 64. Depends on NumPy and the core's layout number only.
+of 64, and the arrays, each on a multiple of 64.
 """
 
 from __future__ import annotations

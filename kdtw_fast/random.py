@@ -1,7 +1,7 @@
 """Uniform random numbers that depend on nothing but their key: Philox4x32-10.
 
 The Python twin of `csrc/core/philox.h`. A number is a pure function of (seed, row, position, stream), so a
-row samples the same alone, in any batch and on any number of threads. Depends on numpy only.
+row samples the same alone, in any batch and on any number of threads.
 """
 
 from __future__ import annotations

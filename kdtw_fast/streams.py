@@ -1,6 +1,6 @@
 """``decoder.stream``: rows that come and go in one session of the core, and what is handed out when.
 
-Depends on the core, inputs and outputs; prompts, limits and checks come from the decoder as two functions.
+Prompts, limits and checks come from the decoder as two functions.
 """
 
 from __future__ import annotations

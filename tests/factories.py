@@ -46,9 +46,9 @@ __all__ = [
     "pack",
     "path_table",
     "random_batch",
-    "random_experts",
     "random_pair",
     "random_t5",
+    "random_teachers",
     "scale_row",
     "slow_model",
     "with_tau",
@@ -86,7 +86,7 @@ def slow_model(device: str, seed: int = 0) -> NativeT5:
     return NativeT5.from_model(random_t5(shape, 1000, seed), "model", device=device)
 
 
-def random_experts(
+def random_teachers(
     relation: str, seed: int, count: int, vocab_size: int = 43
 ) -> tuple[TrainingWheelsT5, list[T5ForConditionalGeneration]]:
     """A student with a <tau> and a beta for each of `count` unlike teachers; it is related to the first of them.
@@ -95,7 +95,7 @@ def random_experts(
     """
     rng = np.random.default_rng([seed, count, RELATIONS.index(relation)])
     single, first = random_pair(relation, seed, vocab_size)
-    student = TrainingWheelsT5.from_t5(single, tau_token_id=single.config.tau_token_id, experts=count)
+    student = TrainingWheelsT5.from_t5(single, tau_token_id=single.config.tau_token_id, teachers=count)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
     with torch.no_grad():
         tau, *others = student.tau_token_ids

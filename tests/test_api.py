@@ -214,3 +214,11 @@ def test_two_tokenizers_that_differ_are_refused(tmp_path: Path) -> None:
             decoder(*folders)
         assert decoder(*folders, tokenizer=made).tokenizer is made
     assert len(SpeculativeDecoder(folders[0], folders[1], tokenizer=made).generate([[3, EOS]]).sequences) == 1
+
+
+def test_the_old_name_of_a_students_teachers_warns() -> None:
+    _, plain = random_pair("noisy", seed=2, vocab_size=43)
+    with pytest.warns(DeprecationWarning, match=r"from_t5\(experts=…\) is deprecated; use teachers=…") as seen:
+        student = kdtw_fast.TrainingWheelsT5.from_t5(plain, experts=2)
+    assert seen[0].filename == __file__
+    assert student.tau_token_ids == kdtw_fast.TrainingWheelsT5.from_t5(plain, teachers=2).tau_token_ids

@@ -112,7 +112,7 @@ def test_auto_decodes_at_the_quality_asked_for_and_says_how(kdtw, pair: TinyPair
 
 
 def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
-    student = TrainingWheelsT5.from_t5(pair.student, tau_token_id=pair.student.config.tau_token_id, experts=2).eval()
+    student = TrainingWheelsT5.from_t5(pair.student, tau_token_id=pair.student.config.tau_token_id, teachers=2).eval()
     with torch.no_grad():  # the second <tau> wins where the first's logit is clearly negative
         student.lm_head.weight[-1] = -student.lm_head.weight[-2]
     student.save_pretrained(tmp_path / "student")

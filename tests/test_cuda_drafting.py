@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import SHAPES, empty_the_device, random_batch, random_experts, random_pair, random_t5
+from factories import SHAPES, empty_the_device, random_batch, random_pair, random_t5, random_teachers
 from test_cuda_decode import VOCAB, the_device
 
 import kdtw_fast
@@ -108,7 +108,7 @@ def test_controls_call_where_the_host_would(
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_teachers(count: int, teacher_batch: int | None, temperature: float, simulated: str) -> None:
     """A draft pauses when enough rows wait for one teacher, however many wait for the others."""
-    student, teachers = random_experts("noisy", 1, count)
+    student, teachers = random_teachers("noisy", 1, count)
     ids, mask = random_batch(np.random.default_rng(count), 6, 42, longest=6)
     settings = {"max_new_tokens": 10, "temperature": temperature, "teacher_batch": teacher_batch, "seed": 4}
     for lenience, limits in ((0.0, {}), (0.3, {"max_teacher_fraction": {1: 0.3, 2: 0.5}, "max_teacher_calls": 3})):
@@ -244,7 +244,7 @@ def test_controls_and_several_teachers_draft_without_the_host(name: str, simulat
     device = the_device()
     use("loop")
     if name == "TrainingWheelsDecoder":
-        decoder = TrainingWheelsDecoder(*random_experts("noisy", 1, 2), device=simulated)
+        decoder = TrainingWheelsDecoder(*random_teachers("noisy", 1, 2), device=simulated)
     else:
         decoder = getattr(kdtw_fast, name)(*random_pair("noisy", seed=9), device=simulated)
     few, many = (counted(decoder, device, tokens, max_teacher_calls=1) for tokens in (6, 14))

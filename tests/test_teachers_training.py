@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from factories import random_experts
+from factories import random_teachers
 from kdtw_fast.training import allocations, losses, oracle, recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
@@ -116,7 +116,7 @@ def test_a_token_is_read_by_the_next_teacher_that_writes():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rollouts_are_scored_by_the_judge(seed):
-    student, teachers = random_experts("noisy", seed, 2)
+    student, teachers = random_teachers("noisy", seed, 2)
     generator = np.random.default_rng(seed)
     rows = [Encoded(tuple(generator.integers(2, 40, size=5).tolist()), (5, 1)) for _ in range(12)]
     prompts = [[2 + b] for b in range(36)]

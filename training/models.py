@@ -121,12 +121,12 @@ def load_student(
             raise ValueError(f"student.path={path} asks {len(found)} teachers, but this run has {teachers}")
         if len(found) == teachers:
             return student
-        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], experts=teachers)
+        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], teachers=teachers)
     plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
     prompts: dict[str, Any] = {}
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
-    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, experts=teachers, **prompts)
+    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, teachers=teachers, **prompts)
 
 
 def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, RELATIONS, START, kept, random_batch, random_experts
+from factories import EOS, RELATIONS, START, kept, random_batch, random_teachers
 
 from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -19,13 +19,13 @@ LIMITS = [None, 0.0, 0.1, 0.3, 0.5, 1.0]
 
 
 @functools.cache
-def experts(relation: str, seed: int, count: int) -> tuple[TrainingWheelsT5, list[Any]]:
-    return random_experts(relation, seed, count)
+def student_and_teachers(relation: str, seed: int, count: int) -> tuple[TrainingWheelsT5, list[Any]]:
+    return random_teachers(relation, seed, count)
 
 
 @kept
 def native(relation: str, seed: int, count: int, lenience: float, device: str = "cpu") -> TrainingWheelsDecoder:
-    student, teachers = experts(relation, seed, count)
+    student, teachers = student_and_teachers(relation, seed, count)
     return TrainingWheelsDecoder(student, teachers, verify_lenience=lenience, device=device)
 
 
@@ -44,7 +44,7 @@ def a_limit(rng: np.random.Generator, count: int, values: list[Any]) -> Any:
 def random_case(relation: str, count: int, index: int, device: str) -> tuple[Any, Any, dict[str, Any], str]:
     rng = np.random.default_rng([RELATIONS.index(relation), count, index])
     seed, lenience = int(rng.integers(6)), pick(rng, [0.0, 0.0, 0.01, 0.3, 1.0])
-    student, teachers = experts(relation, seed, count)
+    student, teachers = student_and_teachers(relation, seed, count)
     ids, mask = random_batch(rng, pick(rng, [1, 2, 3, 5]), 42)
     settings: dict[str, Any] = {"max_new_tokens": pick(rng, [3, 8, 16, 20]), "seed": int(rng.integers(1 << 40))}
     settings["max_teacher_fraction"] = [a_limit(rng, count, LIMITS) for _ in ids]
@@ -131,6 +131,9 @@ def test_a_row_decodes_alike_alone_in_a_batch_and_in_a_stream(device: str) -> No
             assert torch.equal(out[name][0], together[name][out.index, : 1 + length])
         for name in ("calls_by_teacher", "fraction_by_teacher", "teacher_calls"):
             assert torch.equal(out[name][0], together[name][out.index])
+    for r, out in enumerate(decoder.stream(rows, in_order=True, **options)):  # the student's sources for all
+        expected = decoder.generate([rows[r]], row_ids=[r], **options)
+        assert out.sequences.tolist() == expected.sequences.tolist()
     alone = decoder.generate(rows[4:5], teacher_inputs=[None, {"input_ids": told[4:5]}, None], row_ids=[4], **options)
     assert torch.equal(alone.sequences[0], together.sequences[4, : alone.sequences.shape[1]])
 
@@ -143,14 +146,14 @@ def test_a_teacher_that_is_never_asked_never_encodes(device: str) -> None:
     assert out.calls_by_teacher[:, 0].sum() > 0 and out.calls_by_teacher[:, 1].sum() == 0
     out = decoder.generate(ids, mask, max_teacher_calls=0)
     assert out.teacher_passes == 0 and out.fraction_by_teacher.sum() == 0
-    alone = SingleModelDecoder(experts("noisy", 1, 2)[0], device=device).generate(ids, mask)
+    alone = SingleModelDecoder(student_and_teachers("noisy", 1, 2)[0], device=device).generate(ids, mask)
     assert torch.equal(out.sequences, alone.sequences)
     assert alone.calls_by_teacher.shape == (4, 0) and int(alone.teacher_index.sum()) == 0
 
 
 def test_each_teacher_has_a_mark_of_its_own(device: str) -> None:
     """The student's logits in torch and natively, for marks of every teacher."""
-    student, _ = experts("unrelated", 2, 3)
+    student, _ = student_and_teachers("unrelated", 2, 3)
     with torch.no_grad():
         student.marks.copy_(torch.randn(student.marks.shape, generator=torch.Generator().manual_seed(0)))
     core = NativeT5.from_model(student, "student", device=device)
@@ -173,7 +176,7 @@ def test_each_teacher_has_a_mark_of_its_own(device: str) -> None:
 
 
 def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any, device: str) -> None:
-    student, teachers = experts("noisy", 3, 2)
+    student, teachers = student_and_teachers("noisy", 3, 2)
     student.save_pretrained(tmp_path)
     again = TrainingWheelsT5.from_pretrained(tmp_path)
     assert again.tau_token_ids == student.tau_token_ids
@@ -189,8 +192,8 @@ def test_a_student_of_several_teachers_is_saved_and_loaded(tmp_path: Any, device
 
 
 def test_from_t5_makes_rows_and_marks_for_several() -> None:
-    single = experts("noisy", 3, 2)[1][0]
-    student = TrainingWheelsT5.from_t5(single, experts=3)
+    single = student_and_teachers("noisy", 3, 2)[1][0]
+    student = TrainingWheelsT5.from_t5(single, teachers=3)
     assert student.tau_token_ids == [43, 44, 45] and student.config.tau_token_id == 43
     assert student.config.vocab_size == 46 and student.lm_head.weight.shape[0] == 46
     assert student.teacher_token_embedding.shape == (3, student.config.d_model)
@@ -199,7 +202,7 @@ def test_from_t5_makes_rows_and_marks_for_several() -> None:
     fewer = TrainingWheelsT5.from_t5(student, tau_token_id=43)
     assert not hasattr(fewer.config, "tau_token_ids")
     assert fewer.teacher_token_embedding.shape == (student.config.d_model,) and bool((fewer.marks == 2.0).all())
-    more = TrainingWheelsT5.from_t5(fewer, tau_token_id=43, experts=2)
+    more = TrainingWheelsT5.from_t5(fewer, tau_token_id=43, teachers=2)
     assert bool((more.marks[0] == 2.0).all()) and bool((more.marks[1] == 0.0).all())
 
 
@@ -218,7 +221,7 @@ class Words:
 
 
 def test_the_prompt_names_every_budget(device: str) -> None:
-    student, teachers = experts("noisy", 1, 2)
+    student, teachers = student_and_teachers("noisy", 1, 2)
     words = Words()
     decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words, device=device)
     decoder(["a", "b"], budget=["light", 0.5], max_new_tokens=2)
@@ -233,7 +236,7 @@ def test_the_prompt_names_every_budget(device: str) -> None:
             call()
 
 
-STUDENT, TEACHERS = experts("noisy", 1, 2)
+STUDENT, TEACHERS = student_and_teachers("noisy", 1, 2)
 GOOD = [[5, 6, EOS]]
 WRONG = [
     (lambda d: TrainingWheelsDecoder(STUDENT, TEACHERS[0]), ValueError, r"can ask 2 teachers, but 1 were given"),
@@ -265,7 +268,7 @@ def test_teachers_have_number_formats_of_their_own(device: str) -> None:
 
 
 def test_a_broken_teacher_is_named(device: str) -> None:
-    _, teachers = random_experts("noisy", 1, 2)
+    _, teachers = random_teachers("noisy", 1, 2)
     with torch.no_grad():
         teachers[1].lm_head.weight[:] = float("nan")
     decoder = TrainingWheelsDecoder(STUDENT, teachers, device=device)
