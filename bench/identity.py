@@ -4,13 +4,11 @@
     python -m bench.identity check FILE     # after it
 
 Bits differ between SIMD levels (docs/design.md), so each level that the machine has is recorded and compared by its own
-name. A digest covers token ids, owners and log-probabilities. Depends on kdtw_fast's public names and
-``_core.set_simd`` only.
+name. A digest covers token ids, owners and log-probabilities.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 import kdtw_fast
 import kdtw_fast.pairs
@@ -104,27 +103,28 @@ def _cases() -> Iterator[tuple[str, str]]:
                     yield f"{name}/{level}/{dtype}/{method}/{batch}", _digest(outputs, len(decoder.teachers) > 0)
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["record", "check"])
-    parser.add_argument("file", type=Path)
-    given = parser.parse_args()
+app = typer.Typer(help=__doc__, add_completion=False)
+
+
+@app.command()
+def record(file: Path) -> None:
+    """Writes the digests of all decodes to a file."""
     found = dict(_cases())
-    if given.action == "record":
-        given.file.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n", encoding="utf-8")
-        print(f"{len(found)} decodes recorded")
-        return
-    known = json.loads(given.file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"{len(found)} decodes recorded")
+
+
+@app.command()
+def check(file: Path) -> None:
+    """Compares all decodes with a file's digests; exits with 1 where one differs, or none could be compared."""
+    known, found = json.loads(file.read_text(encoding="utf-8")), dict(_cases())
     common = [case for case in found if case in known]
     different = [case for case in common if found[case] != known[case]]
     for case in different:
         print(f"differs: {case}")
-    print(
-        f"{len(common)} decodes compared, {len(different)} differ; {len(found) - len(common)} are not in {given.file}"
-    )
+    print(f"{len(common)} decodes compared, {len(different)} differ; {len(found) - len(common)} are not in {file}")
     sys.exit(bool(different) or not common)
 
 
 if __name__ == "__main__":
-    main()
+    app()

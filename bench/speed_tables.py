@@ -8,6 +8,7 @@ Of several files, a later one's benchmarks of a kind take the place of an earlie
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ ROLLOUTS = 5.0  # times Hugging Face
 RENEWAL = 2  # percent of a training batch, at most
 
 Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
+Entries = dict[str, list[Entry]]  # by kind
 
 
 def speed_tables(*runs: dict[str, Any]) -> str:
@@ -46,9 +48,9 @@ def speed_tables(*runs: dict[str, Any]) -> str:
     if any(run["machine_info"]["kdtw"] != kdtw for run in runs):
         raise ValueError("these results were taken on different machines or builds; they do not make one table")
     versions = ", ".join(f"{name} {number}" for name, number in kdtw["versions"].items())
-    entries: dict[str, list[Entry]] = {}
+    entries: Entries = {}
     for run in runs:
-        found: dict[str, list[Entry]] = {}
+        found: Entries = {}
         for result in run["benchmarks"]:
             found.setdefault(result["extra_info"]["kind"], []).append((result["extra_info"], result["stats"]["median"]))
         entries |= found
@@ -90,10 +92,22 @@ def _mark(mark: float | None, unit: str, least: bool = True) -> str:
     return "" if mark is None else f" ({'≥' if least else '≤'} {mark:g}{unit})"
 
 
-def _one_model(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _grouped(entries: list[Entry], *keys: str) -> dict[tuple[Any, ...], list[Entry]]:
+    """Entries by what they say of themselves under these keys, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(tuple(entry[0][key] for key in keys), []).append(entry)
+    return groups
+
+
+def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    return [f"**{title}**", "", *markdown_table(columns, rows, text_columns), ""]
+
+
+def _one_model(entries: list[Entry], _: Entries) -> list[str]:
     ours = {(info["dtype"], info["threads"]): seconds for info, seconds in entries if info["system"] == OURS}
-    rows = []
-    for info, seconds in sorted(entries, key=lambda entry: entry[0]["threads"]):
+
+    def row(info: dict[str, Any], seconds: float) -> list[str]:
         dtype, tokens = info["dtype"], info["new_tokens"]
         share = faster = ""
         if info["system"] == OURS:
@@ -102,19 +116,16 @@ def _one_model(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
             factor = seconds / ours[dtype, info["threads"]]
             faster = f"{factor:.2f}×{_mark(FASTER_THAN[info['system']], '×')}"
         name = info["system"] if dtype in info["system"] else f"{info['system']}, {dtype}"
-        rows.append(
-            [name, str(info["threads"]), f"{1000 * seconds / tokens:.2f}", f"{tokens / seconds:.0f}", share, faster]
-        )
+        speed = f"{1000 * seconds / tokens:.2f}", f"{tokens / seconds:.0f}"
+        return [name, str(info["threads"]), *speed, share, faster]
+
+    rows = [row(*entry) for entry in sorted(entries, key=lambda entry: entry[0]["threads"])]
     rates = {info["threads"]: info["read_gb_per_s"] for info, _ in entries}
     sizes = {info["dtype"]: info["bytes_per_token"] for info, _ in entries}
     two = [f"{dtype} {ours[dtype, 1] / ours[dtype, 2]:.2f}×" for dtype in sizes if (dtype, 2) in ours]
+    columns = ("system", "threads", "ms per token", "tokens/s", "steps, of read rate", "kdtw_fast is faster by")
     return [
-        f"**One model, the shape of {entries[0][0]['shape']}**",
-        "",
-        *markdown_table(
-            ("system", "threads", "ms per token", "tokens/s", "steps, of read rate", "kdtw_fast is faster by"), rows
-        ),
-        "",
+        *_section(f"One model, the shape of {entries[0][0]['shape']}", columns, rows),
         "A step must read the weights: "
         + ", ".join(f"{size / 1e6:.0f} MB in {dtype}" for dtype, size in sizes.items())
         + ". The read rate is what this machine read at best from a 256 MB array in the same minutes: "
@@ -124,41 +135,29 @@ def _one_model(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def _catch_up(entries: list[Entry], everything: dict[str, list[Entry]]) -> list[str]:
+def _catch_up(entries: list[Entry], everything: Entries) -> list[str]:
     passes = {
         (info["kind"], info["dtype"], info["tokens"]): seconds
         for info, seconds in entries + everything.get("verification", [])
     }
-    kinds = list(dict.fromkeys((kind, dtype) for kind, dtype, _ in passes))
     lengths = sorted({length for _, _, length in passes if length > 1})
     rows = []
-    for kind, dtype in kinds:
+    for kind, dtype in dict.fromkeys((kind, dtype) for kind, dtype, _ in passes):
         step = passes["catch-up", dtype, 1]
-        cells = [
-            f"{passes[kind, dtype, n] / step:.2f}×"
-            + _mark(STEPS_OF_CATCH_UP.get((dtype, n)) if kind == "catch-up" else None, "×", least=False)
-            for n in lengths
-        ]
+        marks = {n: STEPS_OF_CATCH_UP.get((dtype, n)) if kind == "catch-up" else None for n in lengths}
+        cells = [f"{passes[kind, dtype, n] / step:.2f}×{_mark(marks[n], '×', least=False)}" for n in lengths]
         rows.append([f"{kind}, {dtype}", f"{1000 * step:.2f}", *cells])
-    return [
-        "**Reading several tokens in one pass, against a step** (the same model; a verification also asks the head "
-        f"about each token; {_threads(entries[0][0]['threads'])})",
-        "",
-        *markdown_table(("pass", "step, ms", *(f"{n} tokens" for n in lengths)), rows),
-    ]
+    title = "**Reading several tokens in one pass, against a step** (the same model; a verification also asks the head "
+    columns = ("pass", "step, ms", *(f"{n} tokens" for n in lengths))
+    return [f"{title}about each token; {_threads(entries[0][0]['threads'])})", "", *markdown_table(columns, rows)]
 
 
-def _encoder(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
-    rows = [
-        [
-            info["dtype"],
-            f"{1000 * seconds:.1f}",
-            f"{info['gflop_per_s']:.0f}",
-            f"{100 * info['gflop_per_s'] / info['gemm_gflop_per_s']:.0f} %"
-            + _mark(OF_GEMM_RATE.get(info["dtype"]), " %"),
-        ]
-        for info, seconds in entries
-    ]
+def _encoder(entries: list[Entry], _: Entries) -> list[str]:
+    rows = []
+    for info, seconds in entries:
+        share = 100 * info["gflop_per_s"] / info["gemm_gflop_per_s"]
+        mark = _mark(OF_GEMM_RATE.get(info["dtype"]), " %")
+        rows.append([info["dtype"], f"{1000 * seconds:.1f}", f"{info['gflop_per_s']:.0f}", f"{share:.0f} %{mark}"])
     info = entries[0][0]
     return [
         f"**Its encoder, {info['tokens']} tokens, {_threads(info['threads'])}** (torch multiplies large fp32 matrices "
@@ -168,43 +167,29 @@ def _encoder(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def _batch(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _batch(entries: list[Entry], _: Entries) -> list[str]:
     rows = []
-    for dtype in dict.fromkeys(info["dtype"] for info, _ in entries):
-        here = [(info, seconds) for info, seconds in entries if info["dtype"] == dtype]
+    for (dtype,), here in _grouped(entries, "dtype").items():
         ours = next(seconds for info, seconds in here if info["system"] == OURS)
         best = min(seconds for info, seconds in here if info["system"] != OURS)
         for info, seconds in here:
-            factor = f"{seconds / ours:.2f}×" + (_mark(FASTER_BATCH[dtype], "×") if seconds == best else "")
-            rows.append(
-                [
-                    f"{info['system']}, {dtype}, {info['setting']}",
-                    f"{info['tokens'] / seconds:.0f}",
-                    "" if info["system"] == OURS else factor,
-                ]
-            )
-    return [
-        f"**The same model, {entries[0][0]['rows']} rows at once**",
-        "",
-        *markdown_table(("system", "tokens/s", "kdtw_fast is faster by"), rows),
-    ]
+            factor = f"{seconds / ours:.2f}×{_mark(FASTER_BATCH[dtype] if seconds == best else None, '×')}"
+            name, speed = f"{info['system']}, {dtype}, {info['setting']}", f"{info['tokens'] / seconds:.0f}"
+            rows.append([name, speed, "" if info["system"] == OURS else factor])
+    title = f"The same model, {entries[0][0]['rows']} rows at once"
+    return _section(title, ("system", "tokens/s", "kdtw_fast is faster by"), rows)[:-1]
 
 
-def _stream(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _stream(entries: list[Entry], _: Entries) -> list[str]:
     lines: list[str] = []
-    for student, teacher in dict.fromkeys((info["student"], info["teacher"]) for info, _ in entries):
-        here = [(info, s) for info, s in entries if (info["student"], info["teacher"]) == (student, teacher)]
+    for (student, teacher, threads), here in _grouped(entries, "student", "teacher", "threads").items():
         contestants = list(dict.fromkeys(info["contestant"] for info, _ in here))
         rows = []
-        for method, count in dict.fromkeys((info["method"], info["rows"]) for info, _ in here):
-            speeds = {
-                info["contestant"]: info["tokens"] / seconds
-                for info, seconds in here
-                if (info["method"], info["rows"]) == (method, count)
-            }
+        for (method, count), these in _grouped(here, "method", "rows").items():
+            speeds = {info["contestant"]: info["tokens"] / seconds for info, seconds in these}
             rows.append([method, str(count), *(f"{speeds[name]:.0f}" for name in contestants)])
-        lines += [f"**Streams: tokens/s of {student} with {teacher}, {_threads(here[0][0]['threads'])}, sampled**", ""]
-        lines += [*markdown_table(["method", "rows", *contestants], rows), ""]
+        title = f"Streams: tokens/s of {student} with {teacher}, {_threads(threads)}, sampled"
+        lines += _section(title, ["method", "rows", *contestants], rows)
     return [
         *lines,
         "Rows ask and end at random, at their own times; a row that ends makes room for the next. Rows that wait for "
@@ -213,77 +198,57 @@ def _stream(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def _large_teacher(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _large_teacher(entries: list[Entry], _: Entries) -> list[str]:
     def per_token(entry: Entry) -> float:
         return 1000 * entry[1] / entry[0]["new_tokens"]
 
     def phases(entry: Entry) -> list[float]:
         """ms per token of encoders, student's and teacher's passes; nothing of Hugging Face's."""
-        found = [per_token(entry) * share for share in entry[0].get("shares", {}).values()]
-        if found and entry[0]["method"].endswith("teacher alone"):  # there the one model's passes are the teacher's
-            found[1], found[2] = found[2], found[1]
-        return found
+        return [per_token(entry) * share for share in entry[0].get("shares", {}).values()]
 
     alone: dict[bool, float] = {}  # by whether it is Hugging Face's
     for entry in entries:
         if entry[0]["method"].endswith("teacher alone"):
             alone[entry[0]["method"].startswith("Hugging Face")] = per_token(entry)
-    rows = []
+    rows, notes = [], []
     for entry in entries:
-        method = entry[0]["method"]
-        mark = next((mark for start, mark in LARGE_TEACHER.items() if method.startswith(start)), None)
-        factor = alone[method.startswith("Hugging Face")] / per_token(entry)
-        rows.append(
-            [
-                method,
-                entry[0]["student"] or "–",
-                str(entry[0]["new_tokens"]),
-                f"{per_token(entry):.2f}",
-                *([f"{ms:.2f}" for ms in phases(entry)] or [""] * 3),
-                f"{factor:.2f}×{_mark(mark, '×')}",
-            ]
-        )
+        info, ms, parts = entry[0], per_token(entry), phases(entry)
+        method = info["method"]
+        start, mark = next(((s, m) for s, m in LARGE_TEACHER.items() if method.startswith(s)), ("", None))
+        factor = f"{alone[method.startswith('Hugging Face')] / ms:.2f}×{_mark(mark, '×')}"
+        times = [f"{ms:.2f}", *([f"{part:.2f}" for part in parts] or [""] * 3)]
+        rows.append([method, info["student"] or "–", str(info["new_tokens"]), *times, factor])
+        if mark and parts and alone[False] / mark < parts[0] + parts[2] and not any(start in note for note in notes):
+            notes.append(
+                f" {start} at {mark:g}× may take {alone[False] / mark:.2f} ms per token; encoders and teacher's passes "
+                f"alone take {parts[0] + parts[2]:.2f}."
+            )
     info = entries[0][0]
+    columns = ("method", "student", "new tokens", "ms per token", "of it encoders", "student's passes")
+    columns += ("teacher's passes", "against its teacher alone")
+    title = f"A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}"
     return [
-        f"**A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}**",
-        "",
-        *markdown_table(
-            (
-                *("method", "student", "new tokens", "ms per token", "of it encoders", "student's passes"),
-                *("teacher's passes", "against its teacher alone"),
-            ),
-            rows,
-            text_columns=2,
-        ),
-        "",
+        *_section(title, columns, rows, text_columns=2),
         "The models are random and of full size; their greedy choices are arranged so that the student agrees with the "
-        "teacher as often as it says, or asks as often."
-        + "".join(
-            f" {method} at {mark:g}× may take {alone[False] / mark:.2f} ms per token; encoders and teacher's passes "
-            f"alone take {found[0] + found[2]:.2f}."
-            for method, mark in LARGE_TEACHER.items()
-            for found in [phases(entry) for entry in entries if entry[0]["method"].startswith(method)][:1]
-            if found and alone[False] / mark < found[0] + found[2]
-        ),
+        "teacher as often as it says, or asks as often." + "".join(notes),
     ]
 
 
-def _memory(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
-    lines = []
-    for info, seconds in entries:
-        lines.append(
-            f"**Memory**: a model of {info['shape']}'s shape in {info['dtype']} decodes at "
-            f"{1000 * seconds / info['new_tokens']:.0f} ms per token ({info['new_tokens']} new tokens) in a process of "
-            f"{info['peak_rss'] / 1e9:.2f} GB at most{_mark(MEMORY / 1e9, ' GB', least=False)}: weights "
-            f"{info['weights'] / 1e9:.2f} GB, caches {info['caches'] / 1e9:.3f} GB, the rest Python, torch and packing."
-        )
-    return lines
+def _memory(entries: list[Entry], _: Entries) -> list[str]:
+    return [
+        f"**Memory**: a model of {info['shape']}'s shape in {info['dtype']} decodes at "
+        f"{1000 * seconds / info['new_tokens']:.0f} ms per token ({info['new_tokens']} new tokens) in a process of "
+        f"{info['peak_rss'] / 1e9:.2f} GB at most{_mark(MEMORY / 1e9, ' GB', least=False)}: weights "
+        f"{info['weights'] / 1e9:.2f} GB, caches {info['caches'] / 1e9:.3f} GB, the rest Python, torch and packing."
+        for info, seconds in entries
+    ]
 
 
-def _two_models(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _two_models(entries: list[Entry], _: Entries) -> list[str]:
+    columns = ("method", "ms per token", "against teacher alone", "passes: student + teacher")
+    columns += (f"loop's own time{_mark(LOOP_OVERHEAD, ' %', least=False)}", "with Python around it")
     lines: list[str] = []
-    for student, teacher in dict.fromkeys((info["student"], info["teacher"]) for info, _ in entries):
-        here = [(info, s) for info, s in entries if (info["student"], info["teacher"]) == (student, teacher)]
+    for (student, teacher, threads), here in _grouped(entries, "student", "teacher", "threads").items():
         alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
         rows = [
             [
@@ -296,16 +261,7 @@ def _two_models(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
             ]
             for info, seconds in here
         ]
-        columns = (
-            "method",
-            "ms per token",
-            "against teacher alone",
-            "passes: student + teacher",
-            f"loop's own time{_mark(LOOP_OVERHEAD, ' %', least=False)}",
-            "with Python around it",
-        )
-        lines += [f"**Two models: {student} with {teacher}, fp32, {_threads(here[0][0]['threads'])}**", ""]
-        lines += [*markdown_table(columns, rows), ""]
+        lines += _section(f"Two models: {student} with {teacher}, fp32, {_threads(threads)}", columns, rows)
     return [
         *lines,
         "The loop's own time is what is left of a call after encoders and decoder passes. The two random models agree "
@@ -321,30 +277,26 @@ ROLLED = {
 }
 
 
-def _rollout(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _rollout(entries: list[Entry], _: Entries) -> list[str]:
     rates = {(info["models"], info["system"]): info["tokens_per_second"] for info, _ in entries}
     systems = list(dict.fromkeys(system for _, system in rates))
-    theirs = systems[-1]
+    ours, theirs = systems[0], systems[-1]
     rows = []
     for models in dict.fromkeys(models for models, _ in rates):
         cells = [f"{rates[models, one]:.0f}" if (models, one) in rates else "–" for one in systems]
         other = rates.get((models, theirs))
-        factor = "–" if other is None else f"{rates[models, systems[0]] / other:.1f}×" + _mark(ROLLOUTS, "×")
+        factor = "–" if other is None else f"{rates[models, ours] / other:.1f}×{_mark(ROLLOUTS, '×')}"
         rows.append([ROLLED[models], *cells, factor])
-    both = rates["both", systems[0]]
     beside = " and ".join(
-        f"{both / rates[one, theirs]:.1f} times {theirs}'s of the {one}" for one in ("student", "teacher")
+        f"{rates['both', ours] / rates[one, theirs]:.1f} times {theirs}'s of the {one}"
+        for one in ("student", "teacher")
     )
-    return [
-        "**Sampled rollouts on the shipped pair: 48 sentences, six budgets; ours with log-probabilities; tokens/s**",
-        "",
-        *markdown_table(("rollouts", *systems, "faster by"), rows),
-        "",
-        f"Rollouts of both models together write {beside} alone.",
-    ]
+    title = "Sampled rollouts on the shipped pair: 48 sentences, six budgets; ours with log-probabilities; tokens/s"
+    lines = _section(title, ("rollouts", *systems, "faster by"), rows)
+    return [*lines, f"Rollouts of both models together write {beside} alone."]
 
 
-def _phase_2(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _phase_2(entries: list[Entry], _: Entries) -> list[str]:
     seconds = {info["part"]: value for info, value in entries}
     share = 100 * seconds["renewal"] / seconds["batch"]
     return [
@@ -353,23 +305,16 @@ def _phase_2(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
     ]
 
 
-def _cuda(entries: list[Entry], _: dict[str, list[Entry]]) -> list[str]:
+def _cuda(entries: list[Entry], _: Entries) -> list[str]:
     lines: list[str] = []
-    for dtype in dict.fromkeys(info["dtype"] for info, _ in entries):
-        here = [(info, seconds) for info, seconds in entries if info["dtype"] == dtype]
+    for (device, student, teacher, dtype), here in _grouped(entries, "device", "student", "teacher", "dtype").items():
         alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
-        rows = [
-            [
-                info["method"],
-                f"{1000 * seconds / info['new_tokens']:.3f}",
-                "" if info["roof"] is None else f"{1000 * info['roof'] / info['new_tokens']:.3f}",
-                f"{alone / seconds:.2f}×",
-            ]
-            for info, seconds in here
-        ]
-        info = here[0][0]
-        lines += [f"**{info['device']}: {info['student']} with {info['teacher']}, {dtype}**", ""]
-        lines += [*markdown_table(("method", "ms per token", "of it bytes", "against teacher alone"), rows), ""]
+        rows = []
+        for info, seconds in here:
+            ms, roof = (None if s is None else f"{1000 * s / info['new_tokens']:.3f}" for s in (seconds, info["roof"]))
+            rows.append([info["method"], ms or "", roof or "", f"{alone / seconds:.2f}×"])
+        columns = ("method", "ms per token", "of it bytes", "against teacher alone")
+        lines += _section(f"{device}: {student} with {teacher}, {dtype}", columns, rows)
     return [
         *lines,
         "Bytes: weights, caches and activations of the decoder passes that were made, over the memory's peak rate.",

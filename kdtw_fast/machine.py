@@ -1,7 +1,4 @@
-"""What this machine is and the most it can do: its processor and memory, and the roofs that passes are held against.
-
-Depends on the core, torch and psutil.
-"""
+"""What this machine is and the most it can do: its processor and memory, and the roofs that passes are held against."""
 
 from __future__ import annotations
 

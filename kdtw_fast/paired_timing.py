@@ -1,6 +1,6 @@
 """Measuring on a machine that drifts: contestants take turns, so that a slow moment hits all of them alike.
 
-Ratios and medians then stay meaningful. May depend on the standard library only.
+Ratios and medians then stay meaningful.
 """
 
 from __future__ import annotations

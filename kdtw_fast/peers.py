@@ -1,7 +1,4 @@
-"""The systems that users would pick instead, behind one signature, to be timed beside kdtw_fast on the same weights.
-
-Depends on torch and transformers; on CTranslate2 where it is installed.
-"""
+"""The systems that users would pick instead, behind one signature, to be timed beside kdtw_fast on the same weights."""
 
 from __future__ import annotations
 

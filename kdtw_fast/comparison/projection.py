@@ -1,7 +1,7 @@
 """Latency from recorded passes: each method's passes, priced with what passes take on a machine.
 
 Checked where pass times and latencies were both measured; projected where a device is known by its data sheet only.
-Depends on records, costs and shapes; docs/projection.md derives the formulas.
+docs/projection.md derives the formulas.
 """
 
 from __future__ import annotations
