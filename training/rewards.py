@@ -1,4 +1,4 @@
-"""Running statistics that normalise the reward's log-likelihoods. Depends on numpy only."""
+"""Running statistics that normalise the reward's log-likelihoods."""
 
 from __future__ import annotations
 
