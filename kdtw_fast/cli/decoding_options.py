@@ -15,12 +15,17 @@ from kdtw_fast.cli.made_options import descriptions, make_option
 from kdtw_fast.methods import METHODS, Method
 from kdtw_fast.options import GenerateOptions
 
-METHOD, LIMITS, SAMPLING = "Method", "Limits", "Sampling"  # panels of the help page
-_PANELS = dict.fromkeys(
-    ("max_teacher_fraction", "max_teacher_calls", "max_new_tokens", "min_new_tokens", "max_time", "max_source_length"),
-    LIMITS,
-) | {"truncation": LIMITS}
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+METHOD = "Method"  # a panel of the help page, as these; what is in none stands among the general options
+_PANELS = {
+    "Limits": (
+        *("max_teacher_fraction", "max_teacher_calls", "max_new_tokens", "min_new_tokens", "max_time"),
+        *("max_source_length", "truncation"),
+    ),
+    "Sampling": (
+        *("temperature", "top_k", "top_p", "seed"),
+        *("teacher_temperature", "teacher_top_k", "teacher_top_p"),
+    ),
+}
 _FLAGS = {"truncation": "truncate", "num_threads": "threads"}
 _DEFAULTS = {"max_new_tokens": 128}
 # A line gives one line, without log-probabilities; threads are said once, for decoding and loading.
@@ -66,8 +71,7 @@ def _call_options(methods: Mapping[str, Method], options: type) -> Iterator[insp
         keys = [key for key, method in methods.items() if field.name in method.call_options]
         words = _in_cli_words(told.get(field.name, ""))
         text = f"{', '.join(keys)}: {words}" if keys else words[:1].upper() + words[1:]
-        sampling = field.name.removeprefix("teacher_") in _SAMPLING
-        panel = SAMPLING if sampling else _PANELS.get(field.name)
+        panel = next((panel for panel, names in _PANELS.items() if field.name in names), None)
         yield make_option(
             field.name, flag(field.name), kind, escape(text), panel, _DEFAULTS.get(field.name, field.default)
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar
 
 import typer
+
+from kdtw_fast.keywords import entries
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,9 +38,5 @@ def make_option(
 
 
 def descriptions(options: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say under "Args:" of each field."""
-    found: dict[str, str] = {}
-    for owner in reversed(options.__mro__):
-        arguments = inspect.cleandoc(vars(owner).get("__doc__") or "").partition("Args:\n")[2]
-        found |= dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", arguments, re.MULTILINE))
-    return {name: " ".join(text.split()) for name, text in found.items()}
+    """What a dataclass says of each of its fields, on one line."""
+    return {name: " ".join(" ".join(lines).split()).partition(": ")[2] for name, lines in entries(options).items()}
