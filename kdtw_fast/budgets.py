@@ -15,7 +15,12 @@ TEACHER_PROMPT = "translate: "
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget b: `phrase` stands in the student's prompt, `fraction` is what it means (0 to 0.5)."""
+    """How much teacher a student is told to use.
+
+    Attributes:
+        phrase: what stands in the student's prompt.
+        fraction: the share of the output tokens that it means, 0 to 0.5.
+    """
 
     phrase: str
     fraction: float
@@ -29,6 +34,7 @@ BUDGETS: tuple[Budget, ...] = (
     Budget("high", 0.4),
     Budget("very high", 0.5),
 )
+"""The paper's six budgets, by which a student is trained and asked."""
 
 
 def _table() -> str:
@@ -36,10 +42,11 @@ def _table() -> str:
 
 
 def resolve_budget(budget: str | float | Budget) -> Budget:
-    """The table's budget for a phrase ("light") or a fraction (0.1).
+    """The budget of :data:`kdtw_fast.BUDGETS` for a phrase ("light") or a fraction (0.1).
 
-    Raises ValueError for a phrase or number outside the table (naming the nearest phrase), TypeError for
-    anything that is neither.
+    Raises:
+        ValueError: a phrase or number that is none of them; the message names the nearest.
+        TypeError: anything that is neither.
     """
     if isinstance(budget, Budget):
         budget = budget.phrase

@@ -28,11 +28,14 @@ _VOCABULARY_TENSORS = (
 
 
 class TrainingWheelsT5(T5ForConditionalGeneration):
-    """A T5 student with <tau> in a vocabulary row and beta, the vector added to what the teacher wrote (Eq. 15).
+    """A T5 with <tau> in a row of its vocabulary, and beta, a vector added to what its teacher wrote (Eq. 15).
 
-    config.tau_token_id is <tau>'s row. A student of n > 1 teachers has a <tau> for each, config.tau_token_ids, and beta
-    [n, M] instead of [M]. config.student_prompt (with "{budget}" in it) and config.teacher_prompt
-    are the instructions the pair was trained with. Make one with `from_t5`, or load one with `from_pretrained`.
+    Make one with `from_t5`, or load one with `from_pretrained`. Its config has
+
+    - `tau_token_id`: <tau>'s row. A student of n > 1 teachers has one for each, `tau_token_ids`, and beta is [n, M]
+      instead of [M];
+    - `student_prompt` (with "{budget}" in it) and `teacher_prompt`: the instructions the pair was trained with.
+
     Raises ValueError if the config names no valid tau_token_id.
     """
 
@@ -81,15 +84,24 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
         teachers: int = 1,
         experts: int | None = None,
     ) -> TrainingWheelsT5:
-        """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare vocabulary row.
+        """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare row of the vocabulary.
 
-        With `teachers` = n > 1 it may ask n of them: n <tau>s in rows that follow one another, and as many betas. A
-        student that becomes one of more teachers keeps the betas it has. `experts` is an old name of `teachers`.
+        Spare are the rows that the tokenizer does not use. Where none is, the vocabulary grows, by rows that are the
+        mean of the others.
 
-        Spare are the rows from `tokenizer_size` on (without it: from 32,100 on in a vocabulary of 32,128 rows, none
-        otherwise); <tau> takes the first one unless `tau_token_id` names another. Where none is spare the vocabulary
-        grows, by rows that are the mean of the others. Raises TypeError for a model that is no T5, ValueError for a
-        tau_token_id that the tokenizer uses or that lies outside the rows.
+        Args:
+            model: a T5; of a student that has betas already, they are kept.
+            tau_token_id: <tau>'s row; None = the first spare one.
+            tokenizer_size: rows that the tokenizer uses; None = 32,100 of a vocabulary of 32,128 rows (Google's T5s),
+                all of another one.
+            student_prompt: the student's instruction, with "{budget}" in it; None = the model's, or the paper's.
+            teacher_prompt: the teacher's instruction; None = the model's, or the paper's.
+            teachers: how many it may ask, 1 to 32, with a <tau> (in rows that follow one another) and a beta for each.
+            experts: deprecated name of `teachers`.
+
+        Raises:
+            TypeError: `model` is no T5.
+            ValueError: `tau_token_id` is a row that the tokenizer uses or that is not there.
         """
         if not isinstance(model, T5ForConditionalGeneration):
             raise TypeError(f"from_t5 expects a T5ForConditionalGeneration, got {type(model).__name__}")

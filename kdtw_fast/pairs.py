@@ -21,7 +21,13 @@ DEFAULT_PAIR = "debian-de-en"
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out example: `source` (German), `target` (the reference), `package` (the Debian source package)."""
+    """A held-out example.
+
+    Attributes:
+        source: the text to decode.
+        target: the reference.
+        package: the Debian source package that it comes from.
+    """
 
     source: str
     target: str
@@ -30,7 +36,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and its teacher (float32, on the CPU, in eval mode) with their tokenizer; `folder` holds the files."""
+    """A student and its teacher with their tokenizer.
+
+    Attributes:
+        name: as `load_pair` takes it.
+        student: float32, on the CPU, in eval mode.
+        teacher: the same.
+        tokenizer: of both.
+        folder: the pair's files: `student`, `teacher`, `tokenizer`, and `gkd`, a distilled student.
+    """
 
     name: str
     student: TrainingWheelsT5
@@ -49,9 +63,14 @@ def pair_names() -> list[str]:
 
 
 def load_pair(name: str = DEFAULT_PAIR) -> Pair:
-    """Load a pair that ships with the package; needs no network.
+    """Loads a pair that ships with the package; needs no network.
 
-    Raises ValueError for an unknown name (naming the nearest), FileNotFoundError if the package lacks its data.
+    Args:
+        name: "debian-de-en" (German to English) or "debian-synopsis" (a description to one line).
+
+    Raises:
+        ValueError: an unknown name; the message names the nearest.
+        FileNotFoundError: the package lacks its data.
     """
     import torch
     from transformers import AutoTokenizer, T5ForConditionalGeneration

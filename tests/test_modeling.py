@@ -180,3 +180,9 @@ def test_marks_are_checked():
         logits(student, decoder_from_teacher=torch.zeros(3, 7, dtype=torch.long))
     with pytest.raises(ValueError, match="none were given"):
         student(input_ids=inputs()["input_ids"], decoder_from_teacher=torch.zeros(3, 7, dtype=torch.bool))
+
+
+def test_experts_is_the_old_name_of_teachers() -> None:
+    with pytest.warns(DeprecationWarning, match="use teachers"):
+        student = TrainingWheelsT5.from_t5(tiny(), experts=2)
+    assert len(student.marks) == 2
