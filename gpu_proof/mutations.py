@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpu_proof import cases
 from gpu_proof.build import CSRC, OUT, build_simulated
-from gpu_proof.simulated import SCHEDULES, SimulatedDevice, SimulatedError
+from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 
 LIST = Path(__file__).with_name("mutations.toml")
 TRIED = [SCHEDULES[0], SCHEDULES[1], SCHEDULES[4]]
@@ -66,7 +66,7 @@ def attempt(bug: Bug, kind: str = "source") -> str | None:
         device.schedule(schedule)
         try:
             cases.run(bug.case, device)
-        except (AssertionError, SimulatedError) as error:
+        except (AssertionError, RuntimeError) as error:
             said = f"{type(error).__name__}: {error}"
             if re.search(bug.caught_by, said):
                 return said

@@ -4,19 +4,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
-
 
 class PtxError(ValueError):
     """Something in the PTX that the translator does not know; the message has its text."""
 
 
 def size_of(kind: str) -> int:
-    """Bytes of a type, as "u32" or "f16x2"."""
-    match = re.search(r"\d+", kind)
-    if match is None or match.group() not in SIZES:
+    """Bytes of a type, as "u32"."""
+    match = re.fullmatch(r"[a-z]+(8|16|32|64)", kind)
+    if match is None:
         raise PtxError(f"type .{kind}")
-    return SIZES[match.group()] * (2 if kind.endswith("x2") else 1)
+    return int(match[1]) // 8
 
 
 @dataclass

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kdtw_fast import _core
+
 ORDERS = ("forward", "reverse", "random")
 
 
@@ -67,8 +69,6 @@ class DeviceArray:
         """What the memory holds now; waits for the device."""
         host = np.empty(self.shape, self.dtype)
         self.device.check(self.device.library.kdtw_sim_copy(ctypes.c_void_p(host.ctypes.data), self, host.nbytes))
-        if self.device.downloads is not None:
-            self.device.downloads.append(host)
         return host
 
 
@@ -76,20 +76,20 @@ class SimulatedDevice:
     """A library that gpu_proof.build.build_simulated made.
 
     Attributes:
-        library: for calling the library's functions by ctypes.
-        downloads: where every array that is read back is kept, for comparing two devices; None: nowhere.
+        path: the library's.
+        library: for calling its functions by ctypes.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.library = library = ctypes.CDLL(str(path))
-        self.downloads: list[np.ndarray] | None = None
         self._arrays: list[DeviceArray] = []
         for name in ("counters", "kernel_runs", "traffic", "last_error"):
             getattr(library, f"kdtw_sim_{name}").restype = ctypes.c_char_p
         library.kdtw_sim_allocate.restype = ctypes.c_void_p
         library.kdtw_sim_allocate.argtypes = [ctypes.c_size_t]
+        library.kdtw_sim_release.argtypes = [ctypes.c_void_p]
         library.kdtw_sim_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-        library.kdtw_sim_device.argtypes = [ctypes.c_int, ctypes.c_uint64]
         library.kdtw_sim_schedule.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
 
     @property
@@ -103,7 +103,7 @@ class SimulatedDevice:
         self.library.kdtw_sim_schedule(order, schedule.depth_first, schedule.seed, schedule.resident_blocks, lazy)
 
     def conditional_nodes(self, there: bool) -> None:
-        """Whether graphs may have IF, WHILE and SWITCH nodes; not all devices and drivers have them."""
+        """Whether graphs may have WHILE nodes; not all devices and drivers have them."""
         self.library.kdtw_sim_conditional_nodes(there)
 
     def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> DeviceArray:
@@ -122,6 +122,27 @@ class SimulatedDevice:
         to = self.empty(host.shape, host.dtype)
         to.put(host)
         return to
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[str]:
+        """Gives the engine this device in the place of a GPU, and its name there.
+
+        The engine's pool of memory, which rounds sizes up and uses memory again, is left out: the checker sees a
+        kernel that reads past an array's end or what nobody has written.
+        """
+        before = _core.build_info()["cuda"]
+        free = self.library.kdtw_sim_release
+        _core.use_cuda_library(str(self.path))
+        _core.use_cuda_companion(
+            lambda device, size, stream: self.library.kdtw_sim_allocate(size) or 0, free, lambda device: 0
+        )
+        try:
+            yield "cuda:0"
+        finally:
+            self.library.kdtw_sim_clear_error()
+            _core.use_cuda_companion(None, None, None)
+            if before:
+                _core.use_cuda_library(before["library"])
 
     def release(self) -> None:
         """Frees every array that was made here."""

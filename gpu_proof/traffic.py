@@ -18,6 +18,7 @@ from gpu_proof.build import build_simulated
 from gpu_proof.roofline import decoder_pass
 from gpu_proof.simulated import SimulatedDevice
 from kdtw_fast import SingleModelDecoder, _core
+from kdtw_fast.selftest.checks import Trial
 from kdtw_fast.shapes import T5Shape, random_native
 
 LIMITS = Path(__file__).with_name("traffic_limits.json")
@@ -39,11 +40,12 @@ class Count:
     bytes: int
 
 
-def count(device: SimulatedDevice, name: str) -> dict[str, Count]:
-    """Counts a case's requests by kernel."""
+def count() -> dict[str, Count]:
+    """Counts requests by kernel, at sizes of real models (cases.real_sizes)."""
+    device = SimulatedDevice(build_simulated("ptx", checked=True))
     device.schedule()
-    with device.traffic() as launches:
-        cases.run(name, device)
+    with device.engine() as where, device.traffic() as launches:
+        cases.real_sizes(Trial(where))
     costs: dict[str, dict[str, list[int]]] = {}
     moved: dict[str, int] = {}
     for launch in launches:
@@ -57,30 +59,29 @@ def count(device: SimulatedDevice, name: str) -> dict[str, Count]:
     return {kernel: Count(r["global"], r["shared"], moved[kernel]) for kernel, r in sorted(ratio.items())}
 
 
-def count_all() -> dict[str, Count]:
-    """Counts every kernel in the large case, which has sizes of real models."""
-    device = SimulatedDevice(build_simulated("ptx", checked=True))
-    return count(device, "real_sizes")
-
-
 def on_paper() -> dict[str, int]:
     """Bytes that kernels must move in that case, by the beginning of their names: weights once, inputs, outputs."""
+    # outputs, inputs, values written a token, values read besides the token: what is added to, the norm's scale
+    products = [
+        (*cases.NORMED, cases.NORMED[0], 0, cases.NORMED[1]),
+        (*cases.ADDED, cases.ADDED[0], cases.ADDED[0], 0),
+        (*cases.GATED, cases.GATED[0] // 2, 0, cases.GATED[1]),
+    ]
     bytes_ = {}
     for tokens in cases.TOKENS:
-        total = 0
-        for outputs, inputs, epilogue, fused in cases.PRODUCTS:
-            width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
-            out = tokens * width * (2 if epilogue == "kKdtwAdd" else 1)
-            total += 2 * outputs * inputs + 4 * (tokens * inputs + (inputs if fused else 0) + out)
-        bytes_[f"linear_kernel<Fp16, {tokens},"] = total
-    total = scaled = 0
-    for outputs, inputs, epilogue, fused in cases.PRODUCTS:
-        width = outputs // 2 if epilogue == "kKdtwGatedGelu" else outputs
-        out = cases.SOURCE * width * (2 if epilogue == "kKdtwAdd" else 1)
-        total += 2 * (outputs + cases.SOURCE) * inputs + 4 * (outputs + cases.SOURCE + out)
-        scaled += cases.SOURCE * (6 * inputs + 4) + (4 * inputs if fused else 0)
-    bytes_["linear_tensor_kernel"], bytes_["scale_kernel<Halves>"] = total, scaled
-    bytes_["rms_norm_kernel"] = sum(4 * cases.SIZE * (2 * tokens + 1) for tokens in cases.TOKENS)
+        bytes_[f"linear_kernel<Fp16, {tokens},"] = sum(
+            2 * outputs * inputs + 4 * (tokens * (inputs + written + added) + scale)
+            for outputs, inputs, written, added, scale in products
+        )
+    head, size = cases.VOCABULARY, cases.SIZE
+    bytes_["linear_kernel<Fp16, 1,"] += 2 * head * size + 4 * (size + head)
+    source = cases.SOURCE
+    bytes_["linear_tensor_kernel"] = sum(
+        2 * (outputs + source) * inputs + 4 * (outputs + source + source * (written + added))
+        for outputs, inputs, written, added, _ in products
+    )
+    bytes_["scale_kernel<Halves>"] = sum(source * (6 * inputs + 4) + 4 * scale for _, inputs, _, _, scale in products)
+    bytes_["rms_norm_kernel"] = sum(4 * size * (2 * tokens + 1) for tokens in cases.TOKENS)
     return bytes_
 
 
@@ -93,12 +94,8 @@ def decoder_passes() -> dict[str, tuple[int, int]]:
 
     Differences between decodes, so that encoders and what comes before drop out. fp16; one row.
     """
-    path = build_simulated("ptx", checked=True)
-    device = SimulatedDevice(path)
+    device = SimulatedDevice(build_simulated("ptx", checked=True))
     device.schedule()
-    _core.use_cuda_library(str(path))
-    _core.use_cuda_drafting("host", 1)
-    decoder = SingleModelDecoder(random_native(PASSES_OF, dtype="fp16", cache_dtype="fp16", device="cuda"))
 
     def moved(tokens: int, forced: int = 0) -> int:
         ids = [[2 + i for i in range(SOURCE_TOKENS - 1)] + [1]]
@@ -106,13 +103,15 @@ def decoder_passes() -> dict[str, tuple[int, int]]:
             decoder.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, forced_tokens=[5] * forced)
         return sum(launch["bytes_read"] + launch["bytes_written"] for launch in launches)
 
-    try:
-        one, two, three = (moved(tokens) for tokens in (1, 2, 3))
-        # The first pass reads the start token, and the forced ones.
-        catch_up = moved(CATCH_UP, CATCH_UP - 1) - one + (two - one)
-    finally:
-        _core.use_cuda_drafting("auto", 4)
-        _core.use_cuda_library("")
+    with device.engine() as where:
+        _core.use_cuda_drafting("host", 1)
+        decoder = SingleModelDecoder(random_native(PASSES_OF, dtype="fp16", cache_dtype="fp16", device=where))
+        try:
+            one, two, three = (moved(tokens) for tokens in (1, 2, 3))
+            # The first pass reads the start token, and the forced ones.
+            catch_up = moved(CATCH_UP, CATCH_UP - 1) - one + (two - one)
+        finally:
+            _core.use_cuda_drafting("auto", 4)
     return {
         "step": (three - two, decoder_pass(PASSES_OF, 3, SOURCE_TOKENS).total),
         "catch-up": (catch_up, decoder_pass(PASSES_OF, CATCH_UP, SOURCE_TOKENS, tokens=CATCH_UP).total),
@@ -139,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--renew", action="store_true", help="write traffic_limits.json")
     options = parser.parse_args()
-    found = count_all()
+    found = count()
     for kernel, c in found.items():
         print(f"{kernel:44s} sectors over least {c.sectors:6.3f}  bank passes {c.passes:6.3f}  bytes {c.bytes:9d}")
     if options.renew:

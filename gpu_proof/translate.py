@@ -12,12 +12,23 @@ from gpu_proof.ptx import Kernel, Module, PtxError, Statement, parse, size_of
 CPP = {
     **{"u8": "uint8_t", "s8": "int8_t", "b8": "uint8_t", "u16": "uint16_t", "s16": "int16_t", "b16": "uint16_t"},
     **{"f16": "uint16_t", "bf16": "uint16_t", "u32": "uint32_t", "s32": "int32_t", "b32": "uint32_t"},
-    **{"f16x2": "uint32_t", "bf16x2": "uint32_t", "f32": "float", "u64": "uint64_t", "s64": "int64_t"},
-    **{"b64": "uint64_t", "f64": "double", "pred": "bool"},
+    **{"f32": "float", "u64": "uint64_t", "s64": "int64_t", "b64": "uint64_t", "f64": "double", "pred": "bool"},
 }
 COORDINATES = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
 SPACES = ("global", "shared", "param", "local", "const")
-HALVES = ("f16", "f16x2", "bf16", "bf16x2")
+HALVES = ("f16", "bf16")
+# What an instruction computes of operands that it reads as its own type.
+PLAIN = {
+    **{"add": "{a} + {b}", "sub": "{a} - {b}", "neg": "-{a}", "abs": "absolute({a})"},
+    **{"min": "minimum({a}, {b})", "max": "maximum({a}, {b})", "rem": "remainder({a}, {b})"},
+    **{"and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}"},
+    **{"popc": "__builtin_popcountll({a})", "clz": "leading_zeros({a})", "brev": "reversed({a})"},
+    **{"rcp": "1 / {a}", "sqrt": "std::sqrt({a})", "rsqrt": "1 / std::sqrt({a})"},
+    **{"ex2": "exp2f({a})", "lg2": "log2f({a})", "sin": "sinf({a})", "cos": "cosf({a})", "tanh": "tanhf({a})"},
+}
+WRAPS = {"add", "sub", "neg"}  # integers are computed without their sign: C++ does not define the overflow
+MODIFIERS = {"rn", "approx", "ftz"}  # of those above
+ACCESSES = {"global", "shared", "param", "local", "const", "nc", "v2", "v4", *CPP}  # of ld and st
 SHARED_GAP = 64  # kSharedGap of gpu_proof/sim/device.h
 
 
@@ -40,6 +51,10 @@ def _split(text: str) -> list[str]:
 
 def _unsigned(kind: str) -> str:
     return kind if kind[0] == "f" else "u" + kind[1:]
+
+
+def _unknown(parts: list[str]) -> PtxError:
+    return PtxError(f"instruction {'.'.join(parts)}")
 
 
 class _Translator:
@@ -132,88 +147,45 @@ class _Translator:
         assert match is not None
         parts, operands = match[1].replace("::", ".").split("."), _split(match[2])
         name, kind = parts[0], parts[-1]
-        if kind in HALVES and name in {"add", "sub", "mul", "fma", "min", "max", "neg", "abs"}:
-            values = ", ".join(self.value(o, kind) for o in operands[1:])
-            return self.put(operands[0], f"{kind}_op(op_{name}, {values})")
+        if name in PLAIN and kind not in HALVES and not set(parts[1:-1]) - MODIFIERS:
+            return self.computed(operands, PLAIN[name], _unsigned(kind) if name in WRAPS else kind)
         handler: Callable[[list[str], list[str]], str] | None = getattr(self, f"do_{name}", None)
         if handler is None:
-            raise PtxError(f"instruction {match[1]}")
+            raise _unknown(parts)
         return handler(parts, operands)
 
-    def binary(self, parts: list[str], o: list[str], form: str, kind: str | None = None) -> str:
-        kind = kind or parts[-1]
-        a, b = self.value(o[1], kind), self.value(o[2], kind)
-        return self.put(o[0], f"({CPP[kind]})({form.format(a=a, b=b)})")
-
-    def do_add(self, p: list[str], o: list[str]) -> str:
-        if "cc" in p or "sat" in p:
-            raise PtxError(f"instruction {'.'.join(p)}")
-        return self.binary(p, o, "{a} + {b}", _unsigned(p[-1]))
-
-    def do_sub(self, p: list[str], o: list[str]) -> str:
-        if "cc" in p or "sat" in p:
-            raise PtxError(f"instruction {'.'.join(p)}")
-        return self.binary(p, o, "{a} - {b}", _unsigned(p[-1]))
+    def computed(self, o: list[str], form: str, kind: str) -> str:
+        """Stores what `form` makes of the operands."""
+        if kind not in CPP:
+            raise PtxError(f"type .{kind}")
+        values = dict(zip("abc", (self.value(x, kind) for x in o[1:])))
+        return self.put(o[0], f"({CPP[kind]})({form.format(**values)})")
 
     def do_mul(self, p: list[str], o: list[str]) -> str:
-        kind = p[-1]
-        if "wide" in p:
-            wide = CPP[f"{kind[0]}{size_of(kind) * 16}"]
-            return self.put(o[0], f"(({wide}){self.value(o[1], kind)} * ({wide}){self.value(o[2], kind)})")
-        if "hi" in p:
-            return self.binary(p, o, "high_product({a}, {b})")
-        return self.binary(p, o, "{a} * {b}", _unsigned(kind))
+        if "wide" in p:  # of twice the operands' width
+            cpp = CPP[f"{p[-1][0]}{size_of(p[-1]) * 16}"]
+            a, b = (self.value(x, p[-1]) for x in o[1:3])
+            return self.put(o[0], f"(({cpp}){a} * ({cpp}){b})")
+        if "hi" in p or p[-1] in HALVES:
+            raise _unknown(p)
+        return self.computed(o, "{a} * {b}", _unsigned(p[-1]))
 
     def do_mad(self, p: list[str], o: list[str]) -> str:
-        kind = p[-1]
-        if kind[0] == "f":
-            return self.do_fma(p, o)
-        if "wide" in p:
-            wide = f"{kind[0]}{size_of(kind) * 16}"
-            a, b = self.value(o[1], kind), self.value(o[2], kind)
-            return self.put(o[0], f"(({CPP[wide]}){a} * ({CPP[wide]}){b} + {self.value(o[3], wide)})")
-        if "lo" in p and "cc" not in p:
-            kind = _unsigned(kind)
-            a, b, c = (self.value(x, kind) for x in o[1:4])
-            return self.put(o[0], f"({CPP[kind]})({a} * {b} + {c})")
-        raise PtxError(f"instruction {'.'.join(p)}")
+        if "lo" not in p or "cc" in p:
+            raise _unknown(p)
+        return self.computed(o, "{a} * {b} + {c}", _unsigned(p[-1]))
 
     def do_fma(self, p: list[str], o: list[str]) -> str:
+        if p[-1] in HALVES:
+            raise _unknown(p)
         values = ", ".join(self.value(x, p[-1]) for x in o[1:4])
         return self.put(o[0], f"{'fmaf' if p[-1] == 'f32' else 'fma'}({values})")
 
     def do_div(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, "{a} / {b}" if p[-1][0] == "f" else "divide({a}, {b})")
-
-    def do_rem(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, "remainder({a}, {b})")
-
-    def do_min(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, f"{'minimum_nan' if 'NaN' in p else 'minimum'}({{a}}, {{b}})")
-
-    def do_max(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, f"{'maximum_nan' if 'NaN' in p else 'maximum'}({{a}}, {{b}})")
-
-    def do_and(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, "{a} & {b}")
-
-    def do_or(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, "{a} | {b}")
-
-    def do_xor(self, p: list[str], o: list[str]) -> str:
-        return self.binary(p, o, "{a} ^ {b}")
-
-    def unary(self, p: list[str], o: list[str], form: str) -> str:
-        return self.put(o[0], form.format(a=self.value(o[1], p[-1]), cpp=CPP[p[-1]]))
+        return self.computed(o, "{a} / {b}" if p[-1] in {"f32", "f64"} else "divide({a}, {b})", p[-1])
 
     def do_not(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "(!{a})" if p[-1] == "pred" else "({cpp})(~{a})")
-
-    def do_neg(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "({cpp})(-{a})" if p[-1][0] == "f" else "({cpp})(0 - {a})")
-
-    def do_abs(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "absolute({a})")
+        return self.computed(o, "!{a}" if p[-1] == "pred" else "~{a}", p[-1])
 
     def do_shl(self, p: list[str], o: list[str]) -> str:
         return self.put(o[0], f"shift_left({self.value(o[1], p[-1])}, {self.value(o[2], 'u32')})")
@@ -221,42 +193,17 @@ class _Translator:
     def do_shr(self, p: list[str], o: list[str]) -> str:
         return self.put(o[0], f"shift_right({self.value(o[1], p[-1])}, {self.value(o[2], 'u32')})")
 
-    def do_popc(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "(uint32_t)__builtin_popcountll((uint64_t){a})")
-
-    def do_clz(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "leading_zeros({a})")
-
     def do_bfind(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, f"highest_bit({{a}}, {'true' if 'shiftamt' in p else 'false'})")
-
-    def do_brev(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "reversed({a})")
+        return self.computed(o, f"highest_bit({{a}}, {'true' if 'shiftamt' in p else 'false'})", p[-1])
 
     def do_bfi(self, p: list[str], o: list[str]) -> str:
         a, b = (self.value(x, p[-1]) for x in o[1:3])
         return self.put(o[0], f"bits_inserted({a}, {b}, {self.value(o[3], 'u32')}, {self.value(o[4], 'u32')})")
 
-    def do_bfe(self, p: list[str], o: list[str]) -> str:
-        a = self.value(o[1], p[-1])
-        return self.put(o[0], f"bits_extracted({a}, {self.value(o[2], 'u32')}, {self.value(o[3], 'u32')})")
-
-    def do_prmt(self, p: list[str], o: list[str]) -> str:
-        if p[-1] != "b32":
-            raise PtxError(f"instruction {'.'.join(p)}")
-        return self.put(o[0], f"bytes_permuted({', '.join(self.value(x, 'b32') for x in o[1:4])})")
-
-    def do_lop3(self, p: list[str], o: list[str]) -> str:
-        return self.put(o[0], f"three_input_logic({', '.join(self.value(x, 'b32') for x in o[1:4])}, {o[4]})")
-
-    def do_shf(self, p: list[str], o: list[str]) -> str:
-        values = ", ".join(self.value(x, "b32") for x in o[1:4])
-        return self.put(o[0], f"funnel_shift({values}, {int('l' in p)}, {int('wrap' in p)})")
-
     def do_dp4a(self, p: list[str], o: list[str]) -> str:
-        a, b, c = (self.value(x, "b32") for x in o[1:4])
-        signs = ", ".join("true" if kind == "s32" else "false" for kind in p[1:3])
-        return self.put(o[0], f"dot_bytes<{signs}>({a}, {b}, {c})")
+        if p[1:] != ["s32", "s32"]:
+            raise _unknown(p)
+        return self.put(o[0], f"dot_bytes({', '.join(self.value(x, 'b32') for x in o[1:4])})")
 
     def do_mov(self, p: list[str], o: list[str]) -> str:
         kind = p[-1]
@@ -282,83 +229,32 @@ class _Translator:
 
     def do_cvt(self, p: list[str], o: list[str]) -> str:
         to, source = p[-2], p[-1]
-        values = [self.value(x, source) for x in o[1:]]
-        known = {"cvt", to, source, "rn", "rz", "rzi", "rni", "rmi", "rpi", "sat", "ftz"}
-        if set(p) - known or ("rz" in p and to not in {"f16", "bf16"}):
-            raise PtxError(f"instruction {'.'.join(p)}")
-        if len(values) == 2 and to in {"f16x2", "bf16x2"} and source == "f32":  # the first is the upper half
-            half = to[:-2]
-            low, high = (f"convert_to_{half}({v}, false)" for v in reversed(values))
-            return self.put(o[0], f"((uint32_t){low} | (uint32_t){high} << 16)")
-        value = values[0]
-        if source in {"f16", "bf16"}:
+        rounding = next((x for x in p[1:-2] if x in {"rzi", "rni"}), "")
+        if set(p[1:-2]) - {"rn", "rzi", "rni", "sat"} or ("sat" in p and to[0] != "f"):
+            raise _unknown(p)
+        value = self.value(o[1], source)
+        if source in HALVES:
             value, source = f"{source}_to_float({value})", "f32"
-        if to in {"f16", "bf16"}:
-            return self.put(o[0], f"convert_to_{to}((float){value}, {'true' if 'rz' in p else 'false'})")
-        rounding = next((x for x in p if x in {"rzi", "rni", "rmi", "rpi"}), "")
+        if to in HALVES:
+            return self.put(o[0], f"convert_to_{to}((float){value})")
         if source[0] == "f" and to[0] in "su":
             return self.put(o[0], f"float_to_int<{CPP[to]}>(round_{rounding}({value}))")
         if source[0] == "f" and rounding:
             value = f"round_{rounding}({value})"
-        if "sat" in p:
-            if to[0] != "f":
-                return self.put(o[0], f"saturated_int<{CPP[to]}>({value})")
-            value = f"saturated({value})"
-        return self.put(o[0], f"({CPP[to]}){value}")
-
-    def function(self, p: list[str], o: list[str], name: str) -> str:
-        return self.unary(p, o, f"{name}({{a}})")
-
-    def do_ex2(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "exp2f")
-
-    def do_lg2(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "log2f")
-
-    def do_rsqrt(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "reciprocal_root")
-
-    def do_rcp(self, p: list[str], o: list[str]) -> str:
-        return self.unary(p, o, "({cpp})(1 / {a})")
-
-    def do_sqrt(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "std::sqrt")
-
-    def do_sin(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "sinf")
-
-    def do_cos(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "cosf")
-
-    def do_tanh(self, p: list[str], o: list[str]) -> str:
-        return self.function(p, o, "tanhf")
-
-    def do_copysign(self, p: list[str], o: list[str]) -> str:
-        return self.put(o[0], f"std::copysign({self.value(o[2], p[-1])}, {self.value(o[1], p[-1])})")
+        return self.put(o[0], f"({CPP[to]}){f'saturated({value})' if 'sat' in p else value}")
 
     def do_setp(self, p: list[str], o: list[str]) -> str:
-        kind, compare = p[-1], p[1]
+        kind = p[-1]
+        sign = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.get(p[1][:2])
+        if sign is None or len(p) != 3 or kind in HALVES or "|" in o[0]:
+            raise _unknown(p)
         a, b = (self.value(x, kind) for x in o[1:3])
-        if kind in {"f16", "bf16"}:
-            a, b, kind = f"{kind}_to_float({a})", f"{kind}_to_float({b})", "f32"
-        compare = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(compare, compare)
-        if compare in {"num", "nan"}:
-            result = f"({'!' if compare == 'num' else ''}(std::isnan({a}) || std::isnan({b})))"
-        else:
-            sign = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.get(compare[:2])
-            if sign is None:
-                raise PtxError(f"instruction {'.'.join(p)}")
-            result = f"({a} {sign} {b})"
-            if kind[0] == "f" and compare == "ne":  # ordered: false of NaN
-                result = f"({a} < {b} || {a} > {b})"
-            if compare.endswith("u") and compare != "neu":
-                result = f"(std::isnan({a}) || std::isnan({b}) || {result})"
-        to = o[0].split("|")
-        both = [result, f"!{result}"]
-        if p[2] in {"and", "or", "xor"}:
-            sign = {"and": "&&", "or": "||", "xor": "!="}[p[2]]
-            both = [f"({r} {sign} {self.value(o[3], 'pred')})" for r in both]
-        return " ".join(self.put(t, r) for t, r in zip(to, both))
+        result = f"({a} {sign} {b})"
+        if kind[0] == "f" and p[1] == "ne":  # ordered: false of NaN
+            result = f"({a} < {b} || {a} > {b})"
+        if p[1].endswith("u") and p[1] != "neu":  # unordered: true of NaN
+            result = f"(std::isnan({a}) || std::isnan({b}) || {result})"
+        return self.put(o[0], result)
 
     def do_selp(self, p: list[str], o: list[str]) -> str:
         a, b = (self.value(x, p[-1]) for x in o[1:3])
@@ -377,28 +273,23 @@ class _Translator:
 
     # ------------------------------------------------------------ memory
     def do_ld(self, p: list[str], o: list[str]) -> str:
+        if set(p[1:]) - ACCESSES:  # no volatile, relaxed or stronger one: nothing but atomics orders threads here
+            raise _unknown(p)
         space = next((x for x in p if x in SPACES), "generic")
         address, kind = self.address(o[1], space), p[-1]
         registers = _split(o[0][1:-1]) if o[0].startswith("{") else [o[0]]
-        bytes_ = size_of(kind) * len(registers)
-        before = f"simt::read_only_load({address}, {bytes_}); " if "nc" in p else ""
-        if {"acquire", "relaxed", "volatile"} & set(p) and len(registers) == 1:
-            after = " simt::fence();" if "acquire" in p else ""
-            return self.put(o[0], f"load_atomic<{CPP[kind]}>({address})") + after
+        before = f"simt::read_only_load({address}, {size_of(kind) * len(registers)}); " if "nc" in p else ""
         if len(registers) == 1:
             return before + self.put(o[0], f"load<{CPP[kind]}>({address})")
         puts = " ".join(self.put(r, f"v_.values[{i}]") for i, r in enumerate(registers))
         vector = f"Vector<{CPP[kind]}, {len(registers)}>"
         return f"{{ {before}const auto v_ = load_vector<{vector}>(SIMT_SITE, {address}); {puts} }}"
 
-    do_ldu = do_ld
-
     def do_st(self, p: list[str], o: list[str]) -> str:
+        if set(p[1:]) - ACCESSES:
+            raise _unknown(p)
         space = next((x for x in p if x in SPACES), "generic")
         address, kind = self.address(o[0], space), p[-1]
-        if {"release", "relaxed", "volatile"} & set(p):
-            before = "simt::fence(); " if "release" in p else ""
-            return f"{before}store_atomic<{CPP[kind]}>({address}, {self.value(o[1], kind)});"
         if not o[1].startswith("{"):
             return f"store<{CPP[kind]}>({address}, {self.value(o[1], kind)});"
         values = [self.value(x, kind) for x in _split(o[1][1:-1])]
@@ -406,27 +297,17 @@ class _Translator:
         return f"store_vector<{vector}>(SIMT_SITE, {address}, {{{{{', '.join(values)}}}}});"
 
     def do_atom(self, p: list[str], o: list[str]) -> str:
-        operation = next(
-            (x for x in p[1:] if x in {"add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"}), ""
-        )
-        names = {"add": "Add", "exch": "Exch", "cas": "CAS"}
+        name = {"add": "atomicAdd", "exch": "atomicExch", "max": "atomicMax", "min": "atomicMin"}.get(p[2])
         kind = _unsigned(p[-1]) if p[-1][0] == "b" else p[-1]
-        if not operation or kind not in CPP or kind in HALVES:
-            raise PtxError(f"instruction {'.'.join(p)}")
-        address = self.address(o[1], "shared" if "shared" in p else "global")
-        values = ", ".join(self.value(x, kind) for x in o[2:])
-        call = f"atomic{names.get(operation, operation.capitalize())}(({CPP[kind]}*){address}, {values})"
-        before = "simt::fence(); " if {"release", "acq_rel"} & set(p) else ""
-        after = " simt::fence();" if {"acquire", "acq_rel"} & set(p) else ""
-        return before + self.put(o[0], call) + after
+        if p[1] not in {"global", "shared"} or name is None or len(p) != 4 or kind not in CPP or kind in HALVES:
+            raise _unknown(p)
+        return self.put(o[0], f"{name}(({CPP[kind]}*){self.address(o[1], p[1])}, {self.value(o[2], kind)})")
 
     def do_red(self, p: list[str], o: list[str]) -> str:
         return self.do_atom(p, ["_", *o])
 
-    def do_fence(self, p: list[str], o: list[str]) -> str:
-        return "simt::fence();" if {"gl", "gpu", "sys"} & set(p) else ";"
-
-    do_membar = do_fence
+    def do_membar(self, p: list[str], o: list[str]) -> str:
+        return "simt::fence();" if {"gl", "sys"} & set(p) else ";"
 
     # ------------------------------------------------------------ threads together
     def do_bar(self, p: list[str], o: list[str]) -> str:
@@ -435,13 +316,11 @@ class _Translator:
         if "sync" in p and o == ["0"]:
             return "simt::syncthreads(SIMT_SITE);"
         if "red" in p and o[1] == "0" and len(o) == 3:
-            kind = {"popc": "kCount", "and": "kAnd", "or": "kOr"}[p[p.index("red") + 1]]
+            kind = {"popc": "kCount", "or": "kOr"}[p[p.index("red") + 1]]
             return self.put(
                 o[0], f"simt::syncthreads_reduce(SIMT_SITE, {self.value(o[2], 'pred')}, simt::Reduce::{kind})"
             )
         raise PtxError(f"instruction {'.'.join(p)} of {', '.join(o)}: part of a block or a numbered barrier")
-
-    do_barrier = do_bar
 
     def do_shfl(self, p: list[str], o: list[str]) -> str:
         operation = {"bfly": "kXor", "idx": "kIndex", "up": "kUp", "down": "kDown"}[p[2]]
@@ -452,32 +331,23 @@ class _Translator:
             return self.put(to[0], f"{call}.value")
         return f"{{ const auto s_ = {call}; {self.put(to[0], 's_.value')} {self.put(to[1], 's_.inside')} }}"
 
-    def collective(self, operation: str, mask: str, value: str) -> str:
-        return f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {self.value(mask, 'u32')}, {value}, 0, 32)"
-
     def do_vote(self, p: list[str], o: list[str]) -> str:
         operation = {"ballot": "kBallot", "any": "kAny", "all": "kAll"}.get(p[2])
         if operation is None:
-            raise PtxError(f"instruction {'.'.join(p)}")
-        call = self.collective(operation, o[2], self.value(o[1], "pred"))
+            raise _unknown(p)
+        mask, value = self.value(o[2], "u32"), self.value(o[1], "pred")
+        call = f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {mask}, {value}, 0, 32)"
         return self.put(o[0], f"({'uint32_t' if operation == 'kBallot' else 'bool'}){call}")
 
-    def do_match(self, p: list[str], o: list[str]) -> str:
-        if p[1] != "any":
-            raise PtxError(f"instruction {'.'.join(p)}")
-        return self.put(o[0], f"(uint32_t){self.collective('kMatch', o[2], self.value(o[1], p[-1]))}")
-
     def do_mma(self, p: list[str], o: list[str]) -> str:
-        shape, formats = p[3], p[-4:]
-        depth = {"m16n8k8": 8, "m16n8k16": 16}.get(shape)
-        if depth is None or formats not in (["f32", "f16", "f16", "f32"], ["f32", "bf16", "bf16", "f32"]):
-            raise PtxError(f"instruction {'.'.join(p)}")
+        if p[3:] != ["m16n8k8", "row", "col", "f32", "f16", "f16", "f32"]:
+            raise _unknown(p)
         d, a, b, c = (_split(x[1:-1]) for x in o)
         values = [", ".join(self.value(x, kind) for x in part) for part, kind in ((a, "b32"), (b, "b32"), (c, "f32"))]
         puts = " ".join(self.put(x, f"d_[{i}]") for i, x in enumerate(d))
         return (
             f"{{ const uint32_t a_[] = {{{values[0]}}}, b_[] = {{{values[1]}}}; float d_[] = {{{values[2]}}}; "
-            f"simt::mma_{formats[1]}(SIMT_SITE, a_, b_, d_, {depth}); {puts} }}"
+            f"simt::mma(SIMT_SITE, a_, b_, d_); {puts} }}"
         )
 
     def do_nanosleep(self, p: list[str], o: list[str]) -> str:
@@ -488,11 +358,6 @@ class _Translator:
             raise PtxError(f"call of {', '.join(o)}")
         handle, value = _split(o[o.index("cudaGraphSetConditional") + 1].strip("()"))
         return f"cudaGraphSetConditional({_identifier(handle)}, {_identifier(value)});"
-
-    def do_prefetch(self, p: list[str], o: list[str]) -> str:
-        return ";"
-
-    do_prefetchu = do_discard = do_applypriority = do_prefetch
 
     # ------------------------------------------------------------ the kernel
     def statement(self, s: Statement) -> str:

@@ -84,7 +84,7 @@ def test_weights_are_read_16_bytes_at_a_time_and_multiplied_on_tensor_cores() ->
 @needs_nvcc
 @pytest.mark.gpu_proof
 def test_memory_requests_stay_within_their_limits() -> None:
-    found = traffic.count_all()
+    found = traffic.count()
     assert traffic.above(found) == [], "if that is meant: python -m gpu_proof.traffic --renew"
     for name, expected in traffic.on_paper().items():
         counted = sum(count.bytes for kernel, count in found.items() if kernel.startswith(name))

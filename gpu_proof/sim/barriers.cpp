@@ -1,4 +1,4 @@
-// Block and grid barriers, shared memory, fences: what threads of a block do together.
+// Block barriers, shared memory, fences: what threads of a block do together.
 #include <cstring>
 
 #include "check.h"
@@ -33,20 +33,8 @@ void syncthreads(Site site) { wait_at_barrier(site, false); }
 
 int syncthreads_reduce(Site site, bool predicate, Reduce kind) {
   wait_at_barrier(site, predicate);
-  const auto arrived = static_cast<uint32_t>(thread_now->result >> 32), set = static_cast<uint32_t>(thread_now->result);
-  if (kind == Reduce::kCount) return static_cast<int>(set);
-  return kind == Reduce::kAnd ? set == arrived : set > 0;
-}
-
-void grid_sync(Site site) {
-  if (!launch_now->work->cooperative) {
-    fail("grid sync at " + describe(site) + " in a kernel that was not launched cooperatively");
-  }
-  thread_now->site = site;
-  thread_now->state = State::kAtGridBarrier;
-  ++launch_now->waiting;
-  grid_may_pass();
-  switch_to_scheduler();
+  const int set = static_cast<int>(thread_now->result);
+  return kind == Reduce::kCount ? set : set > 0;
 }
 
 void block_may_pass(Block& block) {
@@ -58,7 +46,6 @@ void block_may_pass(Block& block) {
   }
   block.waiting = 0;
   ++block.epoch;
-  ++counters().barriers;
   std::vector<Thread*> waiting;
   uint64_t set = 0;
   for (Thread& thread : block.threads) {
@@ -66,22 +53,8 @@ void block_may_pass(Block& block) {
     waiting.push_back(&thread);
     set += thread.predicate;
   }
-  for (Thread* thread : waiting) thread->result = uint64_t{waiting.size()} << 32 | set;
+  for (Thread* thread : waiting) thread->result = set;
   check::met(waiting.data(), waiting.size());
-  make_ready(waiting.data(), waiting.size());
-}
-
-void grid_may_pass() {
-  if (!launch_now->waiting || launch_now->waiting != launch_now->live) return;
-  launch_now->waiting = 0;
-  ++launch_now->epoch;
-  std::vector<Thread*> waiting;
-  for (auto& block : launch_now->blocks) {
-    ++block->epoch;
-    for (Thread& thread : block->threads) {
-      if (thread.state == State::kAtGridBarrier) waiting.push_back(&thread);
-    }
-  }
   make_ready(waiting.data(), waiting.size());
 }
 

@@ -52,7 +52,7 @@ struct Mark {
 
 // A moment of a thread, or of all threads of a warp or block between two barriers. parent: readers in other blocks.
 struct Moment {
-  uint32_t thread, block, warp, block_epoch, warp_epoch, grid_epoch, fences, parent;
+  uint32_t thread, block, warp, block_epoch, warp_epoch, fences, parent;
   Scope scope;
 };
 
@@ -94,13 +94,10 @@ uint32_t present() {
   Thread& t = *thread_now;
   if (t.mark) {
     const Moment& m = moment(t.mark);
-    if (m.block_epoch == t.block->epoch && m.warp_epoch == t.warp->epoch && m.grid_epoch == launch_now->epoch &&
-        m.fences == t.fences) {
-      return t.mark;
-    }
+    if (m.block_epoch == t.block->epoch && m.warp_epoch == t.warp->epoch && m.fences == t.fences) return t.mark;
   }
-  t.mark = add_moment({t.index, t.block->index, t.warp->index, t.block->epoch, t.warp->epoch, launch_now->epoch,
-                       t.fences, 0, Scope::kThread});
+  t.mark =
+      add_moment({t.index, t.block->index, t.warp->index, t.block->epoch, t.warp->epoch, t.fences, 0, Scope::kThread});
   return t.mark;
 }
 
@@ -122,7 +119,6 @@ bool ordered(uint32_t who) {
   for (; who >= first_moment; who = moment(who).parent) {
     const Moment& m = moment(who);
     const Thread& t = *thread_now;
-    if (m.grid_epoch < launch_now->epoch) continue;
     if (m.scope == Scope::kThread && m.thread == t.index) continue;
     if (m.block == t.block->index) {
       if (m.block_epoch < t.block->epoch) continue;

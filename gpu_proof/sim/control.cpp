@@ -9,13 +9,6 @@
 #include "streams.h"
 
 namespace simt {
-namespace {
-
-constexpr int kMultiprocessors = 40;               // a T4's
-constexpr int kSharedOptIn = 64 * 1024;            // of sm_75
-std::map<const void*, int> dynamic_shared_limits;  // kernels that asked for more than 48 KB
-
-}  // namespace
 
 Settings& settings() {
   static Settings settings;
@@ -29,10 +22,6 @@ std::map<std::string, uint64_t>& kernel_runs() {
   static std::map<std::string, uint64_t> runs;
   return runs;
 }
-size_t dynamic_shared_limit(const void* kernel) {
-  const auto found = dynamic_shared_limits.find(kernel);
-  return found == dynamic_shared_limits.end() ? kDefaultSharedLimit : static_cast<size_t>(found->second);
-}
 
 }  // namespace simt
 
@@ -42,10 +31,6 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
-cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
 cudaError_t cudaSetDevice(int device) {
   return device == 0 ? cudaSuccess : set_error(cudaErrorInvalidDevice, "there is one simulated device, number 0");
 }
@@ -53,69 +38,12 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return cudaSetDevice(device);
   *properties = {};
   std::strcpy(properties->name, "simulated device");
-  properties->major = settings().compute_capability / 10;
-  properties->minor = settings().compute_capability % 10;
-  properties->multiProcessorCount = kMultiprocessors;
-  properties->warpSize = 32;
-  properties->maxThreadsPerBlock = 1024;
-  properties->l2CacheSize = 4 << 20;
-  properties->memoryBusWidth = 256;
-  properties->totalGlobalMem = settings().memory_bytes;
-  properties->sharedMemPerBlock = kDefaultSharedLimit;
-  properties->sharedMemPerBlockOptin = properties->sharedMemPerMultiprocessor = kSharedOptIn;
+  properties->major = 7;
+  properties->minor = 5;
+  properties->multiProcessorCount = 40;  // a T4's
+  properties->totalGlobalMem = kMemoryBytes;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  cudaDeviceProp properties;
-  if (const cudaError_t error = cudaGetDeviceProperties(&properties, device)) return error;
-  switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock:
-      *value = properties.maxThreadsPerBlock;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = static_cast<int>(properties.sharedMemPerBlock);
-      break;
-    case cudaDevAttrMultiProcessorCount:
-      *value = properties.multiProcessorCount;
-      break;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = properties.major;
-      break;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = properties.minor;
-      break;
-    case cudaDevAttrCooperativeLaunch:
-      *value = 1;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = kSharedOptIn;
-      break;
-    default:
-      return set_error(cudaErrorNotSupported, "an attribute the simulated device does not know");
-  }
-  return cudaSuccess;
-}
-cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
-  return cudaSuccess;
-}
-cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *total = settings().memory_bytes;
-  *free = *total - heap_live_bytes();
-  return cudaSuccess;
-}
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value > kSharedOptIn) return set_error(cudaErrorInvalidValue, "more shared memory than an sm_75 block can have");
-  dynamic_shared_limits[kernel] = value;
-  return cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int block_size, size_t) {
-  *blocks = 1024 / block_size;
-  return cudaSuccess;
-}
-
 // ---------------------------------------------------------------- for tests
 #define EXPORT __attribute__((visibility("default")))
 extern "C" {
@@ -128,10 +56,6 @@ EXPORT void kdtw_sim_schedule(int order, int depth_first, uint64_t seed, int res
   s.seed = seed;
   s.resident_blocks = resident_blocks;
   s.lazy = lazy != 0;
-}
-EXPORT void kdtw_sim_device(int compute_capability, uint64_t memory_bytes) {
-  settings().compute_capability = compute_capability;
-  settings().memory_bytes = memory_bytes;
 }
 EXPORT void kdtw_sim_conditional_nodes(int there) { settings().conditional_nodes = there != 0; }
 EXPORT int kdtw_sim_checks() { return check::enabled; }

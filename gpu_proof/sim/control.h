@@ -14,13 +14,10 @@ struct Settings {
   Order order = Order::kForward;  // in which threads that may run and blocks that wait are taken
   bool depth_first = false;       // threads released by a barrier run before those that have not yet reached it
   uint64_t seed = 1;
-  int resident_blocks = 1;  // blocks of a launch that run at a time, their threads interleaved
-  bool lazy = false;        // work runs when the host waits for it, not when it is enqueued
-  int max_cooperative_blocks = 1024;
+  int resident_blocks = 1;        // blocks of a launch that run at a time, their threads interleaved
+  bool lazy = false;              // work runs when the host waits for it, not when it is enqueued
   bool traffic = false;           // count memory requests (checked libraries)
-  bool conditional_nodes = true;  // whether graphs may have them
-  int compute_capability = 75;
-  uint64_t memory_bytes = uint64_t{16} << 30;
+  bool conditional_nodes = true;  // whether graphs may have loops
 };
 Settings& settings();
 
@@ -33,8 +30,8 @@ Settings& settings();
   X(graph_launches)        /* graphs that the host launched */                  \
   X(host_synchronisations) /* calls in which the host waits for the device */   \
   X(copies_to_device) X(copies_to_host) X(copies_on_device) X(bytes_to_device)  \
-  X(bytes_to_host) X(fills) X(allocations) X(frees) X(allocated_bytes)          \
-  X(while_iterations) X(threads) X(switches) X(barriers) X(collectives)
+  X(bytes_to_host) X(allocations) X(frees) X(allocated_bytes)          \
+  X(while_iterations)
 // clang-format on
 struct Counters {
 #define X(name) uint64_t name = 0;

@@ -23,7 +23,6 @@ struct Work {
   dim3 grid, block;
   size_t static_shared;  // known before the launch for translated kernels only
   size_t dynamic_shared;
-  bool cooperative;
   void (*run)(void* call);  // makes one CUDA thread's call
   std::shared_ptr<void> call;
   size_t call_bytes;
@@ -75,8 +74,8 @@ struct TranslatedCall {
 
 template <typename... P, typename... A>
 void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            bool cooperative, A&&... values) {
-  Work work{reinterpret_cast<const void*>(kernel), spelled, grid, block, 0, shared, cooperative, nullptr, nullptr, 0};
+            A&&... values) {
+  Work work{reinterpret_cast<const void*>(kernel), spelled, grid, block, 0, shared, nullptr, nullptr, 0};
   std::tuple<P...> arguments(static_cast<P>(values)...);
   std::apply(
       [&](const auto&... each) {
@@ -106,5 +105,5 @@ void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, si
 #define KDTW_SHARED(T, name, n) \
   T* name = (T*)::simt::shared_slot(SIMT_SITE, sizeof(T) * (n), alignof(T) > 16 ? alignof(T) : 16, #name)
 #define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ::simt::launch(#kernel, kernel, grid, block, shared, stream, false, __VA_ARGS__)
-#define KDTW_MMA_16x8x8(d, a, b) ::simt::mma_f16(SIMT_SITE, a, b, d, 8)
+  ::simt::launch(#kernel, kernel, grid, block, shared, stream, __VA_ARGS__)
+#define KDTW_MMA_16x8x8(d, a, b) ::simt::mma(SIMT_SITE, a, b, d)

@@ -22,7 +22,7 @@ struct Error {
   std::string text;
 };
 
-enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kAtGridBarrier, kExited };
+enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kExited };
 
 struct Block;
 struct Warp;
@@ -96,8 +96,7 @@ struct Launch {
   std::string name;
   uint32_t id;
   unsigned block_count, block_threads;
-  int live = 0, waiting = 0;                   // threads of the grid, and those at the grid barrier
-  uint32_t epoch = 0;                          // grid barriers so far
+  int live = 0;                                // threads that have not exited
   std::vector<std::unique_ptr<Block>> blocks;  // that run now
   std::vector<std::string> errors;
   bool aborted = false;
@@ -119,7 +118,6 @@ void switch_to_scheduler();                         // the running thread waits;
 void make_ready(Thread* const* threads, size_t n);  // ascending; queued in the schedule's order
 void warp_may_complete(Warp& warp);                 // after a lane exited
 void block_may_pass(Block& block);                  // after a thread arrived or exited
-void grid_may_pass();
 
 // Device memory: one reserved range; a freed address is never handed out again.
 void* heap_allocate(size_t bytes);
@@ -128,9 +126,9 @@ bool in_heap(const void* p);
 bool allocated(const void* p, size_t bytes);  // all of it, within one allocation
 char* heap_base();
 inline constexpr size_t kHeapBytes = size_t{1} << 35;
+inline constexpr size_t kMemoryBytes = size_t{16} << 30;  // that may be allocated at a time
 size_t heap_live_bytes();
 
-size_t dynamic_shared_limit(const void* kernel);
 std::string kernel_name(const void* kernel, const char* spelled);
 
 // What a translated kernel keeps in shared memory before its dynamic part; null when `kernel` is not translated.

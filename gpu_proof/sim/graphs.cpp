@@ -1,5 +1,5 @@
-// Graphs: instantiation takes a copy, a launch runs the nodes in the order they were captured, conditional nodes decide
-// by their handle's value, which kernels set.
+// Graphs: instantiation takes a copy, a launch runs the nodes in the order they were captured, and loops (WHILE nodes)
+// go on by their handle's value, which kernels set.
 #include <algorithm>
 #include <map>
 
@@ -26,9 +26,9 @@ std::unique_ptr<SimtGraph> copy_of(const SimtGraph& graph) {
   copy->handles = graph.handles;
   for (const auto& node : graph.nodes) {
     auto twin = std::make_shared<SimtNode>(*node);
-    for (cudaGraph_t& body : twin->bodies) {
-      copy->bodies.push_back(copy_of(*body));
-      body = copy->bodies.back().get();
+    if (twin->body) {
+      copy->bodies.push_back(copy_of(*twin->body));
+      twin->body = copy->bodies.back().get();
     }
     copy->nodes.push_back(std::move(twin));
   }
@@ -37,24 +37,12 @@ std::unique_ptr<SimtGraph> copy_of(const SimtGraph& graph) {
 
 void run_graph(const SimtGraph& graph);
 
-void run_conditional(const SimtNode& node) {
+void run_loop(const SimtNode& node) {
   const unsigned& value = conditions.at(node.handle).value;
-  switch (node.type) {
-    case cudaGraphCondTypeIf:
-      if (value)
-        run_graph(*node.bodies[0]);
-      else if (node.bodies.size() > 1)
-        run_graph(*node.bodies[1]);
-      return;
-    case cudaGraphCondTypeSwitch:
-      if (value < node.bodies.size()) run_graph(*node.bodies[value]);
-      return;
-    case cudaGraphCondTypeWhile:
-      for (uint64_t i = 0; value && !failed(); ++i) {
-        if (i == kMostIterations) throw Error{"a WHILE node did not end in a million iterations"};
-        ++counters().while_iterations;
-        run_graph(*node.bodies[0]);
-      }
+  for (uint64_t i = 0; value && !failed(); ++i) {
+    if (i == kMostIterations) throw Error{"a WHILE node did not end in a million iterations"};
+    ++counters().while_iterations;
+    run_graph(*node.body);
   }
 }
 
@@ -63,7 +51,7 @@ void run_graph(const SimtGraph& graph) {
     if (node->run)
       node->run();
     else
-      run_conditional(*node);
+      run_loop(*node);
   }
 }
 
@@ -113,26 +101,19 @@ cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle,
 cudaError_t cudaGraphAddNode(cudaGraphNode_t* out, cudaGraph_t graph, const cudaGraphNode_t*, const cudaGraphEdgeData*,
                              size_t, cudaGraphNodeParams* params) {
   return guarded([&] {
-    if (params->type != cudaGraphNodeTypeConditional) {
-      return set_error(cudaErrorNotSupported, "the simulated device adds conditional nodes; capture the others");
+    cudaConditionalNodeParams& conditional = params->conditional;
+    if (params->type != cudaGraphNodeTypeConditional || conditional.type != cudaGraphCondTypeWhile) {
+      return set_error(cudaErrorNotSupported, "the simulated device adds WHILE nodes; capture the others");
     }
     if (!settings().conditional_nodes) return set_error(cudaErrorNotSupported, "this device has no conditional nodes");
-    cudaConditionalNodeParams& conditional = params->conditional;
-    const unsigned most = conditional.type == cudaGraphCondTypeIf      ? 2
-                          : conditional.type == cudaGraphCondTypeWhile ? 1
-                                                                       : ~0u;
-    if (!conditional.size || conditional.size > most || !conditions.contains(conditional.handle)) {
-      return set_error(cudaErrorInvalidValue, "a conditional node of this type with " +
-                                                  std::to_string(conditional.size) + " bodies, or an unknown handle");
+    if (conditional.size != 1 || !conditions.contains(conditional.handle)) {
+      return set_error(cudaErrorInvalidValue, "a WHILE node without exactly one body, or of an unknown handle");
     }
     auto node = std::make_shared<SimtNode>();
-    node->type = conditional.type;
     node->handle = conditional.handle;
-    for (unsigned i = 0; i < conditional.size; ++i) {
-      graph->bodies.push_back(std::make_unique<SimtGraph>());
-      node->bodies.push_back(graph->bodies.back().get());
-    }
-    conditional.phGraph_out = node->bodies.data();
+    graph->bodies.push_back(std::make_unique<SimtGraph>());
+    node->body = graph->bodies.back().get();
+    conditional.phGraph_out = &node->body;
     if (out) *out = node.get();
     graph->nodes.push_back(std::move(node));
     return cudaSuccess;
@@ -145,7 +126,6 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
     return cudaSuccess;
   });
 }
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;

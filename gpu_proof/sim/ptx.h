@@ -70,19 +70,6 @@ inline __attribute__((always_inline)) void store_vector(Site site, void* p, V va
   if (reinterpret_cast<uintptr_t>(p) % sizeof(V)) trap(site, "misaligned vector store");
   *static_cast<typename Bits<sizeof(V)>::Type*>(p) = bits_as<typename Bits<sizeof(V)>::Type>(value);
 }
-// Volatile, relaxed and stronger: other threads may run before it, so that loops which wait for a value end.
-template <typename T>
-inline __attribute__((no_sanitize("thread"))) T load_atomic(const void* p) {
-  yield();
-  atomic_access(const_cast<void*>(p), sizeof(T));
-  return *static_cast<const volatile T*>(p);
-}
-template <typename T>
-inline __attribute__((no_sanitize("thread"))) void store_atomic(void* p, T value) {
-  atomic_access(p, sizeof(T));
-  *static_cast<volatile T*>(p) = value;
-}
-
 // ---------------------------------------------------------------- integers
 template <typename T>
 inline T divide(T a, T b) {
@@ -98,11 +85,6 @@ inline T absolute(T a) {
     return std::fabs(a);
   else
     return a < 0 ? static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a)) : a;
-}
-template <typename T>
-inline T high_product(T a, T b) {
-  using Wide = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
-  return static_cast<T>((static_cast<Wide>(a) * b) >> (8 * sizeof(T)));
 }
 // Shifts by the width or more clear, or fill with the sign.
 template <typename T>
@@ -131,62 +113,16 @@ inline T reversed(T a) {
   for (size_t i = 0; i < 8 * sizeof(T); ++i) out |= static_cast<T>((a >> i & 1) << (8 * sizeof(T) - 1 - i));
   return out;
 }
-template <typename T>
-inline T low_mask(uint32_t bits) {
-  return bits >= 8 * sizeof(T) ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << bits) - 1);
-}
+// The low `count` bits of `a`, put into `into` from bit `at` on.
 template <typename T>
 inline T bits_inserted(T a, T into, uint32_t at, uint32_t count) {
   at &= 255, count &= 255;
   if (at >= 8 * sizeof(T)) return into;
-  const T mask = low_mask<T>(count);
+  const T mask = count >= 8 * sizeof(T) ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << count) - 1);
   return static_cast<T>((into & ~(mask << at)) | (a & mask) << at);
 }
-template <typename T>
-inline T bits_extracted(T a, uint32_t at, uint32_t count) {
-  at &= 255, count &= 255;
-  using U = std::make_unsigned_t<T>;
-  if (!count) return 0;
-  constexpr uint32_t kWidth = 8 * sizeof(T);
-  U bits = at >= kWidth ? U{0} : static_cast<U>(static_cast<U>(a) >> at);
-  const U mask = low_mask<U>(count);
-  bits &= mask;
-  const uint32_t top = std::min(at + count - 1, kWidth - 1);  // whose bit fills what lies above
-  if (std::is_signed_v<T> && (static_cast<U>(a) >> top & 1))
-    bits |= static_cast<U>(~mask | (at + count > kWidth ? ~low_mask<U>(kWidth - std::min(at, kWidth)) : U{0}));
-  return static_cast<T>(bits);
-}
-inline uint32_t bytes_permuted(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t bytes = uint64_t{b} << 32 | a;
-  uint32_t out = 0;
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t choice = selector >> (4 * i) & 15;
-    auto byte = static_cast<uint8_t>(bytes >> (8 * (choice & 7)));
-    if (choice & 8) byte = byte & 128 ? 255 : 0;
-    out |= uint32_t{byte} << (8 * i);
-  }
-  return out;
-}
-inline uint32_t three_input_logic(uint32_t a, uint32_t b, uint32_t c, uint32_t table) {
-  uint32_t out = 0;
-  for (int i = 0; i < 8; ++i) {
-    if (table >> i & 1) out |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
-  }
-  return out;
-}
-inline uint32_t funnel_shift(uint32_t low, uint32_t high, uint32_t n, int left, int wrap) {
-  n = wrap ? n & 31 : std::min(n, 32u);
-  const uint64_t both = uint64_t{high} << 32 | low;
-  return static_cast<uint32_t>(left ? both >> (32 - n) : both >> n);
-}
-template <bool kSignedA, bool kSignedB>
 inline uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
-  const auto byte = [](uint32_t x, int i, bool is_signed) {
-    const auto value = static_cast<uint8_t>(x >> (8 * i));
-    return is_signed ? int{static_cast<int8_t>(value)} : int{value};
-  };
-  for (int i = 0; i < 4; ++i) c += static_cast<uint32_t>(byte(a, i, kSignedA) * byte(b, i, kSignedB));
-  return c;
+  return static_cast<uint32_t>(__dp4a(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
 }
 
 // ---------------------------------------------------------------- floats
@@ -205,14 +141,6 @@ inline T maximum(T a, T b) {
     return a > b ? a : b;
 }
 template <typename T>
-inline T minimum_nan(T a, T b) {
-  return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : minimum(a, b);
-}
-template <typename T>
-inline T maximum_nan(T a, T b) {
-  return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : maximum(a, b);
-}
-template <typename T>
 inline T round_rzi(T x) {
   return std::trunc(x);
 }
@@ -221,19 +149,9 @@ inline T round_rni(T x) {
   return std::nearbyint(x);
 }
 template <typename T>
-inline T round_rmi(T x) {
-  return std::floor(x);
-}
-template <typename T>
-inline T round_rpi(T x) {
-  return std::ceil(x);
-}
-template <typename T>
 inline T saturated(T x) {
   return x > 0 ? (x < 1 ? x : T{1}) : T{0};
 }
-inline float reciprocal_root(float x) { return 1.0f / std::sqrt(x); }
-inline double reciprocal_root(double x) { return 1.0 / std::sqrt(x); }
 template <typename T, typename F>
 inline T float_to_int(F x) {  // saturates; 0 of NaN
   if (x != x) return 0;
@@ -242,49 +160,10 @@ inline T float_to_int(F x) {  // saturates; 0 of NaN
   if (wide >= static_cast<long double>(std::numeric_limits<T>::max())) return std::numeric_limits<T>::max();
   return static_cast<T>(x);
 }
-template <typename T, typename F>
-inline T saturated_int(F x) {
-  if (x < static_cast<F>(0) && !std::is_signed_v<T>) return 0;
-  const __int128 wide = x;
-  if (wide < std::numeric_limits<T>::min()) return std::numeric_limits<T>::min();
-  return wide > std::numeric_limits<T>::max() ? std::numeric_limits<T>::max() : static_cast<T>(x);
-}
-
 inline float f16_to_float(uint16_t bits) { return float(__ushort_as_half(bits)); }
 inline float bf16_to_float(uint16_t bits) { return float(__ushort_as_bfloat16(bits)); }
-inline uint16_t convert_to_f16(float x, bool toward_zero) {
-  return static_cast<uint16_t>(toward_zero ? _cvtss_sh(x, _MM_FROUND_TO_ZERO)
-                                           : _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
-}
-inline uint16_t convert_to_bf16(float x, bool toward_zero) {
-  return toward_zero && x == x ? static_cast<uint16_t>(bits_as<uint32_t>(x) >> 16) : __nv_bfloat16(x).bits;
-}
-// Arithmetic on halves: in double, rounded once to float and once to the half. (Float has more than twice a half's
-// digits, so that the second rounding changes nothing for sums and products.)
-inline double op_add(double a, double b) { return a + b; }
-inline double op_sub(double a, double b) { return a - b; }
-inline double op_mul(double a, double b) { return a * b; }
-inline double op_fma(double a, double b, double c) { return a * b + c; }
-inline double op_min(double a, double b) { return std::fmin(a, b); }
-inline double op_max(double a, double b) { return std::fmax(a, b); }
-inline double op_neg(double a) { return -a; }
-inline double op_abs(double a) { return std::fabs(a); }
-template <typename F, typename... A>
-inline uint16_t f16_op(F op, A... a) {
-  return convert_to_f16(static_cast<float>(op(double{f16_to_float(a)}...)), false);
-}
-template <typename F, typename... A>
-inline uint16_t bf16_op(F op, A... a) {
-  return convert_to_bf16(static_cast<float>(op(double{bf16_to_float(a)}...)), false);
-}
-template <typename F, typename... A>
-inline uint32_t f16x2_op(F op, A... a) {
-  return f16_op(op, static_cast<uint16_t>(a)...) | uint32_t{f16_op(op, static_cast<uint16_t>(a >> 16)...)} << 16;
-}
-template <typename F, typename... A>
-inline uint32_t bf16x2_op(F op, A... a) {
-  return bf16_op(op, static_cast<uint16_t>(a)...) | uint32_t{bf16_op(op, static_cast<uint16_t>(a >> 16)...)} << 16;
-}
+inline uint16_t convert_to_f16(float x) { return __half(x).bits; }
+inline uint16_t convert_to_bf16(float x) { return __nv_bfloat16(x).bits; }
 
 // ---------------------------------------------------------------- shuffles
 struct Shuffled {

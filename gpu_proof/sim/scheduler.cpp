@@ -48,7 +48,6 @@ void exit_thread() {
   thread.warp->live &= ~(1u << thread.lane);
   warp_may_complete(*thread.warp);
   block_may_pass(*thread.block);
-  grid_may_pass();
 }
 
 // The bottom of every fiber.
@@ -113,7 +112,6 @@ std::unique_ptr<Block> make_block(unsigned index) {
     warp.lanes[thread.lane] = &thread;
   }
   launch_now->live += static_cast<int>(threads);
-  counters().threads += threads;
   return block;
 }
 
@@ -128,7 +126,7 @@ void drop_blocks() {
 }
 
 void report_deadlock() {
-  static const char* const kNames[] = {"ready", "__syncthreads", "a warp collective", "grid sync", ""};
+  static const char* const kNames[] = {"ready", "__syncthreads", "a warp collective", ""};
   std::map<std::string, int> groups;
   for (auto& block : launch_now->blocks) {
     for (Thread& thread : block->threads) {
@@ -191,13 +189,9 @@ std::string problem_of_launch(const Work& work) {
     return "invalid grid " + text(work.grid);
   }
   if (!count(work.block) || count(work.block) > 1024 || work.block.z > 64) return "invalid block " + text(work.block);
-  if (work.cooperative && count(work.grid) > static_cast<uint64_t>(settings().max_cooperative_blocks)) {
-    return "cooperative launch of " + std::to_string(count(work.grid)) + " blocks, " +
-           std::to_string(settings().max_cooperative_blocks) + " fit the device";
-  }
-  if (work.dynamic_shared > dynamic_shared_limit(work.kernel)) {
+  if (work.dynamic_shared > kDefaultSharedLimit) {
     return std::to_string(work.dynamic_shared) + " bytes of dynamic shared memory, " +
-           std::to_string(dynamic_shared_limit(work.kernel)) + " are permitted";
+           std::to_string(kDefaultSharedLimit) + " are permitted";
   }
   return "";
 }
@@ -212,10 +206,7 @@ void make_ready(Thread* const* threads, size_t n) {
   queue.insert(settings().depth_first ? queue.begin() : queue.end(), order.begin(), order.end());
 }
 
-void switch_to_scheduler() {
-  ++counters().switches;
-  simt_switch_stack(&thread_now->stack_pointer, scheduler_stack_pointer);
-}
+void switch_to_scheduler() { simt_switch_stack(&thread_now->stack_pointer, scheduler_stack_pointer); }
 
 void yield() {
   thread_now->state = State::kReady;
@@ -269,9 +260,8 @@ void run_launch(const Work& work) {
   check::launch_begins(launch);
   std::vector<unsigned> order(launch.block_count);
   for (unsigned i = 0; i < launch.block_count; ++i) order[i] = i;
-  if (!work.cooperative) arrange(order);
-  const size_t together =
-      work.cooperative ? order.size() : static_cast<size_t>(std::max(settings().resident_blocks, 1));
+  arrange(order);
+  const auto together = static_cast<size_t>(std::max(settings().resident_blocks, 1));
   for (size_t first = 0; first < order.size() && !launch.aborted; first += together) {
     const size_t end = std::min(first + together, order.size());
     for (size_t i = first; i < end; ++i) launch.blocks.push_back(make_block(order[i]));

@@ -170,16 +170,14 @@ cudaError_t cudaGetLastError() {
 cudaError_t cudaPeekAtLastError() { return error_code; }
 const char* cudaGetErrorString(cudaError_t code) {
   if (code == cudaSuccess) return "no error";
-  if (code == cudaErrorNotReady) return "device not ready";
   return error_text.c_str();
 }
-const char* cudaGetErrorName(cudaError_t code) { return code == cudaSuccess ? "cudaSuccess" : "cudaError (simulated)"; }
 
 // ---------------------------------------------------------------- memory
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   return guarded([&] {
     if (capture_forbids()) return error_code;
-    if (heap_live_bytes() + bytes > settings().memory_bytes || !(*p = heap_allocate(bytes))) {
+    if (heap_live_bytes() + bytes > kMemoryBytes || !(*p = heap_allocate(bytes))) {
       return set_error(cudaErrorMemoryAllocation, "out of memory");
     }
     return cudaSuccess;
@@ -193,13 +191,6 @@ cudaError_t cudaFree(void* p) {
     return cudaSuccess;
   });
 }
-cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) { return cudaMalloc(p, bytes); }
-cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
-  return guarded([&] {
-    enqueue(stream, [p] { heap_free(p); });
-    return cudaSuccess;
-  });
-}
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
   return guarded([&] {
     *p = std::malloc(bytes ? bytes : 1);
@@ -207,7 +198,6 @@ cudaError_t cudaMallocHost(void** p, size_t bytes) {
     return cudaSuccess;
   });
 }
-cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) { return cudaMallocHost(p, bytes); }
 cudaError_t cudaFreeHost(void* p) {
   return guarded([&] {
     drain_all();
@@ -240,37 +230,14 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
     return error_code;
   });
 }
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
-  for (size_t row = 0; row < height; ++row) {
-    const cudaError_t error = cudaMemcpyAsync(static_cast<char*>(to) + row * to_pitch,
-                                              static_cast<const char*>(from) + row * from_pitch, width, kind, stream);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-  return guarded([&] {
-    enqueue(stream, [=] {
-      check_range(p, bytes, "fill");
-      ++counters().fills;
-      std::memset(p, value, bytes);
-      check::written_by_runtime(p, bytes);
-    });
-    return error_code;
-  });
-}
-cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
 
 // ---------------------------------------------------------------- streams and events
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return guarded([&] {
     all_streams.insert(*stream = new SimtStream);
     return cudaSuccess;
   });
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) { return cudaStreamCreate(stream); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return guarded([&] {
     drain(stream);
@@ -282,29 +249,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return guarded([&] { return host_waits(stream); });
 }
-cudaError_t cudaDeviceSynchronize() {
-  return guarded([&] {
-    if (capture_forbids()) return error_code;
-    ++counters().host_synchronisations;
-    drain_all();
-    return error_code;
-  });
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return guarded([&] {
-    if (stream_of(stream).tasks.empty()) return error_code;
-    advance(stream_of(stream));  // a host that polls sees progress
-    return cudaErrorNotReady;
-  });
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return guarded([&] {
     const auto made = std::make_shared<SimtEvent>();
     events[*event = made.get()] = made;
     return cudaSuccess;
   });
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cudaEventCreate(event); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return guarded([&] {
     events.erase(event);
@@ -334,23 +285,6 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     }
     return error_code;
   });
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return guarded([&] {
-    ++counters().host_synchronisations;
-    reach(event, event->recorded);
-    return error_code;
-  });
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return guarded([&] {
-    if (event->reached >= event->recorded) return error_code;
-    advance(stream_of(event->stream));
-    return cudaErrorNotReady;
-  });
-}
-cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
-  return set_error(cudaErrorNotSupported, "the simulated device has no clock");
 }
 
 // ---------------------------------------------------------------- capture
@@ -392,8 +326,4 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     if (graph) *graph = capture->graph;
     return error_code;
   });
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = stream_of(stream).capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  return cudaSuccess;
 }

@@ -11,16 +11,15 @@
 #include "device.h"
 
 struct SimtNode {
-  std::function<void()> run;  // none for a conditional node
-  cudaGraphConditionalNodeType type{};
+  std::function<void()> run;  // none for a loop
   cudaGraphConditionalHandle handle = 0;
-  std::vector<cudaGraph_t> bodies;
+  cudaGraph_t body = nullptr;
 };
 
 struct SimtGraph {
   std::vector<std::shared_ptr<SimtNode>> nodes;  // in the order they run
   std::vector<cudaGraphConditionalHandle> handles;
-  std::vector<std::unique_ptr<SimtGraph>> bodies;  // of its conditional nodes
+  std::vector<std::unique_ptr<SimtGraph>> bodies;  // of its loops
 };
 
 namespace simt {
@@ -67,7 +66,6 @@ bool failed();                                // an error waits for cudaGetLastE
 cudaError_t host_waits(cudaStream_t stream);  // counts, and drains; nullptr: everything
 bool capture_forbids();                       // an unsafe call while a stream is captured; sets the error
 extern bool inside_graph;                     // the work that runs comes from a graph
-bool any_capture_is_strict();
 
 // The error of the one call, and the device stays usable.
 template <typename F>

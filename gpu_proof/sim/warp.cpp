@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "device.h"
 
@@ -14,16 +13,13 @@ namespace {
 struct Fragments {
   const uint32_t *a, *b;
   float* d;
-  int k;
-  bool bf16;
 };
 
-float element(const uint32_t* registers, int i, bool bf16) {
-  const auto bits = static_cast<uint16_t>(registers[i >> 1] >> (16 * (i & 1)));
-  return bf16 ? float(__ushort_as_bfloat16(bits)) : float(__ushort_as_half(bits));
+float element(const uint32_t* registers, int i) {
+  return float(__ushort_as_half(static_cast<uint16_t>(registers[i / 2] >> (16 * (i % 2)))));
 }
 
-// PTX ISA, "Matrix Fragments for mma.m16n8k8 / m16n8k16": lane = 4 * group + member holds of A the rows group and
+// PTX ISA, "Matrix Fragments for mma.m16n8k8": lane = 4 * group + member holds of A the rows group and
 // group + 8, of B the column group, of D the columns 2 * member and 2 * member + 1.
 void multiply(const Collective& collective) {
   if (collective.arrived != ~0u) {
@@ -31,20 +27,17 @@ void multiply(const Collective& collective) {
     return;
   }
   const auto fragments = [&](int lane) { return reinterpret_cast<const Fragments*>(collective.values[lane]); };
-  const int k = fragments(0)->k;
-  double a[16][16], b[16][8], d[16][8];
+  double a[16][8], b[8][8], d[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const Fragments& f = *fragments(lane);
     const int group = lane / 4, member = lane % 4;
-    for (int i = 0; i < k / 2; ++i) {
-      a[group + (i / 2 % 2) * 8][2 * member + i % 2 + i / 4 * 8] = element(f.a, i, f.bf16);
-    }
-    for (int i = 0; i < k / 4; ++i) b[2 * member + i % 2 + i / 2 * 8][group] = element(f.b, i, f.bf16);
+    for (int i = 0; i < 4; ++i) a[group + i / 2 * 8][2 * member + i % 2] = element(f.a, i);
+    for (int i = 0; i < 2; ++i) b[2 * member + i][group] = element(f.b, i);
     for (int i = 0; i < 4; ++i) d[group + i / 2 * 8][2 * member + i % 2] = f.d[i];
   }
   for (int row = 0; row < 16; ++row) {
     for (int column = 0; column < 8; ++column) {
-      for (int i = 0; i < k; ++i) d[row][column] += a[row][i] * b[i][column];
+      for (int i = 0; i < 8; ++i) d[row][column] += a[row][i] * b[i][column];
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
@@ -86,11 +79,6 @@ uint64_t result_of(const Collective& c, int lane, unsigned ballot) {
       return ballot != 0;
     case WarpOp::kAll:
       return ballot == c.arrived;
-    case WarpOp::kMatch: {
-      uint64_t equal = 0;
-      for (int i = 0; i < 32; ++i) equal |= uint64_t{(c.arrived >> i & 1) && c.values[i] == c.values[lane]} << i;
-      return equal;
-    }
     default:
       break;
   }
@@ -102,7 +90,6 @@ uint64_t result_of(const Collective& c, int lane, unsigned ballot) {
 }
 
 void complete(Warp& warp, Collective& c) {
-  ++counters().collectives;
   if (c.op == WarpOp::kMma) multiply(c);
   unsigned ballot = 0;
   for (int i = 0; i < 32; ++i) ballot |= unsigned{(c.arrived >> i & 1) && c.values[i]} << i;
@@ -174,14 +161,8 @@ uint64_t warp_collective(Site site, WarpOp op, unsigned mask, uint64_t value, in
 
 unsigned lane() { return thread_now->lane; }
 
-void mma_f16(Site site, const uint32_t* a, const uint32_t* b, float* d, int k) {
-  const Fragments fragments{a, b, d, k, false};
-  warp_collective(site, WarpOp::kMma, ~0u, reinterpret_cast<uint64_t>(&fragments), 0, 32);
-}
-
-void mma_bf16(Site site, const uint32_t* a, const uint32_t* b, float* d, int k) {
-  if (settings().compute_capability < 80) fail("bfloat16 mma at " + describe(site) + " needs compute capability 8.0");
-  const Fragments fragments{a, b, d, k, true};
+void mma(Site site, const uint32_t* a, const uint32_t* b, float* d) {
+  const Fragments fragments{a, b, d};
   warp_collective(site, WarpOp::kMma, ~0u, reinterpret_cast<uint64_t>(&fragments), 0, 32);
 }
 

@@ -245,11 +245,11 @@ EXPORT int sample_bank(float* out, int stride) {
 EXPORT int sample_streams(float* x, int n, float* host, int wait) {
   cudaStream_t first = nullptr, second = nullptr;
   cudaEvent_t event = nullptr;
-  cudaStreamCreate(&first);
-  cudaStreamCreate(&second);
+  cudaStreamCreateWithFlags(&first, cudaStreamNonBlocking);
+  cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
   cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
   float* pinned = nullptr;
-  cudaMallocHost(&pinned, n * sizeof(float));
+  cudaMallocHost(reinterpret_cast<void**>(&pinned), n * sizeof(float));
   for (int i = 0; i < n; ++i) pinned[i] = -1.0f;
   KDTW_LAUNCH(add_kernel, dim3((n + 31) / 32), dim3(32), 0, first, x, 1.0f, n);
   cudaEventRecord(event, first);
@@ -272,7 +272,7 @@ EXPORT int sample_loop(int* length, int most, int* trace, int times) {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   cudaGraphConditionalHandle handle = 0;
-  cudaStreamCreate(&stream);
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   cudaGraphCreate(&graph, 0);
   cudaGraphConditionalHandleCreate(&handle, graph, 1, cudaGraphCondAssignDefault);
   cudaGraphNodeParams params = {};

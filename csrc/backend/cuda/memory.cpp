@@ -108,7 +108,7 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   const size_t size = rounded(bytes);
   void* memory = nullptr;
   if (companion_ != nullptr) {
-    memory = companion_->allocate(device_, size, stream);
+    memory = companion_->allocate(device_, std::max<size_t>(bytes, 1), stream);
     if (memory == nullptr) throw OutOfMemory(bytes);
     return {memory, [pool = shared_from_this()](void* p) { pool->companion_->release(p); }};
   }
