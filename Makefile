@@ -1,5 +1,6 @@
 # make demo: sets everything up in .venv and compares every method on held-out sentences, quickly.
 # make test: sets everything up and runs the tests. Both are quick when called again.
+# make test-all: the long matrix as well: every case on the simulated CUDA device, at every SIMD level, of every method.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -20,15 +21,17 @@ TEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.extra-test
 	$(TEST)
 
+test-all: $(VENV)/.extra-test
+	$(TEST) -m "not gpu_proof"
+
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
 gpu-proof: gpu-proof-kernels gpu-proof-decodes
-CASES := gpu_proof or not gpu_proof
 gpu-proof-decodes: $(VENV)/.extra-test
-	$(TEST) -m "$(CASES)" -k "simulated and not selftest" tests
+	$(TEST) -m "not gpu_proof" -k "simulated and not selftest" tests
 gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
-	$(TEST) -m "gpu_proof or not gpu_proof" $(PROOF)
-	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -k "not cpu" \
+	$(TEST) -m "" $(PROOF)
+	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -m "not gpu_proof" -k "not cpu" \
 		tests/test_cuda_decode.py tests/test_selftest.py
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test

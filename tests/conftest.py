@@ -66,21 +66,31 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
     kdtw_fast._core.set_simd(before)
 
 
+EVERY = 8  # of a file's cases on the simulated device, so many are one in `make test`
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test's cases on the simulated device one always runs, the others in `make gpu-proof`.
+    """Marks as long most cases on the simulated device, and those at SIMD levels that the processor would not choose.
 
-    It is the one in the middle of what was collected: a case that is named alone runs.
+    One in EVERY of a file's cases on the simulated device is not long, evenly spread over what was collected: a case
+    that is named alone runs.
     """
-    of_test: dict[tuple[Path, str], list[pytest.Item]] = {}
+    info = kdtw_fast.build_info()
+    unusual = [level for level in info["simd_levels"] if level != info["simd"]]
+    of_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        if isinstance(item, pytest.Function) and any(value is SIMULATED for value in params.values()):
-            of_test.setdefault((item.path, item.originalname), []).append(item)
-    for cases in of_test.values():
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("gpu_proof"):
+            continue
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if SIMULATED in item.fixturenames or any(value is SIMULATED for value in params.values()):
+            of_file.setdefault(item.path, []).append(item)
+        elif params.get("simd_level") in unusual or params.get("place") in unusual:
+            item.add_marker(pytest.mark.long)
+    for cases in of_file.values():
         for index, item in enumerate(cases):
-            if index != len(cases) // 2:
-                item.add_marker(pytest.mark.gpu_proof)
+            if index % EVERY != min(EVERY, len(cases)) // 2:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])

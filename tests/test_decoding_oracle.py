@@ -150,7 +150,9 @@ def run_cases(method: str, relation: str, cases: range, tally: Tally) -> None:
         tally.add(compare(output, slow.generate(**settings), text))
 
 
-@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize(
+    "relation", [pytest.param(relation, marks=pytest.mark.long) for relation in RELATIONS[:2]] + RELATIONS[2:]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_random_cases(method: str, relation: str, oracle_tally: Tally) -> None:
     run_cases(method, relation, range(CASES_PER_TEST), oracle_tally)
@@ -169,21 +171,7 @@ def test_there_are_a_thousand_cases() -> None:
     assert len(METHODS) * len(RELATIONS) * CASES_PER_TEST >= 1000
 
 
-@pytest.fixture
-def simd_level(request: pytest.FixtureRequest) -> Any:
-    info = kdtw_fast.build_info()
-    before = info["simd"]
-    kdtw_fast._core.set_simd(request.param)
-    yield request.param
-    kdtw_fast._core.set_simd(before)
-
-
-def simd_levels() -> list[str]:
-    return list(kdtw_fast.build_info()["simd_levels"])
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("simd_level", simd_levels(), indirect=True)
 def test_every_simd_level(simd_level: str, method: str, oracle_tally: Tally) -> None:
     """The kernels that this processor would not choose agree with the oracle too."""
     assert kdtw_fast.build_info()["simd"] == simd_level

@@ -75,6 +75,7 @@ def assert_same_training(one, two):
         assert float((value - models[1][key]).abs().max()) < 1e-3, key
 
 
+@pytest.mark.long
 def test_two_processes_are_as_one(toy, tmp_path):
     names = [name for name in VARIED if name != "fit"]
     for name in names:
@@ -98,7 +99,7 @@ def test_two_processes_are_as_one(toy, tmp_path):
         assert_same_training(tmp_path / name / "one", tmp_path / name / "two")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate launch", marks=pytest.mark.long)])
 def test_two_processes_run_the_command(toy, tmp_path, launcher):
     recipe, settings = settings_of("fit", tmp_path / "one")
     alone = toy_recipe(toy, recipe, **settings)
@@ -110,6 +111,7 @@ def test_two_processes_run_the_command(toy, tmp_path, launcher):
     assert_same_training(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.long
 def test_a_process_may_end_while_its_sums_are_under_way(tmp_path):
     """Else gloo's threads, which let go of the tensors, find no Python any more and abort the process."""
     script = tmp_path / "end.py"

@@ -14,7 +14,7 @@ from kdtw_fast.training.evaluate import scores
 from kdtw_fast.training.models import load_student, new_t5
 from kdtw_fast.training.settings import Data, Model, Optimiser, RunSettings
 from kdtw_fast.training.tasks import Task, teacher_trajectories
-from toy_training import SHAPE, fit, oracle_positions, toy_examples, toy_recipe
+from toy_training import SHAPE, fit, toy_examples, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT
@@ -78,18 +78,18 @@ def test_oracle_asks_at_the_top_positions(rounding, counts):
     divergence = torch.tensor([[0.1, 5.0, 0.3, 4.0, 0.2, 9.0]]).repeat(4, 1)
     kept = torch.tensor([[True] * 5 + [False]]).repeat(4, 1)
     fractions = torch.tensor([0.0, 0.1, 0.4, 0.5])
-    asked = oracle_positions(divergence, kept, fractions, rounding)
+    asked = oracle.oracle_positions(divergence, kept, fractions, rounding)
     assert asked.sum(1).tolist() == counts
     assert not asked[:, 5].any()  # the highest, but padding
     by_rank = [1, 3, 2, 4, 0]
     for row, count in zip(asked, counts, strict=True):
         assert sorted(by_rank[:count]) == row.nonzero().flatten().tolist()
     with pytest.raises(ValueError, match="'ceil'"):
-        oracle_positions(divergence, kept, fractions, "ceil")
+        oracle.oracle_positions(divergence, kept, fractions, "ceil")
 
 
 def test_oracle_breaks_ties_to_the_left():
-    asked = oracle_positions(torch.ones(1, 4), torch.ones(1, 4, dtype=torch.bool), torch.tensor([0.5]))
+    asked = oracle.oracle_positions(torch.ones(1, 4), torch.ones(1, 4, dtype=torch.bool), torch.tensor([0.5]))
     assert asked.tolist() == [[True, True, False, False]]
     assert oracle.shift_marks(asked).tolist() == [[False, True, True, False]]
 

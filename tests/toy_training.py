@@ -4,7 +4,6 @@ from pathlib import Path
 
 from kdtw_fast.training import recipes
 from kdtw_fast.training.debian import Example, write_jsonl
-from kdtw_fast.training.oracle import oracle_teachers
 from kdtw_fast.training.tokenizer import train_tokenizer
 
 from kdtw_fast.budgets import BUDGETS, TEACHER_PROMPT, student_prompt
@@ -73,8 +72,3 @@ def fit(toy: Path, **values: object):
         toy, "debian-de-en/teacher", **{**shapes, "student__path": "''", "teacher__path": "''", **values}
     )
     return recipes.train(recipe, quiet=True)
-
-
-def oracle_positions(divergence, kept, fractions, rounding="nearest"):
-    """The oracle of one teacher: each row's top l x b positions by divergence [R, T], as bool [R, T]."""
-    return oracle_teachers(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0

@@ -1,6 +1,6 @@
 """Token batches of fixed shapes: lengths padded to multiples of 8, one number of rows per target length.
 
-A batch is a pure function of (data, seed, step), so training resumes anywhere.
+A batch is a pure function of (data, seed, step), so training resumes anywhere. Depends on torch only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Debian package descriptions as a parallel corpus (German to English) and as one-line summaries.
 
 Fetches the lists with apt into a folder of one's own (no root, nothing installed), aligns, filters, splits
-and writes JSONL.
+and writes JSONL. May depend on the standard library only.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
-from .batches import Encoded
+from .batches import Encoded, in_order
 from .debian import Example
 
 
@@ -45,19 +45,22 @@ def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
 
 
 def greedy(
-    model: PreTrainedModel, rows: Sequence[Encoded], prompt: Sequence[int], max_new_tokens: int = 96
+    model: PreTrainedModel,
+    rows: Sequence[Encoded],
+    prompt: Sequence[int],
+    max_new_tokens: int = 96,
+    size: int = 64,
 ) -> list[list[int]]:
     """Greedy outputs (without start token, with EOS if reached) of the native decoder, in the order of `rows`."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
-    sources = [[*prompt, *row.source, decoder.model.eos_token_ids[0]] for row in rows]
-    outs = decoder.stream(
-        ({"input_ids": ids} for ids in sources),
-        batch_size=64,
-        in_order=True,
-        max_new_tokens=max_new_tokens,
-        max_source_length=max(map(len, sources), default=1),
-    )
-    return [out["sequences"][0, 1 : 1 + int(out["lengths"][0])].tolist() for out in outs]
+    outputs: list[list[int]] = [[] for _ in rows]
+    for chosen in in_order(rows, size):
+        sources = [[*prompt, *rows[i].source, decoder.model.eos_token_ids[0]] for i in chosen]
+        out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
+        assert out.sequences is not None and out.lengths is not None
+        for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
+            outputs[i] = ids[1 : 1 + length]
+    return outputs
 
 
 def greedy_scores(

@@ -1,4 +1,4 @@
-"""The replay buffer: the last episodes, sampled by a key."""
+"""The replay buffer: the last episodes, sampled by a key. Depends on numpy, torch and episodes only."""
 
 from __future__ import annotations
 

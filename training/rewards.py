@@ -1,4 +1,4 @@
-"""Running statistics that normalise the reward's log-likelihoods."""
+"""Running statistics that normalise the reward's log-likelihoods. Depends on numpy only."""
 
 from __future__ import annotations
 

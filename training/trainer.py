@@ -119,7 +119,8 @@ class Trainer:
         """Train; returns the outcome, also when SIGTERM or SIGINT ended the run early (saved, to be continued)."""
         settings = self.settings
         offset = self._resume()
-        with _Records(self, offset) as self.records, self._signals():
+        make = _Records if self.writes else _NoRecords
+        with make(self.out, self.recipe, settings, offset, self.step) as self.records, self._signals():
             if self.step == 0 and offset == 0:
                 self.records.write(event="start", **self.identity)
             bar = tqdm(
@@ -324,32 +325,24 @@ def _same_identity(saved: dict[str, Any], now: dict[str, Any], out: Path) -> Non
 
 
 class _Records:
-    """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for.
+    """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
 
-    A process that is not the first writes nothing.
-    """
-
-    def __init__(self, trainer: Trainer, offset: int):
-        self.file, self.board, self.project = None, None, None
-        if not trainer.writes:
-            return
-        out, settings = trainer.out, trainer.settings
-        (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(trainer.recipe)), encoding="utf-8")
+    def __init__(self, out: Path, recipe: dict[str, Any], settings: RunSettings, offset: int, step: int):
+        (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
         self.path = out / "metrics.jsonl"
         self.file = self.path.open("ab")
         self.file.truncate(offset)  # lines after the checkpoint will be written again
+        self.board, self.project = None, None
         if settings.tensorboard:
-            self.board = _tensorboard()(log_dir=str(out / "tensorboard"), purge_step=trainer.step + 1)
+            self.board = _tensorboard()(log_dir=str(out / "tensorboard"), purge_step=step + 1)
         if settings.wandb:
-            name = str(out.resolve()).strip("/").replace("/", "-")[-64:]  # the same when the run is continued
-            self.project = _wandb().init(project=settings.wandb, dir=str(out), id=name, resume="allow")
+            self.project = _wandb().init(project=settings.wandb, dir=str(out), id=_run_id(out), resume="allow")
 
     def __enter__(self) -> _Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
+        self.file.close()
         if self.board is not None:
             self.board.close()
         if self.project is not None:
@@ -357,8 +350,6 @@ class _Records:
 
     def write(self, **values: Any) -> None:
         """Append one line."""
-        if self.file is None:
-            return
         self.file.write((json.dumps(values, ensure_ascii=False) + "\n").encode())
         self.file.flush()
         scalars = _scalars(values)
@@ -372,9 +363,28 @@ class _Records:
 
     def sync(self) -> int:
         """Bring what was written to the disk; returns the file's length in bytes."""
-        assert self.file is not None
         os.fsync(self.file.fileno())
         return self.path.stat().st_size
+
+
+class _NoRecords:
+    """What a process writes that is not the first: nothing."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __enter__(self) -> _NoRecords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, **_: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """Nothing."""
+        return 0
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, float]:
@@ -402,3 +412,8 @@ def _wandb() -> Any:
     except ImportError:
         raise ValueError("wandb=… needs Weights & Biases: pip install wandb, or leave it out") from None
     return wandb
+
+
+def _run_id(out: Path) -> str:
+    """A name for the run that stays the same when it is continued."""
+    return str(out.resolve()).strip("/").replace("/", "-")[-64:]
