@@ -18,11 +18,12 @@ from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
-from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, ending, load_teacher, tokenizer_of
+from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, load_teacher, tokenizer_of
 from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.decoders.texts import TextDecoder, ending
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
-from kdtw_fast.model import NativeT5, load
+from kdtw_fast.model import load
 from kdtw_fast.options import (
     LIMITS,
     DecoderKeywords,
@@ -113,7 +114,7 @@ class Chooser:
         ratios.append(seconds / prediction.seconds(new_tokens))
 
 
-class AutoDecoder:
+class AutoDecoder(TextDecoder):
     """The fastest method for a quality, chosen before each call from measured costs and from what earlier calls showed.
 
     - ``quality="teacher"``: the teacher's own output, by speculative decoding with the draft length that is
@@ -132,7 +133,7 @@ class AutoDecoder:
     Args:
         student: drafts or writes; a budget needs one with <tau>.
         teacher: shares the student's vocabulary.
-        quality: "teacher", "student", or a phrase or fraction of :data:`kdtw_fast.BUDGETS`.
+        quality: "teacher", "student", or a phrase or fraction of :data:`kdtw_fast.BUDGETS`; calls take no other budget.
         method: None = choose; or a method of this quality, by its name in :data:`kdtw_fast.methods.METHODS`.
         acceptance: prior chance that a draft passes, in [0, 1]; calls and :meth:`calibrate` update it.
         costs: None = measure; or the costs to go by, for every batch size.
@@ -163,7 +164,8 @@ class AutoDecoder:
         self.num_threads = options.num_threads or _core.hardware_threads()
         self.tokenizer = tokenizer_of(student, options)
         self.student = load(student, "student", options.dtype, options.device)
-        self.teacher = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
+        loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
+        self.teachers = (loaded,)
         if options.tokenizer is None and self.tokenizer is not None:
             check_tokenizers(self.tokenizer, [("teacher", teacher)])
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
@@ -174,11 +176,6 @@ class AutoDecoder:
         self._lock = threading.Lock()  # of what calls measure and learn
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
-
-    @property
-    def teachers(self) -> tuple[NativeT5, ...]:
-        """The teacher, as the other decoders have theirs."""
-        return (self.teacher,)
 
     @takes(GenerateOptions)
     def generate(
@@ -217,31 +214,12 @@ class AutoDecoder:
         return out
 
     @takes(GenerateOptions)
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        budget: None = None,
-        *,
-        teacher_inputs: Any = None,
-        streamer: Any = None,
-        **options: Unpack[GenerateKeywords],
-    ) -> GenerationOutput:
-        """Decodes strings as the other decoders do; the budget in the student's prompt is the quality's."""
-        with ending(streamer):
-            self._refuse_budget(budget)
-            ids, teachers_ids = self._reader.texts(text, self._phrase)
-        inputs = teachers_ids if teacher_inputs is None else teacher_inputs
-        out = self.generate(ids, teacher_inputs=inputs, streamer=streamer, **options)
-        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
-        return out
-
-    @takes(GenerateOptions)
     def stream(
         self,
         inputs: Iterable[Any],
         *,
         batch_size: int = 16,
-        budget: None = None,
+        budget: Any = None,
         in_order: bool = False,
         **options: Unpack[GenerateKeywords],
     ) -> Stream:
@@ -254,7 +232,7 @@ class AutoDecoder:
             inputs, batch_size, in_order: as :meth:`kdtw_fast.SpeculativeDecoder.stream` has them.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
-        self._refuse_budget(budget)
+        budget = self._budget_of(budget)
         check_int("batch_size", batch_size, 1)
         parsed = GenerateOptions(**options)
         self._refuse_limits(parsed)
@@ -263,7 +241,7 @@ class AutoDecoder:
         if alone and isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping)):
             inputs = _for_one_model(inputs, prediction.method == TEACHER)
         stream = self._decoder_of(prediction).stream(
-            inputs, batch_size=batch_size, budget=None if alone else self._phrase, in_order=in_order, **options
+            inputs, batch_size=batch_size, budget=None if alone else budget, in_order=in_order, **options
         )
 
         def learn(out: GenerationOutput) -> None:
@@ -297,19 +275,14 @@ class AutoDecoder:
             self.chooser.count(method, out)
         return (self.chooser.acceptance if method == SPECULATIVE else self.chooser.use).value
 
-    def tokenize(
-        self, texts: Sequence[Any], budgets: Sequence[Any]
-    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
-        """Each text's tokens for student and teacher, as the other decoders have them."""
-        return self._reader.tokenize(texts, budgets)
-
     @property
     def _phrase(self) -> str | None:
         return self.budget.phrase if self.budget else None
 
-    def _refuse_budget(self, budget: Any) -> None:
+    def _budget_of(self, budget: Any) -> str | None:
         if budget is not None:
             raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
+        return self._phrase
 
     def _refuse_limits(self, options: GenerateOptions) -> None:
         for name in LIMITS:
@@ -341,7 +314,7 @@ class AutoDecoder:
         if (bucket, threads) not in self._measured:
             self._measured[bucket, threads] = measure_costs(
                 self.student,
-                self.teacher,
+                self.teachers[0],
                 rows=bucket,
                 source_tokens=source_tokens,
                 new_tokens=min(source_tokens, options.max_new_tokens),
@@ -356,15 +329,16 @@ class AutoDecoder:
     def _decoder(self, method: str, draft_length: int) -> Decoder:
         key = (method, draft_length if method == SPECULATIVE else 0)
         if key not in self._decoders:
+            (teacher,) = self.teachers
             shared: DecoderKeywords = {"tokenizer": self.tokenizer, "num_threads": self.num_threads}
             if method == SPECULATIVE:
-                made: Decoder = SpeculativeDecoder(self.student, self.teacher, draft_length=draft_length, **shared)
+                made: Decoder = SpeculativeDecoder(self.student, teacher, draft_length=draft_length, **shared)
             elif method == WHEELS:
-                made = TrainingWheelsDecoder(self.student, self.teacher, **shared)
+                made = TrainingWheelsDecoder(self.student, teacher, **shared)
             elif method == STUDENT:
                 made = SingleModelDecoder(self.student, **shared)
             else:
-                alone = copy(self.teacher)
+                alone = copy(teacher)
                 alone.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
                 made = SingleModelDecoder(alone, role="teacher", **shared)
             self._decoders[key] = made

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 
 from kdtw_fast import _core
-from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.decoders.texts import TextDecoder, TokenStreamer, ending, is_text_streamer
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.keywords import takes
 from kdtw_fast.model import NativeT5, load
@@ -30,11 +29,10 @@ from kdtw_fast.outputs import GenerationOutput, together
 from kdtw_fast.streams import RowArguments, Stream
 
 ModelLike = torch.nn.Module | NativeT5 | str | Path
-TokenStreamer = Callable[[int, int, int, int], None]
 SMALLEST_TEMPERATURE = 1e-38
 
 
-class Decoder:
+class Decoder(TextDecoder):
     """A method's native decoder behind checked inputs; its subclasses have a constructor and nothing else.
 
     Attributes:
@@ -43,9 +41,6 @@ class Decoder:
         num_threads: threads of a call that does not say.
         teachers: the models that may be asked; several where the student's <tau> chooses, none of a student alone.
     """
-
-    teachers: tuple[NativeT5, ...]
-    _keeps_limits = False  # single tokens are asked for: calls may be bounded, and the student's prompt names a budget
 
     def __init__(
         self,
@@ -63,11 +58,6 @@ class Decoder:
         self._teacher_alone = role == "teacher"
         special = _core.SpecialTokens(model.decoder_start_token_id, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
-
-    @property
-    def teacher(self) -> NativeT5 | None:
-        """The teacher, of several the first; None where there is none."""
-        return self.teachers[0] if self.teachers else None
 
     @takes(GenerateOptions)
     def generate(
@@ -104,36 +94,6 @@ class Decoder:
             parsed = GenerateOptions(**options)
             rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
             return self._decode(rows, parsed, streamer)
-
-    @takes(GenerateOptions)
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        budget: str | float | Sequence[Any] | None = None,
-        *,
-        teacher_inputs: Any = None,
-        streamer: TokenStreamer | Any = None,
-        **options: Unpack[GenerateKeywords],
-    ) -> GenerationOutput:
-        """Decodes strings: builds the prompts each model was trained with, tokenizes, and fills ``.texts``.
-
-        Args:
-            text: one string or a list of strings.
-            budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
-                prompt; None = "no" for decoders that do not ask. A list has one for each of several teachers. "no"
-                (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
-            teacher_inputs: as for :meth:`generate`, instead of the text behind the teacher's prompt.
-            streamer: as for :meth:`generate`.
-            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
-        """
-        with ending(streamer):
-            ids, teachers_ids = self._reader.texts(text, budget)
-        if all(options.get(name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
-            options["max_teacher_calls"] = none
-        inputs = teachers_ids if teacher_inputs is None else teacher_inputs
-        out = self.generate(ids, teacher_inputs=inputs, streamer=streamer, **options)
-        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
-        return out
 
     @takes(GenerateOptions)
     def stream(
@@ -207,19 +167,6 @@ class Decoder:
 
         return Stream(session, inputs, read, rows, self.tokenizer, self.model.pad_token_id, in_order)
 
-    def tokenize(
-        self, texts: Sequence[Any], budgets: Sequence[Any]
-    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
-        """Each text's tokens for student and teachers, behind the prompts they were trained with.
-
-        Args:
-            texts: R strings.
-            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
-
-        A call does this before it decodes; :meth:`generate` takes what comes out.
-        """
-        return self._reader.tokenize(texts, budgets)
-
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
         repeats = options.num_return_sequences
         keys = iter(row_keys(options.row_ids, len(rows) * repeats))
@@ -285,12 +232,6 @@ class Decoder:
             return _core.Ledger(*on_all), []
         numbers = range(1, len(self._asked) + 1)
         return _core.Ledger(*on_all), [_core.Ledger(*(limit.get(k) for limit in on_each)) for k in numbers]
-
-    def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
-        """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""
-        if not self._keeps_limits or budget is None:
-            return None
-        return {k: 0 for k, one in enumerate(resolve_budgets(budget), 1) if one.fraction == 0} or None
 
 
 class TwoModelDecoder(Decoder):
@@ -394,22 +335,6 @@ def _sampling(options: GenerateOptions, prefix: str = "") -> _core.Sampling:
     temperature, top_k, top_p = (getattr(options, name) if own[name] is None else own[name] for name in names)
     # In single precision the inverse of less is infinite: it is greedy.
     return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, top_k, top_p)
-
-
-def is_text_streamer(streamer: Any) -> bool:
-    """Whether it is one of Hugging Face's, with ``put`` and ``end``."""
-    return hasattr(streamer, "put") and hasattr(streamer, "end")
-
-
-@contextmanager
-def ending(streamer: Any) -> Iterator[None]:
-    """An exception from inside ends a Hugging Face streamer, so that whoever reads it does not wait for ever."""
-    try:
-        yield
-    except BaseException:
-        if is_text_streamer(streamer):
-            streamer.end()
-        raise
 
 
 def _as_callback(streamer: Any, rows: int, start: int) -> TokenStreamer | None:
