@@ -8,6 +8,8 @@ import functools
 import re
 from typing import Any
 
+import numpy as np
+
 from gpu_proof.build import CSRC
 from gpu_proof.simulated import DeviceArray, SimulatedDevice
 
@@ -117,8 +119,6 @@ class Kernels:
 
     def upload(self, values: list[ctypes.Structure]) -> DeviceArray:
         """Structs as an array in device memory."""
-        import numpy as np
-
         return self.device.array(np.frombuffer(b"".join(bytes(v) for v in values), np.uint8))
 
     def download(self, name: str, array: DeviceArray) -> list[ctypes.Structure]:

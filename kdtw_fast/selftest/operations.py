@@ -228,6 +228,15 @@ def product_of_tokens_that_are_not_finite(trial: Trial, dtype: str) -> None:
         trial.same(out[[0, 2]], np.array([[20] * 3, [0] * 3], np.float32))
 
 
+@OPERATIONS.add("fp16", "bf16")
+def tokens_of_every_size(trial: Trial, dtype: str) -> None:
+    """Very large and very small tokens, whose halves on tensor cores have powers of two of their own."""
+    sizes = np.array([1, 1e6, 1e-9, 1e30, 1e-35], np.float32)
+    x = normal(np.random.default_rng(8), len(sizes), 70) * sizes[:, None]
+    out = trial.operations.linear(np.eye(70, dtype=np.float32), x, dtype, NOTHING, encoder=True)
+    trial.close(out / sizes[:, None], x / sizes[:, None], 2**-9)
+
+
 # --- Attention -------------------------------------------------------------------------------------------
 
 
