@@ -1,6 +1,6 @@
 """What the baselines that distil into a student alone share: the pair, sampling, scoring, validation, state.
 
-The student here has no <tau>: it is the small model of GKD, SKD and MiniLLM, told "no teacher use".
+The student here has no <tau>: it is the small model of GKD, SKD and MiniLLM, which reads "no teacher use".
 """
 
 from __future__ import annotations

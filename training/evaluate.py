@@ -133,9 +133,9 @@ def measure_budgets(
     table = []
     for allocation in measured(len(decoder.teachers), budgets):
         sources = (example.source for example in examples)
-        told: dict[str, Any] = {"budget": as_option(allocation)}
-        told["max_source_length"] = longest_source(decoder, examples, told["budget"])
-        found = measure_use(decoder, examples, sources, **told, **options)
+        asking: dict[str, Any] = {"budget": as_option(allocation)}
+        asking["max_source_length"] = longest_source(decoder, examples, asking["budget"])
+        found = measure_use(decoder, examples, sources, **asking, **options)
         asked: dict[str, Any] = {"budget": join_phrases(allocation), "asked": sum(b.fraction for b in allocation)}
         if len(allocation) > 1:
             asked["asked_of"] = [budget.fraction for budget in allocation]

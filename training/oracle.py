@@ -87,13 +87,14 @@ def shift_marks(asked: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def divergences(
-    student: TrainingWheelsT5, teacher: T5ForConditionalGeneration, own: Batch, told: Batch
-) -> torch.Tensor:
-    """KL_i along the labels of a batch, no token marked: [R, T]. `own` and `told` differ in the prompt only."""
+def divergences(student: TrainingWheelsT5, teacher: T5ForConditionalGeneration, own: Batch, its: Batch) -> torch.Tensor:
+    """KL_i along the labels of a batch, no token marked: [R, T].
+
+    `own` is the student's batch, `its` the teacher's: they differ in the prompt only.
+    """
     inputs = student._shift_right(own.labels)
     mine = student(own.source_ids, own.source_mask, decoder_input_ids=inputs, use_cache=False).logits
-    theirs = teacher(told.source_ids, told.source_mask, decoder_input_ids=inputs, use_cache=False).logits
+    theirs = teacher(its.source_ids, its.source_mask, decoder_input_ids=inputs, use_cache=False).logits
     return position_divergence(mine, theirs, student.config.tau_token_id)
 
 
@@ -102,7 +103,7 @@ def decode_with_threshold(
     student: TrainingWheelsT5,
     teacher: T5ForConditionalGeneration,
     own: Batch,
-    told: Batch,
+    its: Batch,
     threshold: float,
     max_new_tokens: int,
 ) -> tuple[list[list[int]], list[int]]:
@@ -114,7 +115,7 @@ def decode_with_threshold(
     rows = len(own.source_ids)
     encoded = [
         model.get_encoder()(input_ids=batch.source_ids, attention_mask=batch.source_mask)
-        for model, batch in ((student, own), (teacher, told))
+        for model, batch in ((student, own), (teacher, its))
     ]
     ids = torch.full((rows, 1), config.decoder_start_token_id)
     marks = torch.zeros(rows, 1, dtype=torch.bool)
@@ -132,16 +133,15 @@ def decode_with_threshold(
             **common,
         )
         theirs = teacher(
-            encoder_outputs=encoded[1], attention_mask=told.source_mask, past_key_values=caches[1], **common
+            encoder_outputs=encoded[1], attention_mask=its.source_mask, past_key_values=caches[1], **common
         )
         caches = [mine.past_key_values, theirs.past_key_values]
         marks = position_divergence(mine.logits, theirs.logits, config.tau_token_id) > threshold
         pick = mine.logits.clone()
         pick[..., config.tau_token_id] = -torch.inf
-        answer = theirs.logits.clone()
-        if config.tau_token_id < answer.shape[-1]:
-            answer[..., config.tau_token_id] = -torch.inf
-        ids = torch.where(marks, answer.argmax(-1), pick.argmax(-1))
+        teacher_pick = theirs.logits.clone()
+        teacher_pick[..., config.tau_token_id :][..., :1] = -torch.inf  # of a teacher without that row, nothing
+        ids = torch.where(marks, teacher_pick.argmax(-1), pick.argmax(-1))
         for r in range(rows):
             if alive[r]:
                 outputs[r].append(int(ids[r, 0]))
@@ -176,12 +176,12 @@ def oracle_curve(
     curve: list[dict[str, object]] = []
     for budget, prompt in zip(BUDGETS, student_prompts, strict=True):
         batches = [(chosen, *pair(chosen, prompt)) for chosen in in_order(rows, size)]
-        found = torch.cat([divergences(student, teacher, own, told)[own.labels != IGNORED] for _, own, told in batches])
+        found = torch.cat([divergences(student, teacher, own, its)[own.labels != IGNORED] for _, own, its in batches])
         threshold = float(found.quantile(1 - budget.fraction)) if budget.fraction else float("inf")
         outputs: list[list[int]] = [[] for _ in rows]
         asked = 0
-        for chosen, own, told in batches:
-            written, calls = decode_with_threshold(student, teacher, own, told, threshold, max_new_tokens)
+        for chosen, own, its in batches:
+            written, calls = decode_with_threshold(student, teacher, own, its, threshold, max_new_tokens)
             asked += sum(calls)
             for i, ids in zip(chosen, written, strict=True):
                 outputs[i] = ids

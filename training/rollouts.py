@@ -101,7 +101,7 @@ class Rollouts:
     # ------------------------------------------------------------ decoding
 
     def on_policy(self, tasks: Tasks, temperature: float = 0.0, seed: int = 0) -> list[Episode]:
-        """The student acts (`temperature` 0 = greedy), the teachers answer <tau>; an episode for each row, in order.
+        """The student acts (`temperature` 0 = greedy), a teacher writes where it says <tau>; one episode a row.
 
         The teacher's log-likelihoods are those of the catch-up passes that happened anyway; what the student wrote
         after its last call was never read, and is NaN; so is, of several teachers, what another than the judge read.
@@ -191,11 +191,11 @@ class Rollouts:
         asked, count, total = list(episodes), 0, 0.0
         for chosen in _parts(sorted(range(len(episodes)), key=lambda i: len(episodes[i]))):
             some = [episodes[i] for i in chosen]
-            own, told = self.collated(some), self.collated(some, self.teacher_prompt)
+            own, theirs = self.collated(some), self.collated(some, self.teacher_prompt)
             inputs = own.inputs[:, :-1]
             states = decoder_states(self.student, own.source_ids, own.source_mask, inputs)
             teacher_logits = [
-                logits_at(one, decoder_states(one, told.source_ids, told.source_mask, inputs), own.kept)
+                logits_at(one, decoder_states(one, theirs.source_ids, theirs.source_mask, inputs), own.kept)
                 for one in self.teachers
             ]
             found = teacher_gains(logits_at(self.student, states, own.kept), teacher_logits, self.tau)
