@@ -126,7 +126,7 @@ def test_measured_costs_have_every_point(device: str) -> None:
     assert set(costs.student.catch_up) == {1, 2} and not costs.student.verify
     times = [costs.student.encode, costs.teacher.encode, *costs.student.catch_up.values()]
     times += [*costs.teacher.catch_up.values(), *costs.teacher.verify.values()]
-    assert all(0 < seconds < 1 for seconds in times)
+    assert all(0 < seconds < 60 for seconds in times)
     assert costs.predict("speculative", draft_length=4, acceptance=0.7).ms_per_token > 0
 
 
