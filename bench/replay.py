@@ -1,4 +1,4 @@
-"""pytest-benchmark gets the times that `kdtw_fast.paired_timing` recorded, in which contestants took turns."""
+"""Hands pytest-benchmark the times that `kdtw_fast.paired_timing` recorded in turns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Measuring on a machine that drifts: contestants take turns, so that a slow moment hits all of them alike.
-
-Ratios and medians then stay meaningful.
-"""
+"""Timing on a machine whose speed drifts: what is compared takes turns, so that a slow moment hits all of it alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systems that users would pick instead, behind one signature, to be timed beside kdtw_fast on the same weights."""
+"""Other systems that decode the same weights, behind one signature: Hugging Face and CTranslate2."""
 
 from __future__ import annotations
 

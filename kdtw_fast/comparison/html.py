@@ -14,7 +14,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -158,20 +157,15 @@ def _table(points: Sequence[Point]) -> dict[str, Any]:
 # --- Sentences, for the page's script ----------------------------------------------------------------------
 
 
-@dataclass
-class _Pieces:
-    """The different strings that tokens show, numbered as they come up."""
-
-    numbers: dict[str, int] = field(default_factory=dict)
-
-    def number(self, text: str) -> int:
-        return self.numbers.setdefault(visible(text), len(self.numbers))
+def _number(pieces: dict[str, int], text: str) -> int:
+    """The number of a string that tokens show; strings are numbered as they come up."""
+    return pieces.setdefault(visible(text), len(pieces))
 
 
 def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentences: int) -> dict[str, Any]:
     """What the script gets: strings by number, and by pair its points and its sentences with all their outputs."""
-    pieces = _Pieces()
-    end = pieces.number(END)
+    pieces: dict[str, int] = {}
+    end = _number(pieces, END)
     pairs: list[dict[str, Any]] = []
     for pair in records.pairs:
         points = judged(records, pair)
@@ -195,7 +189,7 @@ def _data(records: Records, samples: Mapping[str, Samples], metric: str, sentenc
             }
         )
     marks = {int(owner): [opening, closing, WORDS[owner]] for owner, (opening, closing, _) in MARKS.items()}
-    return {"end": end, "marks": marks, "pieces": list(pieces.numbers), "pairs": pairs}
+    return {"end": end, "marks": marks, "pieces": list(pieces), "pairs": pairs}
 
 
 def _point(outputs: Outputs) -> dict[str, Any]:
@@ -209,12 +203,12 @@ def _point(outputs: Outputs) -> dict[str, Any]:
     }
 
 
-def _output(sentence: Sentence, pieces: _Pieces) -> list[Any]:
+def _output(sentence: Sentence, pieces: dict[str, int]) -> list[Any]:
     """Text alone where owners are not told, else text 0, strings, owner codes, and both models' surprises."""
     if not sentence.owners:
         return [visible(sentence.text)]
     owners = "".join(str(int(Owner[name.upper()])) for name in sentence.owners)
-    numbers = [pieces.number(text) for text in shown_pieces(sentence.tokens)]
+    numbers = [_number(pieces, text) for text in shown_pieces(sentence.tokens)]
     return [0, numbers, owners, _surprises(sentence.student_logprobs), _surprises(sentence.teacher_logprobs)]
 
 

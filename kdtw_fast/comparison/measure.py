@@ -1,6 +1,6 @@
-"""Runs a plan: all outputs once, then timed turns of all points in one process, each record written as it is taken.
+"""Measures a plan: every point's outputs once, then all points in timed turns, in one process.
 
-A results file that is there already is continued: what it holds is not measured again.
+Each record is written as soon as it is taken, and what a results file already holds is not measured again.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from .systems import Counts, Native, OutsideSystems, System
 
 WARM_UP = 10  # calls that each point makes before anything is timed
 PART = 10  # calls that a point makes before it is the next one's turn
-SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these decode one timed sentence in so many
-# Rough costs of a sentence in those of a native decode, for the estimate of the time left.
+SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these are timed on every fifth of the timed sentences
+# What a sentence costs, roughly, in sentences of a native decode: for the estimate of the time left.
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0}
-BATCHED = 0.5  # of them where sentences are decoded together
+BATCHED = 0.5  # times that, where sentences are decoded together
 
-PASS_SECONDS = 3.0  # of a turn, at least, in which passes are timed
-# Behind another system's calls ours of half a millisecond took up to half as long again, for more than ten calls; not
-# where calls of several of our methods came first. A pause did not help, nor one call again and again.
+PASS_SECONDS = 3.0  # spent on timing passes in every turn, at least
+# Right after another system's calls, ours of half a millisecond took up to 50 % longer, for more than ten calls. Calls
+# of several of our methods in between prevent that; a pause does not, nor does one call repeated.
 SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes

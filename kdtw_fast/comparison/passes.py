@@ -1,8 +1,8 @@
-"""Times the passes of a pair between the timed calls of a comparison, so that the two can be held together.
+"""Times the passes of a pair between the timed calls of a comparison, so that predictions can be checked against them.
 
-Passes are timed inside of whole calls, not in a loop of their own: after a pass of the other model a model finds its
-weights in farther caches, and lengths, encoders and waits are those of real sentences. The calls are of methods whose
-passes are nearly alike, so that the seconds of a call over its passes are those of a pass.
+Passes are timed inside whole calls, because what a pass takes depends on what came before it: the other model pushes a
+model's weights out of the nearer caches. The calls are of methods whose passes are nearly alike, so a call's seconds
+divided by its passes are the seconds of a pass.
 """
 
 from __future__ import annotations

@@ -162,21 +162,20 @@ class Records:
 
     def add(self, record: Record) -> None:
         """Takes one more record; ValueError if it is there already, or a timing comes before its outputs."""
+        key: Any
         if isinstance(record, Outputs):
-            if record.id in self.outputs:
-                raise ValueError(f"the outputs of {record.id!r} are there twice")
-            self.outputs[record.id] = record
-            return
-        if isinstance(record, Passes):
-            if (record.pair, record.repetition) in self.passes:
-                raise ValueError(f"the passes of repetition {record.repetition} of {record.pair!r} are there twice")
-            self.passes[record.pair, record.repetition] = record
-            return
-        if record.id not in self.outputs:
-            raise ValueError(f"there is a timing of {record.id!r} before its outputs")
-        if (record.id, record.repetition) in self.timings:
-            raise ValueError(f"repetition {record.repetition} of {record.id!r} is there twice")
-        self.timings[record.id, record.repetition] = record
+            key, words = record.id, f"the outputs of {record.id!r} are"
+        elif isinstance(record, Passes):
+            key = record.pair, record.repetition
+            words = f"the passes of repetition {record.repetition} of {record.pair!r} are"
+        else:
+            key, words = (record.id, record.repetition), f"repetition {record.repetition} of {record.id!r} is"
+            if record.id not in self.outputs:
+                raise ValueError(f"there is a timing of {record.id!r} before its outputs")
+        known: Any = {Outputs: self.outputs, Timing: self.timings, Passes: self.passes}[type(record)]
+        if key in known:
+            raise ValueError(f"{words} there twice")
+        known[key] = record
 
     def timings_of(self, point: str) -> list[Timing]:
         """All timings of one operating point."""
@@ -234,15 +233,11 @@ def _build(cls: type[Any], data: Any, name: str) -> Any:
         raise ValueError(f"{name} is {data!r}, not an object")
     known = {f.name: f for f in fields(cls)}
     unknown = [key for key in data if key not in known]
-    missing = [key for key in known if key not in data and not _has_default(known[key])]
+    missing = [key for key in known if key not in data and known[key].default is not None]
     if unknown or missing:
         wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
         raise ValueError(f"{name} {' and '.join(wrong)}")
     return cls(**data)
-
-
-def _has_default(item: Any) -> bool:
-    return item.default is None
 
 
 def to_line(record: Record) -> str:
@@ -261,9 +256,10 @@ class ResultsFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.records = read(self.path) if self.path.is_file() else Records()
+        self.records = Records()
         if self.path.is_file():
-            _cut_torn_line(self.path)
+            self.records = read(self.path)
+            os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def append(self, record: Record) -> None:
         """Adds one record to the file and to :attr:`records`."""
@@ -272,11 +268,3 @@ class ResultsFile:
             stream.write(to_line(record))
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cuts the file after its last line end."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -36,19 +37,6 @@ class Counts:
     student_passes: int | None = None
     teacher_passes: int | None = None
     timings: dict[str, float] = field(default_factory=dict)
-
-
-class System(Protocol):
-    """An operating point that can run."""
-
-    def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
-        """These sentences of the data."""
-
-    def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
-        """Calls that decode these sentences, ``batch`` at a time, from token ids that are made here."""
-
-    def count(self, result: Any) -> Counts:
-        """What a call's result says."""
 
 
 class Native:
@@ -217,14 +205,14 @@ class Outside:
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
         """Calls of its generate."""
         rows = self._rows(indices)
-        return [self._call(rows[start : start + batch]) for start in range(0, len(rows), batch)]
-
-    def _call(self, rows: list[list[int]]) -> Callable[[], Any]:
-        return lambda: self._generate(rows)
+        return [partial(self._generate, rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
     def count(self, result: Any) -> Counts:
         """Tokens only."""
         return Counts(sum(map(len, result.ids)))
+
+
+System = Native | Outside
 
 
 class OutsideSystems:
@@ -244,20 +232,19 @@ class OutsideSystems:
         """The system of a point of an outside group."""
         role = point.model or "teacher"
         owner = {"student": Owner.STUDENT, "teacher": Owner.TEACHER}.get(point.model or "")
-        if point.group == "ctranslate2":
-            compute_type = peers.ctranslate2_beside(self._contender.models[role].dtype).split()[-1]
-            generate = peers.CTranslate2(self._model(role)).generate(
-                self._max_new_tokens,
-                self._threads,
-                compute_type,
-                min_new_tokens=1,
-                suppressed=self._suppressed(role),
-            )
-            return Outside(generate, self._contender, role, owner)
+        if point.group == "assisted":
+            generate = self._hugging_face(role, assistant_model=self._model("student"))
+            return Outside(generate, self._contender, role, owner, largest_batch=1)
         if point.group == "hugging-face":
             return Outside(self._hugging_face(role), self._contender, role, owner)
-        generate = self._hugging_face(role, assistant_model=self._model("student"))
-        return Outside(generate, self._contender, role, owner, largest_batch=1)
+        generate = peers.CTranslate2(self._model(role)).generate(
+            self._max_new_tokens,
+            self._threads,
+            peers.ctranslate2_beside(self._contender.models[role].dtype).split()[-1],
+            min_new_tokens=1,
+            suppressed=self._suppressed(role),
+        )
+        return Outside(generate, self._contender, role, owner)
 
     def _hugging_face(self, role: str, **options: Any) -> peers.Generate:
         if self._suppressed(role):
