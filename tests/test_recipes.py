@@ -57,7 +57,7 @@ def test_the_recipes_of_a_shipped_pair_are_what_trained_it(pair):
 def test_recipes_are_there_for_both_tasks_and_the_paper():
     baselines = {"gkd", "on-policy-kd", "distillspec", "skd", "minillm", "supervised-kd", "sequence-kd"}
     phases = {"phase1", "phase1-0", "phase1-100"}
-    for task, own in (("debian-de-en", {"teacher", "student"}), ("debian-synopsis", {"teacher", "student"})):
+    for task, own in ((name, {"teacher", "student"}) for name in ("debian-de-en", "debian-synopsis", "tech-de-en")):
         assert {f"{task}/{name}" for name in baselines | phases | own} <= set(ALL)
     for task in ("wmt19-de-en", "xsum"):
         assert {f"{task}/{name}" for name in baselines | phases} <= set(ALL)
@@ -70,7 +70,7 @@ def test_recipes_are_there_for_both_tasks_and_the_paper():
     assert recipes.resolve("xsum/phase1").settings.steps == 200
 
 
-@pytest.mark.parametrize("task", ["debian-de-en", "debian-synopsis", "wmt19-de-en", "xsum"])
+@pytest.mark.parametrize("task", ["debian-de-en", "debian-synopsis", "tech-de-en", "wmt19-de-en", "xsum"])
 def test_the_recipes_of_a_task_agree_on_the_task(task):
     found = [recipes.resolve(name).settings for name in ALL if name.startswith(task + "/")]
     for name in ("data", "student_prompt", "teacher_prompt", "max_new_tokens", "seed"):
