@@ -61,7 +61,7 @@ def random_case(relation: str, count: int, index: int, device: str) -> tuple[Any
     if rng.random() < 0.3:
         settings["min_new_tokens"] = 3
     settings |= {"input_ids": ids, "attention_mask": mask}
-    slow = reference.TrainingWheelsDecoder(student, teachers, lenience)
+    slow = reference.TrainingWheelsDecoder(student, teachers, verify_lenience=lenience)
     shown = {name: value for name, value in settings.items() if name not in ("input_ids", "teacher_inputs")}
     text = f"{relation} {count} teachers, case {index} (seed {seed}, lenience {lenience}, {shown})"
     return native(relation, seed, count, lenience, device), slow, settings, text
