@@ -50,16 +50,17 @@ def empty_place(k: Kernels) -> None:
     k.store(cache, tokens, 2, k.device.array(wanted), k.device.array(-wanted), 4, None)
     np.testing.assert_array_equal(keys.numpy()[0, 0, 0], wanted[0])
     np.testing.assert_array_equal(values.numpy()[0, 0, 0], -wanted[0])
-    out, no_bias = k.device.empty((2, 4)), k.make("KdtwBias", table=None, lowest=0, highest=0)
+    out, no_bias = k.device.empty((2, 4)), k.make("PositionBias", table=None, lowest=0, highest=0)
     k.attend(cache, tokens, 2, k.device.array(wanted), 4, no_bias, out, None)
     np.testing.assert_array_equal(out.numpy(), [-wanted[0], np.zeros(4)])
 
 
 # Drafts: ids that stop a row, and the teacher that it waits for then.
 STOPS = [(1, 0), (6, 1), (7, 2)]
+OUTPUTS = 7  # an output's most tokens; drafts are STEPS at most
 STEPS, IDS, SEED, CONFIDENCE, ENTROPY, UNIFORM = 6, 40, 2**40 + 7, 0.25, 1.5, 0.8
 NEVER = 2**31 - 1
-FINISHED, DRAFTING = constants()["kKdtwFinished"], constants()["kKdtwDrafting"]
+FINISHED, DRAFTING = constants()["kFinished"], constants()["kDrafting"]
 
 
 class _Draft:
@@ -76,45 +77,55 @@ class _Draft:
         batch: int = 0,
         unsure: bool = False,
         unseen: bool = False,
+        checks_all: bool = False,
     ) -> None:
         rng = np.random.default_rng(seed)
+        self.ended = 1 if checks_all else FINISHED
         self.k, self.width, self.waiting, self.batch = k, width, waiting, batch
         self.limits = limits
         self.keys = [2**50 + row for row in range(len(limits))]
         self.first = rng.integers(0, 5, (width, len(STOPS))).astype(np.int32)
-        self.positions = rng.integers(0, 4, len(limits)).tolist()
+        # A row's limit is its output's end, or (odd rows) that of its drafts.
+        self.positions = [
+            int(rng.integers(0, OUTPUTS - limit)) if row % 2 else OUTPUTS - limit for row, limit in enumerate(limits)
+        ]
         self.picks: list[list[int]] = [[] for _ in limits]  # ids, by row
         self.stands = [DRAFTING] * len(limits)  # or FINISHED, or the teacher that the row waits for
         self.first_call = rng.integers(0, 6, len(limits)).tolist() if unsure else [NEVER] * len(limits)
         self.unseen_by = rng.integers(0, 4, len(limits)).tolist() if unseen else [0] * len(limits)
         self.go_on = True
         self.logits = k.device.empty((STEPS, IDS))
+        first_allowed = k.device.array(self.first)
         rows = [
             k.make(
-                "KdtwDraftRow", key=key, keep_logits=self.logits if row % 2 else None, id=20 + row, marked=row % 3,
-                row=row, position=position, source_length=5 + row, limit=limit, waits_at_limit=row % 2, picks=0,
+                "DraftRow", key=key, keep_logits=self.logits if row % 2 else None, id=20 + row, marked=row % 3,
+                row=row, position=position, source_length=5 + row, drafts=STEPS - limit if row % 2 else 0, picks=0,
                 stand=DRAFTING, first_call=self.first_call[row], unseen_by=self.unseen_by[row],
+                first_allowed=first_allowed.pointer + 4 * len(STOPS) * row,
             )
             for row, (key, position, limit) in enumerate(zip(self.keys, self.positions, limits))
         ]  # fmt: skip
-        rows += [k.make("KdtwDraftRow", stand=FINISHED)] * (width - len(limits))
-        state = k.make("KdtwDraftState", batch=batch, at_finish=0, go_on=0)
-        state.waiting[:2] = waiting
+        rows += [k.make("DraftRow", stand=FINISHED)] * (width - len(limits))
+        pause = k.make("DraftPause", batch=batch, at_finish=0, at_unseen=1, most_steps=STEPS + 1)
+        pause.waiting[:2] = waiting
+        state = k.make("KdtwDraftState", pause=pause, steps=0, go_on=0)
         self.state = k.upload([state])
         self.rows = k.upload(rows)
-        self.taken = k.device.empty(STEPS * width * len(bytes(k.make("KdtwResult"))), np.uint8)
+        self.taken = k.device.empty(STEPS * width * len(bytes(k.make("PickResult"))), np.uint8)
         self.lists = {name: k.device.empty(width, np.int32) for name in ("ids", "wanted")}
         self.marked = k.device.empty(width, np.uint8)
         self.banned = k.device.empty((width, len(STOPS)), np.int32)
-        lists = [self.banned.pointer + 4 * len(STOPS) * row for row in range(width)]
-        self.requests = k.upload([k.make("KdtwRequest", banned=at, draft=-1) for at in lists])
+        self.requests = k.upload([k.make("PickRequest")] * width)
         self.places = {name: k.device.empty((width, 3), np.int32) for name in ("self", "cross")}
-        self.decided = k.upload([k.make("KdtwResult")] * width)
+        self.decided = k.upload([k.make("PickResult")] * width)
+        rules = k.make(
+            "DraftRules", stops=k.upload([k.make("StopToken", id=id_, teacher=k_) for id_, k_ in STOPS]),
+            stop_count=len(STOPS), seed=SEED, vocabulary=IDS, min_confidence=CONFIDENCE, teachers=2,
+            max_entropy=ENTROPY if unsure else np.inf, max_uniform=UNIFORM, draft_length=STEPS, most_outputs=OUTPUTS,
+            most_drafted=OUTPUTS, checks_all=checks_all, sampling=k.make("Sampling", temperature=0.5, top_p=1.0),
+        )  # fmt: skip
         self.struct = k.make(
-            "KdtwDraft", state=self.state, rows=self.rows, first_allowed=k.device.array(self.first),
-            stops=k.upload([k.make("KdtwStop", id=id_, waits_for=k_) for id_, k_ in STOPS]), width=width,
-            stop_count=len(STOPS), seed=SEED, stream=0, vocabulary=IDS, min_confidence=CONFIDENCE, teachers=2,
-            by_entropy=int(unsure), max_entropy=ENTROPY, max_uniform=UNIFORM, call_stream=3,
+            "KdtwDraft", rules=rules, state=self.state, rows=self.rows, banned=self.banned, width=width,
             marked=self.marked, requests=self.requests, decided=self.decided, picks=self.taken,
             **self.lists, **self.places,
         )  # fmt: skip
@@ -127,10 +138,10 @@ class _Draft:
         """Writes what a step picks, and follows the rules. A pick that need not know its entropy says 0."""
         entropies = [entropy if self.calls(row) else 0.0 for row, entropy in enumerate(entropies)]
         made = [
-            self.k.make("KdtwResult", id=i, passed=1, finite=f, log_prob=-1.0, confidence=c, entropy=e)
+            self.k.make("PickResult", id=i, passed=1, finite=f, log_prob=-1.0, confidence=c, entropy=e)
             for i, c, e, f in zip(ids, confidences, entropies, finite)
         ]
-        made += [self.k.make("KdtwResult", id=1)] * (self.width - len(ids))
+        made += [self.k.make("PickResult", id=1)] * (self.width - len(ids))
         self.decided.put(np.frombuffer(b"".join(bytes(m) for m in made), np.uint8))
         if not self.go_on:
             return
@@ -145,9 +156,9 @@ class _Draft:
             elif confidence < CONFIDENCE or entropies[row] > ENTROPY:
                 self.stands[row] = 1
             elif id_ in stops:
-                self.stands[row] = stops[id_] or FINISHED
+                self.stands[row] = stops[id_] or self.ended
             elif len(self.picks[row]) == self.limits[row]:
-                self.stands[row] = row % 2 or FINISHED
+                self.stands[row] = row % 2 or self.ended
             elif self.calls(row) and uniform(SEED, self.keys[row], position, 3) > UNIFORM:
                 self.stands[row] = 1
         going = self.stands.count(DRAFTING)
@@ -161,9 +172,9 @@ class _Draft:
         k = self.k
         (state,) = k.download("KdtwDraftState", self.state)
         assert bool(state.go_on) == self.go_on
-        rows = k.download("KdtwDraftRow", self.rows)
-        requests = k.download("KdtwRequest", self.requests)
-        taken = k.download("KdtwResult", self.taken)
+        rows = k.download("DraftRow", self.rows)
+        requests = k.download("PickRequest", self.requests)
+        taken = k.download("PickResult", self.taken)
         ids, marked, banned = self.lists["ids"].numpy(), self.marked.numpy(), self.banned.numpy()
         own, cross = self.places["self"].numpy(), self.places["cross"].numpy()
         np.testing.assert_array_equal(self.lists["wanted"].numpy(), np.arange(self.width))
@@ -191,15 +202,15 @@ class _Draft:
 @case
 def draft(k: Kernels) -> None:
     """What stands between steps: stops, limits, bans, draws, calls, and when a draft pauses."""
-    for seed, (rows, width, waiting, batch, unsure, unseen) in enumerate(
+    for seed, (rows, width, waiting, batch, unsure, unseen, checks_all) in enumerate(
         [
-            (1, 1, (0, 0), 0, False, False),
-            (3, 4, (0, 0), 0, False, False),
-            (3, 4, (1, 0), 3, False, True),
-            (5, 8, (0, 1), 2, False, False),
-            (5, 8, (1, 1), 9, True, False),
-            (6, 8, (3, 0), 5, True, True),
-            (8, 8, (0, 4), 0, True, False),
+            (1, 1, (0, 0), 0, False, False, False),
+            (3, 4, (0, 0), 0, False, False, True),
+            (3, 4, (1, 0), 3, False, True, False),
+            (5, 8, (0, 1), 2, False, False, True),
+            (5, 8, (1, 1), 9, True, False, False),
+            (6, 8, (3, 0), 5, True, True, False),
+            (8, 8, (0, 4), 0, True, False, False),
         ]
     ):
         rng = np.random.default_rng(seed)
@@ -212,6 +223,7 @@ def draft(k: Kernels) -> None:
             batch=batch,
             unsure=unsure,
             unseen=unseen,
+            checks_all=checks_all,
         )
         k.advance(drafts.struct, 1, None)
         drafts.check()

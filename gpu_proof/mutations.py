@@ -50,8 +50,9 @@ def plant(bug: Bug) -> Path:
     """
     folder = OUT / "mutated" / bug.name
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(CSRC / "backend/cuda/kernels", folder / "backend/cuda/kernels")
-    target = folder / "backend/cuda/kernels" / bug.file
+    for name in ("core", "backend/cuda/kernels"):
+        shutil.copytree(CSRC / name, folder / name)
+    target = folder / bug.file if "/" in bug.file else folder / "backend/cuda/kernels" / bug.file
     text = target.read_text(encoding="utf-8")
     if text.count(bug.search) != 1:
         raise StaleBugError(f"{bug.name}: what it replaces is {text.count(bug.search)} times in {bug.file}, not once")

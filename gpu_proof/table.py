@@ -1,6 +1,6 @@
 """The kernels' C interface (csrc/backend/cuda/kernels.h) from Python: structs and the table of functions, by ctypes.
 
-Both are read from the header, so that they cannot differ from it.
+Both are read from the headers, so that they cannot differ from them.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import numpy as np
 from gpu_proof.build import CSRC
 from gpu_proof.simulated import DeviceArray, SimulatedDevice
 
-HEADER = CSRC / "backend/cuda/kernels.h"
+HEADERS = [CSRC / name for name in ("core/pass.h", "core/draft.h", "backend/cuda/kernels.h")]
 _SCALARS = {
     **{"int32_t": ctypes.c_int32, "uint64_t": ctypes.c_uint64, "float": ctypes.c_float, "double": ctypes.c_double},
     **{"size_t": ctypes.c_size_t, "uint32_t": ctypes.c_uint32, "int64_t": ctypes.c_int64, "uint8_t": ctypes.c_uint8},
@@ -22,12 +22,13 @@ _SCALARS = {
 
 @functools.cache
 def _header() -> str:
-    return re.sub(r"//[^\n]*", "", HEADER.read_text(encoding="utf-8"))
+    text = "".join(path.read_text(encoding="utf-8") for path in HEADERS)
+    return re.sub(r"//[^\n]*|kdtw::", "", text)
 
 
 @functools.cache
 def constants() -> dict[str, int]:
-    """The header's enumerators."""
+    """The headers' enumerators."""
     values: dict[str, int] = {}
     for body in re.findall(r"enum\b[^{;]*\{([^}]*)\}", _header()):
         following = 0
@@ -45,21 +46,21 @@ def _type(text: str) -> Any:
         return ctypes.c_void_p
     if text in _SCALARS:
         return _SCALARS[text]
-    if re.search(rf"\benum\s+{text}\b", _header()):
+    if re.search(rf"\benum\s+(class\s+)?{text}\b", _header()):
         return ctypes.c_int32
     return struct(text)
 
 
 @functools.cache
 def struct(name: str) -> type[ctypes.Structure]:
-    """A struct of the header, as KdtwWeight.
+    """A struct of the headers, as KdtwWeight.
 
     Raises:
         KeyError: there is none of that name.
     """
     match = re.search(rf"struct {name} \{{(.*?)\n\}};", _header(), re.DOTALL)
     if match is None:
-        raise KeyError(f"no struct {name} in {HEADER}")
+        raise KeyError(f"no struct {name} in {HEADERS}")
     fields: list[tuple[str, Any]] = []
     for line in filter(None, (part.strip() for part in match[1].split(";"))):
         if found := re.fullmatch(r"[\w\s*]+\(\*(\w+)\)\(.*\)", line, re.DOTALL):
@@ -69,7 +70,7 @@ def struct(name: str) -> type[ctypes.Structure]:
         if base.endswith("*"):
             base, rest = base[:-1], f"*{rest}"
         for declared in rest.split(","):
-            part = re.fullmatch(r"\s*(\*?)\s*(\w+)\s*(?:\[(\w+)\])?\s*", declared)
+            part = re.fullmatch(r"\s*(\*?)\s*(\w+)\s*(?:\[(\w+)\])?\s*(?:=.*)?", declared)
             if part is None:
                 raise KeyError(f"cannot read {line!r} of struct {name}")
             if part[3]:
@@ -113,7 +114,7 @@ class Kernels:
         return (ctypes.c_void_p * 1)()
 
     def make(self, name: str, /, **fields: Any) -> ctypes.Structure:
-        """A struct of the header, in host memory; device arrays become pointers."""
+        """A struct of the headers, in host memory; device arrays become pointers."""
         plain = {key: v.pointer if isinstance(v, DeviceArray) else v for key, v in fields.items()}
         return struct(name)(**plain)
 

@@ -21,7 +21,9 @@ DTYPES = ["fp32", "bf16", "int8"]
 
 
 def linear(weight: np.ndarray, x: np.ndarray, dtype: str, threads: int = 1) -> np.ndarray:
-    return kdtw_fast._core.linear(weight.astype(np.float32), x.astype(np.float32), dtype, threads)
+    nothing = np.empty((0, 0), np.float32)
+    operations = kdtw_fast._core.Operations("cpu", threads)
+    return operations.linear(weight.astype(np.float32), x.astype(np.float32), dtype, nothing)
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

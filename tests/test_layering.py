@@ -10,18 +10,21 @@ import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
 # folder -> folders (or files) it may include
+OPERATIONS, RUNNER = "backend/operations.h", "backend/runner.h"
 ALLOWED = {
     "core": {"core"},
-    "backend": {"core", "backend/backend.h"},
-    "backend/cpu": {"core", "backend/backend.h", "backend/cpu"},
-    "backend/cuda": {"core", "backend/backend.h", "backend/cuda"},
-    "backend/cuda/kernels": {"backend/cuda/kernels.h", "backend/cuda/rt.h", "backend/cuda/kernels"},
-    "model": {"core", "backend/backend.h", "model"},
-    "decode": {"core", "backend/backend.h", "model", "decode"},
+    "backend": {"core", OPERATIONS, RUNNER},
+    "backend/cpu": {"core", OPERATIONS, "backend/cpu"},
+    "backend/cuda": {"core", OPERATIONS, RUNNER, "backend/cuda"},
+    "backend/cuda/kernels": {"core", "backend/cuda/kernels.h", "backend/cuda/rt.h", "backend/cuda/kernels"},
+    "model": {"core", OPERATIONS, RUNNER, "model"},
+    "decode": {"core", OPERATIONS, RUNNER, "model", "decode"},
+    "bindings": {"core", OPERATIONS, RUNNER, "backend/cpu", "backend/cuda", "model", "decode", "bindings"},
 }
+SHARED = ("both.h", "draft.h", "pass.h", "random.h")  # of core: compiled for the host and for devices
 SIMULATED = CSRC.parent / "gpu_proof/sim"  # knows no kernel and nothing of the engine
 RT = CSRC / "backend/cuda/rt.h"
-SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu"} and p.parent != CSRC)
+SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu"})
 
 
 def includes(path: Path, brackets: str) -> list[str]:
@@ -44,7 +47,16 @@ def test_simulated_device_includes_only_itself() -> None:
             assert (SIMULATED / included).is_file(), f"{path.name} must not include {included}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
+@pytest.mark.parametrize("name", SHARED)
+def test_what_devices_compile_uses_nothing_of_the_standard_library(name: str) -> None:
+    path = CSRC / "core" / name
+    assert all(included.endswith(".h") for included in includes(path, "<>"))
+    assert {Path(included).name for included in includes(path, '""')} <= set(SHARED)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parent.name != "bindings"], ids=lambda p: str(p.relative_to(CSRC))
+)
 def test_only_the_bindings_know_python_or_torch(path: Path) -> None:
     for included in includes(path, "<>"):
         assert not included.startswith(("torch", "ATen", "c10", "pybind11", "Python")), included

@@ -551,11 +551,3 @@ def test_ledger_arithmetic(fraction: float) -> None:
                 first = ledger.first_replaceable(calls, position)
                 allowed = [calls + 1 <= math.floor(fraction * (p + 1) + 1e-9) for p in range(position + 1)]
                 assert first == allowed.index(True)
-
-
-def test_draft_limit_leaves_room_for_the_teachers_token() -> None:
-    speculative = _core.MethodRules(two_models=True, draft_length=5, checks_all=True)
-    interleaved = _core.MethodRules(two_models=True, draft_length=5, checks_all=True, teacher_continues=False)
-    for room in range(1, 12):
-        assert _core.draft_limit(speculative, room) == min(5, room - 1)
-        assert _core.draft_limit(interleaved, room) == min(5, room)

@@ -1,7 +1,8 @@
-// Chooses a backend by the device's name, and says what fused operations are made of.
-#include "backend/backend.h"
+// Chooses a device by its name, and says what fused operations are made of.
+#include "backend/runner.h"
 
 #include <charconv>
+#include <utility>
 
 #include "core/error.h"
 
@@ -30,28 +31,27 @@ std::string resolve_device(const std::string& device) {
   return concat("cuda:", index);
 }
 
-std::unique_ptr<Backend> make_backend(const std::string& device, int threads) {
+Backend make_backend(const std::string& device, int threads) {
   const std::string resolved = resolve_device(device);
-  return resolved == "cpu" ? make_cpu_backend(threads) : make_cuda_backend(cuda_index(resolved));
+  if (resolved != "cpu") return make_cuda_backend(cuda_index(resolved));
+  auto operations = make_cpu_operations(threads);
+  Operations& own = *operations;
+  return {std::move(operations), [&own](const MakePass& make_pass, const Weight& head, int) {
+            return std::make_unique<Runner>(own, make_pass, head);
+          }};
 }
 
-void Backend::norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
-                          float* normed, float* out) {
+void Operations::norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
+                             float* normed, float* out) {
   rms_norm(x, scale, epsilon, tokens, weight.inputs, normed);
   linear(weight, normed, tokens, out, false);
 }
 
-void Backend::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
-                                   float epsilon, int tokens, float* normed, float* hidden, float* out) {
+void Operations::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
+                                      float epsilon, int tokens, float* normed, float* hidden, float* out) {
   norm_linear(weight, x, scale, epsilon, tokens, normed, hidden);
   const bool gated = activation == Activation::kGatedGelu;
   activate(activation, hidden, tokens, weight.outputs / (gated ? 2 : 1), out);
 }
-
-std::unique_ptr<Drafter> Backend::make_drafter(DecoderPass, const Weight&, const DraftRules&, int, int) {
-  return nullptr;
-}
-
-std::unique_ptr<Replay> Backend::make_replay(DecoderPass, const Weight&) { return nullptr; }
 
 }  // namespace kdtw

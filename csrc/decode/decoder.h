@@ -17,11 +17,6 @@ struct SpecialTokens {
   std::vector<int32_t> tau;  // the student's <tau>, one for each teacher it may ask; empty: it has none
 
   bool is_end(int32_t token) const { return std::find(end.begin(), end.end(), token) != end.end(); }
-  // The number, 1 .. n, of the teacher that `token` asks; 0: it is no <tau>.
-  int teacher_of(int32_t token) const {
-    const auto found = std::find(tau.begin(), tau.end(), token);
-    return found == tau.end() ? 0 : 1 + static_cast<int>(found - tau.begin());
-  }
 };
 
 struct Decoder {

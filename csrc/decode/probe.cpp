@@ -5,16 +5,17 @@
 
 #include "core/clock.h"
 #include "core/error.h"
-#include "core/philox.h"
+#include "core/random.h"
+#include "decode/rules.h"
 
 namespace kdtw {
 // Passes every call on and adds up what it took.
-class Probe::ProfiledBackend : public Backend {
+class Probe::ProfiledOperations : public Operations {
  public:
   using Costs = std::array<OperationCost, kOperations>;
 
   // width: of keys and values, H*D.
-  ProfiledBackend(std::unique_ptr<Backend> inner, int width, Costs& costs)
+  ProfiledOperations(std::unique_ptr<Operations> inner, int width, Costs& costs)
       : inner_(std::move(inner)), width_(width), costs_(costs) {}
 
   Buffer allocate(size_t floats) override { return inner_->allocate(floats); }
@@ -73,9 +74,10 @@ class Probe::ProfiledBackend : public Backend {
  private:
   class Timed {
    public:
-    Timed(ProfiledBackend& backend, Operation operation)
-        : cost_(backend.costs_[static_cast<int>(operation)]), watch_(cost_.seconds) {}
-    Timed(ProfiledBackend& backend, Operation operation, const Weight& weight, int tokens) : Timed(backend, operation) {
+    Timed(ProfiledOperations& operations, Operation operation)
+        : cost_(operations.costs_[static_cast<int>(operation)]), watch_(cost_.seconds) {}
+    Timed(ProfiledOperations& operations, Operation operation, const Weight& weight, int tokens)
+        : Timed(operations, operation) {
       cost_.weight_bytes += static_cast<double>(weight.bytes());
       cost_.flops += 2.0 * tokens * weight.outputs * weight.inputs;
     }
@@ -85,7 +87,7 @@ class Probe::ProfiledBackend : public Backend {
     const Stopwatch watch_;
   };
 
-  const std::unique_ptr<Backend> inner_;
+  const std::unique_ptr<Operations> inner_;
   const int width_;
   Costs& costs_;
 };
@@ -94,17 +96,17 @@ namespace {
 
 // Writes positions [0, length) of every row: memory that was never touched is not read from where a decode's caches
 // are.
-void fill(Backend& backend, KeyValueCache& cache, int rows, int length, int width) {
+void fill(Operations& operations, KeyValueCache& cache, int rows, int length, int width) {
   if (length == 0) return;
-  Buffer line = backend.allocate(width);
+  Buffer line = operations.allocate(width);
   std::vector<float> values(width);
   for (int i = 0; i < width; ++i) values[i] = 0.125f * static_cast<float>(i % 7 - 3);
-  backend.upload(line, values);
+  operations.upload(line, values);
   std::vector<TokenAt> tokens(length);
   for (int row = 0; row < rows; ++row) {
     for (int position = 0; position < length; ++position) tokens[position] = {row, position, position + 1};
     // Stride 0: all of them are stored from the one line.
-    backend.store(cache, backend.place({{}, {}, tokens, {}, {}}).self, line.data, line.data, 0);
+    operations.store(cache, operations.place({{}, {}, tokens, {}, {}}).self, line.data, line.data, 0);
   }
 }
 
@@ -116,19 +118,32 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       source_tokens_(source_tokens),
       history_(history),
       most_tokens_(most_tokens),
-      backend_([&]() -> std::unique_ptr<Backend> {
-        auto made = make_backend(device, threads);
-        if (device != "cpu") return made;
-        return std::make_unique<ProfiledBackend>(std::move(made), model_->config().inner(), costs_);
+      backend_(make_backend(device, threads)),
+      operations_([&]() -> Operations& {
+        if (device == "cpu")
+          backend_.operations =
+              std::make_unique<ProfiledOperations>(std::move(backend_.operations), model_->config().inner(), costs_);
+        return *backend_.operations;
       }()),
-      end_(backend_->allocate(1)),
-      state_(*model_, rows, source_tokens, history + most_tokens) {
+      end_(operations_.allocate(1)),
+      state_(*model_, rows, source_tokens, history + most_tokens),
+      // The default one: what is timed is a pass that the host enqueues.
+      runner_(std::make_unique<Runner>(
+          operations_,
+          [this](int) -> DecoderPass {
+            const auto work = std::make_shared<Workspace>();
+            return [this, work](const PassTokens& placed, const Poll& poll) -> const float* {
+              model_->decode(operations_, state_, *work, placed, poll);
+              return work->gathered;
+            };
+          },
+          model_->head())) {
   const int width = model_->config().inner();
   const float end = 0.0f;
-  backend_->upload(end_, std::span(&end, 1));
-  state_.make_caches(*backend_, model_->config());
-  for (auto& cache : state_.self) fill(*backend_, *cache, rows, history, width);
-  for (auto& cache : state_.cross) fill(*backend_, *cache, rows, source_tokens, width);
+  operations_.upload(end_, std::span(&end, 1));
+  state_.make_caches(operations_, model_->config());
+  for (auto& cache : state_.self) fill(operations_, *cache, rows, history, width);
+  for (auto& cache : state_.cross) fill(operations_, *cache, rows, source_tokens, width);
   std::fill(state_.source_length.begin(), state_.source_length.end(), source_tokens);
 }
 
@@ -138,12 +153,11 @@ template <typename Pass>
 PassCosts Probe::repeated(int repeats, Pass&& pass) {
   costs_ = {};
   PassCosts out;
-  backend_->begin_call();
   for (int i = 0; i < repeats; ++i) {
     const auto start = Clock::now();
     pass();
     float end = 0.0f;
-    backend_->download(std::span(&end, 1), end_.data);
+    operations_.download(std::span(&end, 1), end_.data);
     out.seconds.push_back(seconds_since(start));
   }
   out.operations = costs_;
@@ -157,7 +171,7 @@ PassCosts Probe::encode(int repeats, const Poll& poll) {
   std::vector<std::vector<int32_t>> sources(state_.rows, std::vector<int32_t>(source_tokens_));
   for (int row = 0; row < state_.rows; ++row)
     for (int i = 0; i < source_tokens_; ++i) sources[row][i] = random_id(row, i);
-  return repeated(repeats, [&] { model_->encode(*backend_, state_, work_, rows, sources, poll); });
+  return repeated(repeats, [&] { model_->encode(operations_, state_, encoding_, rows, sources, poll); });
 }
 
 PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
@@ -169,28 +183,25 @@ PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
     for (int i = 0; i < tokens; ++i) input.push_back({random_id(row, history_ + i), row, history_ + i, 0});
   std::vector<int32_t> wanted;
   std::vector<PickRequest> requests;
-  std::vector<PickResult> results;
-  return repeated(repeats, [&] {
-    // Cut where a lane cuts.
-    for (size_t begin = 0; begin < input.size(); begin += T5::kMaxPass) {
-      const size_t count = std::min<size_t>(T5::kMaxPass, input.size() - begin);
-      wanted.clear(), requests.clear();
-      for (size_t t = 0; t < count; ++t) {
-        const int after = tokens - 1 - input[begin + t].position + history_;  // tokens of the row behind this one
-        if (after >= asked) continue;
-        PickRequest request;
-        if (after > 0)
-          request.check = Check::kLenience, request.threshold = 1.0, request.draft = input[begin + t + 1].id;
-        wanted.push_back(static_cast<int32_t>(t));
-        requests.push_back(request);
-      }
-      model_->decode(*backend_, state_, work_, std::span(input).subspan(begin, count), wanted, poll);
-      results.assign(requests.size(), {});
-      if (!requests.empty()) backend_->pick(model_->head(), work_.gathered, requests, results);
-      for (const auto& result : results)
-        if (!result.finite)
-          throw NonFiniteError(concat("the ", model_->config().name, "'s logits are not finite on random tokens"));
+  for (size_t t = 0; t < input.size(); ++t) {
+    const int after = history_ + tokens - 1 - input[t].position;  // tokens of the row behind this one
+    if (after >= asked) continue;
+    PickRequest request;
+    if (after > 0) {
+      request.check = Check::kLenience, request.threshold = asked_threshold(Check::kLenience, 1.0);
+      request.draft = input[t + 1].id;
     }
+    wanted.push_back(static_cast<int32_t>(t));
+    requests.push_back(request);
+  }
+  TokenLists lists;
+  const PassTokens pass = model_->list(state_, input, wanted, lists);
+  std::vector<PickResult> results(requests.size());
+  return repeated(repeats, [&] {
+    runner_->answer(pass, requests, results, poll);
+    for (const auto& result : results)
+      if (!result.finite)
+        throw NonFiniteError(concat("the ", model_->config().name, "'s logits are not finite on random tokens"));
   });
 }
 

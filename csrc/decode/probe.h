@@ -48,7 +48,7 @@ class Probe {
   size_t cache_bytes() const;
 
  private:
-  class ProfiledBackend;
+  class ProfiledOperations;
 
   int32_t random_id(int row, int position) const;
   template <typename Pass>
@@ -57,10 +57,12 @@ class Probe {
   const std::shared_ptr<const T5> model_;
   const int source_tokens_, history_, most_tokens_;
   std::array<OperationCost, kOperations> costs_;
-  const std::unique_ptr<Backend> backend_;
+  Backend backend_;
+  Operations& operations_;
   Buffer end_;  // a number that is read when all before it has ended
   T5State state_;
-  Workspace work_;
+  Workspace encoding_;
+  std::unique_ptr<Runner> runner_;
 };
 
 }  // namespace kdtw

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/clock.h"
+#include "core/draft.h"
 #include "decode/rules.h"
 
 namespace kdtw {
@@ -29,8 +30,8 @@ struct Row {
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
   std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 
-  int draft_begin = 1;  // index of the first token since a teacher's last word
-  int waiting = 0;      // for this teacher, 1 .. n; 0: it drafts
+  DraftRow draft;                      // its draft's state
+  std::vector<int32_t> first_allowed;  // DraftRow::first_allowed
   Finish finish = Finish::kRunning;
   std::string fault;  // kFault: what is wrong, in one sentence
   int calls = 0, drafted = 0, accepted = 0, rolled_back = 0;
@@ -39,12 +40,16 @@ struct Row {
   int streamed = 1;             // tokens already handed to the streamer
 
   int outputs() const { return static_cast<int>(tokens.size()) - 1; }
-  int drafts() const { return static_cast<int>(tokens.size()) - draft_begin; }
+  int drafts() const { return draft.drafts; }
+  int draft_begin() const { return static_cast<int>(tokens.size()) - drafts(); }  // index of the first of these
+  int waiting() const { return std::max<int>(draft.stand, 0); }                   // for this teacher; 0: it drafts
   bool running() const { return finish == Finish::kRunning; }
 
-  // Whether both ledgers of teacher k allow its token as output `position`, if it is not called before.
-  bool may_ask(int k, int position) const {
-    return ledger.allows(calls, position) && own_ledgers[k - 1].allows(own_calls[k - 1], position);
+  // The first output before `end` where both ledgers of teacher k allow its token, if it is not called before: what
+  // allows a call goes on allowing it.
+  int first_call(int k, int end) const {
+    return std::max(ledger.first_allowed(calls, outputs(), end),
+                    own_ledgers[k - 1].first_allowed(own_calls[k - 1], outputs(), end));
   }
   // The first output that a check by teacher k may replace without breaking a fraction.
   int first_replaceable(int k) const {

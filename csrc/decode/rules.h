@@ -1,5 +1,5 @@
-// Every method is one loop with two rules: when the student asks for the teacher (call), and how many of
-// its drafted tokens stand (accept). Pure functions of results and counters; tested without a model.
+// Every method is one loop with two rules: when the student asks for the teacher (call), and how many of its drafted
+// tokens stand (accept). A method is a few words of data; what they mean for a draft's steps is in core/draft.h.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "backend/backend.h"
+#include "core/pass.h"
 
 namespace kdtw {
 
@@ -25,10 +25,8 @@ struct CallRule {
   double max_uniform = 1;
   double max_entropy = std::numeric_limits<double>::infinity();
 
-  bool at_random() const { return max_uniform < 1; }
-  bool by_entropy() const { return max_entropy < std::numeric_limits<double>::infinity(); }
-  // What the pick was not asked for is 0 there, and calls for nobody.
-  bool unsure(const PickResult& pick) const { return pick.confidence < min_confidence || pick.entropy > max_entropy; }
+  // Whether the ledger is asked at every output, not only where the student chose <tau>.
+  bool by_itself() const { return max_uniform < 1 || max_entropy < std::numeric_limits<double>::infinity(); }
 };
 
 struct AcceptRule {
@@ -38,6 +36,12 @@ struct AcceptRule {
   bool checks_all = false;        // nothing leaves the loop unchecked: a row that ends calls first
 };
 
+// PickRequest::threshold of such a check.
+inline double asked_threshold(Check check, double threshold) {
+  if (check != Check::kLenience) return threshold;
+  return threshold >= 1.0 ? std::numeric_limits<double>::infinity() : std::log(threshold);
+}
+
 struct MethodRules {
   bool two_models = false;
   bool teacher_alone = false;  // the one model is the teacher: tokens, calls, passes and log-probabilities are its own
@@ -45,21 +49,6 @@ struct MethodRules {
   CallRule call;
   AcceptRule accept;
 };
-
-// How many tokens the student may draft now, with `room` outputs left. The teacher's own token needs a
-// place when it continues after the drafts.
-inline int draft_limit(const MethodRules& method, int room) {
-  const int available = method.accept.checks_all && method.accept.teacher_continues ? room - 1 : room;
-  return method.call.draft_length > 0 ? std::min(method.call.draft_length, available) : available;
-}
-
-// Whether the rows that wait for the teacher are served now, or held while others draft on. Holding makes the teacher's
-// passes few and large, but thins out the student's. `batch` rows are enough, 0: as many as go on drafting, which is
-// half of the rows that run.
-inline bool call_now(int waiting, int drafting, int batch) {
-  if (waiting == 0) return false;
-  return drafting == 0 || waiting >= (batch > 0 ? batch : drafting);
-}
 
 // The hard bound on teacher tokens of one row: at every prefix of the output, teacher tokens <= max_calls
 // and <= max_fraction * outputs.
@@ -69,6 +58,12 @@ struct Ledger {
 
   bool allows(int calls, int position) const {
     return calls < max_calls && calls + 1 <= std::floor(max_fraction * (position + 1) + 1e-9);
+  }
+  // The first position from `position` on, before `end`, where a teacher's token is allowed if none is called before.
+  int first_allowed(int calls, int position, int end) const {
+    if (calls >= max_calls) return end;
+    while (position < end && !allows(calls, position)) ++position;
+    return position;
   }
   // The first position that a check may replace by a teacher token without breaking the fraction.
   int first_replaceable(int calls, int position) const {

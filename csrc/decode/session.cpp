@@ -9,9 +9,9 @@
 namespace kdtw {
 
 // Marks the session as taken for the length of a call.
-class Session::Use {
+class Session::Turn {
  public:
-  explicit Use(Session& session) : session_(session) {
+  explicit Turn(Session& session) : session_(session) {
     if (session.in_use_.exchange(true))
       throw std::runtime_error(
           "this session is at work in another thread, or in a call further up; a session serves one call at a time");
@@ -19,7 +19,7 @@ class Session::Use {
     session.in_use_ = false;
     throw std::runtime_error("this session has ended with an error; open a new one");
   }
-  ~Use() { session_.in_use_ = false; }
+  ~Turn() { session_.in_use_ = false; }
 
  private:
   Session& session_;
@@ -38,25 +38,39 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
       options_.teacher_sampling.temperature > 0)
     method_.accept.check = Check::kRejection;
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
+  const auto& special = decoder_->special;
+  for (const int32_t id : special.end) stops_.push_back({id, 0});
+  for (size_t i = 0; i < special.tau.size(); ++i) stops_.push_back({special.tau[i], 1 + static_cast<int32_t>(i)});
+  banned_[0] = banned_[1] = special.tau;
+  banned_[0].insert(banned_[0].begin(), special.end.begin(), special.end.end());
+
   const int capacity = options_.max_new_tokens + 1;
-  student_.emplace(*backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
-  for (const auto& teacher : decoder_->teachers) {
-    teachers_.emplace_back(*backend_, *teacher, 1 + asked_teachers(), false, slots, source_capacity, capacity);
-    teachers_.back().make_replay();
-  }
-  if (method_.accept.check == Check::kRejection) {
-    const size_t drafts = static_cast<size_t>(slots) * method_.call.draft_length;
-    draft_logits_ = backend_->allocate(drafts * student_->model().config().vocabulary);
-  }
-  // The host takes every step where it looks at the clock.
-  has_drafter_ = options_.max_seconds <= 0 &&
-                 student_->make_drafter(draft_rules(), slots, std::min(options_.max_new_tokens, kLongestDraft));
+  student_.emplace(backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
+  for (const auto& teacher : decoder_->teachers)
+    teachers_.emplace_back(backend_, *teacher, 1 + asked_teachers(), false, slots, source_capacity, capacity);
+
+  rules_.stops = stops_.data(), rules_.stop_count = static_cast<int32_t>(stops_.size());
+  rules_.seed = options_.seed;
+  rules_.min_confidence = method_.call.min_confidence;
+  rules_.max_entropy = method_.call.max_entropy;
+  rules_.max_uniform = method_.call.max_uniform;
+  rules_.sampling = options_.student_sampling;
+  rules_.teachers = asked_teachers();
+  rules_.draft_length = method_.call.draft_length;
+  rules_.most_outputs = options_.max_new_tokens;
+  rules_.most_drafted =
+      options_.max_new_tokens - (method_.accept.checks_all && method_.accept.teacher_continues ? 1 : 0);
+  rules_.checks_all = method_.accept.checks_all;
+  rules_.vocabulary = decoder_->student->config().vocabulary;
+  rules_.want_log_prob = options_.want_log_probs;
+  if (needs_draft_logits(method_.accept.check))
+    draft_logits_ = backend_.operations->allocate(static_cast<size_t>(slots) * rules_.draft_length * rules_.vocabulary);
   seconds_ = seconds_since(opened_);
 }
 
 void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
                   std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers) {
-  Use use(*this);
+  Turn turn(*this);
   if (free_.empty()) throw std::runtime_error("this session has no free slot; run() until a row has finished");
   const size_t n = teachers_.size();
   require(teacher_sources.size() <= n && own_ledgers.size() <= n, "this session has ", n, " teachers, but got ",
@@ -81,19 +95,20 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
   row.added = Clock::now();
   append(row, decoder_->special.start, Owner::kNone);
   for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
-  row.draft_begin = static_cast<int>(row.tokens.size());
   rows_[free_.back()] = std::move(row);
   added_.push_back(free_.back());
   free_.pop_back();
 }
 
 std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream) {
-  Use use(*this);
-  broken_ = true;                              // until this call has come through
-  const bool ahead = has_drafter_ && !stream;  // a streamer is to be handed every token
+  Turn turn(*this);
+  broken_ = true;  // until this call has come through
+  // A streamer is to be handed every token, and the clock is looked at between tokens.
+  const bool step_by_step = stream || options_.max_seconds > 0;
   {
     Stopwatch watch(seconds_);
-    backend_->begin_call();
+    student_->begin();
+    for (Lane& teacher : teachers_) teacher.begin();
     admit(poll);
     for (;;) {
       poll();
@@ -103,24 +118,20 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       retire();
       const bool enough = until == Until::kSomeFinished ? !finished_.empty() : fault_;
       if (enough || running_.empty()) break;
-      select(drafting_, [](const Row& row) { return !row.waiting; });
+      select(drafting_, [](const Row& row) { return !row.waiting(); });
       bool called = false;
       for (int k = 1; k <= asked_teachers(); ++k) {
-        select(waiting_, [k](const Row& row) { return row.waiting == k; });
+        select(waiting_, [k](const Row& row) { return row.waiting() == k; });
         const int waiting = static_cast<int>(waiting_.size()), drafting = static_cast<int>(drafting_.size());
         if (call_now(waiting, drafting, options_.teacher_batch)) {
           call(k, waiting_, poll);
           called = true;
-        } else if (backend_->overlaps()) {
-          teachers_[k - 1].open_aside(waiting_, rows_, poll);
+        } else {
+          teachers_[k - 1].open_soon(waiting_, rows_, poll);
         }
       }
       if (called) continue;
-      if (ahead) {
-        draft_ahead(drafting_, until == Until::kSomeFinished, poll);
-      } else {
-        draft(drafting_, poll);
-      }
+      draft(drafting_, until == Until::kSomeFinished, step_by_step, poll);
     }
   }
   broken_ = fault_ = false;
@@ -147,10 +158,9 @@ Totals Session::totals() const {
 }
 
 void Session::admit(const Poll& poll) {
-  if (method_.accept.checks_all && backend_->overlaps())  // all will need it
-    teachers_.front().open_aside(added_, rows_, poll);
+  if (method_.accept.checks_all) teachers_.front().open_soon(added_, rows_, poll);  // all will need it
   student_->open(added_, rows_, poll);
-  for (const int slot : added_) settle(rows_[slot]);
+  for (const int slot : added_) begin_draft(slot);
   running_.insert(running_.end(), added_.begin(), added_.end());
   added_.clear();
 }
@@ -185,151 +195,80 @@ void Session::truncate(int slot, int length) {
   for (Lane& teacher : teachers_) teacher.rewind(slot, length);
 }
 
-// Decides whether the row ends, waits for the teacher, or goes on drafting.
-void Session::settle(Row& row) {
-  const int room = options_.max_new_tokens - row.outputs();
-  const bool ended = row.outputs() > 0 && decoder_->special.is_end(row.tokens.back());
-  const bool drafting = row.drafts() > 0;
-  if (method_.accept.checks_all) {
-    if (drafting && (ended || row.drafts() >= draft_limit(method_, room + row.drafts()))) {
-      row.waiting = 1;
-    } else if (ended || room == 0) {
-      row.finish = ended ? Finish::kEnd : Finish::kLength;
-    } else if (!drafting && draft_limit(method_, room) == 0) {
-      row.waiting = 1;
-    }
-    return;
-  }
-  if (ended || room == 0) {
-    row.finish = ended ? Finish::kEnd : Finish::kLength;
-  } else if (method_.call.draft_length > 0 && row.drafts() >= method_.call.draft_length) {
-    row.waiting = 1;
-  } else if (method_.call.at_random() && row.may_ask(1, row.outputs())) {
-    // Before the student has read what is there: a token that the teacher writes costs it no pass of its own.
-    row.waiting = draw(row, row.outputs(), RandomStream::kCall) > method_.call.max_uniform ? 1 : 0;
-  }
+// What a teacher's last word leaves: the row drafts from here, or waits, or has finished.
+void Session::begin_draft(int slot) {
+  Row& row = rows_[slot];
+  const int end = options_.max_new_tokens, asked = method_.call.on_tau ? asked_teachers() : 0;
+  row.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
+  for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
+    row.first_allowed.push_back(k <= asked ? row.first_call(k, end) : end);
+  DraftRow& draft = row.draft = {};
+  draft.key = row.key;
+  draft.first_allowed = row.first_allowed.data();
+  if (draft_logits_.data) draft.keep_logits = draft_slot(slot, 0);
+  draft.row = slot;
+  draft.id = row.tokens.back();
+  draft.marked = method_.marks_teacher ? row.teacher_index.back() : 0;
+  draft.position = row.outputs();
+  if (method_.call.by_itself()) draft.first_call = row.first_call(1, end);
+  for (int k = 1; k <= asked_teachers(); ++k) draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
+  draft.stand = stand_of(rules_, draft);
+  settle(row);
 }
 
-// What must not be picked as output `position`; bit k - 1 of `allowed`: the student may ask teacher k.
-std::span<const int32_t> Session::banned(int position, uint32_t allowed) {
-  const auto& special = decoder_->special;
-  const bool no_end = position < options_.min_new_tokens;
-  const auto [found, missing] = ban_lists_.try_emplace(2 * uint64_t{allowed} + no_end);
-  auto& list = found->second;
-  if (missing) {
-    if (no_end) list = special.end;
-    for (size_t i = 0; i < special.tau.size(); ++i)
-      if (!(allowed >> i & 1)) list.push_back(special.tau[i]);
-  }
-  return list;
+void Session::settle(Row& row) const {
+  if (row.draft.stand != kFinished || !row.running()) return;
+  const bool ended = row.outputs() > 0 && decoder_->special.is_end(row.tokens.back());
+  row.finish = ended ? Finish::kEnd : Finish::kLength;
+}
+
+// What the teacher must not pick as output `position`.
+void Session::ban(PickRequest& request, int position) const {
+  const auto& ids = banned_[position < options_.min_new_tokens ? 0 : 1];
+  request.banned = ids.data(), request.banned_count = static_cast<int32_t>(ids.size());
 }
 
 double Session::draw(const Row& row, int position, RandomStream stream) const {
   return uniform(options_.seed, row.key, static_cast<uint32_t>(position), stream);
 }
 
-// One student step for every row of the group.
-void Session::draft(const std::vector<int>& group, const Poll& poll) {
-  queries_.clear();
-  for (const int slot : group) {
-    const Row& row = rows_[slot];
-    uint32_t allowed = 0;
-    for (int k = 1; method_.call.on_tau && k <= asked_teachers(); ++k)
-      allowed |= uint32_t{row.may_ask(k, row.outputs())} << (k - 1);
-    PickRequest request;
-    request.sampling = options_.student_sampling;
-    if (request.sampling.temperature > 0) request.uniform = draw(row, row.outputs(), RandomStream::kStudent);
-    request.banned = banned(row.outputs(), allowed);
-    request.want_log_prob = options_.want_log_probs;
-    request.want_confidence = method_.call.min_confidence > 0;
-    request.want_entropy = method_.call.by_entropy() && row.may_ask(1, row.outputs());
-    if (draft_logits_.data) request.keep_logits = draft_slot(slot, row.drafts());
-    queries_.push_back({slot, row.outputs(), request});
-  }
-  answer(*student_, poll);
-  for (size_t i = 0; i < group.size(); ++i)
-    if (rows_[group[i]].running()) take(rows_[group[i]], results_[i]);
-}
-
-// Up to kLongestDraft student steps without the host, until a call is due (call_now), or a row has finished and
-// until_finish.
-void Session::draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll) {
-  draft_rows_.clear();
-  for (const int slot : group) draft_rows_.push_back(draft_row(slot));
-  waiting_for_.assign(teachers_.size(), 0);
+// The group drafts until a call is due (call_now), or a row has finished and until_finish.
+void Session::draft(const std::vector<int>& group, bool until_finish, bool step_by_step, const Poll& poll) {
+  DraftPause pause;
+  pause.batch = options_.teacher_batch, pause.at_finish = until_finish;
+  pause.most_steps = step_by_step ? 1 : kLongestDraft;
   for (const int slot : running_)
-    if (const int k = rows_[slot].waiting) ++waiting_for_[k - 1];
-  if (options_.want_reads)
-    for (const int slot : group)
-      reads(rows_[slot], *student_).push_back(static_cast<int>(rows_[slot].tokens.size()) - student_->read(slot));
-  student_->draft(rows_, draft_rows_, {waiting_for_, options_.teacher_batch, until_finish}, picks_, poll);
+    if (const int k = rows_[slot].waiting()) ++pause.waiting[k - 1];
+  drafts_.clear();
+  for (const int slot : group) {
+    Row& row = rows_[slot];
+    row.draft.picks = 0;
+    drafts_.push_back(row.draft);
+    if (options_.want_reads)
+      reads(row, *student_).push_back(static_cast<int>(row.tokens.size()) - student_->read(slot));
+  }
+  student_->draft(rows_, drafts_, rules_, pause, picks_, poll);
   for (size_t i = 0; i < group.size(); ++i) {
     Row& row = rows_[group[i]];
+    row.draft = drafts_[i];
     if (options_.want_reads) {
       auto& list = reads(row, *student_);
       list.resize(list.size() + picks_[i].size() - 1, 1);
     }
     for (const PickResult& pick : picks_[i]) {
-      if (pick.finite) {
-        take(row, pick);
-      } else {
+      if (!pick.finite) {
         fail(row, *student_, row.outputs());
+      } else if (row.outputs() < row.draft.position) {
+        commit(row, pick);
+      } else {
+        row.asked_log_prob = pick.log_prob;
       }
     }
+    settle(row);
   }
 }
 
-// What draft() asks of every row, as the drafter knows it: a token that a row may stop at is banned before some output.
-DraftRules Session::draft_rules() const {
-  const auto& special = decoder_->special;
-  DraftRules rules;
-  rules.teachers = asked_teachers();
-  for (const int32_t id : special.end) rules.stops.push_back({id, method_.accept.checks_all ? 1 : 0});
-  for (const int32_t id : special.tau) rules.stops.push_back({id, special.teacher_of(id)});
-  rules.sampling = options_.student_sampling;
-  rules.seed = options_.seed;
-  rules.min_confidence = method_.call.min_confidence;
-  rules.max_entropy = method_.call.max_entropy;
-  rules.max_uniform = method_.call.max_uniform;
-  rules.want_log_prob = options_.want_log_probs;
-  return rules;
-}
-
-DraftRow Session::draft_row(int slot) const {
-  const Row& row = rows_[slot];
-  const int room = options_.max_new_tokens - row.outputs();
-  DraftRow draft;
-  draft.self.row = slot;
-  draft.key = row.key;
-  const int limit = draft_limit(method_, room + row.drafts()) - row.drafts();
-  // Rows that get so far get there in one step, and go on in the next draft.
-  draft.limit = std::min(limit, kLongestDraft);
-  draft.waits_at_limit = limit <= kLongestDraft && (method_.accept.checks_all || limit < room);
-  for (int k = 1; backend_->overlaps() && k <= asked_teachers(); ++k)
-    draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
-  // A draft calls nobody, so that a ledger that allows a call goes on allowing it. Behind `end` nothing is picked.
-  const int end = row.outputs() + draft.limit;
-  const auto first_ask = [&](int k) {
-    int position = row.outputs();
-    while (position < end && !row.may_ask(k, position)) ++position;
-    return position;
-  };
-  if (method_.call.at_random() || method_.call.by_entropy()) draft.first_call = first_ask(1);
-  draft.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
-  for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
-    draft.first_allowed.push_back(method_.call.on_tau && k <= asked_teachers() ? first_ask(k) : end);
-  if (draft_logits_.data) draft.keep_logits = draft_slot(slot, row.drafts());
-  return draft;
-}
-
-// Commits what the student picked, or lets the row wait for the teacher.
-void Session::take(Row& row, const PickResult& pick) {
-  if (method_.call.on_tau) row.waiting = decoder_->special.teacher_of(pick.id);
-  if (method_.call.unsure(pick)) row.waiting = 1;
-  if (row.waiting) {
-    row.asked_log_prob = pick.log_prob;
-    return;
-  }
+void Session::commit(Row& row, const PickResult& pick) {
   if (method_.teacher_alone) {
     append(row, pick.id, Owner::kTeacher, 1);
     ++row.calls, ++row.own_calls[0];
@@ -339,7 +278,6 @@ void Session::take(Row& row, const PickResult& pick) {
   }
   if (options_.want_log_probs)
     (method_.teacher_alone ? row.teacher_log_probs : row.student_log_probs).back() = pick.log_prob;
-  settle(row);
 }
 
 // Teacher k reads everything it has not seen of the rows that wait for it in one pass, and answers.
@@ -367,34 +305,34 @@ void Session::ask_teacher(int slot) {
   const Row& row = rows_[slot];
   const auto& accept = method_.accept;
   const int size = static_cast<int>(row.tokens.size());
-  int first_checked = accept.check == Check::kNone ? size : row.draft_begin;
+  int first_checked = accept.check == Check::kNone ? size : row.draft_begin();
   // A check must not roll back so far that the ledger's fraction would break.
   if (method_.call.on_tau && first_checked < size)
-    first_checked = std::max(first_checked, 1 + row.first_replaceable(row.waiting));
-  for (int i = row.draft_begin; i < size; ++i) {
+    first_checked = std::max(first_checked, 1 + row.first_replaceable(row.waiting()));
+  for (int i = row.draft_begin(); i < size; ++i) {
     const bool checked = i >= first_checked;
     if (!checked && !options_.want_log_probs) continue;
     PickRequest request = teacher_pick(row, i - 1);
     request.draft = row.tokens[i];
     request.check = checked ? accept.check : Check::kScore;
-    request.threshold = accept.threshold;
-    if (request.check == Check::kRejection) {
+    request.threshold = asked_threshold(accept.check, accept.threshold);
+    if (needs_draft_logits(request.check)) {
       request.accept_uniform = draw(row, i - 1, RandomStream::kAccept);
-      request.draft_logits = draft_slot(slot, i - row.draft_begin);
-      request.draft_vocabulary = student_->model().config().vocabulary;
+      request.draft_logits = draft_slot(slot, i - row.draft_begin());
+      request.draft_vocabulary = rules_.vocabulary;
       request.draft_sampling = options_.student_sampling;
-      request.draft_banned = banned(i - 1);
+      request.draft_banned = request.banned, request.draft_banned_count = request.banned_count;
     }
     queries_.push_back({slot, i - 1, request});
   }
   if (teacher_writes_next(row)) queries_.push_back({slot, size - 1, teacher_pick(row, size - 1)});
 }
 
-PickRequest Session::teacher_pick(const Row& row, int position) {
+PickRequest Session::teacher_pick(const Row& row, int position) const {
   PickRequest request;
   request.sampling = options_.teacher_sampling;
   if (request.sampling.temperature > 0) request.uniform = draw(row, position, RandomStream::kTeacher);
-  request.banned = banned(position);
+  ban(request, position);
   request.want_log_prob = options_.want_log_probs;
   return request;
 }
@@ -402,7 +340,7 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
 // Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues.
 void Session::apply(int slot, size_t first, size_t last) {
   Row& row = rows_[slot];
-  const int teacher = std::exchange(row.waiting, 0);
+  const int teacher = row.waiting();
   ++row.calls;
   ++row.own_calls[teacher - 1];
   bool replaced = false;
@@ -427,8 +365,7 @@ void Session::apply(int slot, size_t first, size_t last) {
     }
     if (options_.want_log_probs) row.teacher_log_probs[i] = pick.log_prob;
   }
-  row.draft_begin = static_cast<int>(row.tokens.size());
-  settle(row);
+  begin_draft(slot);
 }
 
 // Answers the queries. A row whose logits are not finite is at fault and ends; the others go on.
@@ -463,8 +400,7 @@ void Session::record_reads(const Lane& lane) {
 }
 
 float* Session::draft_slot(int slot, int draft) const {
-  const size_t place = static_cast<size_t>(slot) * method_.call.draft_length + draft;
-  return draft_logits_.data + place * student_->model().config().vocabulary;
+  return draft_logits_.data + (static_cast<size_t>(slot) * rules_.draft_length + draft) * rules_.vocabulary;
 }
 
 void Session::stop_late_rows() {
@@ -476,7 +412,8 @@ void Session::stop_late_rows() {
     // A method that checks everything does not let unchecked drafts out.
     if (method_.accept.checks_all && row.drafts() > 0) {
       row.rolled_back += row.drafts();
-      truncate(slot, row.draft_begin);
+      truncate(slot, row.draft_begin());
+      row.draft.drafts = 0;
     }
     row.finish = Finish::kTime;
   }
@@ -486,7 +423,7 @@ void Session::stop_late_rows() {
 void Session::hand_tokens(Row& row, const TokenStream& stream) const {
   if (row.finish == Finish::kFault) return;
   const bool final = method_.accept.check == Check::kNone || !row.running();
-  const int settled = final ? static_cast<int>(row.tokens.size()) : row.draft_begin;
+  const int settled = final ? static_cast<int>(row.tokens.size()) : row.draft_begin();
   for (; row.streamed < settled; ++row.streamed)
     stream(row.index, row.streamed - 1, row.tokens[row.streamed], row.owners[row.streamed]);
 }

@@ -8,11 +8,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <unordered_map>
 #include <vector>
 
 #include "core/clock.h"
-#include "core/philox.h"
 #include "decode/decoder.h"
 #include "decode/lane.h"
 #include "decode/row.h"
@@ -42,10 +40,6 @@ struct Totals {
 // Called with every settled token, in order of each row's positions (0 = first output).
 using TokenStream = std::function<void(int row, int position, int32_t token, Owner owner)>;
 
-// Steps that a device drafts before the host looks again: Ctrl-C is heard in between, and a wait for so many steps
-// is little beside them.
-inline constexpr int kLongestDraft = 64;
-
 enum class Until { kSomeFinished, kAllFinished };
 
 class Session {
@@ -72,28 +66,26 @@ class Session {
   Totals totals() const;
 
  private:
-  class Use;
+  class Turn;
 
   int asked_teachers() const { return static_cast<int>(teachers_.size()); }
   void admit(const Poll& poll);
   void append(Row& row, int32_t token, Owner owner, int teacher = 0);
   void truncate(int slot, int length);
-  void settle(Row& row);
-  std::span<const int32_t> banned(int position, uint32_t allowed = 0);
+  void begin_draft(int slot);
+  void settle(Row& row) const;
+  void ban(PickRequest& request, int position) const;
   double draw(const Row& row, int position, RandomStream stream) const;
   float* draft_slot(int slot, int draft) const;
   template <typename Predicate>
   void select(std::vector<int>& group, Predicate&& predicate) const;
-  DraftRules draft_rules() const;
-  DraftRow draft_row(int slot) const;
-  void draft(const std::vector<int>& group, const Poll& poll);
-  void draft_ahead(const std::vector<int>& group, bool until_finish, const Poll& poll);
-  void take(Row& row, const PickResult& pick);
+  void draft(const std::vector<int>& group, bool until_finish, bool step_by_step, const Poll& poll);
+  void commit(Row& row, const PickResult& pick);
   void fail(Row& row, const Lane& lane, int step) const;
   void call(int teacher, const std::vector<int>& group, const Poll& poll);
   bool teacher_writes_next(const Row& row) const;
   void ask_teacher(int slot);
-  PickRequest teacher_pick(const Row& row, int position);
+  PickRequest teacher_pick(const Row& row, int position) const;
   void apply(int slot, size_t first, size_t last);
   void answer(Lane& lane, const Poll& poll);
   std::vector<int32_t>& reads(Row& row, const Lane& lane) const;
@@ -107,11 +99,13 @@ class Session {
   const SessionOptions options_;
   const int source_capacity_;
   MethodRules method_;
-  std::unique_ptr<Backend> backend_;
+  Backend backend_;
+  std::vector<StopToken> stops_;
+  std::vector<int32_t> banned_[2];  // to the teacher: before min_new_tokens, and from there on
+  DraftRules rules_;
   std::optional<Lane> student_;
   std::deque<Lane> teachers_;  // [k - 1]
-  Buffer draft_logits_;        // [slots, K, V_student], rejection sampling only
-  bool has_drafter_ = false;   // the student's lane has one
+  Buffer draft_logits_;        // [slots, K, V_student], where the check needs them
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot
@@ -119,13 +113,11 @@ class Session {
   std::vector<Row> finished_;                // not handed out yet
   bool fault_ = false;                       // one of these is at fault
   std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
-  std::vector<int> waiting_for_;             // [k - 1]: how many wait for teacher k
   std::vector<Query> queries_;
   std::vector<PickResult> results_;
-  std::vector<DraftRow> draft_rows_;
-  std::vector<std::vector<PickResult>> picks_;
-  std::unordered_map<uint64_t, std::vector<int32_t>> ban_lists_;  // by end banned + 2 x teachers allowed
-  double seconds_ = 0.0;                                          // in here
+  std::vector<DraftRow> drafts_;
+  Picks picks_;
+  double seconds_ = 0.0;  // in here
   bool broken_ = false;
   std::atomic<bool> in_use_ = false;
 };

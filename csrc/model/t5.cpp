@@ -33,20 +33,20 @@ T5State::T5State(const T5& model, int rows, int source_capacity, int target_capa
       target_capacity(target_capacity),
       source_length(rows, 0) {}
 
-void T5State::make_caches(Backend& backend, const T5Config& config) {
+void T5State::make_caches(Operations& operations, const T5Config& config) {
   if (!self.empty()) return;
   for (int i = 0; i < config.decoder_layers; ++i) {
-    self.push_back(backend.make_cache(rows, config.heads, config.head_size, target_capacity, config.cache_dtype));
-    cross.push_back(backend.make_cache(rows, config.heads, config.head_size, source_capacity, config.cache_dtype));
+    self.push_back(operations.make_cache(rows, config.heads, config.head_size, target_capacity, config.cache_dtype));
+    cross.push_back(operations.make_cache(rows, config.heads, config.head_size, source_capacity, config.cache_dtype));
   }
 }
 
-void Workspace::reserve(Backend& backend, const T5Config& config, int tokens) {
+void Workspace::reserve(Operations& operations, const T5Config& config, int tokens) {
   if (tokens <= tokens_) return;
   const size_t M = config.model_size, inner = config.inner();
   const size_t wide = std::max<size_t>(3 * inner, (config.gated() ? 2 : 1) * static_cast<size_t>(config.feed_forward));
   const size_t mixed_size = std::max<size_t>(inner, config.feed_forward);
-  memory_ = backend.allocate(tokens * (3 * M + wide + mixed_size));
+  memory_ = operations.allocate(tokens * (3 * M + wide + mixed_size));
   hidden = memory_.data;
   normed = hidden + tokens * M;
   gathered = normed + tokens * M;
@@ -55,17 +55,17 @@ void Workspace::reserve(Backend& backend, const T5Config& config, int tokens) {
   tokens_ = tokens;
 }
 
-T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const BlobSource& blobs)
+T5::T5(Operations& operations, T5Config config, const TensorSource& tensors, const BlobSource& blobs)
     : config_(std::move(config)) {
   config_.validate();
   const int M = config_.model_size, I = config_.inner(), F = config_.feed_forward;
 
   const auto vector = [&](const std::string& name, int size, float factor = 1.0f) {
     const Tensor tensor = tensors(name, size, 0);
-    Buffer buffer = backend.allocate(size);
+    Buffer buffer = operations.allocate(size);
     std::vector<float> scaled(tensor.values.begin(), tensor.values.end());
     for (float& value : scaled) value *= factor;
-    backend.upload(buffer, scaled);
+    operations.upload(buffer, scaled);
     return buffer;
   };
   // Stacks matrices of the same size into one weight, so that one product computes them all.
@@ -74,7 +74,7 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
     const int count = static_cast<int>(names.size());
     std::unique_ptr<Weight> weight;
     if (blobs) {
-      weight = backend.adopt(count * outputs, inputs, dtype, blobs());
+      weight = operations.adopt(count * outputs, inputs, dtype, blobs());
     } else {
       std::vector<Tensor> held;
       std::vector<const float*> parts;
@@ -82,7 +82,7 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
         held.push_back(tensors(name, outputs, inputs));
         parts.push_back(held.back().values.data());
       }
-      weight = backend.pack(parts, std::vector<int>(count, outputs), inputs, dtype, role);
+      weight = operations.pack(parts, std::vector<int>(count, outputs), inputs, dtype, role);
     }
     weights_.push_back(weight.get());
     return weight;
@@ -135,23 +135,23 @@ T5::T5(Backend& backend, T5Config config, const TensorSource& tensors, const Blo
   const float output_scale = config_.scale_outputs ? 1.0f / std::sqrt(static_cast<float>(M)) : 1.0f;
   decoder_norm_ = vector("decoder.final_layer_norm.weight", M, output_scale);
   const std::string bias = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-  encoder_bias_ = expand_bias(backend, encoder_bias_table_,
+  encoder_bias_ = expand_bias(operations, encoder_bias_table_,
                               tensors("encoder" + bias, config_.bias_buckets, config_.heads).values, true);
-  decoder_bias_ = expand_bias(backend, decoder_bias_table_,
+  decoder_bias_ = expand_bias(operations, decoder_bias_table_,
                               tensors("decoder" + bias, config_.bias_buckets, config_.heads).values, false);
   if (config_.has_mark) {
     const Tensor beta = tensors("teacher_token_embedding", config_.teachers > 1 ? config_.teachers : M,
                                 config_.teachers > 1 ? M : 0);  // one teacher's is a vector
-    mark_ = backend.allocate(beta.values.size());
-    backend.upload(mark_, beta.values);
+    mark_ = operations.allocate(beta.values.size());
+    operations.upload(mark_, beta.values);
   }
 }
 
-void T5::update(Backend& backend, const TensorSource& tensors) {
+void T5::update(Operations& operations, const TensorSource& tensors) {
   if (holds_.use_count() > 1)
     throw std::runtime_error(concat(config_.name, ": weights cannot change while the model decodes; end its ",
                                     "generate calls and close its streams first"));
-  *this = T5(backend, config_, tensors);
+  *this = T5(operations, config_, tensors);
 }
 
 size_t T5::bytes() const {
@@ -161,7 +161,8 @@ size_t T5::bytes() const {
 }
 
 // The bias of every distance up to the last that has a bucket of its own; farther ones share it.
-PositionBias T5::expand_bias(Backend& backend, Buffer& to, std::span<const float> buckets, bool bidirectional) const {
+PositionBias T5::expand_bias(Operations& operations, Buffer& to, std::span<const float> buckets,
+                             bool bidirectional) const {
   const int lowest = config_.bias_max_distance, highest = bidirectional ? lowest : 0, H = config_.heads;
   const int width = lowest + highest + 1;
   std::vector<float> table(static_cast<size_t>(H) * width);
@@ -169,26 +170,26 @@ PositionBias T5::expand_bias(Backend& backend, Buffer& to, std::span<const float
     const int bucket = bias_bucket(distance, bidirectional, config_.bias_buckets, config_.bias_max_distance);
     for (int h = 0; h < H; ++h) table[static_cast<size_t>(h) * width + distance + lowest] = buckets[bucket * H + h];
   }
-  to = backend.allocate(table.size());
-  backend.upload(to, table);
+  to = operations.allocate(table.size());
+  operations.upload(to, table);
   return {to.data, lowest, highest};
 }
 
-void T5::feed_forward(Backend& backend, Workspace& work, const FeedForward& layer, int tokens) const {
-  backend.norm_linear_activate(*layer.in, config_.activation, work.hidden, layer.norm.data, config_.epsilon, tokens,
-                               work.normed, work.projected, work.mixed);
-  backend.linear(*layer.out, work.mixed, tokens, work.hidden, true);
+void T5::feed_forward(Operations& operations, Workspace& work, const FeedForward& layer, int tokens) const {
+  operations.norm_linear_activate(*layer.in, config_.activation, work.hidden, layer.norm.data, config_.epsilon, tokens,
+                                  work.normed, work.projected, work.mixed);
+  operations.linear(*layer.out, work.mixed, tokens, work.hidden, true);
 }
 
-void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
+void T5::encode(Operations& operations, T5State& state, Workspace& work, std::span<const int> rows,
                 std::span<const std::vector<int32_t>> sources, const Poll& poll) const {
   const int M = config_.model_size, I = config_.inner();
-  state.make_caches(backend, config_);
+  state.make_caches(operations, config_);
   for (size_t first = 0; first < rows.size();) {
     // As many whole rows as fit a pass, at least one: attention needs a whole row.
     size_t last = first;
     int count = 0, longest = 0;
-    while (last < rows.size() && (last == first || count + static_cast<int>(sources[last].size()) <= kMaxPass)) {
+    while (last < rows.size() && (last == first || count + static_cast<int>(sources[last].size()) <= kMostTokens)) {
       count += static_cast<int>(sources[last].size());
       longest = std::max(longest, static_cast<int>(sources[last].size()));
       ++last;
@@ -206,25 +207,25 @@ void T5::encode(Backend& backend, T5State& state, Workspace& work, std::span<con
       }
       state.source_length[rows[first + i]] = length;
     }
-    work.reserve(backend, config_, count);
-    const auto cache = backend.make_cache(group, config_.heads, config_.head_size, longest, DType::kFp32);
-    const PassTokens placed = backend.place({ids, {}, local, target, {}});
-    backend.embed(*embedding_, placed.ids, {}, nullptr, work.hidden);
+    work.reserve(operations, config_, count);
+    const auto cache = operations.make_cache(group, config_.heads, config_.head_size, longest, DType::kFp32);
+    const PassTokens placed = operations.place({ids, {}, local, target, {}});
+    operations.embed(*embedding_, placed.ids, {}, nullptr, work.hidden);
     for (const auto& layer : encoder_) {
       poll();
-      backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
-                          work.normed, work.projected);
-      backend.store(*cache, placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
-      backend.attend(*cache, placed.self, work.projected, 3 * I, &encoder_bias_, work.mixed);
-      backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
+      operations.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
+                             work.normed, work.projected);
+      operations.store(*cache, placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
+      operations.attend(*cache, placed.self, work.projected, 3 * I, &encoder_bias_, work.mixed);
+      operations.linear(*layer.self.output, work.mixed, count, work.hidden, true);
       poll();
-      feed_forward(backend, work, layer.feed_forward, count);
+      feed_forward(operations, work, layer.feed_forward, count);
     }
-    backend.rms_norm(work.hidden, encoder_norm_.data, config_.epsilon, count, M, work.normed);
+    operations.rms_norm(work.hidden, encoder_norm_.data, config_.epsilon, count, M, work.normed);
     for (size_t i = 0; i < decoder_.size(); ++i) {
       poll();
-      backend.linear(*decoder_[i].cross.key_value, work.normed, count, work.projected, false);
-      backend.store(*state.cross[i], placed.cross, work.projected, work.projected + I, 2 * I);
+      operations.linear(*decoder_[i].cross.key_value, work.normed, count, work.projected, false);
+      operations.store(*state.cross[i], placed.cross, work.projected, work.projected + I, 2 * I);
     }
     first = last;
   }
@@ -246,38 +247,33 @@ PassTokens T5::list(const T5State& state, std::span<const InputToken> tokens, st
   return {lists.ids, lists.marked, lists.self, lists.cross, wanted};
 }
 
-void T5::decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
-                std::span<const int32_t> wanted, const Poll& poll) const {
-  TokenLists lists;
-  decode(backend, state, work, backend.place(list(state, tokens, wanted, lists)), poll);
-}
-
-void T5::decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const {
+void T5::decode(Operations& operations, T5State& state, Workspace& work, const PassTokens& placed,
+                const Poll& poll) const {
   const int M = config_.model_size, I = config_.inner();
   const int count = static_cast<int>(placed.ids.size());
-  work.reserve(backend, config_, count);
-  backend.embed(*embedding_, placed.ids, config_.has_mark ? placed.marked : std::span<const uint8_t>(), mark_.data,
-                work.hidden);
+  work.reserve(operations, config_, count);
+  operations.embed(*embedding_, placed.ids, config_.has_mark ? placed.marked : std::span<const uint8_t>(), mark_.data,
+                   work.hidden);
   for (size_t i = 0; i < decoder_.size(); ++i) {
     const auto& layer = decoder_[i];
     poll();
-    backend.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
-                        work.normed, work.projected);
-    backend.store(*state.self[i], placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
-    backend.attend(*state.self[i], placed.self, work.projected, 3 * I, &decoder_bias_, work.mixed);
-    backend.linear(*layer.self.output, work.mixed, count, work.hidden, true);
+    operations.norm_linear(*layer.self.query_key_value, work.hidden, layer.self.norm.data, config_.epsilon, count,
+                           work.normed, work.projected);
+    operations.store(*state.self[i], placed.self, work.projected + I, work.projected + 2 * I, 3 * I);
+    operations.attend(*state.self[i], placed.self, work.projected, 3 * I, &decoder_bias_, work.mixed);
+    operations.linear(*layer.self.output, work.mixed, count, work.hidden, true);
 
-    backend.norm_linear(*layer.cross.query, work.hidden, layer.cross.norm.data, config_.epsilon, count, work.normed,
-                        work.projected);
-    backend.attend(*state.cross[i], placed.cross, work.projected, I, nullptr, work.mixed);
-    backend.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
+    operations.norm_linear(*layer.cross.query, work.hidden, layer.cross.norm.data, config_.epsilon, count, work.normed,
+                           work.projected);
+    operations.attend(*state.cross[i], placed.cross, work.projected, I, nullptr, work.mixed);
+    operations.linear(*layer.cross.output, work.mixed, count, work.hidden, true);
     poll();
-    feed_forward(backend, work, layer.feed_forward, count);
+    feed_forward(operations, work, layer.feed_forward, count);
   }
   // Only the positions that somebody asks about go on to the head.
   const int asked = static_cast<int>(placed.wanted.size());
-  backend.gather(work.hidden, placed.wanted, M, work.normed);
-  backend.rms_norm(work.normed, decoder_norm_.data, config_.epsilon, asked, M, work.gathered);
+  operations.gather(work.hidden, placed.wanted, M, work.normed);
+  operations.rms_norm(work.normed, decoder_norm_.data, config_.epsilon, asked, M, work.gathered);
 }
 
 }  // namespace kdtw

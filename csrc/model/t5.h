@@ -1,4 +1,4 @@
-// T5 (Raffel et al. 2020), encoder and decoder, written once over a Backend. A T5 is shared between threads; what a
+// T5 (Raffel et al. 2020), encoder and decoder, written once over Operations. A T5 is shared between threads; what a
 // decode changes lives in its T5State, which also keeps the weights from being changed.
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/runner.h"
 #include "model/t5_config.h"
 
 namespace kdtw {
@@ -24,9 +24,6 @@ using TensorSource = std::function<Tensor(const std::string& name, int rows, int
 // Gives the blobs of all weights in the order of T5::weights().
 using BlobSource = std::function<Blob()>;
 
-// Called between layers so that a long pass can be stopped; throws to stop.
-using Poll = std::function<void()>;
-
 class T5;
 
 // Caches of one model for R rows of one generate call.
@@ -34,7 +31,7 @@ struct T5State {
   T5State(const T5& model, int rows, int source_capacity, int target_capacity);
 
   // T5::encode does it the first time: a teacher that is never asked costs nothing.
-  void make_caches(Backend& backend, const T5Config& config);
+  void make_caches(Operations& operations, const T5Config& config);
 
   const std::shared_ptr<const void> weights;  // held
   const int rows, source_capacity, target_capacity;
@@ -46,7 +43,7 @@ struct T5State {
 // Activations of one pass; grown to the largest pass seen.
 class Workspace {
  public:
-  void reserve(Backend& backend, const T5Config& config, int tokens);
+  void reserve(Operations& operations, const T5Config& config, int tokens);
   float *hidden = nullptr, *normed = nullptr, *projected = nullptr, *mixed = nullptr, *gathered = nullptr;
 
  private:
@@ -71,7 +68,7 @@ struct InputToken {
 class T5 {
  public:
   // With `blobs`, weights are made of them and `tensors` is asked for norms, biases and beta only.
-  T5(Backend& backend, T5Config config, const TensorSource& tensors, const BlobSource& blobs = {});
+  T5(Operations& operations, T5Config config, const TensorSource& tensors, const BlobSource& blobs = {});
 
   const T5Config& config() const { return config_; }
   size_t bytes() const;
@@ -82,27 +79,22 @@ class T5 {
   std::shared_ptr<const void> hold() const { return holds_; }
   // Takes other weights of the same config. std::runtime_error while somebody holds the present ones; when `tensors`
   // throws, they stay.
-  void update(Backend& backend, const TensorSource& tensors);
+  void update(Operations& operations, const TensorSource& tensors);
 
   // Encodes the sources of `rows` and fills their cross-attention caches. sources[i] belongs to rows[i].
-  void encode(Backend& backend, T5State& state, Workspace& work, std::span<const int> rows,
+  void encode(Operations& operations, T5State& state, Workspace& work, std::span<const int> rows,
               std::span<const std::vector<int32_t>> sources, const Poll& poll) const;
 
-  // Runs the decoder over `tokens` (each row's positions ascending and following what its cache holds) and
-  // leaves the normed hidden states of tokens[wanted[i]] at work.gathered, [wanted.size(), M].
-  void decode(Backend& backend, T5State& state, Workspace& work, std::span<const InputToken> tokens,
-              std::span<const int32_t> wanted, const Poll& poll) const;
-  // What such a pass is made of; points to `lists` and `wanted`.
+  // What a decoder's pass over `tokens` is made of, on the host; points to `lists` and `wanted`. Each row's positions
+  // ascend and follow what its cache holds.
   PassTokens list(const T5State& state, std::span<const InputToken> tokens, std::span<const int32_t> wanted,
                   TokenLists& lists) const;
-  // The same over tokens that Backend::place, a Drafter or a Replay has put in their places.
-  void decode(Backend& backend, T5State& state, Workspace& work, const PassTokens& placed, const Poll& poll) const;
+  // Runs the decoder over tokens that Operations::place or a runner has put in their places, and leaves the normed
+  // hidden states of those wanted at work.gathered, [wanted, M].
+  void decode(Operations& operations, T5State& state, Workspace& work, const PassTokens& placed,
+              const Poll& poll) const;
 
   const Weight& head() const { return head_ ? *head_ : *embedding_; }
-
-  // Largest pass in tokens; longer work is cut (results do not depend on the cuts). Enough rows to be bound by
-  // arithmetic, few enough for the activations to stay in the cache and for Ctrl-C to be heard between layers.
-  static constexpr int kMaxPass = 256;
 
  private:
   struct Attention {
@@ -122,8 +114,9 @@ class T5 {
     FeedForward feed_forward;
   };
 
-  void feed_forward(Backend& backend, Workspace& work, const FeedForward& layer, int tokens) const;
-  PositionBias expand_bias(Backend& backend, Buffer& to, std::span<const float> buckets, bool bidirectional) const;
+  void feed_forward(Operations& operations, Workspace& work, const FeedForward& layer, int tokens) const;
+  PositionBias expand_bias(Operations& operations, Buffer& to, std::span<const float> buckets,
+                           bool bidirectional) const;
 
   T5Config config_;
   std::shared_ptr<const void> holds_ = std::make_shared<char>();

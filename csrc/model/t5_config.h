@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "backend/backend.h"
+#include "backend/operations.h"
 #include "core/error.h"
 
 namespace kdtw {

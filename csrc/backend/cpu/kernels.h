@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "backend/backend.h"
+#include "backend/operations.h"
 
 namespace kdtw::cpu {
 

@@ -5,8 +5,8 @@
 #include <memory>
 #include <span>
 
-#include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/operations.h"
 
 namespace kdtw::cpu {
 

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/operations.h"
 
 namespace kdtw::cpu {
 

@@ -3,6 +3,7 @@
 #include "backend/cpu/pick.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -13,8 +14,13 @@ namespace {
 // What a banned logit becomes: finite, so that it is no fault, and lower than any real one.
 constexpr float kBanned = -3.4028235e38f;
 
+std::span<const int32_t> banned_in(const PickRequest& request) {
+  return {request.banned, static_cast<size_t>(request.banned_count)};
+}
+
 bool is_banned(const PickRequest& request, int id) {
-  return std::find(request.banned.begin(), request.banned.end(), id) != request.banned.end();
+  const auto banned = banned_in(request);
+  return std::find(banned.begin(), banned.end(), id) != banned.end();
 }
 
 // Bans ids among logits [count] of ids first, first + 1, ...; true if there were any.
@@ -96,8 +102,8 @@ void reject_or_resample(const Kernels& kernels, const float* all_logits, int voc
   thread_local std::vector<float> p, q;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
-  ban(p.data(), 0, vocabulary, request.banned);
-  ban(q.data(), 0, request.draft_vocabulary, request.draft_banned);
+  ban(p.data(), 0, vocabulary, banned_in(request));
+  ban(q.data(), 0, request.draft_vocabulary, {request.draft_banned, static_cast<size_t>(request.draft_banned_count)});
   const double q_total = warp(kernels, q.data(), request.draft_vocabulary, request.draft_sampling);
   const double p_total = warp(kernels, p.data(), vocabulary, request.sampling);
   const auto p_of = [&](int id) { return id < vocabulary ? p[id] / p_total : 0.0; };
@@ -121,7 +127,7 @@ struct Picked {
 Picked sample_all(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request) {
   thread_local std::vector<float> weights;
   weights.assign(all_logits, all_logits + vocabulary);
-  ban(weights.data(), 0, vocabulary, request.banned);
+  ban(weights.data(), 0, vocabulary, banned_in(request));
   const double total = warp(kernels, weights.data(), vocabulary, request.sampling);
   const int id = draw(weights.data(), vocabulary, total, request.uniform);
   return {id, all_logits[id]};
@@ -159,7 +165,7 @@ Picked sample_chunks(const Kernels& kernels, const PickRequest& request, int voc
   float logits[kVocabularyChunk], weights[kVocabularyChunk];
   recompute(chosen, logits);
   kernels.exp_scaled(logits, count, chunks[chosen].top, inverse, weights);
-  for (const int32_t id : request.banned)
+  for (const int32_t id : banned_in(request))
     if (id >= first && id < first + count) weights[id - first] = 0.0f;
   const int i = draw(weights, count, 1.0, (target - before) / factors[chosen]);
   return {first + i, logits[i]};
@@ -239,7 +245,7 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
   chunk.top = chunk.raw_top;
   if (request.draft >= first && request.draft < first + count) chunk.draft = logits[request.draft - first];
   if (request.want_log_prob) chunk.raw_sum = kernels.sum_exp(logits, count, chunk.raw_top, 1.0f);
-  if (ban(logits, first, count, request.banned)) {
+  if (ban(logits, first, count, banned_in(request))) {
     bool finite;
     kernels.argmax(logits, count, &chunk.top, &best, &finite);
   }
@@ -283,8 +289,7 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
       result.id = request.draft;
       break;
     case Check::kLenience:
-      result.passed =
-          request.threshold >= 1.0 ? request.draft == all.id : draft >= all.best + std::log(request.threshold);
+      result.passed = request.threshold > DBL_MAX ? request.draft == all.id : draft >= all.best + request.threshold;
       break;
     case Check::kTopK:
       result.passed = all.before_draft < request.threshold;

@@ -6,8 +6,8 @@
 #include <functional>
 #include <span>
 
-#include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/operations.h"
 
 namespace kdtw::cpu {
 

@@ -2,14 +2,15 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
-#include "backend/backend.h"
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/memory.h"
+#include "backend/runner.h"
 #include "core/error.h"
 
 namespace kdtw::cuda {
@@ -21,16 +22,25 @@ struct Scratch {
   std::vector<Buffer> outgrown;  // which is here
 };
 
+// What graphs use of the device's operations.
 class GraphHost {
  public:
+  virtual Pool& pool() = 0;
+  virtual void* stream() = 0;
   // Enqueues the decisions about hidden [count, M] that requests in device memory ask for; says where they will be.
-  virtual const KdtwResult* decide(const Weight& head, const float* hidden, const KdtwRequest* requests, int count) = 0;
-  // The requests as the kernels know them; the lists that they point to are on their way to the device. Valid until the
-  // next call.
-  virtual std::span<const KdtwRequest> translate(std::span<const PickRequest> requests) = 0;
-  // Operations take their memory from `scratch` until the next call; null: from the backend's own.
+  virtual const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count) = 0;
+  // The requests with their lists of ids in device memory, on their way there. Valid until the next call.
+  virtual std::span<const PickRequest> stage(std::span<const PickRequest> requests) = 0;
+  // Operations take their memory from `scratch` until the next call; null: from the device's own.
   virtual void use_scratch(Scratch* scratch) = 0;
   virtual void wait() = 0;
+  // What comes next begins when all that the program has enqueued elsewhere by now has ended.
+  virtual void follow_program() = 0;
+  // Enqueues operations beside all that comes next, until join(). Memory that `work` asks for must not be used by
+  // anything that is not put aside too.
+  virtual void aside(const std::function<void()>& work) = 0;
+  // What comes next begins when all that was put aside has ended.
+  virtual void join() = 0;
 
  protected:
   ~GraphHost() = default;
@@ -52,8 +62,13 @@ class UseScratch {
 // graphs.
 class GraphUser {
  protected:
-  GraphUser(GraphHost& host, Pool& pool, void* stream, DecoderPass pass, const Weight& head)
-      : host_(host), pool_(pool), table_(*pool.library().table), stream_(stream), pass_(std::move(pass)), head_(head) {
+  GraphUser(GraphHost& host, DecoderPass pass, const Weight& head)
+      : host_(host),
+        pool_(host.pool()),
+        table_(*pool_.library().table),
+        stream_(host.stream()),
+        pass_(std::move(pass)),
+        head_(head) {
     scratch_.of_graphs = true;
   }
 
@@ -76,7 +91,7 @@ inline int padded_rows(size_t rows) {
 }
 
 // Gives out places in a block of memory, one after the other.
-class Places {
+class Layout {
  public:
   template <typename T>
   size_t take(size_t count) {
@@ -127,13 +142,5 @@ class Exchange {
   const std::shared_ptr<void> device_;
   std::byte* host_ = nullptr;
 };
-
-inline KdtwSampling sampling_of(const Sampling& sampling) {
-  return {sampling.temperature, sampling.top_k, sampling.top_p};
-}
-
-inline PickResult to_pick(const KdtwResult& result) {
-  return {result.id, result.passed != 0, result.finite != 0, result.log_prob, result.confidence, result.entropy};
-}
 
 }  // namespace kdtw::cuda

@@ -4,15 +4,18 @@
 //
 // Every function returns 0 or an error number that `describe` explains. Pointers are device memory unless named host.
 // Work is enqueued on `stream` and done when synchronise() has returned. Nothing is allocated but by the allocating
-// functions. T tokens, N x K a weight's outputs x inputs, H heads, D head size, V vocabulary, as in backend.h.
+// functions. T tokens, N x K a weight's outputs x inputs, H heads, D head size, V vocabulary, as in operations.h.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/draft.h"
+#include "core/pass.h"
+
 extern "C" {
 
-enum { kKdtwCudaVersion = 5 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 6 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
@@ -32,15 +35,6 @@ struct KdtwCache {
   int32_t rows, heads, head_size, stride, capacity;
 };
 
-struct KdtwToken {  // TokenAt; of length 0: a place that stays empty, nothing is stored for it
-  int32_t row, position, length;
-};
-
-struct KdtwBias {  // PositionBias
-  const float* table;
-  int32_t lowest, highest;
-};
-
 // How a product ends: what becomes of y = x W^T.
 enum KdtwEpilogue : int32_t {
   kKdtwStore,      // out = y
@@ -52,32 +46,6 @@ enum KdtwEpilogue : int32_t {
 // Largest head size in elements, by the cache's format.
 enum { kKdtwLargestHeadFp32 = 512, kKdtwLargestHead = 1024 };
 
-enum KdtwCheck : int32_t { kKdtwNone, kKdtwScore, kKdtwLenience, kKdtwRejection, kKdtwTopK, kKdtwDivergence };
-
-struct KdtwSampling {
-  float temperature;
-  int32_t top_k;
-  float top_p;
-};
-
-struct KdtwRequest {  // PickRequest
-  const int32_t *banned, *draft_banned;
-  const float* draft_logits;
-  float* keep_logits;
-  double uniform, accept_uniform;
-  double threshold;  // kKdtwLenience: its logarithm; +infinity: the draft must be the greedy pick
-  KdtwSampling sampling, draft_sampling;
-  int32_t banned_count, draft_banned_count, draft_vocabulary;
-  KdtwCheck check;
-  int32_t draft;
-  int32_t want_log_prob, want_confidence, want_entropy;
-};
-
-struct KdtwResult {  // PickResult
-  int32_t id, passed, finite;
-  float log_prob, confidence, entropy;
-};
-
 // One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
 enum { kKdtwChunk = 1024 };
 struct KdtwSummary {
@@ -88,55 +56,28 @@ struct KdtwSummary {
   int32_t finite, before;  // before: how many rank before the draft
 };
 
-// A draft on the device: rows of which each reads its newest token, picks the next one, reads that, and so on, until it
-// stops. advance() stands between two steps.
-
-enum { kKdtwFinished = -1, kKdtwDrafting = 0 };  // where a row stands; k > 0: it waits for teacher k
-
-struct KdtwStop {  // DraftStop
-  int32_t id, waits_for;
-};
-
-struct KdtwDraftRow {  // DraftRow; of a row that only fills the width, `stand` is kKdtwFinished and the rest 0
-  uint64_t key;
-  float* keep_logits;                 // of the next pick; or null
-  int32_t id, marked, row, position;  // the token to read next
-  int32_t source_length;              // keys that cross-attention sees
-  int32_t limit, waits_at_limit;      // it stops at so many picks
-  uint32_t unseen_by;                 // see DraftRow
-  int32_t first_call;                 // see DraftRow
-  int32_t picks;                      // so far
-  int32_t stand;
-};
-
-enum { kKdtwMostTeachers = 32 };
+// A draft on the device (core/draft.h); advance() stands between two steps.
 struct KdtwDraftState {
-  int32_t waiting[kKdtwMostTeachers], batch, at_finish;  // DraftPause
-  int32_t go_on;                                         // whether another step is wanted
+  kdtw::DraftPause pause;
+  int32_t steps;  // so far
+  int32_t go_on;  // whether another one is wanted
 };
 
 // One graph's draft: where everything lies for `width` rows.
 struct KdtwDraft {
+  kdtw::DraftRules rules;  // its stops are in device memory
   KdtwDraftState* state;
-  KdtwDraftRow* rows;            // [width]
-  const int32_t* first_allowed;  // [width, stops]: the first output at which a row may pick the stop
-  const KdtwStop* stops;
-  int32_t width, stop_count;
-  // What all rows share.
-  int32_t teachers, by_entropy;  // by_entropy: whether max_entropy is looked at
-  uint64_t seed;
-  uint32_t stream, call_stream;  // of random numbers: for picks, and for max_uniform
-  int32_t vocabulary;
-  double min_confidence, max_entropy, max_uniform;  // DraftRules
-  // What a step reads, each [width]. Of a request, the banned ids (room for all stops is at request.banned), the draw,
-  // keep_logits and want_entropy are written here.
+  kdtw::DraftRow* rows;  // [width]; of one that only fills the width, `stand` is kFinished and the rest as it comes
+  int32_t* banned;       // [width, stops], for the requests' lists
+  int32_t width;
+  // What a step reads, each [width].
   int32_t *ids, *wanted;
   uint8_t* marked;
-  KdtwToken *self, *cross;
-  KdtwRequest* requests;
+  kdtw::TokenAt *self, *cross;
+  kdtw::PickRequest* requests;
   // What it leaves: its own results [width], and those of all steps [steps, width].
-  const KdtwResult* decided;
-  KdtwResult* picks;
+  const kdtw::PickResult* decided;
+  kdtw::PickResult* picks;
 };
 
 // A graph while it is captured.
@@ -203,14 +144,14 @@ struct KdtwCudaTable {
   // hidden [T, 2 size] (gated, gate first) or [T, size] -> out [T, size].
   int32_t (*activate)(int32_t gated, const float* hidden, int32_t tokens, int32_t size, float* out, void* stream);
   // Copies keys and values [T, H D], `input_stride` floats from token to token, to their places in the cache.
-  int32_t (*store)(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* keys,
+  int32_t (*store)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* keys,
                    const float* values, int32_t input_stride, void* stream);
   // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null.
-  int32_t (*attend)(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* queries,
-                    int32_t query_stride, const KdtwBias* bias, float* out, void* stream);
+  int32_t (*attend)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* queries,
+                    int32_t query_stride, const kdtw::PositionBias* bias, float* out, void* stream);
   // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
-  int32_t (*pick)(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
-                  KdtwSummary* summaries, KdtwResult* results, void* stream);
+  int32_t (*pick)(const float* logits, int32_t vocabulary, const kdtw::PickRequest* requests, int32_t count,
+                  KdtwSummary* summaries, kdtw::PickResult* results, void* stream);
 
   // Takes draft.decided into the rows that draft, and prepares what the next step reads; sets state->go_on. Does
   // nothing where that is 0. first: nothing has been decided yet, and a step is wanted.

@@ -9,7 +9,7 @@
 #include <map>
 #include <mutex>
 
-#include "backend/backend.h"
+#include "backend/operations.h"
 #include "core/error.h"
 
 namespace kdtw::cuda {

@@ -4,8 +4,8 @@
 #include <memory>
 #include <span>
 
-#include "backend/backend.h"
 #include "backend/cuda/memory.h"
+#include "backend/operations.h"
 
 namespace kdtw::cuda {
 

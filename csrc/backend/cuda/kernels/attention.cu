@@ -13,9 +13,9 @@ constexpr int kTileWarps = kThreads / kWarp;
 template <typename Format>
 __global__ void __launch_bounds__(kBlock)
     store_kernel(typename Format::Type* keys_to, typename Format::Type* values_to, int heads, int head_size, int stride,
-                 int capacity, const KdtwToken* tokens, const float* keys, const float* values, int input_stride) {
+                 int capacity, const TokenAt* tokens, const float* keys, const float* values, int input_stride) {
   const int h = blockIdx.x % heads, t = blockIdx.x / heads;
-  const KdtwToken token = tokens[t];
+  const TokenAt token = tokens[t];
   if (token.length == 0) return;
   const size_t place = ((static_cast<size_t>(token.row) * heads + h) * capacity + token.position) * stride;
   const size_t from = static_cast<size_t>(t) * input_stride + h * head_size;
@@ -29,14 +29,14 @@ __global__ void __launch_bounds__(kBlock)
 template <typename Format>
 __global__ void __launch_bounds__(kThreads)
     attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity, int lanes,
-                  const KdtwToken* tokens, const float* queries, int query_stride, const float* bias, int lowest,
+                  const TokenAt* tokens, const float* queries, int query_stride, const float* bias, int lowest,
                   int highest, float* out) {
   constexpr int kEach = Format::kEach, kMost = Format::kEach == 4 ? kKdtwLargestHeadFp32 : kKdtwLargestHead;
   KDTW_SHARED(float, query, kMost);
   KDTW_SHARED(float, weights, kTile);
   KDTW_SHARED(float, partial, kThreads* kEach);
   const int h = blockIdx.x % heads, t = blockIdx.x / heads, thread = threadIdx.x, lane = lane_id();
-  const KdtwToken token = tokens[t];
+  const TokenAt token = tokens[t];
   const size_t row = (static_cast<size_t>(token.row) * heads + h) * capacity * pieces;
   keys += row, values += row;
   const float* table = bias != nullptr ? bias + static_cast<size_t>(h) * (lowest + highest + 1) + lowest : nullptr;
@@ -117,7 +117,7 @@ int32_t with_format(KdtwFormat format, Launch&& launch) {
 
 }  // namespace
 
-int32_t store(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* keys, const float* values,
+int32_t store(const KdtwCache* cache, const TokenAt* tokens, int32_t count, const float* keys, const float* values,
               int32_t input_stride, void* stream) {
   return with_format(cache->format, [&](auto format) {
     using Type = typename decltype(format)::Type;
@@ -128,8 +128,8 @@ int32_t store(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, co
   });
 }
 
-int32_t attend(const KdtwCache* cache, const KdtwToken* tokens, int32_t count, const float* queries,
-               int32_t query_stride, const KdtwBias* bias, float* out, void* stream) {
+int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, const float* queries, int32_t query_stride,
+               const PositionBias* bias, float* out, void* stream) {
   return with_format(cache->format, [&](auto format) {
     using Format = decltype(format);
     const int pieces = cache->stride / Format::kEach;

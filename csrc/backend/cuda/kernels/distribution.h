@@ -179,7 +179,7 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
 
 // All threads call it and get the same. best, best_id: of the ids that are not banned.
 __device__ __forceinline__ Distribution make_distribution(const Shared& shared, const Logits& logits,
-                                                          const KdtwSampling& sampling, float best, int best_id) {
+                                                          const Sampling& sampling, float best, int best_id) {
   const bool greedy = sampling.temperature == 0.0f;
   Distribution result{logits,
                       best,

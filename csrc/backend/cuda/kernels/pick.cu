@@ -8,20 +8,20 @@ namespace {
 constexpr int kEach = kKdtwChunk / kBlock;  // ids of a chunk that a thread looks at
 constexpr float kBanned = -FLT_MAX;         // a banned logit: lower than any real one
 
-__device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, const KdtwRequest& request) {
+__device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, const PickRequest& request) {
   return {row, vocabulary, request.banned, request.banned_count};
 }
 
 __global__ void __launch_bounds__(kBlock)
-    summarise_kernel(const float* logits, int vocabulary, const KdtwRequest* requests, KdtwSummary* summaries) {
+    summarise_kernel(const float* logits, int vocabulary, const PickRequest* requests, KdtwSummary* summaries) {
   KDTW_SHARED(float, scratch, kWarps);
   KDTW_SHARED(int, counts, kWarps);
   KDTW_SHARED(unsigned long long, ranks, kWarps);
-  const KdtwRequest request = requests[blockIdx.y];
+  const PickRequest request = requests[blockIdx.y];
   const float* row = logits + static_cast<size_t>(blockIdx.y) * vocabulary;
   const Logits all = logits_of(row, vocabulary, request);
   const int first = static_cast<int>(blockIdx.x) * kKdtwChunk;
-  const bool ranks_draft = request.check == kKdtwTopK;
+  const bool ranks_draft = request.check == Check::kTopK;
   float draft = kBanned;
   if (ranks_draft && request.draft < vocabulary && !all.is_banned(request.draft)) draft = row[request.draft];
 
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kBlock)
       if (first + i * kBlock + static_cast<int>(threadIdx.x) < vocabulary) sum += expf(values[i] - summary.raw_top);
     summary.raw_sum = block_reduce<Sum>(sum, scratch);
   }
-  if (request.want_confidence || request.want_entropy) {
+  if (request.want_confidence || request.want_entropy || request.check == Check::kDivergence) {
     float sum = 0.0f, weighted = 0.0f;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -132,8 +132,8 @@ struct Residual {
 };
 
 // Rejection sampling: sets passed, and the id where it is false.
-__device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const KdtwRequest& request,
-                                                   unsigned long long best, KdtwResult& result) {
+__device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const PickRequest& request,
+                                                   unsigned long long best, PickResult& result) {
   const Logits drafts{request.draft_logits, request.draft_vocabulary, request.draft_banned, request.draft_banned_count};
   unsigned long long draft_best = 0;
   for (int id = threadIdx.x; id < drafts.size; id += kPickThreads) {
@@ -156,16 +156,16 @@ __device__ __forceinline__ void reject_or_resample(const Shared& shared, const L
 }
 
 __global__ void __launch_bounds__(kPickThreads)
-    decide_kernel(const float* logits, int vocabulary, const KdtwRequest* requests, const KdtwSummary* summaries,
-                  int chunks, KdtwResult* results) {
+    decide_kernel(const float* logits, int vocabulary, const PickRequest* requests, const KdtwSummary* summaries,
+                  int chunks, PickResult* results) {
   KDTW_SHARED(Mass, bins, kBins);
   KDTW_SHARED(Mass, scratch, kPickWarps);
   KDTW_SHARED(Mass, found, 2);
   const Shared shared{bins, scratch, found};
-  const KdtwRequest request = requests[blockIdx.x];
+  const PickRequest request = requests[blockIdx.x];
   const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.x) * vocabulary, vocabulary, request);
   const Merged all = merge(summaries + static_cast<size_t>(blockIdx.x) * chunks, chunks);
-  KdtwResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f, 0.0f};
+  PickResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f, 0.0f};
   if (all.finite) {
     const float best = logit_of(all.best);
     const bool there = request.draft >= 0 && request.draft < vocabulary;
@@ -174,28 +174,28 @@ __global__ void __launch_bounds__(kPickThreads)
     if (request.want_confidence) result.confidence = 1.0f / all.allowed_sum;
     if (request.want_entropy) result.entropy = logf(all.allowed_sum) - all.allowed_weighted / all.allowed_sum;
     switch (request.check) {
-      case kKdtwNone:
+      case Check::kNone:
         break;
-      case kKdtwScore:
+      case Check::kScore:
         result.id = request.draft;
         break;
-      case kKdtwLenience:
+      case Check::kLenience:
         result.passed = request.threshold > DBL_MAX
                             ? request.draft == result.id
                             : static_cast<double>(draft) >= static_cast<double>(best) + request.threshold;
         break;
-      case kKdtwRejection:
+      case Check::kRejection:
         reject_or_resample(shared, row, request, all.best, result);
         break;
-      case kKdtwTopK:
+      case Check::kTopK:
         result.passed = static_cast<double>(all.before) < request.threshold;
         break;
-      case kKdtwDivergence:
+      case Check::kDivergence:
         result.passed = static_cast<double>(best + logf(all.allowed_sum) - draft) <= request.threshold;
         break;
     }
-    const bool keeps_draft = request.check != kKdtwNone && result.passed;
-    if (!keeps_draft && request.sampling.temperature > 0.0f && request.check != kKdtwRejection) {
+    const bool keeps_draft = request.check != Check::kNone && result.passed;
+    if (!keeps_draft && request.sampling.temperature > 0.0f && request.check != Check::kRejection) {
       const Distribution p = make_distribution(shared, row, request.sampling, best, id_of(all.best));
       result.id = draw(shared, p, vocabulary, request.uniform);
     }
@@ -209,8 +209,8 @@ __global__ void __launch_bounds__(kPickThreads)
 
 }  // namespace
 
-int32_t pick(const float* logits, int32_t vocabulary, const KdtwRequest* requests, int32_t count,
-             KdtwSummary* summaries, KdtwResult* results, void* stream) {
+int32_t pick(const float* logits, int32_t vocabulary, const PickRequest* requests, int32_t count,
+             KdtwSummary* summaries, PickResult* results, void* stream) {
   const auto run = static_cast<cudaStream_t>(stream);
   const int chunks = ceil_divide(vocabulary, kKdtwChunk);
   KDTW_LAUNCH(summarise_kernel, dim3(chunks, count), dim3(kBlock), 0, run, logits, vocabulary, requests, summaries);

@@ -1,4 +1,4 @@
-// The Backend on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream, or aside
+// Operations on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream, or aside
 // on a second one; the host waits where it needs numbers, once a pick.
 #include <algorithm>
 #include <cmath>
@@ -8,37 +8,14 @@
 #include <optional>
 #include <vector>
 
-#include "backend/backend.h"
-#include "backend/cuda/drafter.h"
+#include "backend/cuda/graph_host.h"
 #include "backend/cuda/memory.h"
-#include "backend/cuda/replay.h"
+#include "backend/cuda/runner.h"
 #include "backend/cuda/weight.h"
 #include "core/error.h"
 
 namespace kdtw::cuda {
 namespace {
-
-static_assert(sizeof(TokenAt) == sizeof(KdtwToken) && sizeof(TokenAt) == 3 * sizeof(int32_t));
-
-const KdtwToken* as_tokens(const TokenAt* tokens) { return reinterpret_cast<const KdtwToken*>(tokens); }
-
-KdtwCheck check_of(Check check) {
-  switch (check) {
-    case Check::kNone:
-      return kKdtwNone;
-    case Check::kScore:
-      return kKdtwScore;
-    case Check::kLenience:
-      return kKdtwLenience;
-    case Check::kRejection:
-      return kKdtwRejection;
-    case Check::kTopK:
-      return kKdtwTopK;
-    case Check::kDivergence:
-      return kKdtwDivergence;
-  }
-  throw std::logic_error("a check that the kernels do not know");
-}
 
 // A stream, and what is on its way to its operations.
 struct Queue {
@@ -52,17 +29,15 @@ struct Queue {
   Scratch scratch;
 };
 
-class CudaBackend : public Backend, private GraphHost {
+class CudaOperations : public Operations, public GraphHost {
  public:
-  explicit CudaBackend(int device)
+  explicit CudaOperations(int device)
       : pool_(Pool::of(library(), device)), table_(*pool_->library().table), main_(pool_) {}
 
-  ~CudaBackend() override {
+  ~CudaOperations() override {
     table_.synchronise(main_.stream);
     if (answers_ != nullptr) table_.release_host(answers_);
   }
-
-  void begin_call() override { pool_->follow_companion(main_.stream); }
 
   Buffer allocate(size_t floats) override {
     auto memory = memory_of(floats * sizeof(float));
@@ -149,8 +124,8 @@ class CudaBackend : public Backend, private GraphHost {
     if (tokens.empty()) return;
     pool_->use();
     check(table_,
-          table_.store(&static_cast<DeviceCache&>(cache).view(), as_tokens(tokens.data()),
-                       static_cast<int32_t>(tokens.size()), keys, values, stride, queue_->stream),
+          table_.store(&static_cast<DeviceCache&>(cache).view(), tokens.data(), static_cast<int32_t>(tokens.size()),
+                       keys, values, stride, queue_->stream),
           "store");
   }
 
@@ -158,9 +133,9 @@ class CudaBackend : public Backend, private GraphHost {
               const PositionBias* bias, float* out) override {
     if (tokens.empty()) return;
     pool_->use();
-    const KdtwBias view = bias ? KdtwBias{bias->table, bias->lowest, bias->highest} : KdtwBias{nullptr, 0, 0};
+    const PositionBias view = bias != nullptr ? *bias : PositionBias{nullptr, 0, 0};
     check(table_,
-          table_.attend(&static_cast<const DeviceCache&>(cache).view(), as_tokens(tokens.data()),
+          table_.attend(&static_cast<const DeviceCache&>(cache).view(), tokens.data(),
                         static_cast<int32_t>(tokens.size()), queries, stride, &view, out, queue_->stream),
           "attend");
   }
@@ -176,25 +151,16 @@ class CudaBackend : public Backend, private GraphHost {
             std::span<PickResult> results) override {
     if (requests.empty()) return;
     const int n = static_cast<int>(requests.size());
-    const KdtwResult* const decided = decide(head, hidden, send(requests), n);
-    KdtwResult* answers = answers_for(n);
-    check(table_, table_.copy_out(answers, decided, n * sizeof(KdtwResult), queue_->stream), "copy from the device");
+    const PickResult* const decided = decide(head, hidden, send(requests), n);
+    PickResult* answers = answers_for(n);
+    check(table_, table_.copy_out(answers, decided, n * sizeof(PickResult), queue_->stream), "copy from the device");
     wait();
-    std::transform(answers, answers + n, results.begin(), to_pick);
+    std::copy(answers, answers + n, results.begin());
   }
 
-  std::unique_ptr<Drafter> make_drafter(DecoderPass pass, const Weight& head, const DraftRules& rules, int rows,
-                                        int steps) override {
-    return make_cuda_drafter(*this, *pool_, main_.stream, std::move(pass), head, rules, rows, steps);
-  }
-
-  std::unique_ptr<Replay> make_replay(DecoderPass pass, const Weight& head) override {
-    if (draft_setting().how == DraftSetting::kHost) return nullptr;
-    return make_cuda_replay(*this, *pool_, main_.stream, std::move(pass), head);
-  }
-  int most_replayed() const override { return kMostReplayed; }
-
-  bool overlaps() const override { return true; }
+  Pool& pool() override { return *pool_; }
+  void* stream() override { return main_.stream; }
+  void follow_program() override { pool_->follow_companion(main_.stream); }
 
   void aside(const std::function<void()>& work) override {
     pool_->use();
@@ -202,7 +168,7 @@ class CudaBackend : public Backend, private GraphHost {
     check(table_, table_.follow(side_->stream, main_.stream), "order of two streams");
     put_aside_ = true;
     struct Back {
-      CudaBackend& backend;
+      CudaOperations& backend;
       ~Back() { backend.queue_ = &backend.main_, backend.use_scratch(nullptr); }
     } back{*this};
     queue_ = &*side_;
@@ -217,15 +183,20 @@ class CudaBackend : public Backend, private GraphHost {
     put_aside_ = false;
   }
 
- private:
-  const KdtwResult* decide(const Weight& head, const float* hidden, const KdtwRequest* requests, int count) override {
+  const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count) override {
     const int V = head.outputs, chunks = (V + kKdtwChunk - 1) / kKdtwChunk;
     float* logits = scratch(scratch_->logits, static_cast<size_t>(count) * V);
     auto* summaries = scratch_as<KdtwSummary>(scratch_->summaries, static_cast<size_t>(count) * chunks);
-    auto* decided = scratch_as<KdtwResult>(scratch_->decided, count);
+    auto* decided = scratch_as<PickResult>(scratch_->decided, count);
     linear(head, hidden, count, logits, false);
     check(table_, table_.pick(logits, V, requests, count, summaries, decided, queue_->stream), "pick");
     return decided;
+  }
+
+  std::span<const PickRequest> stage(std::span<const PickRequest> requests) override {
+    put_lists(requests, 0);
+    queue_->staging.send();
+    return requests_;
   }
 
   void use_scratch(Scratch* scratch) override { scratch_ = scratch != nullptr ? scratch : &queue_->scratch; }
@@ -236,6 +207,7 @@ class CudaBackend : public Backend, private GraphHost {
     if (side_ && !put_aside_) side_->staging.reset();  // it was waited for, too
   }
 
+ private:
   const KdtwWeight& view(const Weight& weight) const {
     const auto* on_device = dynamic_cast<const DeviceWeight*>(&weight);
     if (on_device == nullptr || &on_device->library() != &pool_->library())
@@ -293,54 +265,36 @@ class CudaBackend : public Backend, private GraphHost {
     }
   }
 
-  std::span<const KdtwRequest> translate(std::span<const PickRequest> requests) override {
-    put_requests(requests, 0);
-    queue_->staging.send();
-    return requests_;
-  }
-
-  const KdtwRequest* send(std::span<const PickRequest> requests) {
-    put_requests(requests, sizeof(KdtwRequest));
-    const KdtwRequest* const sent = queue_->staging.put(std::span<const KdtwRequest>(requests_)).data();
+  const PickRequest* send(std::span<const PickRequest> requests) {
+    put_lists(requests, sizeof(PickRequest));
+    const PickRequest* const sent = queue_->staging.put(std::span<const PickRequest>(requests_)).data();
     queue_->staging.send();
     return sent;
   }
 
-  // Fills requests_ and puts the lists that they point to, leaving room for so many bytes more a request.
-  void put_requests(std::span<const PickRequest> requests, size_t more) {
+  // Makes requests_ of the requests, their lists put, leaving room for so many bytes more a request.
+  void put_lists(std::span<const PickRequest> requests, size_t more) {
     size_t bytes = requests.size() * more;
-    for (const auto& request : requests) bytes += request.banned.size_bytes() + request.draft_banned.size_bytes();
+    for (const auto& request : requests) bytes += (request.banned_count + request.draft_banned_count) * sizeof(int32_t);
     begin(1 + 2 * requests.size(), bytes);
-    const auto put = [&](std::span<const int32_t> ids) { return queue_->staging.put(ids).data(); };
-    requests_.clear();
-    for (const auto& request : requests) {
-      KdtwRequest& to = requests_.emplace_back();
-      std::memset(&to, 0, sizeof to);
-      to.banned = put(request.banned), to.banned_count = static_cast<int32_t>(request.banned.size());
-      to.draft_banned = put(request.draft_banned);
-      to.draft_banned_count = static_cast<int32_t>(request.draft_banned.size());
-      to.draft_logits = request.draft_logits, to.draft_vocabulary = request.draft_vocabulary;
-      to.keep_logits = request.keep_logits;
-      to.uniform = request.uniform, to.accept_uniform = request.accept_uniform;
-      to.sampling = sampling_of(request.sampling), to.draft_sampling = sampling_of(request.draft_sampling);
-      to.check = check_of(request.check), to.draft = request.draft;
-      to.threshold = request.threshold;
-      if (request.check == Check::kLenience)
-        to.threshold = request.threshold >= 1.0 ? std::numeric_limits<double>::infinity() : std::log(request.threshold);
-      to.want_log_prob = request.want_log_prob;
-      to.want_confidence = request.want_confidence || request.check == Check::kDivergence;
-      to.want_entropy = request.want_entropy;
+    requests_.assign(requests.begin(), requests.end());
+    for (auto& request : requests_) {
+      request.banned = put(request.banned, request.banned_count);
+      request.draft_banned = put(request.draft_banned, request.draft_banned_count);
     }
+  }
+  const int32_t* put(const int32_t* ids, int count) {
+    return queue_->staging.put(std::span(ids, static_cast<size_t>(count))).data();
   }
 
   // Pinned memory for n results.
-  KdtwResult* answers_for(int n) {
+  PickResult* answers_for(int n) {
     if (n > answers_capacity_) {
       if (answers_ != nullptr) table_.release_host(answers_);
       answers_ = nullptr, answers_capacity_ = 0;
       void* host = nullptr;
-      if (table_.allocate_host(&host, 2 * n * sizeof(KdtwResult)) != 0) throw OutOfMemory(2 * n * sizeof(KdtwResult));
-      answers_ = static_cast<KdtwResult*>(host), answers_capacity_ = 2 * n;
+      if (table_.allocate_host(&host, 2 * n * sizeof(PickResult)) != 0) throw OutOfMemory(2 * n * sizeof(PickResult));
+      answers_ = static_cast<PickResult*>(host), answers_capacity_ = 2 * n;
     }
     return answers_;
   }
@@ -352,8 +306,8 @@ class CudaBackend : public Backend, private GraphHost {
   Queue* queue_ = &main_;      // that operations go to
   bool put_aside_ = false;     // and not joined yet
   Scratch* scratch_ = &main_.scratch;
-  std::vector<KdtwRequest> requests_;
-  KdtwResult* answers_ = nullptr;
+  std::vector<PickRequest> requests_;
+  PickResult* answers_ = nullptr;
   int answers_capacity_ = 0;
 };
 
@@ -362,6 +316,12 @@ class CudaBackend : public Backend, private GraphHost {
 
 namespace kdtw {
 
-std::unique_ptr<Backend> make_cuda_backend(int index) { return std::make_unique<cuda::CudaBackend>(index); }
+Backend make_cuda_backend(int index) {
+  auto operations = std::make_unique<cuda::CudaOperations>(index);
+  cuda::CudaOperations& own = *operations;
+  return {std::move(operations), [&own](const MakePass& make_pass, const Weight& head, int rows) {
+            return cuda::make_cuda_runner(own, own, make_pass, head, rows);
+          }};
+}
 
 }  // namespace kdtw

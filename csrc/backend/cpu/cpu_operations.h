@@ -1,11 +1,11 @@
-// The CPU backend: packed fp32 weights, blocked key caches, one thread pool.
+// Operations on the CPU: packed weights, blocked key caches, one thread pool.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/operations.h"
 
 namespace kdtw::cpu {
 

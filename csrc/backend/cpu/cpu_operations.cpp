@@ -1,4 +1,4 @@
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_operations.h"
 
 #if defined(__x86_64__)
 #include <sys/syscall.h>
@@ -25,9 +25,9 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 // Below this many multiply-adds an operation stays on the calling thread: waking a worker costs about 2 us.
 constexpr long kParallelWork = 1 << 17;
 
-class CpuBackend : public Backend {
+class CpuOperations : public Operations {
  public:
-  explicit CpuBackend(int threads) : kernels_(kernels()), threads_(threads) {}
+  explicit CpuOperations(int threads) : kernels_(kernels()), threads_(threads) {}
 
   Buffer allocate(size_t floats) override {
     auto memory = zeroed(floats * sizeof(float));
@@ -328,8 +328,8 @@ const Kernels& kernels() {
 
 namespace kdtw {
 
-std::unique_ptr<Backend> make_cpu_backend(int threads) {
-  return std::make_unique<cpu::CpuBackend>(threads > 0 ? threads : cpu::hardware_threads());
+std::unique_ptr<Operations> make_cpu_operations(int threads) {
+  return std::make_unique<cpu::CpuOperations>(threads > 0 ? threads : cpu::hardware_threads());
 }
 
 }  // namespace kdtw

@@ -1,0 +1,55 @@
+// Drafts on the device: the host sends the rows, launches a graph, and reads what was picked.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/cuda/graph.h"
+#include "backend/cuda/graph_host.h"
+#include "backend/runner.h"
+
+namespace kdtw::cuda {
+
+class Drafts : private GraphUser {
+ public:
+  // Of up to `rows` rows. loops: see use_drafting; otherwise `ahead` steps are launched before the host looks.
+  Drafts(GraphHost& host, DecoderPass pass, const Weight& head, const DraftRules& rules, int rows, bool loops,
+         int ahead);
+  ~Drafts() { table_.synchronise(stream_); }
+
+  // hidden: of the newest tokens, [rows, M], where they have been read already; or null.
+  void draft(std::span<DraftRow> rows, const DraftRules& rules, const DraftPause& pause, const float* hidden,
+             Picks& picks);
+
+ private:
+  // What host and device tell each other, in pinned memory and on the device: the host sends what lies before `picks`,
+  // the device answers from `state` on.
+  struct Places {
+    size_t stops, first_allowed, state, rows, picks, bytes;
+  };
+  Places places(int width, int steps) const;
+  KdtwDraft view(const DraftRules& rules, int width, const Places& at) const;
+  void send(std::span<const DraftRow> rows, const DraftRules& rules, const DraftPause& pause, int width,
+            const Places& at);
+  void read(const Places& at, int width, int steps);
+  const Graph& graph(int width, const KdtwDraft& draft);
+
+  // Device memory that lasts as long as the drafts.
+  template <typename T>
+  T* array(size_t count) {
+    memory_.push_back(pool_.allocate(std::max<size_t>(count * sizeof(T), 1), stream_));
+    return static_cast<T*>(memory_.back().get());
+  }
+
+  const int stop_count_;
+  const bool loops_;
+  const int ahead_;
+  const Exchange exchange_;
+  std::vector<std::shared_ptr<void>> memory_;     // on the device
+  KdtwDraft shared_{};                            // what all widths share
+  std::map<int, std::unique_ptr<Graph>> graphs_;  // by width
+};
+
+}  // namespace kdtw::cuda

@@ -1,0 +1,121 @@
+// What a device computes: mathematics and memory. Everything above this line of the tree (model/, decode/) speaks only
+// to this interface and to runner.h, and never names a device. Float pointers are device memory obtained from
+// allocate(); a pass's token lists are where place() put them; requests and results live on the host.
+//
+// Shapes: R rows, T tokens of this pass (all rows' tokens flattened), H heads, D head size, M model
+// size, F feed-forward size, V vocabulary, S source length, N x K a weight's outputs x inputs.
+//
+// Contract that every device keeps: the value computed for one token does not depend on T, on the
+// other tokens of the pass, or on the number of threads (one fixed accumulation order per output).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/pass.h"
+
+namespace kdtw {
+
+// Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
+enum class DType : uint8_t { kFp32, kBf16, kInt8, kFp16 };
+
+// Which products a weight is for: a decoder's, of few tokens at a time, or those that whole sources go through (the
+// encoder's, and the keys and values of cross-attention). A device may compute the two in different ways; a weight's
+// are all computed in one, so that a token's values do not depend on how many tokens share a pass.
+enum class WeightRole : uint8_t { kDecoder, kEncoder };
+
+// Bytes that are valid as long as `owner` is held.
+struct Blob {
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
+// A weight matrix [N, K] in the device's own layout and number format.
+class Weight {
+ public:
+  Weight(int outputs, int inputs) : outputs(outputs), inputs(inputs) {}
+  virtual ~Weight() = default;
+  virtual size_t bytes() const = 0;
+  // What it is made of, in host memory, as Operations::adopt takes it; std::runtime_error where it is not kept there.
+  virtual std::span<const std::byte> blob() const = 0;
+  const int outputs, inputs;
+};
+
+// Keys and values of one attention layer for R rows of up to `capacity` positions, in the device's own
+// layout. A lane's length says how much of it is valid, so rewinding moves no data.
+class KeyValueCache {
+ public:
+  virtual ~KeyValueCache() = default;
+  virtual size_t bytes() const = 0;
+};
+
+struct Buffer {  // device memory; freed with the handle
+  std::shared_ptr<void> memory;
+  float* data = nullptr;
+  size_t size = 0;  // floats
+};
+
+// The token lists of a pass of T tokens.
+struct PassTokens {
+  std::span<const int32_t> ids;
+  std::span<const uint8_t> marked;       // k: written by teacher k; empty: none was written by one
+  std::span<const TokenAt> self, cross;  // places in the caches of self- and of cross-attention
+  std::span<const int32_t> wanted;       // the tokens that somebody asks about, ascending
+};
+
+enum class Activation { kRelu, kGatedGelu };
+
+class Operations {
+ public:
+  virtual ~Operations() = default;
+
+  virtual Buffer allocate(size_t floats) = 0;
+  virtual void upload(Buffer& to, std::span<const float> from) = 0;
+  virtual void download(std::span<float> to, const float* from) = 0;
+
+  // Packs a row-major host matrix [outputs, inputs]; several matrices stacked along outputs are one weight.
+  virtual std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs,
+                                       int inputs, DType dtype, WeightRole role) = 0;
+  // The weight whose blob() this was, without a copy; std::invalid_argument when it cannot be this weight's.
+  virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
+  // dtype: fp32, bf16 or, on devices that have it, fp16.
+  virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
+
+  // Puts lists of the host where embed, store, attend and gather read them; they stay until the next place() or pick().
+  virtual PassTokens place(const PassTokens& tokens) { return tokens; }
+
+  // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [teachers, M]). Both may be
+  // empty.
+  virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,
+                     const float* mark, float* out) = 0;
+  // out[T, M] = x / rms(x) * scale
+  virtual void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) = 0;
+  // out[T, N] = x[T, K] W^T, or += when accumulate
+  virtual void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) = 0;
+  // hidden [T, 2F] -> out [T, F] for gated activations (gate first), [T, F] -> [T, F] otherwise
+  virtual void activate(Activation activation, const float* hidden, int tokens, int size, float* out) = 0;
+  // out = linear(rms_norm(x)); what lies between may be left in normed [T, K].
+  virtual void norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
+                           float* normed, float* out);
+  // out [T, F] = activate(linear(rms_norm(x))); what lies between may be left in normed [T, K] and hidden [T, N].
+  virtual void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
+                                    float epsilon, int tokens, float* normed, float* hidden, float* out);
+  // Copies keys [T, H*D] and values, both with the given row stride, to (row, position) of the cache.
+  virtual void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
+                     int stride) = 0;
+  // out[T, H*D] = softmax(q k^T + bias) v over the visible keys; T5 does not scale. `bias` may be null.
+  virtual void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
+                      const PositionBias* bias, float* out) = 0;
+  // out[i] = x[indices[i]] for rows of `size` floats
+  virtual void gather(const float* x, std::span<const int32_t> indices, int size, float* out) = 0;
+  // Projects hidden [n, M] on the vocabulary and decides each request there; n results come back.
+  virtual void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
+                    std::span<PickResult> results) = 0;
+};
+
+std::unique_ptr<Operations> make_cpu_operations(int threads);
+
+}  // namespace kdtw

@@ -1,0 +1,211 @@
+// Decoders and their sessions in Python.
+#include <pybind11/functional.h>
+#include <pybind11/native_enum.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "bindings/bindings.h"
+#include "core/error.h"
+#include "decode/session.h"
+
+namespace kdtw {
+namespace {
+
+template <typename T, typename Get>
+py::array_t<T> padded(const std::vector<Row>& rows, size_t width, T fill, Get&& get) {
+  py::array_t<T> out({rows.size(), width});
+  auto view = out.template mutable_unchecked<2>();
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (size_t t = 0; t < width; ++t) view(r, t) = t < rows[r].tokens.size() ? get(rows[r], t) : fill;
+  return out;
+}
+
+template <typename T = int64_t, typename Get>
+py::array_t<T> per_row(const std::vector<Row>& rows, Get&& get) {
+  py::array_t<T> out(rows.size());
+  for (size_t r = 0; r < rows.size(); ++r) out.mutable_at(r) = get(rows[r]);
+  return out;
+}
+
+template <typename T, typename Get>
+py::array_t<T> per_teacher(const std::vector<Row>& rows, int teachers, Get&& get) {
+  py::array_t<T> out({rows.size(), static_cast<size_t>(teachers)});
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (int k = 1; k <= teachers; ++k) out.mutable_at(r, k - 1) = get(rows[r], k);
+  return out;
+}
+
+// The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
+py::dict to_python(std::vector<Row> rows, int teachers, int64_t pad, const SessionOptions& options) {
+  py::list faults;
+  std::erase_if(rows, [&](const Row& row) {
+    if (row.finish != Finish::kFault) return false;
+    faults.append(py::make_tuple(row.index, row.fault));
+    return true;
+  });
+  size_t width = 0;
+  for (const auto& row : rows) width = std::max(width, row.tokens.size());
+  py::dict out;
+  out["faults"] = faults;
+  out["index"] = per_row(rows, [](const Row& row) { return row.index; });
+  out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
+  out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
+  out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
+  out["teacher_index"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return row.teacher_index[t]; });
+  out["calls_by_teacher"] =
+      per_teacher<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
+  out["fraction_by_teacher"] = per_teacher<float>(rows, teachers, [](const Row& row, int k) {
+    return float(std::count(row.teacher_index.begin(), row.teacher_index.end(), k)) / float(row.outputs());
+  });
+  out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
+  out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
+  out["teacher_fraction"] = per_row<float>(rows, [](const Row& row) {
+    const auto written = std::count_if(row.owners.begin(), row.owners.end(), written_by_teacher);
+    return float(written) / float(row.outputs());
+  });
+  out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
+  out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });
+  out["rolled_back"] = per_row(rows, [](const Row& row) { return row.rolled_back; });
+  if (options.want_reads) {
+    py::list student, teacher;
+    for (const auto& row : rows) {
+      student.append(row.student_reads);
+      teacher.append(row.teacher_reads);
+    }
+    out["student_reads"] = student;
+    out["teacher_reads"] = teacher;
+  }
+  if (options.want_log_probs) {
+    const float nan = std::nanf("");
+    out["student_logprobs"] =
+        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.student_log_probs[t]; });
+    out["teacher_logprobs"] =
+        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
+  }
+  return out;
+}
+
+py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer) {
+  SignalPoll signals;
+  TokenStream stream;
+  if (!streamer.is_none()) {
+    stream = [&streamer](int row, int position, int32_t token, Owner owner) {
+      py::gil_scoped_acquire lock;
+      streamer(row, position, token, int(owner));
+    };
+  }
+  std::vector<Row> rows;
+  {
+    py::gil_scoped_release unlocked;
+    rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
+  }
+  return to_python(std::move(rows), session.teachers(), pad, session.options());
+}
+
+Ledger make_ledger(py::object max_calls, py::object max_fraction) {
+  Ledger ledger;
+  if (!max_calls.is_none()) ledger.max_calls = max_calls.cast<int>();
+  if (!max_fraction.is_none()) ledger.max_fraction = max_fraction.cast<double>();
+  return ledger;
+}
+
+}  // namespace
+
+void bind_decoders(py::module_& m) {
+  py::class_<Sampling>(m, "Sampling")
+      .def(py::init([](float temperature, int top_k, float top_p) { return Sampling{temperature, top_k, top_p}; }),
+           py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f)
+      .def_readonly("temperature", &Sampling::temperature)
+      .def_readonly("top_k", &Sampling::top_k)
+      .def_readonly("top_p", &Sampling::top_p);
+
+  py::native_enum<Check>(m, "Check", "enum.Enum")
+      .value("NONE", Check::kNone)
+      .value("SCORE", Check::kScore)
+      .value("LENIENCE", Check::kLenience)
+      .value("REJECTION", Check::kRejection)
+      .value("TOP_K", Check::kTopK)
+      .value("DIVERGENCE", Check::kDivergence)
+      .finalize();
+
+  py::class_<MethodRules>(m, "MethodRules")
+      .def(py::init([](bool two_models, bool teacher_alone, bool marks_teacher, bool on_tau, int draft_length,
+                       double min_confidence, double max_uniform, double max_entropy, Check check, double threshold,
+                       bool teacher_continues, bool checks_all) {
+             return MethodRules{two_models,
+                                teacher_alone,
+                                marks_teacher,
+                                {on_tau, draft_length, min_confidence, max_uniform, max_entropy},
+                                {check, threshold, teacher_continues, checks_all}};
+           }),
+           py::kw_only(), py::arg("two_models") = false, py::arg("teacher_alone") = false,
+           py::arg("marks_teacher") = false, py::arg("on_tau") = false, py::arg("draft_length") = 0,
+           py::arg("min_confidence") = 0.0, py::arg("max_uniform") = CallRule().max_uniform,
+           py::arg("max_entropy") = CallRule().max_entropy, py::arg("check") = Check::kNone, py::arg("threshold") = 0.0,
+           py::arg("teacher_continues") = true, py::arg("checks_all") = false);
+
+  py::class_<Ledger>(m, "Ledger")
+      .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none())
+      .def("allows", &Ledger::allows, py::arg("calls"), py::arg("position"))
+      .def("first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
+
+  py::class_<SpecialTokens>(m, "SpecialTokens")
+      .def(py::init([](int32_t start, std::vector<int32_t> end, std::vector<int32_t> tau) {
+             return SpecialTokens{start, std::move(end), std::move(tau)};
+           }),
+           py::arg("start"), py::arg("end"), py::arg("tau") = std::vector<int32_t>());
+
+  py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
+      .def(py::init([](const std::string& device, std::shared_ptr<T5> student,
+                       const std::optional<std::vector<std::shared_ptr<T5>>>& teachers, MethodRules method,
+                       SpecialTokens special) {
+             require(!method.two_models || !method.teacher_alone, "a teacher alone is a method of one model");
+             const size_t n = teachers ? teachers->size() : 0;
+             const size_t asked = method.call.on_tau ? special.tau.size() : method.two_models ? 1 : 0;
+             require(n == asked, "this method asks ", asked, " teachers, got ", n);
+             Decoder decoder{device, std::move(student), {}, method, std::move(special)};
+             if (teachers) decoder.teachers.assign(teachers->begin(), teachers->end());
+             return decoder;
+           }),
+           py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"));
+
+  py::class_<SessionOptions>(m, "SessionOptions")
+      .def(py::init([](std::vector<int32_t> forced_tokens, int max_new_tokens, int min_new_tokens, Sampling student,
+                       Sampling teacher, uint64_t seed, double max_seconds, int teacher_batch, bool want_log_probs,
+                       bool want_reads, int threads) {
+             return SessionOptions{std::move(forced_tokens),
+                                   max_new_tokens,
+                                   min_new_tokens,
+                                   student,
+                                   teacher,
+                                   seed,
+                                   max_seconds,
+                                   teacher_batch,
+                                   want_log_probs,
+                                   want_reads,
+                                   threads};
+           }),
+           py::kw_only(), py::arg("forced_tokens"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
+           py::arg("student_sampling"), py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"),
+           py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("want_reads"), py::arg("threads"));
+
+  py::class_<Session>(m, "Session")
+      .def(py::init([](std::shared_ptr<Decoder> decoder, SessionOptions options, int slots, int source_capacity) {
+             return std::make_unique<Session>(std::move(decoder), std::move(options), slots, source_capacity);
+           }),
+           py::arg("decoder"), py::arg("options"), py::arg("slots"), py::arg("source_capacity"))
+      .def("add", &Session::add, py::arg("key"), py::arg("ledger"), py::arg("student_source"),
+           py::arg("teacher_sources"), py::arg("own_ledgers") = std::vector<Ledger>())
+      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"))
+      .def_property_readonly("free_slots", &Session::free_slots)
+      .def_property_readonly("student_passes", [](const Session& s) { return s.totals().student_passes; })
+      .def_property_readonly("teacher_passes", [](const Session& s) { return s.totals().teacher_passes; })
+      .def_property_readonly("seconds", [](const Session& session) {
+        const Totals t = session.totals();
+        return py::make_tuple(t.encode_seconds, t.student_seconds, t.teacher_seconds, t.other_seconds);
+      });
+}
+
+}  // namespace kdtw

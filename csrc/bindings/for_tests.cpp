@@ -1,0 +1,207 @@
+// What only tests, kdtw selftest and benchmarks want: a device's operations on NumPy arrays, random numbers, and
+// choices that nobody else makes.
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "backend/cpu/cpu_operations.h"
+#include "backend/cuda/library.h"
+#include "backend/cuda/runner.h"
+#include "backend/runner.h"
+#include "bindings/bindings.h"
+#include "core/draft.h"
+#include "decode/rules.h"
+
+namespace kdtw {
+namespace {
+
+class OperationsForTests {
+ public:
+  OperationsForTests(const std::string& device, int threads)
+      : backend_(make_backend(device, threads)), operations_(*backend_.operations) {}
+
+  FloatArray embed(const FloatArray& table, const std::vector<int32_t>& ids, const std::vector<uint8_t>& marked,
+                   const FloatArray& mark, const std::string& dtype) {
+    const auto weight = pack(table, dtype);
+    const Buffer beta = sent(mark), out = made(ids.size() * table.shape(1));
+    const PassTokens placed = operations_.place({ids, marked, {}, {}, {}});
+    operations_.embed(*weight, placed.ids, placed.marked, beta.data, out.data);
+    return fetched(out, {static_cast<py::ssize_t>(ids.size()), table.shape(1)});
+  }
+
+  FloatArray rms_norm(const FloatArray& x, const FloatArray& scale, float epsilon) {
+    const Buffer input = sent(x), factors = sent(scale), out = made(x.size());
+    operations_.rms_norm(input.data, factors.data, epsilon, rows(x), columns(x), out.data);
+    return fetched(out, {x.shape(0), x.shape(1)});
+  }
+
+  // add_to: what the product is added to; empty = nothing. encoder: the weight is an encoder's.
+  FloatArray linear(const FloatArray& weight, const FloatArray& x, const std::string& dtype, const FloatArray& add_to,
+                    bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
+    const bool adds = add_to.size() > 0;
+    const Buffer input = sent(x), out = adds ? sent(add_to) : made(x.shape(0) * weight.shape(0));
+    operations_.linear(*packed, input.data, rows(x), out.data, adds);
+    return fetched(out, {x.shape(0), weight.shape(0)});
+  }
+
+  FloatArray norm_linear(const FloatArray& weight, const FloatArray& x, const FloatArray& scale, float epsilon,
+                         const std::string& dtype, bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
+    const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
+    const Buffer out = made(x.shape(0) * weight.shape(0));
+    operations_.norm_linear(*packed, input.data, factors.data, epsilon, rows(x), normed.data, out.data);
+    return fetched(out, {x.shape(0), weight.shape(0)});
+  }
+
+  FloatArray norm_linear_activate(const FloatArray& weight, const FloatArray& x, const FloatArray& scale, float epsilon,
+                                  bool gated, const std::string& dtype, bool encoder) {
+    const auto packed = pack(weight, dtype, encoder);
+    const py::ssize_t outputs = weight.shape(0) / (gated ? 2 : 1);
+    const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
+    const Buffer hidden = made(x.shape(0) * weight.shape(0)), out = made(x.shape(0) * outputs);
+    operations_.norm_linear_activate(*packed, gated ? Activation::kGatedGelu : Activation::kRelu, input.data,
+                                     factors.data, epsilon, rows(x), normed.data, hidden.data, out.data);
+    return fetched(out, {x.shape(0), outputs});
+  }
+
+  FloatArray activate(const FloatArray& hidden, bool gated) {
+    const py::ssize_t size = hidden.shape(1) / (gated ? 2 : 1);
+    const Buffer input = sent(hidden), out = made(hidden.shape(0) * size);
+    operations_.activate(gated ? Activation::kGatedGelu : Activation::kRelu, input.data, rows(hidden),
+                         static_cast<int>(size), out.data);
+    return fetched(out, {hidden.shape(0), size});
+  }
+
+  // Stores keys and values [n, H*D] at stored [n, 2] = (row, position), then attends with queries [T, H*D] at asked
+  // [T, 3] = (row, position, length). bias [H, lowest + highest + 1]; empty = none.
+  FloatArray attend(int cache_rows, int capacity, int heads, const std::string& dtype,
+                    const std::vector<std::array<int32_t, 2>>& stored, const FloatArray& keys, const FloatArray& values,
+                    const std::vector<std::array<int32_t, 3>>& asked, const FloatArray& queries, const FloatArray& bias,
+                    int lowest) {
+    const int width = columns(keys), size = width / heads;
+    const auto cache = operations_.make_cache(cache_rows, heads, size, capacity, parse_dtype(dtype));
+    const Buffer k = sent(keys), v = sent(values), q = sent(queries), table = sent(bias);
+    const Buffer out = made(queries.size());
+    std::vector<TokenAt> places, tokens;
+    for (const auto& [row, position] : stored) places.push_back({row, position, position + 1});
+    for (const auto& [row, position, length] : asked) tokens.push_back({row, position, length});
+    operations_.store(*cache, operations_.place({{}, {}, places, {}, {}}).self, k.data, v.data, width);
+    const PositionBias view{table.data, lowest, bias.size() > 0 ? columns(bias) - 1 - lowest : 0};
+    const PassTokens asking = operations_.place({{}, {}, tokens, {}, {}});
+    operations_.attend(*cache, asking.self, q.data, width, bias.size() > 0 ? &view : nullptr, out.data);
+    return fetched(out, {queries.shape(0), queries.shape(1)});
+  }
+
+  FloatArray gather(const FloatArray& x, const std::vector<int32_t>& indices) {
+    const Buffer input = sent(x), out = made(indices.size() * x.shape(1));
+    operations_.gather(input.data, operations_.place({{}, {}, {}, {}, indices}).wanted, columns(x), out.data);
+    return fetched(out, {static_cast<py::ssize_t>(indices.size()), x.shape(1)});
+  }
+
+  // Each request is a dict of PickRequest's fields, `temperature`, `top_k`, `top_p` and the draft's `draft_…` beside
+  // them; returns ([(id, passed, finite, log_prob, confidence, entropy)], logits [n, V]).
+  py::tuple pick(const FloatArray& head, const FloatArray& hidden, const std::vector<py::dict>& asked,
+                 const std::string& dtype) {
+    const auto weight = pack(head, dtype);
+    const Buffer input = sent(hidden), kept = made(asked.size() * head.shape(0));
+    std::vector<std::vector<int32_t>> lists;
+    lists.reserve(2 * asked.size());
+    std::vector<Buffer> drafts;
+    std::vector<PickRequest> requests;
+    for (const auto& fields : asked) {
+      const auto get = [&](const char* name, auto otherwise) {
+        return fields.contains(name) ? fields[name].cast<decltype(otherwise)>() : otherwise;
+      };
+      PickRequest request;
+      request.sampling = {get("temperature", 0.0f), get("top_k", 0), get("top_p", 1.0f)};
+      request.draft_sampling = {get("draft_temperature", 0.0f), get("draft_top_k", 0), get("draft_top_p", 1.0f)};
+      request.uniform = get("uniform", 0.0);
+      request.accept_uniform = get("accept_uniform", 0.0);
+      request.check = get("check", Check::kNone);
+      request.draft = get("draft", -1);
+      request.threshold = asked_threshold(request.check, get("threshold", 0.0));
+      const auto& banned = lists.emplace_back(get("banned", std::vector<int32_t>()));
+      request.banned = banned.data(), request.banned_count = static_cast<int32_t>(banned.size());
+      const auto& draft_banned = lists.emplace_back(get("draft_banned", std::vector<int32_t>()));
+      request.draft_banned = draft_banned.data();
+      request.draft_banned_count = static_cast<int32_t>(draft_banned.size());
+      if (fields.contains("draft_logits")) {
+        const auto logits = fields["draft_logits"].cast<FloatArray>();
+        request.draft_logits = drafts.emplace_back(sent(logits)).data;
+        request.draft_vocabulary = static_cast<int>(logits.size());
+      }
+      request.keep_logits = kept.data + requests.size() * head.shape(0);
+      request.want_log_prob = get("want_log_prob", false);
+      request.want_confidence = get("want_confidence", false);
+      request.want_entropy = get("want_entropy", false);
+      requests.push_back(request);
+    }
+    std::vector<PickResult> results(requests.size());
+    operations_.pick(*weight, input.data, requests, results);
+    py::list out;
+    for (const auto& r : results)
+      out.append(py::make_tuple(r.id, r.passed != 0, r.finite != 0, r.log_prob, r.confidence, r.entropy));
+    return py::make_tuple(out, fetched(kept, {static_cast<py::ssize_t>(asked.size()), head.shape(0)}));
+  }
+
+ private:
+  static int rows(const FloatArray& x) { return static_cast<int>(x.shape(0)); }
+  static int columns(const FloatArray& x) { return static_cast<int>(x.shape(1)); }
+
+  std::unique_ptr<Weight> pack(const FloatArray& matrix, const std::string& dtype, bool encoder = false) {
+    const float* part = matrix.data();
+    const int outputs = rows(matrix);
+    return operations_.pack({&part, 1}, {&outputs, 1}, columns(matrix), parse_dtype(dtype),
+                            encoder ? WeightRole::kEncoder : WeightRole::kDecoder);
+  }
+  Buffer made(py::ssize_t floats) { return operations_.allocate(static_cast<size_t>(floats)); }
+  Buffer sent(const FloatArray& values) {
+    Buffer buffer = made(values.size());
+    operations_.upload(buffer, std::span(values.data(), static_cast<size_t>(values.size())));
+    return buffer;
+  }
+  FloatArray fetched(const Buffer& from, std::vector<py::ssize_t> shape) {
+    FloatArray out(shape);
+    operations_.download(std::span(out.mutable_data(), static_cast<size_t>(out.size())), from.data);
+    return out;
+  }
+
+  const Backend backend_;
+  Operations& operations_;
+};
+
+}  // namespace
+
+void bind_for_tests(py::module_& m) {
+  py::class_<OperationsForTests>(m, "Operations")
+      .def(py::init<const std::string&, int>(), py::arg("device"), py::arg("threads") = 1)
+      .def("embed", &OperationsForTests::embed, py::arg("table"), py::arg("ids"), py::arg("marked"), py::arg("mark"),
+           py::arg("dtype"))
+      .def("rms_norm", &OperationsForTests::rms_norm, py::arg("x"), py::arg("scale"), py::arg("epsilon"))
+      .def("linear", &OperationsForTests::linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("add_to"),
+           py::arg("encoder") = false)
+      .def("norm_linear", &OperationsForTests::norm_linear, py::arg("weight"), py::arg("x"), py::arg("scale"),
+           py::arg("epsilon"), py::arg("dtype"), py::arg("encoder") = false)
+      .def("norm_linear_activate", &OperationsForTests::norm_linear_activate, py::arg("weight"), py::arg("x"),
+           py::arg("scale"), py::arg("epsilon"), py::arg("gated"), py::arg("dtype"), py::arg("encoder") = false)
+      .def("activate", &OperationsForTests::activate, py::arg("hidden"), py::arg("gated"))
+      .def("attend", &OperationsForTests::attend, py::arg("cache_rows"), py::arg("capacity"), py::arg("heads"),
+           py::arg("dtype"), py::arg("stored"), py::arg("keys"), py::arg("values"), py::arg("asked"),
+           py::arg("queries"), py::arg("bias"), py::arg("lowest"))
+      .def("gather", &OperationsForTests::gather, py::arg("x"), py::arg("indices"))
+      .def("pick", &OperationsForTests::pick, py::arg("head"), py::arg("hidden"), py::arg("requests"),
+           py::arg("dtype"));
+  m.def(
+      "uniform",
+      [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {
+        return uniform(seed, row, position, static_cast<RandomStream>(stream));
+      },
+      py::arg("seed"), py::arg("row"), py::arg("position"), py::arg("stream"));
+  m.def("call_now", &call_now, py::arg("waiting"), py::arg("drafting"), py::arg("batch"));
+  m.def("set_simd", &cpu::set_simd, py::arg("level"));
+  m.def("use_cuda_library", &cuda::use_library, py::arg("path"));
+  m.def("use_cuda_drafting", &cuda::use_drafting, py::arg("how"), py::arg("steps"));
+}
+
+}  // namespace kdtw

@@ -1,0 +1,74 @@
+// The structs of a pass: what engine, CPU kernels and CUDA kernels tell each other. Plain C layout, so that host and
+// device read the same bytes; gpu_proof/table.py reads this file too.
+#pragma once
+
+#include <stdint.h>
+
+namespace kdtw {
+
+// One token of a pass: cache row and position. Keys 0..length-1 are visible to it; of length 0 it only fills up the
+// pass: nothing is stored for it, and it sees nothing.
+struct TokenAt {
+  int32_t row;
+  int32_t position;
+  int32_t length;
+};
+
+// T5's relative bias expanded over distance: table [H, lowest + highest + 1], entry (h, d + lowest) is the bias for
+// key position - query position = d, clamped to [-lowest, highest].
+struct PositionBias {
+  const float* table;
+  int32_t lowest;
+  int32_t highest;
+};
+
+struct Sampling {
+  float temperature = 0.0f;  // 0 = greedy
+  int32_t top_k = 0;         // 0 = off
+  float top_p = 1.0f;        // 1 = off
+};
+
+// What is asked about a token that is already there (a draft) when the teacher's logits are known.
+enum class Check : int32_t {
+  kNone,      // nothing: just pick
+  kScore,     // log-probability only; always passes
+  kLenience,  // logit(x) >= max logit + threshold, a logarithm; infinity: x is the greedy pick (Algorithm 1, corrected)
+  kRejection,  // u * threshold * q(x) <= p(x), on failure a draw from max(0, p - threshold * q) (Leviathan et al. 2023)
+  kTopK,       // among the threshold largest logits (SKD)
+  kDivergence  // -log p(x) <= threshold (BiLD)
+};
+
+// Whether a check compares the teacher's distribution with the one that the draft was picked from.
+constexpr bool needs_draft_logits(Check check) { return check == Check::kRejection; }
+
+// One decision over the vocabulary. Banned ids take no part in anything but raw log-probabilities.
+struct PickRequest {
+  const int32_t* banned = nullptr;
+  const int32_t* draft_banned = nullptr;
+  const float* draft_logits = nullptr;  // needs_draft_logits: the student's [V_student], device memory
+  float* keep_logits = nullptr;         // where to leave this token's raw logits [V], device memory
+  double uniform = 0.0;                 // the draw that decides when sampling
+  double accept_uniform = 0.0;          // kRejection
+  double threshold = 0.0;
+  Sampling sampling;
+  Sampling draft_sampling;  // needs_draft_logits: how the draft was drawn
+  int32_t banned_count = 0;
+  int32_t draft_banned_count = 0;
+  int32_t draft_vocabulary = 0;  // V_student
+  Check check = Check::kNone;
+  int32_t draft = -1;
+  int32_t want_log_prob = 0;
+  int32_t want_confidence = 0;
+  int32_t want_entropy = 0;
+};
+
+struct PickResult {
+  int32_t id = -1;          // the token picked (when the draft passed: undefined for sampling checks)
+  int32_t passed = 1;       // the draft's standing under `check`
+  int32_t finite = 1;       // 0: a logit was NaN or infinite, nothing else is valid
+  float log_prob = 0.0f;    // raw log-softmax (temperature 1, nothing banned) of the draft if it passed, else of `id`
+  float confidence = 0.0f;  // largest softmax probability over the ids that are not banned, temperature 1
+  float entropy = 0.0f;     // of the softmax over the ids that are not banned, temperature 1, in nats
+};
+
+}  // namespace kdtw
