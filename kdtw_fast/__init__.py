@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         InterleavedDecoder,
         RandomCallDecoder,
         SingleModelDecoder,
+        SpeculativeCascadeDecoder,
         SpeculativeDecoder,
         TrainingWheelsDecoder,
     )
@@ -47,6 +48,7 @@ __all__ = [
     "Pair",
     "RandomCallDecoder",
     "SingleModelDecoder",
+    "SpeculativeCascadeDecoder",
     "SpeculativeDecoder",
     "Timings",
     "TrainingWheelsDecoder",
@@ -68,6 +70,7 @@ _MODULES = {
         "InterleavedDecoder",
         "RandomCallDecoder",
         "SingleModelDecoder",
+        "SpeculativeCascadeDecoder",
         "SpeculativeDecoder",
         "TrainingWheelsDecoder",
     ),

@@ -69,6 +69,7 @@ class Check(enum.Enum):
     REJECTION = 3
     TOP_K = 4
     DIVERGENCE = 5
+    CASCADE = 6
 
 class MethodRules:
     def __init__(

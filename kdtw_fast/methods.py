@@ -88,6 +88,14 @@ METHODS: dict[str, Method] = {
             ),
         },
     ),
+    "speculative-cascade": Method(
+        "speculative decoding in which drafts of a student that is sure enough stand",
+        "SpeculativeCascadeDecoder",
+        settings={
+            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
+            "deferral": Setting(float, "the student decides more as this grows, in 0..1", 0.1),
+        },
+    ),
     "bild": Method(
         "the student hands over where it is unsure, the teacher also takes back",
         "BigLittleDecoder",

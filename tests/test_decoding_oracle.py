@@ -19,6 +19,7 @@ from kdtw_fast.selftest.agreement import Tally, check_padding, compare
 
 PAIRS_PER_RELATION = 8
 CASES_PER_TEST = 38
+DEFERRALS = [0.03, 0.1, 0.3, 0.6, 1.0]  # not 0: swapped models are equally sure, so each decision would be a tie
 LENIENCES = [0.0, 0.1, 0.3, 0.5, 0.8, 1.0]
 FRACTIONS = [None, None, None, 0.0, 0.1, 0.3, 0.5, 0.7, 1.0]
 BATCH_SIZES = [1, 1, 1, 2, 2, 3, 4, 5, 8]
@@ -65,6 +66,8 @@ def method_settings(method: str, rng: np.random.Generator) -> tuple[str, dict[st
         return "SpeculativeDecoder", {"draft_length": draft_length, "lenience": 1.0}, {}
     if method == "lossy":
         return "SpeculativeDecoder", {"draft_length": draft_length, "lenience": pick(rng, LENIENCES)}, {}
+    if method == "cascade":
+        return "SpeculativeCascadeDecoder", {"draft_length": draft_length, "deferral": pick(rng, DEFERRALS)}, {}
     if method == "big_little":
         options = {
             "fallback_threshold": pick(rng, [0.0, 0.2, 0.4, 0.6, 0.9, 1.0]),
@@ -92,13 +95,14 @@ OUTCOMES = {
     "verified": {1, 2, 3, 4, 5},
     "speculative": {2, 3, 4, 5},
     "lossy": {2, 3, 4, 5},
+    "cascade": {2, 3, 4, 5},
     "big_little": {1, 2, 3, 4, 5},
     "interleaved": {3, 4, 5},
     "random_calls": {1, 2, 5},
     "entropy_calls": {1, 2, 5},
 }
 METHODS = ["plain", "training_wheels", "verified", "speculative", "lossy", "big_little", "interleaved"]
-METHODS += ["random_calls", "entropy_calls"]
+METHODS += ["random_calls", "entropy_calls", "cascade"]
 
 
 def warp_settings(rng: np.random.Generator, prefix: str = "") -> dict[str, Any]:

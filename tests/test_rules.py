@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factories import EOS, START, chain_student, chain_t5, path_table
 
 import kdtw_fast
@@ -105,6 +106,28 @@ def test_length_limit_at_every_place_of_a_cycle(package: Any, draft_length: int,
     assert got["tokens"] == tokens[:limit] and got["owners"] == owners
     assert got["teacher_calls"] == owners.count(TEACHER)
     assert got["drafted"] == owners.count(ACCEPTED)
+
+
+@pytest.mark.parametrize("deferral", [0.0, 0.2, 1.0])
+def test_a_cascade_lets_a_sure_student_decide(package: Any, deferral: float) -> None:
+    """A wrong draft stands where the student is as sure as the teacher, less the deferral times their distance."""
+    tokens = path(6)
+    drafts = with_errors(tokens, {1, 3})
+    drafts[tokens[2]] *= 0.05  # at position 3 it is unsure
+    teacher = table(tokens)
+    got = decode(
+        package, "SpeculativeCascadeDecoder", (chain_t5(drafts), chain_t5(teacher)), {"max_new_tokens": 6},
+        draft_length=2, deferral=deferral,
+    )  # fmt: skip
+    q, p = (torch.softmax(torch.from_numpy(of).double(), dim=1) for of in (drafts, teacher))
+    for position, (token, owner) in enumerate(zip(got["tokens"], got["owners"])):
+        here = got["tokens"][position - 1] if position else START
+        sure = bool(q[here].max() >= p[here].max() - deferral * (p[here] - q[here]).clamp(min=0).sum())
+        drafted, wanted = int(q[here].argmax()), int(p[here].argmax())
+        if owner == ACCEPTED:
+            assert token == drafted and (sure or drafted == wanted)
+        else:
+            assert token == wanted and (owner == TEACHER or (not sure and drafted != wanted))
 
 
 def test_wrong_drafts_at_chosen_positions(package: Any) -> None:
@@ -440,6 +463,7 @@ METHODS = [
     ("RandomCallDecoder", {"threshold": 0.5}),
     ("EntropyCallDecoder", {"threshold": 0.6}),
     ("SpeculativeDecoder", {"draft_length": 3}),
+    ("SpeculativeCascadeDecoder", {"draft_length": 3}),
     ("BigLittleDecoder", {"fallback_threshold": 0.6}),
     ("InterleavedDecoder", {"draft_length": 2}),
 ]

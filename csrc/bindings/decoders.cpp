@@ -128,6 +128,7 @@ void bind_decoders(py::module_& m) {
       .value("REJECTION", Check::kRejection)
       .value("TOP_K", Check::kTopK)
       .value("DIVERGENCE", Check::kDivergence)
+      .value("CASCADE", Check::kCascade)
       .finalize();
 
   py::class_<MethodRules>(m, "MethodRules")

@@ -35,11 +35,13 @@ enum class Check : int32_t {
   kLenience,  // logit(x) >= max logit + threshold, a logarithm; infinity: x is the greedy pick (Algorithm 1, corrected)
   kRejection,  // u * threshold * q(x) <= p(x), on failure a draw from max(0, p - threshold * q) (Leviathan et al. 2023)
   kTopK,       // among the threshold largest logits (SKD)
-  kDivergence  // -log p(x) <= threshold (BiLD)
+  kDivergence,  // -log p(x) <= threshold (BiLD)
+  kCascade  // max q >= max p - threshold * TV(p, q) at temperature 1; otherwise lossless: the teacher's greedy pick, or
+            // kRejection with 1 (Narasimhan et al. 2025)
 };
 
 // Whether a check compares the teacher's distribution with the one that the draft was picked from.
-constexpr bool needs_draft_logits(Check check) { return check == Check::kRejection; }
+constexpr bool needs_draft_logits(Check check) { return check == Check::kRejection || check == Check::kCascade; }
 
 // One decision over the vocabulary. Banned ids take no part in anything but raw log-probabilities.
 struct PickRequest {
@@ -48,7 +50,7 @@ struct PickRequest {
   const float* draft_logits = nullptr;  // needs_draft_logits: the student's [V_student], device memory
   float* keep_logits = nullptr;         // where to leave this token's raw logits [V], device memory
   double uniform = 0.0;                 // the draw that decides when sampling
-  double accept_uniform = 0.0;          // kRejection
+  double accept_uniform = 0.0;          // needs_draft_logits
   double threshold = 0.0;
   Sampling sampling;
   Sampling draft_sampling;  // needs_draft_logits: how the draft was drawn

@@ -18,7 +18,8 @@ from kdtw_fast.shapes import BYTES, T5Shape
 from .records import Outputs, Passes, Records, Sentence
 from .summary import Latency
 
-CHECKING = ("speculative", "bild", "interleaved")  # every pass of their teacher asks the head about all that it reads
+# Every pass of their teacher asks the head about all that it reads.
+CHECKING = ("speculative", "speculative-cascade", "bild", "interleaved")
 
 
 class Machine(Protocol):

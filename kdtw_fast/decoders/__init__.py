@@ -7,7 +7,7 @@ from kdtw_fast.decoders.base import Decoder, ModelLike
 from kdtw_fast.decoders.big_little import BigLittleDecoder
 from kdtw_fast.decoders.interleaved import InterleavedDecoder
 from kdtw_fast.decoders.single import GreedyDecoder, SingleModelDecoder
-from kdtw_fast.decoders.speculative import SpeculativeDecoder
+from kdtw_fast.decoders.speculative import SpeculativeCascadeDecoder, SpeculativeDecoder
 from kdtw_fast.decoders.texts import TokenStreamer
 from kdtw_fast.decoders.training_wheels import EntropyCallDecoder, RandomCallDecoder, TrainingWheelsDecoder
 
@@ -20,6 +20,7 @@ __all__ = [
     "ModelLike",
     "RandomCallDecoder",
     "SingleModelDecoder",
+    "SpeculativeCascadeDecoder",
     "SpeculativeDecoder",
     "TokenStreamer",
     "TrainingWheelsDecoder",

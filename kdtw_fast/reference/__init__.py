@@ -11,6 +11,7 @@ from kdtw_fast.reference.methods import (
     InterleavedDecoder,
     RandomCallDecoder,
     SingleModelDecoder,
+    SpeculativeCascadeDecoder,
     SpeculativeDecoder,
     TrainingWheelsDecoder,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "RandomCallDecoder",
     "ReferenceRow",
     "SingleModelDecoder",
+    "SpeculativeCascadeDecoder",
     "SpeculativeDecoder",
     "TrainingWheelsDecoder",
     "Warp",

@@ -155,6 +155,26 @@ class SpeculativeDecoder(Decoder):
         return token
 
 
+class SpeculativeCascadeDecoder(SpeculativeDecoder):
+    """Speculative cascades, OPT deferral (Narasimhan et al. 2025): the student decides where it is sure enough.
+
+    With q and p the two distributions at temperature 1 without banned ids, a draft stands where
+    max q >= max p - `deferral` TV(p, q). Elsewhere it is judged as lossless speculative decoding judges it.
+    """
+
+    deferral = 0.1
+
+    def _passes(self, row: Row, position: int, logits: Tensor) -> bool:
+        p, q = torch.softmax(logits, dim=0), torch.softmax(row.draft_logits[position], dim=0)
+        apart = float((p - q[: p.numel()]).clamp(min=0.0).sum())
+        margin = float(q.max() - p.max()) + self.deferral * apart
+        if margin >= CLOSE_RELATIVE:
+            return True
+        passes = super()._passes(row, position, logits)
+        row.note(abs(margin) < CLOSE_RELATIVE and not passes, position)
+        return margin >= 0.0 or passes
+
+
 class BigLittleDecoder(Decoder):
     """BiLD (Kim et al. 2023): hand over where the student is unsure, go back where the teacher disagrees.
 

@@ -29,6 +29,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("EntropyCallDecoder", {"threshold": 2.0}),
     ("SpeculativeDecoder", {"draft_length": 3}),
     ("SpeculativeDecoder", {"draft_length": 3, "lenience": 0.3}),
+    ("SpeculativeCascadeDecoder", {"draft_length": 3, "deferral": 0.5}),
     ("BigLittleDecoder", {"fallback_threshold": 0.4, "rollback_threshold": 3.0}),
     ("InterleavedDecoder", {"draft_length": 3, "accept_top_k": 5}),
 ]

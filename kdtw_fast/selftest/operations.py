@@ -309,6 +309,14 @@ def decide(logits: Array, request: dict[str, Any]) -> tuple[int | None, bool, fl
     check, draft = request.get("check", Check.NONE), request.get("draft", -1)
     threshold = request.get("threshold", 0.0)
     passed = True
+    if check == Check.CASCADE:
+        drawn_from = torch.from_numpy(request["draft_logits"])
+        q = torch.softmax(reference.ban(drawn_from, request.get("draft_banned", ())), dim=0)
+        p = torch.softmax(allowed, dim=0)
+        margin = float(q.max() - p.max() + threshold * (p - q[: len(p)]).clamp(min=0.0).sum())
+        close = close or abs(margin) < NEAR
+        lossless = Check.REJECTION if how.temperature > 0 else Check.LENIENCE
+        check, threshold = Check.SCORE if margin >= 0 else lossless, 1.0
     if check == Check.LENIENCE and threshold >= 1:
         best, near = reference.greedy_pick(allowed)
         passed, close = draft == best, close or near
@@ -387,13 +395,14 @@ def picks_and_checks(trial: Trial) -> None:
                 requests.append(common | {"check": Check.LENIENCE, "draft": draft, "threshold": threshold})
             requests.append(common | {"check": Check.TOP_K, "draft": draft, "threshold": 9.0, "banned": banned})
             requests.append(common | {"check": Check.DIVERGENCE, "draft": draft, "threshold": 4.0})
-            requests.append(
+            compared = (
                 common
                 | {f"draft_{name}": value for name, value in warp.items()}
                 | {"draft_logits": normal(rng, vocabulary + 1) * np.float32(2), "draft": draft}
-                | {"check": Check.REJECTION, "threshold": 1.0, "accept_uniform": float(rng.random())}
-                | {"draft_banned": [vocabulary]}
+                | {"accept_uniform": float(rng.random()), "draft_banned": [vocabulary]}
             )
+            requests.append(compared | {"check": Check.REJECTION, "threshold": 1.0})
+            requests += [compared | {"check": Check.CASCADE, "threshold": alpha} for alpha in (0.0, 0.3, 1.0)]
         asked += len(requests)
         logits = normal(rng, len(requests), vocabulary) * np.float32(2)
         excused += _agree(trial, logits, requests, f"{vocabulary} ids")

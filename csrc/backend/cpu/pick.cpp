@@ -18,6 +18,10 @@ std::span<const int32_t> banned_in(const PickRequest& request) {
   return {request.banned, static_cast<size_t>(request.banned_count)};
 }
 
+std::span<const int32_t> draft_banned_in(const PickRequest& request) {
+  return {request.draft_banned, static_cast<size_t>(request.draft_banned_count)};
+}
+
 bool is_banned(const PickRequest& request, int id) {
   const auto banned = banned_in(request);
   return std::find(banned.begin(), banned.end(), id) != banned.end();
@@ -95,23 +99,39 @@ int draw(const float* weights, int size, double total, double uniform) {
   return last;
 }
 
+// max q >= max p - threshold TV(p, q) at temperature 1: a cascade leaves the token to the student.
+bool student_decides(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request) {
+  thread_local std::vector<float> p, q;
+  p.assign(all_logits, all_logits + vocabulary);
+  q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
+  ban(p.data(), 0, vocabulary, banned_in(request));
+  ban(q.data(), 0, request.draft_vocabulary, draft_banned_in(request));
+  const Sampling plain{.temperature = 1.0f};
+  const double q_total = warp(kernels, q.data(), request.draft_vocabulary, plain);
+  const double p_total = warp(kernels, p.data(), vocabulary, plain);
+  double apart = 0.0;
+  for (int i = 0; i < vocabulary; ++i)
+    apart += std::max(0.0, p[i] / p_total - (i < request.draft_vocabulary ? q[i] / q_total : 0.0));
+  return 1.0 / q_total >= 1.0 / p_total - request.threshold * apart;  // the likeliest id's weight is 1
+}
+
 // u * l * q(x) <= p(x); otherwise a draw from norm(max(0, p - l q)). Sets result.id and result.passed.
 void reject_or_resample(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request,
-                        PickResult& result) {
+                        double lenience, PickResult& result) {
   const int shared = std::min(vocabulary, request.draft_vocabulary), x = request.draft;
   thread_local std::vector<float> p, q;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
   ban(p.data(), 0, vocabulary, banned_in(request));
-  ban(q.data(), 0, request.draft_vocabulary, {request.draft_banned, static_cast<size_t>(request.draft_banned_count)});
+  ban(q.data(), 0, request.draft_vocabulary, draft_banned_in(request));
   const double q_total = warp(kernels, q.data(), request.draft_vocabulary, request.draft_sampling);
   const double p_total = warp(kernels, p.data(), vocabulary, request.sampling);
   const auto p_of = [&](int id) { return id < vocabulary ? p[id] / p_total : 0.0; };
-  result.passed = request.accept_uniform * request.threshold * (q[x] / q_total) <= p_of(x);
+  result.passed = request.accept_uniform * lenience * (q[x] / q_total) <= p_of(x);
   if (result.passed) return;
   double residual_total = 0.0;
   for (int i = 0; i < shared; ++i) {
-    q[i] = static_cast<float>(std::max(0.0, p_of(i) - request.threshold * (q[i] / q_total)));
+    q[i] = static_cast<float>(std::max(0.0, p_of(i) - lenience * (q[i] / q_total)));
     residual_total += q[i];
   }
   result.id = residual_total > 0.0 ? draw(q.data(), shared, residual_total, request.uniform)
@@ -227,13 +247,13 @@ bool is_cut(const Sampling& sampling, int vocabulary) {
 }
 
 bool may_sample(const PickRequest& request) {
-  return request.sampling.temperature > 0.0f && request.check != Check::kScore && request.check != Check::kRejection;
+  return request.sampling.temperature > 0.0f && request.check != Check::kScore && !needs_draft_logits(request.check);
 }
 
 }  // namespace
 
 bool needs_all_logits(const PickRequest& request, int vocabulary) {
-  return request.check == Check::kRejection || (may_sample(request) && is_cut(request.sampling, vocabulary));
+  return needs_draft_logits(request.check) || (may_sample(request) && is_cut(request.sampling, vocabulary));
 }
 
 ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int count, int vocabulary,
@@ -298,7 +318,16 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
       result.passed = all.log_allowed - draft <= request.threshold;
       break;
     case Check::kRejection:
-      reject_or_resample(kernels, all_logits, vocabulary, request, result);
+      reject_or_resample(kernels, all_logits, vocabulary, request, request.threshold, result);
+      chosen = all_logits[result.id];
+      break;
+    case Check::kCascade:
+      if (student_decides(kernels, all_logits, vocabulary, request)) break;  // result.passed
+      if (request.sampling.temperature > 0) {
+        reject_or_resample(kernels, all_logits, vocabulary, request, 1.0, result);
+      } else {
+        result.passed = request.draft == all.id;
+      }
       chosen = all_logits[result.id];
       break;
   }

@@ -131,9 +131,18 @@ struct Residual {
   }
 };
 
-// Rejection sampling: sets passed, and the id where it is false.
-__device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const PickRequest& request,
-                                                   unsigned long long best, PickResult& result) {
+// The teacher's distribution p and the student's q, where the student drafted.
+struct Pair {
+  Distribution p, q;
+
+  __device__ __forceinline__ Residual residual(double threshold) const {
+    return {p, q, 1.0 / static_cast<double>(p.total), threshold / static_cast<double>(q.total)};
+  }
+};
+
+__device__ __forceinline__ Pair make_pair(const Shared& shared, const Logits& row, const PickRequest& request,
+                                          unsigned long long best, const Sampling& sampling,
+                                          const Sampling& draft_sampling) {
   const Logits drafts{request.draft_logits, request.draft_vocabulary, request.draft_banned, request.draft_banned_count};
   unsigned long long draft_best = 0;
   for (int id = threadIdx.x; id < drafts.size; id += kPickThreads) {
@@ -141,18 +150,37 @@ __device__ __forceinline__ void reject_or_resample(const Shared& shared, const L
     draft_best = rank > draft_best ? rank : draft_best;
   }
   draft_best = block_reduce<Largest, kPickWarps>(draft_best, shared.scratch);
-  const Distribution p = make_distribution(shared, row, request.sampling, logit_of(best), id_of(best));
-  const Distribution q =
-      make_distribution(shared, drafts, request.draft_sampling, logit_of(draft_best), id_of(draft_best));
-  const Residual residual{p, q, 1.0 / static_cast<double>(p.total), request.threshold / static_cast<double>(q.total)};
-  const double p_of_draft = static_cast<double>(p(request.draft)) * residual.of_p;
-  const double q_of_draft = static_cast<double>(q(request.draft)) * residual.of_q;
+  const Distribution p = make_distribution(shared, row, sampling, logit_of(best), id_of(best));
+  const Distribution q = make_distribution(shared, drafts, draft_sampling, logit_of(draft_best), id_of(draft_best));
+  return {p, q};
+}
+
+// Rejection sampling: sets passed, and the id where it is false.
+__device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const PickRequest& request,
+                                                   unsigned long long best, double lenience, PickResult& result) {
+  const Pair pair = make_pair(shared, row, request, best, request.sampling, request.draft_sampling);
+  const Residual residual = pair.residual(lenience);
+  const double p_of_draft = static_cast<double>(pair.p(request.draft)) * residual.of_p;
+  const double q_of_draft = static_cast<double>(pair.q(request.draft)) * residual.of_q;
   result.passed = request.accept_uniform * q_of_draft <= p_of_draft;
   if (!result.passed) {
-    const int size = row.size < drafts.size ? row.size : drafts.size;
+    const int size = row.size < pair.q.logits.size ? row.size : pair.q.logits.size;
     result.id = draw(shared, residual, size, request.uniform);
-    if (result.id < 0) result.id = draw(shared, p, row.size, request.uniform);
+    if (result.id < 0) result.id = draw(shared, pair.p, row.size, request.uniform);
   }
+}
+
+// max q >= max p - threshold TV(p, q) at temperature 1: a cascade leaves the token to the student.
+__device__ __forceinline__ bool student_decides(const Shared& shared, const Logits& row, const PickRequest& request,
+                                                unsigned long long best) {
+  const Sampling plain{1.0f, 0, 1.0f};
+  const Pair pair = make_pair(shared, row, request, best, plain, plain);
+  const Residual residual = pair.residual(1.0);
+  Mass apart = 0;
+  for (int id = threadIdx.x; id < row.size; id += kPickThreads) apart += residual(id);
+  apart = block_reduce<Sum, kPickWarps>(apart, shared.scratch);
+  const double one = static_cast<double>(kOne);  // the likeliest id's mass
+  return one * residual.of_q >= one * residual.of_p - request.threshold * (static_cast<double>(apart) / one);
 }
 
 __global__ void __launch_bounds__(kPickThreads)
@@ -185,7 +213,15 @@ __global__ void __launch_bounds__(kPickThreads)
                             : static_cast<double>(draft) >= static_cast<double>(best) + request.threshold;
         break;
       case Check::kRejection:
-        reject_or_resample(shared, row, request, all.best, result);
+        reject_or_resample(shared, row, request, all.best, request.threshold, result);
+        break;
+      case Check::kCascade:
+        if (student_decides(shared, row, request, all.best)) break;  // result.passed
+        if (request.sampling.temperature > 0.0f) {
+          reject_or_resample(shared, row, request, all.best, 1.0, result);
+        } else {
+          result.passed = request.draft == result.id;
+        }
         break;
       case Check::kTopK:
         result.passed = static_cast<double>(all.before) < request.threshold;
@@ -195,7 +231,7 @@ __global__ void __launch_bounds__(kPickThreads)
         break;
     }
     const bool keeps_draft = request.check != Check::kNone && result.passed;
-    if (!keeps_draft && request.sampling.temperature > 0.0f && request.check != Check::kRejection) {
+    if (!keeps_draft && request.sampling.temperature > 0.0f && !needs_draft_logits(request.check)) {
       const Distribution p = make_distribution(shared, row, request.sampling, best, id_of(all.best));
       result.id = draw(shared, p, vocabulary, request.uniform);
     }
