@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "core/both.h"
+
 namespace kdtw {
 
 // One token of a pass: cache row and position. Keys 0..length-1 are visible to it; of length 0 it only fills up the
@@ -41,7 +43,7 @@ enum class Check : int32_t {
 };
 
 // Whether a check compares the teacher's distribution with the one that the draft was picked from.
-constexpr bool needs_draft_logits(Check check) { return check == Check::kRejection || check == Check::kCascade; }
+KDTW_BOTH bool needs_draft_logits(Check check) { return check == Check::kRejection || check == Check::kCascade; }
 
 // One decision over the vocabulary. Banned ids take no part in anything but raw log-probabilities.
 struct PickRequest {
