@@ -35,6 +35,10 @@ class Bug:
     caught_by: str
     quick: bool = False
 
+    def path(self, csrc: Path) -> Path:
+        """The file in a csrc folder; kernels are named without theirs."""
+        return csrc / self.file if "/" in self.file else csrc / "backend/cuda/kernels" / self.file
+
 
 def bugs() -> list[Bug]:
     """All that are known."""
@@ -52,7 +56,7 @@ def plant(bug: Bug) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("core", "backend/cuda/kernels"):
         shutil.copytree(CSRC / name, folder / name)
-    target = folder / bug.file if "/" in bug.file else folder / "backend/cuda/kernels" / bug.file
+    target = bug.path(folder)
     text = target.read_text(encoding="utf-8")
     if text.count(bug.search) != 1:
         raise StaleBugError(f"{bug.name}: what it replaces is {text.count(bug.search)} times in {bug.file}, not once")

@@ -15,7 +15,7 @@ BUGS = mutations.bugs()
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_planted_bug_still_applies(bug: mutations.Bug) -> None:
-    planted = mutations.plant(bug) / "backend/cuda/kernels" / bug.file
+    planted = bug.path(mutations.plant(bug))
     assert bug.replace in planted.read_text(encoding="utf-8")
 
 
