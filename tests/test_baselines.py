@@ -9,7 +9,7 @@ import torch
 from kdtw_fast.training import recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
-from kdtw_fast.training.sampling import sample
+from kdtw_fast.training.distillation import sample
 from test_training_smoke import same
 from toy_training import toy_recipe
 from transformers import T5ForConditionalGeneration

@@ -13,18 +13,23 @@ from kdtw_fast.training import losses
 from kdtw_fast.training.allocations import Instructions
 from kdtw_fast.training.batches import Encoded, encode, prompt_ids
 from kdtw_fast.training.debian import Example
-from kdtw_fast.training.episodes import Episode, collate_episodes, decoder_states, logits_at, special_tokens
-from kdtw_fast.training.lagrangian import Lagrangian
+from kdtw_fast.training.episodes import (
+    Episode,
+    ReplayBuffer,
+    ValueNetwork,
+    collate_episodes,
+    decoder_states,
+    logits_at,
+    special_tokens,
+)
+from kdtw_fast.training.evaluate import rank
 from kdtw_fast.training.optimisation import NonFiniteLossError
-from kdtw_fast.training.oracle import oracle_positions
 from kdtw_fast.training.path_consistency import PathConsistency, Settings
-from kdtw_fast.training.replay import ReplayBuffer
-from kdtw_fast.training.rewards import RewardStatistics
+from kdtw_fast.training.rewards import Lagrangian, RewardStatistics
 from kdtw_fast.training.rollouts import Rollouts, Tasks, rollout_seed, without_tokens
-from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Optimiser
 from kdtw_fast.training.tokenizer import padded_vocabulary, train_tokenizer
-from kdtw_fast.training.value import ValueNetwork
+from toy_training import oracle_positions
 
 from kdtw_fast import reference
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT, student_prompt

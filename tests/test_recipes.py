@@ -167,10 +167,13 @@ def test_a_base_beside_the_file_comes_before_a_shipped_one(tmp_path):
     assert (settings.steps, settings.beta, settings.updates_per_batch) == (4, 0.1, 4)
 
 
-def test_an_algorithm_that_is_missing_says_so(monkeypatch):
-    monkeypatch.setitem(recipes.ALGORITHMS, "absent", "absent_module")
-    with pytest.raises(ValueError, match="this version of kdtw_fast has no algorithm 'absent'"):
-        recipes.find_algorithm("absent")
+def test_a_recipe_is_written_as_what_differs_from_its_base(tmp_path):
+    recipe = recipes.resolve("debian-de-en/gkd", ["steps=7", "optimiser.rate=1", "threads=1"])
+    short = recipes.to_yaml(recipe, "debian-de-en/gkd")
+    lines = [line for line in short.splitlines() if "summary" not in line]
+    assert lines == ["base: debian-de-en/gkd", "optimiser:", "  rate: 1.0", "steps: 7", "threads: 1"]
+    (tmp_path / "short.yaml").write_text(short)
+    assert recipes.resolve(tmp_path / "short.yaml") == recipe
 
 
 def test_housekeeping_names_settings():

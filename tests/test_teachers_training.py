@@ -13,11 +13,11 @@ from kdtw_fast.training import allocations, losses, oracle, recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.episodes import collate_episodes, special_tokens
+from kdtw_fast.training.evaluate import rank
 from kdtw_fast.training.models import load_student
 from kdtw_fast.training.rollouts import Rollouts, Tasks, _readers
-from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import Model, PhaseSettings
-from toy_training import SHAPE, fit, toy_recipe
+from toy_training import SHAPE, fit, oracle_positions, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT
@@ -53,7 +53,7 @@ def test_one_teachers_oracle_is_the_top_of_its_divergence():
     generator = torch.Generator().manual_seed(0)
     divergence = torch.rand(7, 11, generator=generator)
     kept = torch.arange(11)[None] < torch.randint(1, 12, (7, 1), generator=generator)
-    asked = oracle.oracle_positions(divergence, kept, torch.full((7,), 0.3))
+    asked = oracle_positions(divergence, kept, torch.full((7,), 0.3))
     for values, inside, found in zip(divergence, kept, asked, strict=True):
         count = int(0.3 * int(inside.sum()) + 0.5)
         best = values.masked_fill(~inside, -1).argsort(descending=True)[:count]

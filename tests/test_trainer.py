@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from kdtw_fast.training import checkpoints
+from kdtw_fast.training.algorithm import Learning
 from kdtw_fast.training.checkpoints import LATEST, PREVIOUS, load_checkpoint, save_checkpoint
+from kdtw_fast.training.evaluate import best_rouge2, rank
 from kdtw_fast.training.optimisation import NonFiniteLossError, seed_batch, update
-from kdtw_fast.training.selection import rank
 from kdtw_fast.training.settings import RunSettings
-from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer, best_rouge2
+from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer
 
 
-class Toy:
+class Toy(Learning):
     """A linear model on random data, with dropout; as fast as an algorithm can be."""
 
     def __init__(self, spoilt=(), pause=0.0):
@@ -47,13 +48,6 @@ class Toy:
 
     def samples(self, index, count):
         return [{"source": "a", "text": "[b]"}] * count
-
-    def state_dict(self):
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load_state_dict(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
 
     def save_model(self, folder):
         folder.mkdir()

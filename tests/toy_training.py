@@ -4,6 +4,7 @@ from pathlib import Path
 
 from kdtw_fast.training import recipes
 from kdtw_fast.training.debian import Example, write_jsonl
+from kdtw_fast.training.oracle import oracle_teachers
 from kdtw_fast.training.tokenizer import train_tokenizer
 
 from kdtw_fast.budgets import BUDGETS, TEACHER_PROMPT, student_prompt
@@ -42,6 +43,11 @@ def make_toy(root: Path) -> Path:
     for role, steps in (("teacher", 150), ("student", 6)):
         fit(root, out=root / role, role=role, steps=steps, dropout=0.0, bf16="false")
     return root
+
+
+def oracle_positions(divergence, kept, fractions, rounding="nearest"):
+    """S_hi: where the oracle asks its one teacher, bool [R, T]; fractions [R]."""
+    return oracle_teachers(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0
 
 
 def overrides(**values: object) -> list[str]:

@@ -1,8 +1,9 @@
-"""What all algorithms share: their task, the model that learns, its state in checkpoints, and how it is measured."""
+"""What the trainer drives: an algorithm's task, the model that learns, its state in checkpoints, how it is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,17 +16,15 @@ from kdtw_fast.modeling import TrainingWheelsT5
 
 from .allocations import Instructions, as_option, moderate
 from .debian import Example
-from .evaluate import measure_budgets, shown
-from .models import save_pair_member
-from .optimisation import rate_at, seed_batch, set_rate
-from .selection import rank
+from .evaluate import Table, best_rouge2, measure_budgets, rank, shown
+from .models import load_tokenizer, save_pair_member, to_device
+from .optimisation import make_optimiser, rate_at, seed_batch, set_rate, update, use_fast_operators
 from .settings import PhaseSettings, RunSettings
 from .tasks import Task
-from .trainer import Table
 
 
-class Learning:
-    """A model that learns; an algorithm makes the attributes, and adds `train_batch` and `validate`."""
+class Learning(ABC):
+    """A model that learns; an algorithm adds `train_batch` and `validate`."""
 
     settings: RunSettings
     tokenizer: Any
@@ -33,6 +32,37 @@ class Learning:
     model: PreTrainedModel
     optimiser: torch.optim.Optimizer
     state_parts: ClassVar[tuple[str, ...]] = ("model", "optimiser")  # the attributes that make a checkpoint
+
+    def __init__(self, settings: RunSettings):
+        self.settings = settings
+        self.tokenizer = load_tokenizer(settings)
+        self.task = Task(settings, self.tokenizer)
+
+    @abstractmethod
+    def train_batch(self, index: int) -> dict[str, float]:
+        """Everything one batch does; a pure function of (state, index). Returns what to log.
+
+        Raises NonFiniteLossError before an optimiser's step that would spoil the weights.
+        """
+
+    @abstractmethod
+    def validate(self, index: int, rows: int | None) -> Table:
+        """Measure on `rows` validation examples (None: all) without changing the state."""
+
+    def rank(self, table: Table) -> tuple[float, ...]:
+        """How good a table of `validate` is, larger is better: its mean ROUGE-2."""
+        return best_rouge2(table)
+
+    def teach(self, model: PreTrainedModel, dropout: float = 0.0) -> None:
+        """Make `model` the one that learns: on its device, with its optimiser and fast operators, in training mode."""
+        self.model = model
+        self.optimiser = make_optimiser(model, self.settings.optimiser)
+        use_fast_operators(model, dropout)
+        to_device(model, self.settings.device).train()
+
+    def update(self, loss: torch.Tensor, batch: Mapping[str, Any]) -> float:
+        """One guarded update; returns the gradient's norm."""
+        return update(loss, self.model, self.optimiser, self.settings.optimiser.clip, batch)
 
     def begin(self, index: int) -> float:
         """Make the random numbers of a batch its own, and set its rate, which is returned."""
@@ -93,5 +123,5 @@ class LearningToAsk(Learning):
         return measure_budgets(decoder, self.held_out(rows), budgets, max_new_tokens=limit)
 
     def rank(self, table: Table) -> tuple[float, ...]:
-        """How good a table of `validate` is, larger is better; see selection.py."""
+        """Tables that hold every budget come first."""
         return rank(table, self.settings.tolerance)

@@ -1,6 +1,6 @@
 """Token batches of fixed shapes: lengths padded to multiples of 8, one number of rows per target length.
 
-A batch is a pure function of (data, seed, step), so training resumes anywhere. Depends on torch only.
+A batch is a pure function of (data, seed, step), so training resumes anywhere.
 """
 
 from __future__ import annotations
@@ -92,21 +92,25 @@ def plan_epoch(rows: Sequence[Encoded], seed: int, epoch: int, target_tokens: in
     return [plan[i] for i in rng.permutation(len(plan))]
 
 
+def padded(
+    rows: Sequence[Sequence[Any] | np.ndarray], fill: float, count: int = 0, dtype: torch.dtype = torch.long
+) -> torch.Tensor:
+    """Rows of unlike lengths as one tensor, their length padded to a multiple of 8 and their number to `count`."""
+    shape = max(len(rows), count), ceil_to(max(map(len, rows), default=1), 8)
+    found = torch.full(shape, fill, dtype=dtype)
+    for r, row in enumerate(rows):
+        found[r, : len(row)] = torch.as_tensor(row)
+    return found
+
+
 def collate(
     rows: Sequence[Encoded], prompts: Sequence[Sequence[int]], eos: int, pad: int, count: int | None = None
 ) -> Batch:
     """One batch: prompts[i] before row i, lengths padded to multiples of 8, and empty rows added up to `count`."""
     count = max(len(rows), count or 1)
-    sources = [[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)]
-    width = ceil_to(max(map(len, sources), default=1), 8)
-    height = ceil_to(max((len(row.target) for row in rows), default=1), 8)
-    source_ids = torch.full((count, width), pad)
-    labels = torch.full((count, height), IGNORED)
+    source_ids = padded([[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)], pad, count)
     source_ids[len(rows) :, 0] = eos
-    for r, (source, row) in enumerate(zip(sources, rows, strict=True)):
-        source_ids[r, : len(source)] = torch.tensor(source)
-        labels[r, : len(row.target)] = torch.tensor(row.target)
-    return Batch(source_ids, (source_ids != pad).long(), labels)
+    return Batch(source_ids, (source_ids != pad).long(), padded([row.target for row in rows], IGNORED, count))
 
 
 class Batches:

@@ -17,11 +17,10 @@ from .algorithm import LearningToAsk
 from .allocations import Instructions
 from .batches import IGNORED, prompt_ids
 from .losses import behaviour_cloning
-from .models import autocast, load_student, load_teachers, load_tokenizer, pack_teachers, prepare_teacher, to_device
-from .optimisation import make_optimiser, update, use_fast_operators
+from .models import autocast, load_student, load_teachers, pack_teachers, prepare_teacher
 from .oracle import oracle_teachers, shift_marks, teacher_gains
 from .settings import Optimiser, PhaseSettings
-from .tasks import Task, teacher_trajectories
+from .tasks import teacher_trajectories
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,17 @@ class BehaviourCloning(LearningToAsk):
     settings: Settings
 
     def __init__(self, settings: Settings):
-        self.settings = settings
-        self.tokenizer = load_tokenizer(settings)
-        self.task = Task(settings, self.tokenizer)
+        super().__init__(settings)
         self.teachers = load_teachers(settings)
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n
-        self.model = self.student = load_student(settings.student.path, len(self.tokenizer), settings, n)
+        self.student = load_student(settings.student.path, len(self.tokenizer), settings, n)
         self.native_teachers = pack_teachers(self.teachers)
         sources, kept_in = self.task.draw(settings.trajectories), self.task.kept_in(settings.trajectories_file)
         rows = teacher_trajectories(self.teachers[-1], self.task, sources, kept_in)
         self.instructions = Instructions(settings.student_prompt, n, settings.paraphrases, settings.budgets)
         self.batches = self.task.batches(rows, prompt_ids(self.tokenizer, self.instructions.texts))
-        self.optimiser = make_optimiser(self.student, settings.optimiser)
-        use_fast_operators(self.student)
-        to_device(self.student, settings.device).train()
+        self.teach(self.student)
         for teacher in self.teachers:
             prepare_teacher(teacher, settings)
 
@@ -91,7 +86,7 @@ class BehaviourCloning(LearningToAsk):
         parts = behaviour_cloning(logits, teacher_logits[-1], asked, kept, student.tau_token_ids, settings.abstain)
         share = processes.share(int(kept.sum()))
         parts = {name: value * share for name, value in parts.items()}
-        norm = update(parts["loss"], student, self.optimiser, settings.optimiser.clip, {**vars(own), "asked": asked})
+        norm = self.update(parts["loss"], {**vars(own), "asked": asked})
         return {**{name: float(value.detach()) for name, value in parts.items()}, "grad_norm": norm}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 
 LATEST, PREVIOUS, SCRATCH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.writing"
 DIGEST_BYTES = hashlib.sha256().digest_size
-_CHUNK = 1 << 22
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +80,16 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's bytes, or None."""
-    left = path.stat().st_size - DIGEST_BYTES
-    if left <= 0:
-        return f"it has {left + DIGEST_BYTES} bytes, too few for a checkpoint"
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while left:
-            chunk = file.read(min(_CHUNK, left))
-            found.update(chunk)
-            left -= len(chunk)
-        expected = file.read()
-    return None if found.digest() == expected else "its checksum does not match, so it is cut off or damaged"
+    size = path.stat().st_size
+    if size <= DIGEST_BYTES:
+        return f"it has {size} bytes, too few for a checkpoint"
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+        memoryview(mapped) as data,
+    ):
+        whole = hashlib.sha256(data[:-DIGEST_BYTES]).digest() == data[-DIGEST_BYTES:]
+    return None if whole else "its checksum does not match, so it is cut off or damaged"
 
 
 def sync_folder(folder: Path) -> None:

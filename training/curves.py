@@ -17,15 +17,7 @@ from kdtw_fast.budgets import BUDGETS
 Points = list[tuple[int, float]]
 Panels = dict[str, dict[str, Points]]
 
-_FIRST = (
-    "loss",
-    "rouge2",
-    "bleu",
-    "use",
-    "lambda",
-    "achieved",
-    "length_ratio",
-)  # the order of panels starts with these
+_FIRST = ("loss", "rouge2", "bleu", "use", "lambda", "achieved", "length_ratio")  # panels come in this order
 _NOT_DRAWN = ("step", "rows", "asked", "seconds", "rate", "tokens", "signature")
 _COLUMNS = 4
 

@@ -1,7 +1,7 @@
 """Debian package descriptions as a parallel corpus (German to English) and as one-line summaries.
 
 Fetches the lists with apt into a folder of one's own (no root, nothing installed), aligns, filters, splits
-and writes JSONL. May depend on the standard library only.
+and writes JSONL.
 """
 
 from __future__ import annotations
@@ -172,11 +172,6 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in out if sentence]
 
 
-def description_text(description: Description) -> str:
-    """The long description as one running text."""
-    return " ".join(segments(description.lines))
-
-
 def aligned_pairs(german: Description, english: Description) -> Iterator[tuple[str, str]]:
     """Sentence pairs (German, English): synopsis to synopsis, then 1:1 where both sides cut alike.
 
@@ -297,11 +292,7 @@ def build(lists: Path, out: Path, key: str = "kdtw", held_out: float = 0.025) ->
 
     Raises RuntimeError if `lists` holds no German or no English descriptions.
     """
-    german, english, owners = (
-        read_descriptions(lists, "de"),
-        read_descriptions(lists, "en"),
-        read_owners(lists),
-    )
+    german, english, owners = read_descriptions(lists, "de"), read_descriptions(lists, "en"), read_owners(lists)
     if not german or not english or not owners:
         raise RuntimeError(
             f"{lists} holds {len(german)} German descriptions, {len(english)} English ones and {len(owners)} packages; "
@@ -321,7 +312,7 @@ def build(lists: Path, out: Path, key: str = "kdtw", held_out: float = 0.025) ->
             for source, target in aligned_pairs(german[md5], description):
                 if looks_aligned(source, target):
                     examples["translation"].append(Example(source, target, package))
-        text, synopsis = description_text(description), tidy(description.synopsis)
+        text, synopsis = " ".join(segments(description.lines)), tidy(description.synopsis)
         if 8 <= len(text.split()) <= 300 and 2 <= len(synopsis.split()) <= 25:
             examples["summary"].append(Example(text, synopsis, package))
     counts: dict[str, dict[str, int]] = {}

@@ -9,24 +9,25 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import check_int, check_real
+from kdtw_fast.options import NO_LIMIT, check_int, check_real
 
+from . import processes
 from .algorithm import Learning
-from .batches import Batch, Encoded, collate
+from .batches import Batch, Encoded, collate, keyed_generator
 from .debian import Example
-from .evaluate import greedy_scores, longest_source
-from .models import forced_logits, load_t5, load_teacher, load_tokenizer, prepare_teacher, to_device
-from .optimisation import make_optimiser, update, use_fast_operators
-from .sampling import Sampler, sample
+from .evaluate import Table, greedy_scores, longest_source, written
+from .models import forced_logits, load_t5, load_teacher, prepare_teacher
 from .settings import Optimiser, RunSettings, one_of
-from .tasks import Task, teacher_trajectories
+from .tasks import teacher_trajectories
+
+Sampler = SingleModelDecoder | InterleavedDecoder
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,13 @@ class Distillation(Learning):
     """The shared parts; a baseline adds `train_batch`."""
 
     settings: Settings
+    teacher_decodes: ClassVar[bool] = False  # whether samples are written with it
 
     def __init__(self, settings: Settings):
-        self.settings = settings
-        self.tokenizer = load_tokenizer(settings)
-        self.task = Task(settings, self.tokenizer)
+        super().__init__(settings)
         self.student_prompt, self.teacher_prompt = self.task.student_prompts[0], self.task.teacher_prompt
         self.teacher = load_teacher(settings)
-        self.model = self.student = load_plain_student(settings)
+        self.student = load_plain_student(settings)
         if self.student.config.vocab_size != self.teacher.config.vocab_size:
             raise ValueError(
                 f"student and teacher must share a vocabulary, but have {self.student.config.vocab_size} and "
@@ -72,17 +72,12 @@ class Distillation(Learning):
         if settings.fixed == "teacher":
             rows = teacher_trajectories(self.teacher, self.task, rows, self.task.kept_in(settings.trajectories_file))
         self.batches = self.task.batches(rows, [self.student_prompt])
-        self.native_teacher = self.packed_teacher()
-        self.optimiser = make_optimiser(self.student, settings.optimiser)
-        use_fast_operators(self.student)
-        to_device(self.student, settings.device).train()
+        decodes = self.teacher_decodes or settings.speculative_draft_length
+        self.native_teacher = NativeT5.from_model(self.teacher, "teacher") if decodes else None
+        self.teach(self.student)
         prepare_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
         self.seconds: dict[str, float] = {}
-
-    def packed_teacher(self) -> NativeT5 | None:
-        """The teacher for the native decoders, if any of them needs it."""
-        return NativeT5.from_model(self.teacher, "teacher") if self.settings.speculative_draft_length else None
 
     def make_sampler(self) -> Sampler:
         """What samples outputs in training: here the student alone."""
@@ -114,10 +109,6 @@ class Distillation(Learning):
         with self.timed("scoring"):
             return forced_logits(self.teacher, self.collated(rows, self.teacher_prompt), self.settings)
 
-    def update(self, loss: torch.Tensor, batch: Batch) -> float:
-        """One guarded update; returns the gradient's norm."""
-        return update(loss, self.student, self.optimiser, self.settings.optimiser.clip, vars(batch))
-
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         """Add the time inside to what the batch logs as seconds_PART."""
@@ -128,7 +119,7 @@ class Distillation(Learning):
 
     # ---------------------------------------------------------------- for the trainer
 
-    def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
+    def validate(self, index: int, rows: int | None) -> Table:
         """BLEU and ROUGE-2 of the student alone, greedy; as a drafter also the share of drafts that are accepted."""
         examples, limit = self.held_out(rows), self.settings.max_new_tokens
         found = greedy_scores(self.student, self.tokenizer, examples, self.student_prompt, limit)
@@ -161,3 +152,35 @@ def load_plain_student(settings: RunSettings) -> T5ForConditionalGeneration:
     student.config.student_prompt = settings.student_prompt
     student.config.teacher_prompt = settings.teacher_prompt
     return student
+
+
+def sample(
+    decoder: Sampler,
+    rows: Sequence[Encoded],
+    student_prompt: Sequence[int],
+    teacher_prompt: Sequence[int],
+    key: tuple[int, int],
+    **options: Any,
+) -> list[Encoded]:
+    """One output per source, in place of its target; those cut off at the length limit have no EOS.
+
+    Random numbers are keyed by (seed, batch), so a batch samples the same whenever it is done again.
+
+    Args:
+        decoder: of one model, or of two.
+        rows: whose sources are decoded.
+        student_prompt, teacher_prompt: token ids that stand before the source.
+        key: (seed, batch) of the random numbers.
+        **options: to `generate`: temperature, max_new_tokens.
+    """
+    keys = processes.mine(range(len(rows)))  # each process samples its rows as one process would
+    rows = processes.mine(rows)
+    if not rows:
+        return processes.gathered([])
+    eos = decoder.model.eos_token_ids[0]
+    if decoder.teacher is not None:
+        options["teacher_inputs"] = {"input_ids": [[*teacher_prompt, *row.source, eos] for row in rows]}
+    sources = [[*student_prompt, *row.source, eos] for row in rows]
+    seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
+    out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
+    return processes.gathered([Encoded(row.source, tuple(ids)) for row, ids in zip(rows, written(out), strict=True)])

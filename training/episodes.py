@@ -1,20 +1,26 @@
-"""An episode, and a batch of episodes as tensors."""
+"""Episodes: one, the buffer of the last ones, a batch of them as tensors, and what student and value network see."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from kdtw_fast.modeling import TrainingWheelsT5
 
-from .batches import ceil_to
+from .batches import keyed_generator, padded
 from .losses import Taus, tau_list
 from .models import end_tokens
+
+_REPLAY = 103  # what the random numbers are for
+_DTYPES = {"source": np.int32, "tokens": np.int32, "from_teacher": np.bool_, "teacher_logprobs": np.float32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +62,51 @@ class Episode:
         """What the student chose at each step: its token, or the <tau> of the teacher that it asked; int32 [T]."""
         chosen = np.array([0, *tau_list(tau)], np.int32)[self.from_teacher.astype(np.int64)]
         return np.where(self.from_teacher != 0, chosen, self.tokens)
+
+
+class ReplayBuffer:
+    """Holds the last `capacity` episodes; ValueError for a negative capacity, 0 keeps none."""
+
+    def __init__(self, capacity: int):
+        if capacity < 0:
+            raise ValueError(f"the replay buffer's capacity must not be negative, got {capacity}")
+        self.capacity = capacity
+        self.episodes: deque[Episode] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Append episodes; the oldest leave."""
+        self.episodes.extend(episodes)
+
+    def sample(self, count: int, seed: int, step: int) -> list[Episode]:
+        """`count` different episodes (all, if there are fewer), a function of contents, seed and step alone."""
+        drawn = keyed_generator(seed, step, _REPLAY).permutation(len(self.episodes))[:count]
+        return [self.episodes[i] for i in drawn]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The episodes as a few flat tensors: everything ragged behind one another, and lengths."""
+        state = {
+            name: torch.from_numpy(np.concatenate([np.zeros(0, dtype), *(getattr(e, name) for e in self.episodes)]))
+            for name, dtype in _DTYPES.items()
+        }
+        state["lengths"] = torch.tensor([[len(e.source), len(e)] for e in self.episodes]).reshape(-1, 2)
+        state["budget"] = torch.tensor([e.budget for e in self.episodes], dtype=torch.int64)
+        state["ended"] = torch.tensor([e.ended for e in self.episodes], dtype=torch.bool)
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over saved episodes; ValueError if there are more than the capacity."""
+        lengths = state["lengths"].numpy()
+        if len(lengths) > self.capacity:
+            raise ValueError(f"the state holds {len(lengths)} episodes, more than the capacity of {self.capacity}")
+        cuts = {name: np.cumsum(lengths[:, 0 if name == "source" else 1])[:-1] for name in _DTYPES}
+        parts = {name: np.split(state[name].numpy(), cuts[name]) for name in _DTYPES} if len(lengths) else {}
+        self.episodes = deque(maxlen=self.capacity)
+        for i in range(len(lengths)):
+            own = {name: values[i].copy() for name, values in parts.items()}
+            self.episodes.append(Episode(budget=int(state["budget"][i]), ended=bool(state["ended"][i]), **own))
 
 
 def special_tokens(model: T5ForConditionalGeneration) -> tuple[int, int, int]:
@@ -108,36 +159,21 @@ def collate_episodes(
     if not episodes:
         raise ValueError("a batch needs at least one episode")
     sources = [[*prompts[e.budget], *e.source.tolist(), eos] for e in episodes]
-    rows, width = len(episodes), ceil_to(max(map(len, sources)), 8)
-    steps = ceil_to(max(map(len, episodes)), 8)
-    source_ids = torch.full((rows, width), pad)
-    source_mask = torch.zeros(rows, width, dtype=torch.long)
-    inputs = torch.full((rows, steps + 1), pad)
-    inputs[:, 0] = start
-    marks = torch.zeros(rows, steps + 1, dtype=torch.bool if len(tau_list(tau)) == 1 else torch.uint8)
-    actions = torch.zeros(rows, steps, dtype=torch.long)
-    kept = torch.zeros(rows, steps, dtype=torch.bool)
-    teacher_logprobs = torch.zeros(rows, steps)
-    for r, (source, episode) in enumerate(zip(sources, episodes, strict=True)):
-        length = len(episode)
-        source_ids[r, : len(source)] = torch.tensor(source)
-        source_mask[r, : len(source)] = 1
-        inputs[r, 1 : 1 + length] = torch.from_numpy(episode.tokens.astype(np.int64))
-        marks[r, 1 : 1 + length] = torch.from_numpy(episode.from_teacher)
-        actions[r, :length] = torch.from_numpy(episode.actions(tau).astype(np.int64))
-        kept[r, :length] = True
-        teacher_logprobs[r, :length] = torch.from_numpy(episode.teacher_logprobs)
+    mark_type = torch.bool if len(tau_list(tau)) == 1 else torch.uint8
+    tokens = padded([e.tokens for e in episodes], pad)
+    asked = padded([e.from_teacher for e in episodes], 0, dtype=mark_type)
+    first = torch.full_like(tokens[:, :1], start)
     return EpisodeBatch(
-        source_ids,
-        source_mask,
-        inputs,
-        marks,
-        actions,
-        marks[:, 1:].clone(),
-        kept,
-        teacher_logprobs,
-        torch.tensor([e.ended for e in episodes]),
-        torch.tensor([e.budget for e in episodes]),
+        source_ids=padded(sources, pad),
+        source_mask=padded([[1] * len(source) for source in sources], 0),
+        inputs=torch.cat((first, tokens), 1),
+        marks=torch.cat((torch.zeros_like(asked[:, :1]), asked), 1),
+        actions=padded([e.actions(tau) for e in episodes], 0),
+        asked=asked,
+        kept=padded([[True] * len(e) for e in episodes], 0, dtype=torch.bool),
+        teacher_logprobs=padded([e.teacher_logprobs for e in episodes], 0, dtype=torch.float32),
+        ended=torch.tensor([e.ended for e in episodes]),
+        budgets=torch.tensor([e.budget for e in episodes]),
     )
 
 
@@ -170,3 +206,33 @@ def decoder_states(
 def logits_at(model: T5ForConditionalGeneration, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """float32 logits [N, V] at the N true places of `where` (bool [R, T]), of states [R, T, M]."""
     return model.lm_head(states[where]).float()
+
+
+class ValueNetwork(nn.Module):
+    """V(s_i) of the student's states, marks included. The body starts as a copy of `student`, the head at zero.
+
+    Dropout is off whatever the mode, as the paper has it.
+    """
+
+    def __init__(self, student: TrainingWheelsT5):
+        super().__init__()
+        self.body = copy.deepcopy(student)
+        if self.body.lm_head.weight is not self.body.shared.weight:
+            self.body.lm_head.weight.requires_grad_(False)  # nothing here reads it
+        self.head = nn.Linear(student.config.d_model, 1)
+        # The states carry the scale of the vocabulary head's input; the head takes it off again.
+        self.scale = student.config.d_model**0.5 if student.config.scale_decoder_outputs else 1.0
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.eval()
+
+    def train(self, mode: bool = True) -> ValueNetwork:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(
+        self, source_ids: torch.Tensor, source_mask: torch.Tensor, inputs: torch.Tensor, marks: torch.Tensor
+    ) -> torch.Tensor:
+        """source_ids, source_mask [R, S], inputs and bool marks [R, T] -> float32 [R, T], V once input i is read."""
+        states = decoder_states(self.body, source_ids, source_mask, inputs, marks)
+        return self.head(states.float() * self.scale).squeeze(-1)

@@ -1,4 +1,4 @@
-"""How good outputs of the native decoders are, and what they cost: BLEU, ROUGE-2 and the teacher's share."""
+"""How good outputs of the native decoders are, and what they cost: BLEU, ROUGE-2 and the teacher's share; ranks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from transformers import PreTrainedModel
 from kdtw_fast.budgets import BUDGETS, Budget, join_phrases, student_prompt
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import NO_LIMIT
+from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
 from .batches import Encoded, in_order
 from .debian import Example
+
+Table = list[dict[str, Any]]  # of a validation
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float | str]:
@@ -39,6 +42,12 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
+def written(out: GenerationOutput) -> list[list[int]]:
+    """Each row's output, without start token, with EOS if it was reached."""
+    assert out.sequences is not None and out.lengths is not None
+    return [ids[1 : 1 + length] for ids, length in zip(out.sequences.tolist(), out.lengths.tolist(), strict=True)]
+
+
 def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
     """Decoded outputs without special tokens."""
     return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]
@@ -51,15 +60,14 @@ def greedy(
     max_new_tokens: int = 96,
     size: int = 64,
 ) -> list[list[int]]:
-    """Greedy outputs (without start token, with EOS if reached) of the native decoder, in the order of `rows`."""
+    """Greedy outputs of the native decoder, in the order of `rows`."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
         sources = [[*prompt, *rows[i].source, decoder.model.eos_token_ids[0]] for i in chosen]
         out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
-        assert out.sequences is not None and out.lengths is not None
-        for i, ids, length in zip(chosen, out.sequences.tolist(), out.lengths.tolist(), strict=True):
-            outputs[i] = ids[1 : 1 + length]
+        for i, ids in zip(chosen, written(out), strict=True):
+            outputs[i] = ids
     return outputs
 
 
@@ -68,8 +76,8 @@ def greedy_scores(
 ) -> dict[str, float | str]:
     """The scores of one model alone, greedy, behind a prompt of token ids."""
     sources = tokenizer([example.source for example in examples], add_special_tokens=False)["input_ids"]
-    written = greedy(model, [Encoded(tuple(ids), ()) for ids in sources], prompt, max_new_tokens)
-    return scores(texts(tokenizer, written), [example.target for example in examples])
+    outputs = greedy(model, [Encoded(tuple(ids), ()) for ids in sources], prompt, max_new_tokens)
+    return scores(texts(tokenizer, outputs), [example.target for example in examples])
 
 
 def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
@@ -114,18 +122,18 @@ def measure_use(
     if len(decoder.teachers) > 1:
         own = np.concatenate([np.asarray(out.calls_by_teacher) for out in outs]).sum(0) / lengths.sum()
         of_each = {"achieved_of": own.round(4).tolist()}
-    written = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
+    found = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
     return {
         "achieved": round(float(calls.sum() / lengths.sum()), 4),
         "row_mean": round(float((calls / lengths).mean()), 4),
         **of_each,
-        **scores(written, [example.target for example in examples]),
+        **scores(found, [example.target for example in examples]),
     }
 
 
 def measure_budgets(
     decoder: TrainingWheelsDecoder, examples: Sequence[Example], budgets: Sequence[Budget] = BUDGETS, **options: Any
-) -> list[dict[str, Any]]:
+) -> Table:
     """Use asked and achieved, BLEU and ROUGE-2 for each of the budgets; `options` are the stream's.
 
     Of several teachers for the allocations of `measured`, with the uses of all together, and of each in lists.
@@ -141,3 +149,23 @@ def measure_budgets(
             asked["asked_of"] = [budget.fraction for budget in allocation]
         table.append({**asked, **found})
     return table
+
+
+def best_rouge2(table: Table) -> tuple[float, ...]:
+    """The mean ROUGE-2 of a table's rows; larger is better."""
+    found = [float(row["rouge2"]) for row in table if "rouge2" in row]
+    return (sum(found) / len(found),) if found else (0.0,)
+
+
+def rank(table: Table, tolerance: float = 0.03) -> tuple[float, ...]:
+    """Larger is better: tables that keep every budget within `tolerance` by mean ROUGE-2, others below by excess.
+
+    Rows are those of `measure_budgets`; the excess is the largest |use achieved - use asked|, of any teacher.
+    """
+    used = [
+        pair for row in table for pair in zip(*(row.get(f"{name}_of", [row[name]]) for name in ("achieved", "asked")))
+    ]
+    excess = max(abs(achieved - asked) for achieved, asked in used)
+    if excess > tolerance + 1e-9:
+        return 0.0, -excess
+    return 1.0, *best_rouge2(table)

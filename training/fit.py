@@ -7,7 +7,6 @@ One algorithm, three baselines: plain fitting, supervised distillation (`distill
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from transformers import T5ForConditionalGeneration
@@ -18,20 +17,17 @@ from . import processes
 from .algorithm import Learning
 from .allocations import Instructions
 from .batches import IGNORED, Batches, encode, prompt_ids
-from .evaluate import greedy_scores
+from .evaluate import Table, greedy_scores
 from .losses import cross_entropy, distillation
 from .models import (
     forced_logits,
     load_t5,
     load_teacher,
-    load_tokenizer,
     new_t5,
     prepare_teacher,
-    to_device,
 )
-from .optimisation import make_optimiser, update, use_fast_operators
 from .settings import Optimiser, RunSettings, check_wordings, one_of
-from .tasks import Task, teacher_trajectories
+from .tasks import teacher_trajectories
 
 
 @dataclass(frozen=True)
@@ -76,22 +72,18 @@ class Fitting(Learning):
     model: T5ForConditionalGeneration
 
     def __init__(self, settings: Settings):
-        self.settings = settings
-        self.tokenizer = load_tokenizer(settings)
-        self.task = Task(settings, self.tokenizer)
+        super().__init__(settings)
         wordings = Instructions(settings.student_prompt, paraphrases=settings.paraphrases).texts
         self.prompts = prompt_ids(self.tokenizer, [settings.teacher_prompt] if settings.role == "teacher" else wordings)
         shape = getattr(settings, settings.role)
         if shape.path:
-            self.model = load_t5(shape.path, f"{settings.role}.path")
-            self.model.config.teacher_prompt = settings.teacher_prompt
-            if settings.role == "student":
-                self.model.config.student_prompt = settings.student_prompt
+            model = load_t5(shape.path, f"{settings.role}.path")
         else:
-            self.model = new_t5(shape, len(self.tokenizer), settings, settings.role)
-        self.optimiser = make_optimiser(self.model, settings.optimiser)
-        use_fast_operators(self.model, settings.dropout)
-        to_device(self.model, settings.device).train()
+            model = new_t5(shape, len(self.tokenizer), settings.seed)
+        model.config.teacher_prompt = settings.teacher_prompt
+        if settings.role == "student":
+            model.config.student_prompt = settings.student_prompt
+        self.teach(model, settings.dropout)
         rows = self.task.train
         self.teacher: T5ForConditionalGeneration | None = None
         if settings.needs_teacher:
@@ -119,7 +111,7 @@ class Fitting(Learning):
             learned = distillation(logits, teacher_logits, batch.labels)
             loss = (1 - settings.distill) * loss + settings.distill * learned
         loss = loss * processes.share(kept)
-        norm = update(loss, self.model, self.optimiser, settings.optimiser.clip, vars(batch))
+        norm = self.update(loss, vars(batch))
         return {"loss": float(loss.detach()), "rate": rate, "grad_norm": norm, "tokens": processes.total(kept)}
 
     @torch.no_grad()
@@ -137,7 +129,7 @@ class Fitting(Learning):
         self.model.train()
         return round(total / count, 4)
 
-    def validate(self, index: int, rows: int | None) -> list[dict[str, Any]]:
+    def validate(self, index: int, rows: int | None) -> Table:
         """Validation loss, BLEU and ROUGE-2 of greedy outputs, in one row."""
         examples, limit = self.held_out(rows), self.settings.max_new_tokens
         found = greedy_scores(self.model, self.tokenizer, examples, self.prompts[0], limit)

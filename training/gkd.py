@@ -66,7 +66,7 @@ class GKD(distillation.Distillation):
                     teacher[r, : len(pool[i].target)] = along[i]
                 loss = kept_mean(token_divergence(logits, teacher, settings.divergence, settings.beta), kept)
                 loss = loss * processes.share(int(kept.sum()))
-                sums["grad_norm"] += self.update(loss, batch)
+                sums["grad_norm"] += self.update(loss, vars(batch))
                 sums["loss"] += float(loss.detach())
         means = {name: value / settings.updates_per_batch for name, value in sums.items()}
         lengths = {"sampled_length": sum(len(row.target) for row in second) / len(second)} if second else {}

@@ -75,7 +75,7 @@ class MiniLLM(distillation.Distillation):
                     references = data_share * references
                     loss = loss + settings.data_weight * references
                     sums["data"] += float(references.detach())
-                sums["grad_norm"] += self.update(loss, batch)
+                sums["grad_norm"] += self.update(loss, vars(batch))
                 for name, value in (("loss", loss), ("single_step", single), ("policy", policy)):
                     sums[name] += float(value.detach())
         means = {name: value / settings.updates_per_batch for name, value in sums.items()}

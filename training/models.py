@@ -36,9 +36,9 @@ def load_tokenizer(settings: RunSettings) -> Any:
     return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"), trust_remote_code=False)
 
 
-def new_t5(shape: Model, tokenizer_size: int, settings: RunSettings, role: str) -> T5ForConditionalGeneration:
+def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGeneration:
     """A fresh T5 (gated-gelu, tied and scaled head) with spare vocabulary rows above the tokenizer's size."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     config = T5Config(
         vocab_size=padded_vocabulary(tokenizer_size),
         d_model=shape.d_model,
@@ -53,9 +53,6 @@ def new_t5(shape: Model, tokenizer_size: int, settings: RunSettings, role: str) 
         eos_token_id=1,
     )
     config.decoder_start_token_id = 0
-    config.teacher_prompt = settings.teacher_prompt
-    if role == "student":
-        config.student_prompt = settings.student_prompt
     return T5ForConditionalGeneration(config)
 
 
@@ -150,14 +147,9 @@ def forced_logits(model: T5ForConditionalGeneration, batch: Batch, settings: Run
         ).logits
 
 
-def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model, with Hugging Face's own modules, on the CPU, in eval mode, to save or to decode."""
+def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    """Write a model with its tokenizer to `folder`, as every T5 loader takes it: with Hugging Face's own modules."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
-    return copy.eval()
-
-
-def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its tokenizer to `folder`, as every T5 loader takes it."""
-    plain_copy(model).save_pretrained(folder)
+    copy.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import yaml
@@ -23,11 +22,10 @@ from .optimisation import use_fast_operators
 from .settings import RunSettings
 
 log = logging.getLogger(__name__)
-Settings = TypeVar("Settings", bound=RunSettings)
 ROUNDS, ROWS, SOURCE, TARGET = 3, 16, 48, 32
 
 
-def decided(settings: Settings) -> Settings:
+def decided(settings: RunSettings) -> RunSettings:
     """The settings with bf16 true or false: as a run in their `out` began, else by `seconds_of_a_pass`, and logged."""
     if settings.bf16 != "auto":
         return settings

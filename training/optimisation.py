@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,25 +49,36 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def update(
-    loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, batch: Mapping[str, Any]
-) -> float:
-    """Backward, average over processes, clip, step; returns the gradient's norm before clipping.
+def guarded_gradients(loss: torch.Tensor, clips: Mapping[nn.Module, float], batch: Mapping[str, Any]) -> list[float]:
+    """Give models their gradients, averaged over processes, clipped to a norm each; returns the norms before clipping.
 
-    Raises NonFiniteLossError with `batch` before anything is changed if the loss or that norm is not finite.
+    Raises NonFiniteLossError with `batch` if the loss or a norm is not finite; no gradients are left then.
     """
-    optimiser.zero_grad()
+    for model in clips:
+        model.zero_grad()
     if processes.total(float(not torch.isfinite(loss.detach()))):
         raise NonFiniteLossError(f"the loss is {float(loss.detach())}", batch)
     loss.backward()
-    processes.average_gradients(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-    if not bool(torch.isfinite(norm)):
-        optimiser.zero_grad()
-        raise NonFiniteLossError(f"the gradient's norm is {float(norm)} at a loss of {float(loss.detach())}", batch)
+    norms = []
+    for model, clip in clips.items():
+        processes.average_gradients(model)
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), clip)))
+    for norm in norms:
+        if not math.isfinite(norm):
+            for model in clips:
+                model.zero_grad()
+            raise NonFiniteLossError(f"the gradient's norm is {norm} at a loss of {float(loss.detach())}", batch)
+    return norms
+
+
+def update(
+    loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, clip: float, batch: Mapping[str, Any]
+) -> float:
+    """One step of `optimiser` along `guarded_gradients`; returns the gradient's norm before clipping."""
+    (norm,) = guarded_gradients(loss, {model: clip}, batch)
     optimiser.step()
     optimiser.zero_grad()
-    return float(norm)
+    return norm
 
 
 def seed_batch(seed: int, index: int) -> None:

@@ -25,17 +25,6 @@ from .losses import Taus, position_divergence
 from .models import end_tokens, load_student
 
 
-def oracle_positions(
-    divergence: torch.Tensor, kept: torch.Tensor, fractions: torch.Tensor, rounding: str = "nearest"
-) -> torch.Tensor:
-    """S_hi: each row's top l x b positions by divergence, the earlier first among equals.
-
-    divergence [R, T]; kept bool [R, T], l positions a row; fractions [R], the budgets b in [0, 1]. `rounding` of l x b:
-    "nearest" (mean use near b) or "floor" (never above b). Returns bool [R, T].
-    """
-    return oracle_teachers(divergence[:, None], kept, fractions[:, None], (1.0,), rounding) > 0
-
-
 def oracle_teachers(
     gains: torch.Tensor,
     kept: torch.Tensor,
@@ -45,10 +34,11 @@ def oracle_teachers(
 ) -> torch.Tensor:
     """Whom the oracle asks at each position: the teacher's number, 1 to n, or 0. int64 [R, T].
 
-    gains [R, n, T]: see `teacher_gains`; fractions [R, n]: each teacher's budget; costs [n], positive. Teachers and
-    positions are paired greedily, the pair of highest gain per cost first (among equals the earlier teacher, then the
-    earlier position), as long as the position is free and the teacher has fewer than l x b of them. For one teacher
-    these are its top l x b positions. Raises ValueError for another `rounding` than `oracle_positions` has.
+    gains [R, n, T]: see `teacher_gains`; kept bool [R, T], l positions a row; fractions [R, n], the budgets b; costs
+    [n], positive. Teachers and positions are paired greedily, the pair of highest gain per cost first (among equals the
+    earlier teacher, then the earlier position), as long as the position is free and the teacher has fewer than l x b of
+    them. For one teacher these are its top l x b positions, S_hi. `rounding` of l x b: "nearest" (mean use near b) or
+    "floor" (never above b); ValueError for another.
     """
     if rounding not in ("nearest", "floor"):
         raise ValueError(f'rounding must be "nearest" or "floor", got {rounding!r}')

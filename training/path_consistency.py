@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS
@@ -24,17 +23,14 @@ from .algorithm import LearningToAsk
 from .allocations import Instructions
 from .batches import Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example
-from .episodes import Episode, EpisodeBatch, decoder_states, logits_at
-from .lagrangian import Lagrangian
+from .episodes import Episode, EpisodeBatch, ReplayBuffer, ValueNetwork, decoder_states, logits_at
 from .losses import path_consistency, training_wheels_reward
-from .models import autocast, load_student, load_teachers, load_tokenizer, prepare_teacher, to_device
-from .optimisation import NonFiniteLossError, make_optimiser, rate_at, set_rate, use_fast_operators
-from .replay import ReplayBuffer
-from .rewards import RewardStatistics
+from .models import autocast, load_student, load_teachers, load_tokenizer, prepare_teacher
+from .optimisation import guarded_gradients, make_optimiser, rate_at, set_rate
+from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
 from .settings import Optimiser, PhaseSettings
 from .tasks import Task
-from .value import ValueNetwork
 
 _TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
 
@@ -72,7 +68,7 @@ class Settings(PhaseSettings):
     reward_clip: float = 2.0
     statistics_decay: float = 0.99  # of mu_r and sigma_r, per batch
     value_batches: int = 25  # first batches in which only the value network learns
-    # Lagrangian, see lagrangian.py
+    # Lagrangian, see rewards.py
     multiplier_rate: float = 0.05
     multiplier_cap: float = 2.0
     # One number for all budgets, or one for each of the six, those that are not trained too (of each teacher, or the
@@ -151,13 +147,12 @@ class PathConsistency(LearningToAsk):
             threads=settings.threads or None,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau
-        use_fast_operators(student)
-        to_device(student, settings.device).eval()
+        self.student = student
+        self.teach(student)
+        student.eval()
         for one in self.teachers:
             prepare_teacher(one, settings)
-        self.model = self.student = student
         self.value = ValueNetwork(student).to(settings.device)
-        self.optimiser = make_optimiser(student, settings.optimiser)
         self.value_optimiser = make_optimiser(self.value, settings.value_optimiser)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
         self.statistics = RewardStatistics(settings.statistics_decay)
@@ -327,23 +322,16 @@ class PathConsistency(LearningToAsk):
             batch = self.rollouts.collated(own)
             parts = self._loss(batch)
             parts["loss"] = parts["loss"] * processes.share(sum(map(len, own)))
-            parts["loss"].backward()
-            for model in (self.student, self.value):
-                processes.average_gradients(model)
-            parts["grad_norm"] = nn.utils.clip_grad_norm_(self.student.parameters(), settings.optimiser.clip)
-            parts["value_grad_norm"] = nn.utils.clip_grad_norm_(self.value.parameters(), settings.value_optimiser.clip)
-            for name in ("loss", "grad_norm", "value_grad_norm"):
-                if processes.total(float(not torch.isfinite(parts[name].detach()))):
-                    self.optimiser.zero_grad()
-                    self.value_optimiser.zero_grad()
-                    raise NonFiniteLossError(f"{name} is {float(parts[name].detach())}", vars(batch))
+            clips = {self.student: settings.optimiser.clip, self.value: settings.value_optimiser.clip}
+            norms = guarded_gradients(parts["loss"], clips, vars(batch))
             if policy_learns:
                 self.optimiser.step()
             self.value_optimiser.step()
             self.optimiser.zero_grad()
             self.value_optimiser.zero_grad()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            values = {name: float(value.detach()) for name, value in parts.items()}
+            for name, value in (values | dict(zip(("grad_norm", "value_grad_norm"), norms))).items():
+                sums[name] = sums.get(name, 0.0) + value
         return {name: total / settings.updates_per_batch for name, total in sums.items()}
 
     def _drawn(self, pool: list[Episode], count: int, index: int, update: int, kind: int) -> list[Episode]:

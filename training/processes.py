@@ -32,13 +32,8 @@ def _joined() -> bool:
     PartialState(cpu=not torch.cuda.is_available())
     # Before Python ends: gloo's threads drop tensors, for which they need its lock, and one that still waits for it
     # when Python ends takes the process with it ("terminate called without an active exception").
-    atexit.register(_leave)
+    atexit.register(lambda: distributed.destroy_process_group() if distributed.is_initialized() else None)
     return True
-
-
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def number() -> int:
@@ -56,22 +51,23 @@ def mine(rows: Sequence[Row]) -> Sequence[Row]:
     return rows[rank() :: number()]
 
 
+def _reduced(values: Sequence[float], how: str = "SUM") -> list[float]:
+    """Each value's sum over all processes, or another of torch's ReduceOps."""
+    if not _joined():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=_device())
+    distributed.all_reduce(tensor, getattr(distributed.ReduceOp, how))
+    return tensor.tolist()
+
+
 def total(value: float) -> float:
     """The sum over all processes."""
-    if not _joined():
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=_device())
-    distributed.all_reduce(tensor)
-    return float(tensor)
+    return _reduced([value])[0]
 
 
 def most(value: int) -> int:
     """The largest of all processes' values."""
-    if not _joined():
-        return value
-    tensor = torch.tensor(value, device=_device())
-    distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-    return int(tensor)
+    return int(_reduced([value], "MAX")[0])
 
 
 def share(count: int) -> float:
@@ -81,12 +77,9 @@ def share(count: int) -> float:
 
 def averaged(values: dict[str, float]) -> dict[str, float]:
     """Averages over all processes; times (seconds_…) stay each one's own, for a process without rows has not all."""
-    if not _joined():
-        return values
     names = [name for name in values if not name.startswith("seconds")]
-    tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=_device())
-    distributed.all_reduce(tensor)
-    return values | dict(zip(names, (tensor / number()).tolist(), strict=True))
+    sums = _reduced([values[name] for name in names])
+    return values | {name: value / number() for name, value in zip(names, sums, strict=True)}
 
 
 def average_gradients(model: torch.nn.Module) -> None:

@@ -21,21 +21,15 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
+from .algorithm import Learning
 from .number_format import decided
 from .settings import RENAMED, RunSettings
-from .trainer import Algorithm, Outcome, Trainer
+from .trainer import Outcome, Trainer
 
 BOOKS = Path(__file__).parent / "recipes"
 
-# Each algorithm's module, imported when a recipe asks for it: `build` takes its `Settings`.
-ALGORITHMS = {
-    "fit": "fit",
-    "behaviour_cloning": "behaviour_cloning",
-    "path_consistency": "path_consistency",
-    "gkd": "gkd",
-    "skd": "skd",
-    "minillm": "minillm",
-}
+# Each is a module, imported when a recipe asks for it: its `build` takes its `Settings`.
+ALGORITHMS = ("fit", "behaviour_cloning", "path_consistency", "gkd", "skd", "minillm")
 
 
 @dataclass(frozen=True)
@@ -45,21 +39,16 @@ class Recipe:
     algorithm: str
     settings: RunSettings
 
-    def build(self) -> Algorithm:
+    def build(self) -> Learning:
         """The algorithm, ready for its first batch: models loaded, data tokenised."""
         return find_algorithm(self.algorithm)[1](decided(self.settings))
 
 
-def find_algorithm(name: str) -> tuple[type[RunSettings], Callable[[Any], Algorithm]]:
+def find_algorithm(name: str) -> tuple[type[RunSettings], Callable[[Any], Learning]]:
     """The settings class and the builder of an algorithm; ValueError for an unknown one, naming the nearest."""
     if name not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}")
-    try:
-        module = importlib.import_module(f"{__package__}.{ALGORITHMS[name]}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.{ALGORITHMS[name]}":
-            raise
-        raise ValueError(f"this version of kdtw_fast has no algorithm {name!r}") from None
+    module = importlib.import_module(f"{__package__}.{name}")
     return module.Settings, module.build
 
 
@@ -102,9 +91,20 @@ def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(algorithm, settings)
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, every setting in it; `kdtw train` takes it as a file."""
-    return OmegaConf.to_yaml(OmegaConf.create({"algorithm": recipe.algorithm, **asdict(recipe.settings)}))
+def to_yaml(recipe: Recipe, base: str | None = None) -> str:
+    """The resolved recipe, every setting in it, or what it has other than a shipped `base`; `kdtw train` takes both."""
+    own = {"algorithm": recipe.algorithm, **asdict(recipe.settings)}
+    if base is not None:
+        under = resolve(base)
+        theirs = {"algorithm": under.algorithm, **asdict(under.settings), "summary": ""}  # which is not inherited
+        own = {"base": base, **_changes(own, theirs)}
+    return OmegaConf.to_yaml(OmegaConf.create(own))
+
+
+def _changes(own: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
+    """What differs; groups of settings with nothing in them are left out."""
+    found = {k: _changes(v, under[k]) if isinstance(v, dict) else v for k, v in own.items() if v != under.get(k)}
+    return {k: v for k, v in found.items() if v != {}}
 
 
 def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> Outcome:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from kdtw_fast.decoders import InterleavedDecoder
-from kdtw_fast.model import NativeT5
 from kdtw_fast.options import check_int
 
 from . import gkd
-from .sampling import Sampler
+from .distillation import Sampler
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,7 @@ class SKD(gkd.GKD):
     """The algorithm of this file, for the trainer."""
 
     settings: Settings
-
-    def packed_teacher(self) -> NativeT5:
-        """The teacher for the native decoders."""
-        return NativeT5.from_model(self.teacher, "teacher")
+    teacher_decodes = True
 
     def make_sampler(self) -> Sampler:
         """Student and teacher together."""

@@ -130,7 +130,7 @@ def _teacher_outputs(
     cache.parent.mkdir(parents=True, exist_ok=True)
     prompt, limit = task.teacher_prompt, task.settings.max_new_tokens
     with FileLock(f"{cache}.lock"):
-        found = _read_outputs(cache, teacher, task, rows)
+        found = _read_outputs(cache, teacher, task)
         left = list({_key(row.source): row for row in rows if _key(row.source) not in found}.values())
         if not left:
             return found
@@ -147,22 +147,17 @@ def _teacher_outputs(
     return found
 
 
-def _read_outputs(
-    cache: Path, teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded]
-) -> dict[str, list[int]]:
+def _read_outputs(cache: Path, teacher: T5ForConditionalGeneration, task: Task) -> dict[str, list[int]]:
     """The outputs that `cache` holds, by key."""
     if not cache.exists():
         return {}
     first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
     made_by = json.loads(first)["made_by"] if first else None
-    own = (task.teacher_prompt, task.settings.max_new_tokens)
-    if made_by is None or made_by == _digest(teacher, *own):
-        return dict(map(json.loads, lines))
-    if made_by == _digest(teacher, *own, rows):  # before outputs had keys, they were of these rows, in their order
-        return {_key(row.source): json.loads(line) for row, line in zip(rows, lines)}
-    raise ValueError(
-        f"{cache} holds outputs of another teacher, prompt or length; name another trajectories_file, or delete it"
-    )
+    if made_by not in (None, _digest(teacher, task.teacher_prompt, task.settings.max_new_tokens)):
+        raise ValueError(
+            f"{cache} holds outputs of another teacher, prompt or length; name another trajectories_file, or delete it"
+        )
+    return dict(map(json.loads, lines))
 
 
 def _line(output: tuple[str, list[int]]) -> str:
@@ -173,10 +168,9 @@ def _key(source: Sequence[int]) -> str:
     return hashlib.blake2b(json.dumps(source).encode(), digest_size=8).hexdigest()
 
 
-def _digest(teacher: torch.nn.Module, prompt: Sequence[int], limit: int, rows: Sequence[Encoded] | None = None) -> str:
+def _digest(teacher: torch.nn.Module, prompt: Sequence[int], limit: int) -> str:
     found = hashlib.blake2b(digest_size=16)
     for tensor in teacher.state_dict().values():
         found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    sources = [] if rows is None else [[row.source for row in rows]]
-    found.update(json.dumps([list(prompt), *sources, limit]).encode())
+    found.update(json.dumps([list(prompt), limit]).encode())
     return found.hexdigest()

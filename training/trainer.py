@@ -5,6 +5,7 @@ Knows nothing of what a batch does. A run that is killed and started again ends 
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -13,45 +14,25 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from . import processes
+from .algorithm import Learning
 from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
+from .evaluate import Table
 from .optimisation import NonFiniteLossError
 from .settings import HOUSEKEEPING, RENAMED, RunSettings
 
 log = logging.getLogger(__name__)
 
-Table = list[dict[str, Any]]
-
-
-class Algorithm(Protocol):
-    """What the trainer drives. It may also have `samples(index, count) -> list[dict]` and `rank(table) -> tuple`."""
-
-    def train_batch(self, index: int) -> dict[str, float]:
-        """Everything one batch does; a pure function of (state, index). Returns what to log.
-
-        Raises NonFiniteLossError before an optimiser's step that would spoil the weights.
-        """
-
-    def validate(self, index: int, rows: int | None) -> Table:
-        """Measure on the first `rows` validation examples (None: all) without changing the state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next batch depends on: tensors, numbers, strings, None, and containers of them."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state again."""
-
-    def save_model(self, folder: Path) -> None:
-        """Write what users load."""
+_KEPT = ("step", "validated", "skipped", "sums", "counts", "best")  # what a checkpoint keeps of a Trainer
 
 
 @dataclass(frozen=True)
@@ -72,17 +53,11 @@ class _StopValidationError(Exception):
     """Raised by the signal handler inside a validation, which changes nothing and is done again later."""
 
 
-def best_rouge2(table: Table) -> tuple[float, ...]:
-    """The default rank of a validation: the mean ROUGE-2 of its rows; larger is better."""
-    found = [float(row["rouge2"]) for row in table if "rouge2" in row]
-    return (sum(found) / len(found),) if found else (0.0,)
-
-
 class Trainer:
     """Runs `algorithm` until settings.steps, continuing what settings.out holds.
 
     OUT/checkpoint.pt (and the one before), OUT/metrics.jsonl, OUT/best (the model that validated best, chosen by the
-    algorithm's `rank`, by default the best ROUGE-2), OUT/model (the last). Raises ValueError for a checkpoint of other
+    algorithm's `rank`), OUT/model (the last). Raises ValueError for a checkpoint of other
     settings or none that is whole, TooManyNonFiniteError with the batch in OUT/non_finite.pt.
 
     Args:
@@ -93,7 +68,7 @@ class Trainer:
         quiet: no progress bar.
     """
 
-    def __init__(self, algorithm: Algorithm, settings: RunSettings, name: str, quiet: bool = False):
+    def __init__(self, algorithm: Learning, settings: RunSettings, name: str, quiet: bool = False):
         if not settings.out:
             raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
         self.algorithm, self.settings, self.quiet = algorithm, settings, quiet
@@ -119,10 +94,10 @@ class Trainer:
         """Train; returns the outcome, also when SIGTERM or SIGINT ended the run early (saved, to be continued)."""
         settings = self.settings
         offset = self._resume()
-        make = _Records if self.writes else _NoRecords
-        with make(self.out, self.recipe, settings, offset, self.step) as self.records, self._signals():
+        records = _Records(self.out, self.recipe, settings, offset, self.step) if self.writes else nullcontext()
+        with records as self.records, self._signals():
             if self.step == 0 and offset == 0:
-                self.records.write(event="start", **self.identity)
+                self._record("start", **self.identity)
             bar = tqdm(
                 initial=self.step,
                 total=settings.steps,
@@ -138,6 +113,11 @@ class Trainer:
                 self._save()
                 return Outcome(self.step, [], self.best, self.signal)
             return self._finish()
+
+    def _record(self, event: str, **values: Any) -> None:
+        """A line of metrics.jsonl; the first process writes it."""
+        if self.records is not None:
+            self.records.write(event=event, **values)
 
     def _batch(self) -> None:
         settings = self.settings
@@ -155,7 +135,7 @@ class Trainer:
             means = {name: value / self.counts[name] for name, value in self.sums.items()}
             skipped = {"non_finite": self.skipped} if self.skipped else {}
             seconds = round(time.monotonic() - self._began, 3)
-            self.records.write(event="step", step=self.step, **means, **skipped, seconds=seconds)
+            self._record("step", step=self.step, **means, **skipped, seconds=seconds)
             self.sums, self.counts, self._began = {}, {}, time.monotonic()
         if settings.sample_every and self.step % settings.sample_every == 0:
             self._show_samples()
@@ -172,7 +152,7 @@ class Trainer:
             scratch = self.out / "non_finite.writing"
             torch.save({"step": self.step, "message": str(error), **error.batch}, scratch)
             os.replace(scratch, self.out / "non_finite.pt")
-        self.records.write(event="non_finite", step=self.step + 1, message=str(error), count=self.skipped)
+        self._record("non_finite", step=self.step + 1, message=str(error), count=self.skipped)
         log.warning("skipped an update of batch %d: %s", self.step, error)
         if self.skipped > self.settings.max_non_finite:
             raise TooManyNonFiniteError(
@@ -194,8 +174,8 @@ class Trainer:
         if table is None:
             return False
         for row in table:
-            self.records.write(event="validation", step=self.step, rows=rows, **row)
-        rank = list(getattr(self.algorithm, "rank", best_rouge2)(table))
+            self._record("validation", step=self.step, rows=rows, **row)
+        rank = list(self.algorithm.rank(table))
         if self.best is None or rank > self.best["rank"]:
             self.best = {"step": self.step, "rank": rank, "table": table}
             self._save_model("best")
@@ -225,34 +205,25 @@ class Trainer:
             self._save()
             return Outcome(self.step, [], self.best, self.signal)
         for row in whole:
-            self.records.write(event="final", step=self.step, **row)
+            self._record("final", step=self.step, **row)
         self._save_model("model")
         return Outcome(self.step, whole, self.best)
 
     def _show_samples(self) -> None:
-        show = getattr(self.algorithm, "samples", None) if self.writes else None
-        for row in show(self.step, self.settings.samples) if show and self.settings.samples else []:
-            self.records.write(event="sample", step=self.step, **row)
+        wanted = self.settings.samples if self.writes else 0
+        for row in self.algorithm.samples(self.step, wanted) if wanted else []:
+            self._record("sample", step=self.step, **row)
             if not self.quiet:
                 tqdm.write(f"[{self.step}] {row.get('source', '')}\n    {row.get('text', '')}", file=sys.stderr)
 
     # ---------------------------------------------------------------- what survives
 
     def _save(self) -> None:
-        if not self.writes:
+        if self.records is None:
             return
-        state = {
-            "step": self.step,
-            "validated": self.validated,
-            "skipped": self.skipped,
-            "sums": self.sums,
-            "counts": self.counts,
-            "best": self.best,
-            "identity": self.identity,
-            "metrics_bytes": self.records.sync(),
-            "algorithm": self.algorithm.state_dict(),
-        }
-        save_checkpoint(self.out, state)
+        state = {name: getattr(self, name) for name in (*_KEPT, "identity")}
+        state["metrics_bytes"] = self.records.sync()
+        save_checkpoint(self.out, {**state, "algorithm": self.algorithm.state_dict()})
 
     def _resume(self) -> int:
         """Take up OUT/checkpoint.pt if there is one; returns how many bytes of metrics.jsonl belong to it."""
@@ -265,7 +236,7 @@ class Trainer:
                 f"{self.out} holds batch {state['step']}, but steps={self.settings.steps}; name another folder, "
                 f"or more steps"
             )
-        for name in ("step", "validated", "skipped", "sums", "counts", "best"):
+        for name in _KEPT:
             setattr(self, name, state[name])
         self.algorithm.load_state_dict(state["algorithm"])
         return int(state["metrics_bytes"])
@@ -334,9 +305,13 @@ class _Records:
         self.file.truncate(offset)  # lines after the checkpoint will be written again
         self.board, self.project = None, None
         if settings.tensorboard:
-            self.board = _tensorboard()(log_dir=str(out / "tensorboard"), purge_step=step + 1)
+            self.board = _needed("torch.utils.tensorboard", "tensorboard=true", "tensorboard").SummaryWriter(
+                log_dir=str(out / "tensorboard"), purge_step=step + 1
+            )
         if settings.wandb:
-            self.project = _wandb().init(project=settings.wandb, dir=str(out), id=_run_id(out), resume="allow")
+            name = str(out.resolve()).strip("/").replace("/", "-")[-64:]  # stays the same when the run is continued
+            wandb = _needed("wandb", "wandb=…", "wandb")
+            self.project = wandb.init(project=settings.wandb, dir=str(out), id=name, resume="allow")
 
     def __enter__(self) -> _Records:
         return self
@@ -367,26 +342,6 @@ class _Records:
         return self.path.stat().st_size
 
 
-class _NoRecords:
-    """What a process writes that is not the first: nothing."""
-
-    def __init__(self, *_: object):
-        pass
-
-    def __enter__(self) -> _NoRecords:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def write(self, **_: Any) -> None:
-        """Nothing."""
-
-    def sync(self) -> int:
-        """Nothing."""
-        return 0
-
-
 def _scalars(values: dict[str, Any]) -> dict[str, float]:
     """The numbers of a line, named event/[budget/]name."""
     if values["event"] not in ("step", "validation", "final"):
@@ -398,22 +353,9 @@ def _scalars(values: dict[str, Any]) -> dict[str, float]:
     return {f"{values['event']}/{budget}{name}": float(value) for name, value in numbers}
 
 
-def _tensorboard() -> Any:
+def _needed(module: str, setting: str, package: str) -> Any:
+    """A module that a setting asks for; ValueError where it is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return importlib.import_module(module)
     except ImportError:
-        raise ValueError("tensorboard=true needs TensorBoard: pip install tensorboard, or leave it out") from None
-    return SummaryWriter
-
-
-def _wandb() -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError("wandb=… needs Weights & Biases: pip install wandb, or leave it out") from None
-    return wandb
-
-
-def _run_id(out: Path) -> str:
-    """A name for the run that stays the same when it is continued."""
-    return str(out.resolve()).strip("/").replace("/", "-")[-64:]
+        raise ValueError(f"{setting} needs {package}: pip install {package}, or leave it out") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from kdtw_fast.budgets import BUDGETS, resolve_budget, wording_place
+from kdtw_fast.budgets import BUDGETS, wording_place
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.options import check_int
 
@@ -21,17 +21,6 @@ from .debian import Example
 from .evaluate import measure_use
 from .settings import Data
 from .tasks import read_examples
-
-PHRASES = [budget.phrase for budget in BUDGETS]
-PERCENT = [round(100 * budget.fraction) for budget in BUDGETS]
-
-
-def asked_use(phrase: str) -> float | None:
-    """The fraction that a phrase of the table means; None for another, which means what the student makes of it."""
-    try:
-        return resolve_budget(phrase).fraction
-    except ValueError:
-        return None
 
 
 def measure_wordings(
@@ -70,19 +59,20 @@ def measure_wordings(
     tokenizer, told = decoder.tokenizer, decoder.teachers[0].teacher_prompt or ""
     teacher_ids = tokenizer([told + example.source for example in examples])["input_ids"]
     for template, place in zip(templates, places, strict=True):
-        asked: list[tuple[str, float | None]]
-        if place == "{budget}":
-            asked = [(phrase, asked_use(phrase)) for phrase in phrases or PHRASES]
+        if place == "{percent}":
+            values = list(map(str, percent or (round(100 * budget.fraction) for budget in BUDGETS)))
+            asked = {value: int(value) / 100 for value in values}
         else:
-            asked = [(str(value), value / 100) for value in percent or PERCENT]
-        for value, use in asked:
+            asked = {budget.phrase: budget.fraction for budget in BUDGETS}
+            values = list(phrases or asked)
+        for value in values:
             prompt = template.replace(place, value)
             ids = tokenizer([prompt + example.source for example in examples])["input_ids"]
             pairs = zip(ids, teacher_ids, strict=True)
             items = ({"input_ids": own, "teacher_input_ids": theirs} for own, theirs in pairs)
             limit = max(map(len, [*ids, *teacher_ids]))
             found = measure_use(decoder, examples, items, max_source_length=limit, **options)
-            yield {"prompt": prompt, "asked": use, **found}
+            yield {"prompt": prompt, "asked": asked.get(" ".join(value.split()).casefold()), **found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
