@@ -12,10 +12,10 @@ import json
 import shutil
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import yaml
 from transformers import AutoTokenizer, PreTrainedModel, T5ForConditionalGeneration
@@ -25,11 +25,11 @@ from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.pairs import DATA
 
+from . import recipes
 from .batches import prompt_ids
-from .debian import Example, read_jsonl
+from .debian import Example, read_jsonl, write_jsonl
 from .evaluate import greedy_scores, measure_budgets
 
-DRAFTER = "`gkd` is a student of the same size, distilled on its own outputs, which drafts for DistillSpec."
 DOES = {
     "debian-de-en": "to translate German package descriptions of Debian into English",
     "debian-synopsis": "to write the one-line synopsis of a Debian package from its description",
@@ -91,75 +91,27 @@ def runs_behind(student: Path, teacher: Path) -> dict[str, Path]:
     return dict(reversed(found.items()))
 
 
-def prose(text: str) -> str:
-    """A paragraph, its lines filled anew."""
-    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
-
-
 def card(name: str, numbers: dict, runs: Sequence[str], note: str = "") -> str:
-    """The pair's README.md; `runs` are the names of the recipes beside it."""
+    """The pair's README.md, card.md filled in; `runs` are the names of the recipes beside it."""
     titles = {"teacher": "Teacher alone", "student": "Student alone", "gkd": "GKD's student alone"}
-    measured = {role: title for role, title in titles.items() if role in numbers}
-    alone = "\n".join(
-        f"| {title} | {numbers[role]['bleu']:.2f} | {numbers[role]['rouge2']:.2f} |" for role, title in measured.items()
+    measured = [role for role in titles if role in numbers]
+    moved = {role: numbers[role]["bleu"] - numbers["float32"][role]["bleu"] for role in measured}
+    template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
+    text = jinja2.Template(template, trim_blocks=True).render(
+        numbers,
+        name=name,
+        does=DOES.get(name, "for the task of its name"),
+        alone=[(titles[role], numbers[role]) for role in measured],
+        rounding=" and ".join(f"{bleu:+.2f} ({role})" for role, bleu in moved.items()),
+        runs=runs,
+        note=note,
     )
-    budgets = "\n".join(
-        f"| {row['budget']} | {row['asked']:.0%} | {row['achieved']:.1%} | {row['row_mean']:.1%} | {row['bleu']:.2f} | "
-        f"{row['rouge2']:.2f} |"
-        for row in numbers["budgets"]
-    )
-    oracle = "\n".join(
-        f"| {row['fraction']:.0%} | {row['achieved']:.1%} | {row['bleu']:.2f} |" for row in numbers.get("oracle", [])
-    )
-    sizes = {role: f"{numbers['parameters'][role] / 1e6:.2f} M" for role in ("teacher", "student")}
-    rounding = " and ".join(
-        f"{numbers[role]['bleu'] - numbers['float32'][role]['bleu']:+.2f} ({role})" for role in measured
-    )
-    parts = [
-        f"# {name}",
-        prose(
-            f"""A student of {sizes["student"]} parameters and a teacher of {sizes["teacher"]}, both T5 with a joint
-            vocabulary, trained from scratch on a CPU {DOES.get(name, "for the task of its name")}. The student has
-            learnt (arXiv 2502.17717: behaviour cloning, then path consistency learning) to say `<tau>` where it wants
-            the teacher to write a token. {DRAFTER if "gkd" in numbers else ""} The pair is real and small: it knows
-            Debian's domain only, and even there its texts are rough."""
-        ),
-        "## Measured",
-        prose(
-            f"""On {numbers["sentences"]} held-out test sentences (no source package and no identical text shared with
-            training), greedy, with the bf16 weights that ship, through kdtw_fast's native decoders. sacreBLEU signature
-            `{numbers["teacher"]["signature"]}`; ROUGE-2 is rouge-score's mean F-measure."""
-        ),
-        f"| | BLEU | ROUGE-2 |\n|---|---|---|\n{alone}",
-        prose(
-            """Training Wheels; the prompt alone steers, except that "no" is kept to the token. Use is the teacher's
-            share of all tokens, mean use the mean of its shares of single outputs:"""
-        ),
-        f"| budget | asked | use | mean use | BLEU | ROUGE-2 |\n|---|---|---|---|---|---|\n{budgets}",
-        f"Rounding the weights to bf16 moved BLEU by {rounding}.",
-    ]
-    if oracle:
-        parts.append(
-            f"""An oracle that sees both distributions and lets the teacher write where they diverge most
-({numbers["oracle_rows"]} validation sentences, the fitted student before phase 1; thresholds are quantiles along the
-references, so the use achieved differs from the budget):
+    parts = [part.strip() for part in text.split("\n\n")]
+    return "\n\n".join(part if part.startswith(("#", "|", "```")) else _filled(part) for part in parts) + "\n"
 
-| budget | achieved | BLEU |
-|---|---|---|
-{oracle}"""
-        )
-    commands = "\n".join(f"kdtw train recipes/{run}.yaml" for run in runs)
-    parts += [
-        "## How it was made",
-        "`recipes/` has the settings of every run, resolved; each is run by `kdtw train FILE`, in this order:",
-        f"```bash\n{commands}\n```",
-        prose(
-            f"""{note} Data and tokenizer come from `python -m kdtw_fast.training.debian` and
-            `python -m kdtw_fast.training.tokenizer`. The numbers are in `metrics.json`. Data and terms:
-            `../../samples/LICENCE.md`."""
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
+
+def _filled(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def export(
@@ -205,13 +157,12 @@ def export(
         runs |= runs_behind(draft_student, teacher_folder)
     (folder / "recipes").mkdir()
     for run, recipe in runs.items():
-        shutil.copy(recipe, folder / "recipes" / f"{run}.yaml")
+        base = f"{name}/{run}" if f"{name}/{run}" in recipes.recipe_names() else None
+        text = recipes.to_yaml(recipes.resolve(recipe), base)
+        (folder / "recipes" / f"{run}.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(card(name, numbers, list(runs), note))
     samples = out / "samples"
-    samples.mkdir(parents=True, exist_ok=True)
-    chosen = choose_sample(test, sample)
-    lines = "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in chosen)
-    (samples / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    write_jsonl(samples / f"{name}.jsonl", choose_sample(test, sample))
     if samples.resolve() != (DATA / "samples").resolve():
         shutil.copy(DATA / "samples/LICENCE.md", samples)
     return numbers
