@@ -2,6 +2,8 @@ import bz2
 import gzip
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -328,3 +330,12 @@ def test_every_source_names_its_packages_once():
         assert len(set(source.packages)) == len(source.packages) > 0
     assert len({source.name for source in SOURCES}) == len(SOURCES)
     assert sum(not source.trained for source in SOURCES) == 1
+
+
+@pytest.mark.parametrize("name", ["lxml", "polib"])
+def test_a_library_that_is_missing_is_named(name):
+    code = (
+        f"import sys, runpy; sys.modules[{name!r}] = None; runpy.run_module('kdtw_fast.training.corpora', run_name='x')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and f"needs {name}; install" in done.stderr and "Traceback" not in done.stderr

@@ -9,9 +9,17 @@ from pathlib import Path
 from rich.console import Console
 
 from ..debian import fetch_lists
-from .build import build, sources_table
 from .packages import fetch
-from .sources import SOURCES
+
+try:
+    from .build import build, sources_table
+    from .sources import SOURCES
+except ModuleNotFoundError as missing:
+    if missing.name not in ("lxml", "polib"):
+        raise
+    sys.exit(
+        f"reading the packages needs {missing.name}; install the extra: pip install --no-build-isolation '.[corpora]'"
+    )
 
 
 def main() -> None:
