@@ -15,11 +15,10 @@ try:
     from .build import build, sources_table
     from .sources import SOURCES
 except ModuleNotFoundError as missing:
-    if missing.name not in ("lxml", "polib"):
+    library = str(missing.name).partition(".")[0]
+    if library not in ("lxml", "polib"):
         raise
-    sys.exit(
-        f"reading the packages needs {missing.name}; install the extra: pip install --no-build-isolation '.[corpora]'"
-    )
+    sys.exit(f"reading the packages needs {library}; install the extra: pip install --no-build-isolation '.[corpora]'")
 
 
 def main() -> None:
