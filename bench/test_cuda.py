@@ -71,16 +71,14 @@ class Turns:
 @pytest.fixture(scope="module", params=DTYPES)
 def taken(request: pytest.FixtureRequest, place: Place, tiny: bool, rounds: int | None) -> Turns:
     small, large = (SMOKE, SMOKE) if tiny else (FLAN_T5_SMALL, FLAN_T5_XL)
-    asking, answering = asking_student(small), teacher_without(large, tau=small.vocab_size - 1)
-    student, teacher = (
-        m.native(n, request.param, place.device) for m, n in ((asking, "student"), (answering, "teacher"))
-    )
+    asking, asked = asking_student(small), teacher_without(large, tau=small.vocab_size - 1)
+    student, teacher = (m.native(n, request.param, place.device) for m, n in ((asking, "student"), (asked, "teacher")))
     ids, length = (source(small, 8), 3) if tiny else (source(small, SOURCE_TOKENS), NEW_TOKENS)
     contestants: dict[str, Callable[[], Any]] = {}
     for name, (make, options) in METHODS.items():
         decoder = make(student, teacher, 1)
         contestants[name] = partial(decoder.generate, ids, max_new_tokens=length, min_new_tokens=length, **options)
-    theirs = _peers(asking, answering, length) if torch.cuda.is_available() else {}
+    theirs = _peers(asking, asked, length) if torch.cuda.is_available() else {}
     contestants |= {name: partial(generate, ids) for name, generate in theirs.items()}
     clock = _by_events if torch.cuda.is_available() else wall_clock
     return Turns(place, request.param, small, large, take_turns(contestants, rounds or 11, clock=clock))

@@ -66,8 +66,8 @@ def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, thread
     shapes = (SMOKE, SMOKE) if tiny else (student, teacher)
     rows, length = (rows // 8, 8) if tiny else (rows, LENGTH)
     make, share, _ = METHODS[method]
-    asking, answering = ragged_pair(*shapes, share, length)
-    decoder = make(asking.native("student"), answering.native("teacher"), num_threads=threads)
+    asking, asked = ragged_pair(*shapes, share, length)
+    decoder = make(asking.native("student"), asked.native("teacher"), num_threads=threads)
     lengths = random.Random(0)
     items = [source(shapes[0], lengths.randint(16, 64), seed=seed)[0].tolist() for seed in range(2 * rows)]
     settings: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 4 * length}

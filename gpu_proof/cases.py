@@ -12,7 +12,8 @@ from gpu_proof.simulated import SimulatedDevice
 from gpu_proof.table import Kernels, constants
 from kdtw_fast.random import uniform
 from kdtw_fast.selftest.checks import Trial
-from kdtw_fast.selftest.operations import NOTHING, OPERATIONS, normal, product, rms
+from kdtw_fast.selftest.numpy_twins import normal, product, rms
+from kdtw_fast.selftest.operations import NOTHING, OPERATIONS
 
 CASES: dict[str, Callable[[Kernels], None]] = {}  # that call the kernels' own interface
 CHECKS = {check.name: check for check in OPERATIONS}  # that call the engine

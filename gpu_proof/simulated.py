@@ -133,14 +133,14 @@ class SimulatedDevice:
         before = _core.build_info()["cuda"]
         free = self.library.kdtw_sim_release
         _core.use_cuda_library(str(self.path))
-        _core.use_cuda_companion(
+        _core.use_cuda_allocator(
             lambda device, size, stream: self.library.kdtw_sim_allocate(size) or 0, free, lambda device: 0
         )
         try:
             yield "cuda:0"
         finally:
             self.library.kdtw_sim_clear_error()
-            _core.use_cuda_companion(None, None, None)
+            _core.use_cuda_allocator(None, None, None)
             if before:
                 _core.use_cuda_library(before["library"])
 

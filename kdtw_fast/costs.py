@@ -38,11 +38,11 @@ class ModelCosts:
         return self.catch_up[1]
 
     def catching_up(self, tokens: float) -> float:
-        """Seconds of reading ``tokens`` per row, a mean and so not always whole, and answering about the last."""
+        """Seconds of reading ``tokens`` per row, a mean and so not always whole, and picking after the last."""
         return interpolate(self.catch_up, tokens)
 
     def verifying(self, tokens: float) -> float:
-        """Seconds of reading ``tokens`` per row and answering about each of them."""
+        """Seconds of reading ``tokens`` per row and picking after each of them."""
         return interpolate(self.verify or self.catch_up, tokens)
 
 

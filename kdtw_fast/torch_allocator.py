@@ -19,7 +19,7 @@ def share_with_torch() -> bool:
     cuda = _core.build_info()["cuda"]
     if cuda is None or cuda["kind"] != "CUDA" or not torch.cuda.is_available():
         return False
-    _core.use_cuda_companion(_allocate, torch.cuda.caching_allocator_delete, _current_stream)
+    _core.use_cuda_allocator(_allocate, torch.cuda.caching_allocator_delete, _current_stream)
     return True
 
 

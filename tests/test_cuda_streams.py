@@ -80,13 +80,13 @@ class OtherLibrary:
 def other(lazy: SimulatedDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtherLibrary]:
     library = OtherLibrary(lazy)
     native = kdtw_fast.build_info()["cuda"] | {"kind": "CUDA"}
-    core = SimpleNamespace(build_info=lambda: {"cuda": native}, use_cuda_companion=kdtw_fast._core.use_cuda_companion)
+    core = SimpleNamespace(build_info=lambda: {"cuda": native}, use_cuda_allocator=kdtw_fast._core.use_cuda_allocator)
     monkeypatch.setattr(torch_allocator, "_core", core)
     monkeypatch.setattr(torch_allocator, "torch", SimpleNamespace(cuda=library, OutOfMemoryError=MemoryError))
     empty_the_device()
     yield library
     gc.collect()
-    kdtw_fast._core.use_cuda_companion(None, None, None)
+    kdtw_fast._core.use_cuda_allocator(None, None, None)
     assert not library.held  # all has gone back
 
 

@@ -15,9 +15,9 @@ namespace kdtw {
 namespace {
 
 // The functions take and give addresses as numbers, 0 for none.
-void use_cuda_companion(const py::object& allocate, const py::object& release, const py::object& current_stream) {
+void use_cuda_allocator(const py::object& allocate, const py::object& release, const py::object& current_stream) {
   if (allocate.is_none()) {
-    cuda::use_companion(nullptr);
+    cuda::use_allocator(nullptr);
     return;
   }
   // Memory may go back when Python is no more.
@@ -31,24 +31,24 @@ void use_cuda_companion(const py::object& allocate, const py::object& release, c
   };
   const auto address = [](const py::object& number) { return reinterpret_cast<void*>(py::cast<uintptr_t>(number)); };
   const auto number = [](void* address) { return reinterpret_cast<uintptr_t>(address); };
-  cuda::use_companion(std::make_shared<const cuda::Companion>(
-      cuda::Companion{[function = keep(allocate), address, number](int device, size_t bytes, void* stream) {
-                        const py::gil_scoped_acquire gil;
-                        return address((*function)(device, bytes, number(stream)));
-                      },
-                      [function = keep(release), number](void* memory) {
-                        if (!Py_IsInitialized()) return;
-                        const py::gil_scoped_acquire gil;
-                        try {
-                          (*function)(number(memory));
-                        } catch (py::error_already_set& error) {
-                          error.discard_as_unraisable("release of device memory");
-                        }
-                      },
-                      [function = keep(current_stream), address](int device) {
-                        const py::gil_scoped_acquire gil;
-                        return address((*function)(device));
-                      }}));
+  cuda::use_allocator(std::make_shared<const cuda::ProgramAllocator>(
+      cuda::ProgramAllocator{[function = keep(allocate), address, number](int device, size_t bytes, void* stream) {
+                               const py::gil_scoped_acquire gil;
+                               return address((*function)(device, bytes, number(stream)));
+                             },
+                             [function = keep(release), number](void* memory) {
+                               if (!Py_IsInitialized()) return;
+                               const py::gil_scoped_acquire gil;
+                               try {
+                                 (*function)(number(memory));
+                               } catch (py::error_already_set& error) {
+                                 error.discard_as_unraisable("release of device memory");
+                               }
+                             },
+                             [function = keep(current_stream), address](int device) {
+                               const py::gil_scoped_acquire gil;
+                               return address((*function)(device));
+                             }}));
 }
 
 // {library, architectures, devices} of the CUDA library, or None where there is none.
@@ -82,7 +82,7 @@ py::dict build_info() {
 void bind_machine(py::module_& m) {
   m.def("build_info", &build_info);
   m.def("resolve_device", &resolve_device, py::arg("device"));
-  m.def("use_cuda_companion", &use_cuda_companion, py::arg("allocate"), py::arg("release"), py::arg("current_stream"));
+  m.def("use_cuda_allocator", &use_cuda_allocator, py::arg("allocate"), py::arg("release"), py::arg("current_stream"));
   m.def("hardware_threads", &cpu::hardware_threads);
   m.def("read_rate", &cpu::read_rate, py::arg("bytes"), py::arg("threads"), py::arg("rounds"),
         py::call_guard<py::gil_scoped_release>());

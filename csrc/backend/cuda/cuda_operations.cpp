@@ -160,7 +160,7 @@ class CudaOperations : public Operations, public GraphHost {
 
   Pool& pool() override { return *pool_; }
   void* stream() override { return main_.stream; }
-  void follow_program() override { pool_->follow_companion(main_.stream); }
+  void follow_program() override { pool_->follow_program(main_.stream); }
 
   void aside(const std::function<void()>& work) override {
     pool_->use();

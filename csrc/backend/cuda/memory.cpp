@@ -20,27 +20,27 @@ size_t rounded(size_t bytes) {
 
 constexpr size_t kBoundary = 16;  // of a staged piece
 
-std::mutex companion_mutex;
+std::mutex allocator_mutex;
 
 // Never destroyed: what it calls may be gone when the process ends.
-std::shared_ptr<const Companion>& the_companion() {
-  static auto* const companion = new std::shared_ptr<const Companion>;
-  return *companion;
+std::shared_ptr<const ProgramAllocator>& the_allocator() {
+  static auto* const allocator = new std::shared_ptr<const ProgramAllocator>;
+  return *allocator;
 }
 
-std::shared_ptr<const Companion> current_companion() {
-  const std::lock_guard lock(companion_mutex);
-  return the_companion();
+std::shared_ptr<const ProgramAllocator> current_allocator() {
+  const std::lock_guard lock(allocator_mutex);
+  return the_allocator();
 }
 
 }  // namespace
 
-void use_companion(std::shared_ptr<const Companion> companion) {
-  const std::lock_guard lock(companion_mutex);
-  the_companion().swap(companion);
+void use_allocator(std::shared_ptr<const ProgramAllocator> allocator) {
+  const std::lock_guard lock(allocator_mutex);
+  the_allocator().swap(allocator);
 }
 
-Pool::Pool(const Library& library, int device) : library_(library), device_(device), companion_(current_companion()) {}
+Pool::Pool(const Library& library, int device) : library_(library), device_(device), allocator_(current_allocator()) {}
 
 std::shared_ptr<Pool> Pool::of(const Library& library, int device) {
   static std::mutex mutex;
@@ -98,19 +98,19 @@ void Pool::end_stream(void* stream) {
     if (block.stream == stream) block.stream = nullptr;
 }
 
-void Pool::follow_companion(void* stream) const {
-  if (companion_ == nullptr) return;
+void Pool::follow_program(void* stream) const {
+  if (allocator_ == nullptr) return;
   use();
-  check(*library_.table, library_.table->follow(stream, companion_->current_stream(device_)), "order of two streams");
+  check(*library_.table, library_.table->follow(stream, allocator_->current_stream(device_)), "order of two streams");
 }
 
 std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   const size_t size = rounded(bytes);
   void* memory = nullptr;
-  if (companion_ != nullptr) {
-    memory = companion_->allocate(device_, std::max<size_t>(bytes, 1), stream);
+  if (allocator_ != nullptr) {
+    memory = allocator_->allocate(device_, std::max<size_t>(bytes, 1), stream);
     if (memory == nullptr) throw OutOfMemory(bytes);
-    return {memory, [pool = shared_from_this()](void* p) { pool->companion_->release(p); }};
+    return {memory, [pool = shared_from_this()](void* p) { pool->allocator_->release(p); }};
   }
   {
     const std::lock_guard lock(mutex_);

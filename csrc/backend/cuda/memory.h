@@ -18,7 +18,7 @@
 namespace kdtw::cuda {
 
 // The other library. Its functions are called from any thread, and throw nothing.
-struct Companion {
+struct ProgramAllocator {
   // On a boundary of 256 bytes, for work on `stream` (null: on its current stream); null: there is no memory left.
   std::function<void*(int device, size_t bytes, void* stream)> allocate;
   std::function<void(void* memory)> release;
@@ -26,7 +26,7 @@ struct Companion {
   std::function<void*(int device)> current_stream;
 };
 // Of the devices that nothing is on yet; null: none.
-void use_companion(std::shared_ptr<const Companion> companion);
+void use_allocator(std::shared_ptr<const ProgramAllocator> allocator);
 
 class Pool : public std::enable_shared_from_this<Pool> {
  public:
@@ -43,11 +43,11 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void* begin_stream();
   // Waits for the stream's work and lets others have its blocks, and the stream itself.
   void end_stream(void* stream);
-  // What comes next on `stream` waits for the companion's current stream, if there is one.
-  void follow_companion(void* stream) const;
+  // What comes next on `stream` waits for the allocator's current stream, if there is one.
+  void follow_program(void* stream) const;
 
   // At least `bytes`, on a boundary of 256, not cleared. Null stream: for something that outlives streams; a stream
-  // that writes there follows the companion first. OutOfMemory.
+  // that writes there follows the allocator first. OutOfMemory.
   std::shared_ptr<void> allocate(size_t bytes, void* stream);
 
  private:
@@ -61,7 +61,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
 
   const Library& library_;
   const int device_;
-  const std::shared_ptr<const Companion> companion_;
+  const std::shared_ptr<const ProgramAllocator> allocator_;
   std::mutex mutex_;
   std::multimap<size_t, Free> free_;
   std::set<void*> streams_;     // at work

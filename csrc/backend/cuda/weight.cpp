@@ -110,7 +110,7 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
   }
   const KdtwCudaTable& table = *library_.table;
   memory_ = pool->allocate(bytes_, nullptr);
-  pool->follow_companion(stream);  // whose work may not be done with that memory
+  pool->follow_program(stream);  // whose work may not be done with that memory
   check(table, table.copy_in(memory_.get(), packed.data(), bytes_, stream), "copy to the device");
   check(table, table.synchronise(stream), "copy to the device");
   view_.data = memory_.get();
