@@ -21,6 +21,7 @@ void block_begins(Block& block);
 void shared_allocated(Block& block, size_t offset, size_t bytes);
 void heap_allocated(void* p, size_t bytes);
 void heap_freed(void* p, size_t bytes);
+void heap_emptied();                                   // nothing is allocated any more
 void written_by_runtime(const void* p, size_t bytes);  // copied or filled
 void access(const void* p, size_t bytes, bool write, bool atomic, const void* pc);
 void read_only_load(const void* p, size_t bytes, const void* pc);

@@ -11,6 +11,7 @@ void block_begins(Block&) {}
 void shared_allocated(Block&, size_t, size_t) {}
 void heap_allocated(void*, size_t) {}
 void heap_freed(void*, size_t) {}
+void heap_emptied() {}
 void written_by_runtime(const void*, size_t) {}
 void access(const void*, size_t, bool, bool, const void*) {}
 void read_only_load(const void*, size_t, const void*) {}

@@ -261,6 +261,12 @@ void heap_allocated(void* p, size_t bytes) {
 void heap_freed(void* p, size_t bytes) {
   std::memset(heap_shadow().state + (static_cast<char*>(p) - heap_base()), 0, bytes);
 }
+// Addresses are never used again: what is known of them may go.
+void heap_emptied() {
+  madvise(heap_shadow().state, kHeapBytes, MADV_DONTNEED);
+  madvise(heap_shadow().writer, kHeapBytes * sizeof(Mark), MADV_DONTNEED);
+  madvise(heap_shadow().reader, kHeapBytes * sizeof(Mark), MADV_DONTNEED);
+}
 void written_by_runtime(const void* p, size_t bytes) {
   std::memset(heap_shadow().state + (static_cast<const char*>(p) - heap_base()), kAllocated | kWritten, bytes);
 }

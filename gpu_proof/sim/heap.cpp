@@ -70,6 +70,10 @@ void heap_free(void* p) {
   live_bytes -= bytes;
   ++counters().frees;
   live.erase(found);
+  if (live.empty()) {
+    madvise(heap_base(), kHeapBytes, MADV_DONTNEED);
+    check::heap_emptied();
+  }
 }
 
 }  // namespace simt
