@@ -253,14 +253,15 @@ def test_controls_and_several_teachers_draft_without_the_host(name: str, simulat
         assert many[name] == few[name], name
 
 
-def test_a_streamer_makes_the_host_take_every_step(simulated: str) -> None:
+def test_a_streamer_and_a_time_limit_let_a_draft_take_one_step(simulated: str) -> None:
+    """The host looks after every token: a launch a step."""
     device = the_device()
     decoder = SingleModelDecoder(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated)
     seen: list[int] = []
     use("loop")
     counters = counted(decoder, device, 4, streamer=lambda row, position, token, owner: seen.append(token))
-    assert counters["graph_launches"] == 0 and len(seen) == 8
-    assert counted(decoder, device, 4, max_time=100.0)["graph_launches"] == 0
+    assert counters["graph_launches"] == 4 and len(seen) == 8
+    assert counted(decoder, device, 4, max_time=100.0)["graph_launches"] == 4
 
 
 def test_a_device_without_loops(simulated: str) -> None:

@@ -162,7 +162,8 @@ def test_random_cases(method: str, relation: str, oracle_tally: Tally) -> None:
     run_cases(method, relation, range(CASES_PER_TEST), oracle_tally)
     assert oracle_tally.cases == CASES_PER_TEST
     # A near tie is an excuse; excuses must stay rare, and used ones rarer.
-    assert oracle_tally.near_ties <= 0.06 * oracle_tally.rows
+    # Cascades compare once more than the others do, and equal models tie there at every draft.
+    assert oracle_tally.near_ties <= (0.08 if method == "cascade" else 0.06) * oracle_tally.rows
     assert oracle_tally.differing <= 1
     # Guards the generator: rows end early and at the limit, drafts pass and fail, the teacher is asked.
     owners = {owner for owner, count in oracle_tally.owners.items() if count >= 4}
