@@ -212,6 +212,8 @@ def draft(k: Kernels) -> None:
             (5, 8, (1, 1), 9, True, False, False),
             (6, 8, (3, 0), 5, True, True, False),
             (8, 8, (0, 4), 0, True, False, False),
+            (4, 4, (0, 2), 3, False, False, False),  # of two teachers neither has enough, both together have
+            (6, 8, (0, 2), 3, False, False, False),
         ]
     ):
         rng = np.random.default_rng(seed)
