@@ -1,6 +1,6 @@
-"""The speed tables of docs/benchmarks.md, from pytest-benchmark's JSON.
+"""The speed tables of docs/benchmarks.md, from the JSON of `python -m bench`.
 
-    python -m bench.speed_tables build/bench.json        # what `pytest bench --benchmark-json=build/bench.json` wrote
+    python -m bench.speed_tables build/bench.json        # what `python -m bench --json build/bench.json` wrote
 
 Of several files, a later one's benchmarks of a kind take the place of an earlier one's.
 """
@@ -8,8 +8,9 @@ Of several files, a later one's benchmarks of a kind take the place of an earlie
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -30,56 +31,46 @@ MEMORY = 6e9  # bytes, at most
 ROLLOUTS = 5.0  # times Hugging Face
 RENEWAL = 2  # percent of a training batch, at most
 
-Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
+Entry = dict[str, Any]  # a row's case and what was found, and its median "seconds"
 Entries = dict[str, list[Entry]]  # by kind
 
 
-def speed_tables(*runs: dict[str, Any]) -> str:
-    """The benchmark tables of pytest-benchmark's JSON; what did not run is left out.
+def speed_tables(region: str, *runs: dict[str, Any]) -> str:
+    """The tables of a region of `REGIONS` from the JSON of `python -m bench`; empty if none of its kinds was run.
 
     Of several runs on one machine, a later one's benchmarks of a kind take the place of an earlier one's.
 
     Raises:
         ValueError: a run with --tiny, runs of several machines or builds, or an unknown kind of benchmark.
     """
-    machine, kdtw = runs[0]["machine_info"], runs[0]["machine_info"]["kdtw"]
-    if any(run["machine_info"]["kdtw"]["tiny"] for run in runs):
-        raise ValueError("these results were taken with --tiny, which measures nothing; run pytest bench without it")
-    if any(run["machine_info"]["kdtw"] != kdtw for run in runs):
+    machine = runs[0]["machine"]
+    if any(run["tiny"] for run in runs):
+        raise ValueError("these results were taken with --tiny, which measures nothing; leave it out")
+    if any(run["machine"] != machine for run in runs):
         raise ValueError("these results were taken on different machines or builds; they do not make one table")
-    versions = ", ".join(f"{name} {number}" for name, number in kdtw["versions"].items())
     entries: Entries = {}
     for run in runs:
         found: Entries = {}
-        for result in run["benchmarks"]:
-            found.setdefault(result["extra_info"]["kind"], []).append((result["extra_info"], result["stats"]["median"]))
+        for row in run["rows"]:
+            entry = row["case"] | row["found"] | {"seconds": median(row["seconds"])}
+            found.setdefault(row["kind"], []).append(entry)
         entries |= found
-    sections = {
-        "one model": _one_model,
-        "catch-up": _catch_up,
-        "encoder": _encoder,
-        "batch": _batch,
-        "stream": _stream,
-        "large teacher": _large_teacher,
-        "memory": _memory,
-        "two models": _two_models,
-        "rollout": _rollout,
-        "phase 2": _phase_2,
-        "cuda": _cuda,
-    }
-    unknown = sorted(set(entries) - set(sections) - {"verification"})
+    unknown = sorted(set(entries) - {kind for sections in REGIONS.values() for kind in sections} - {"verification"})
     if unknown:
         raise ValueError(f"the results hold benchmarks of kind {unknown[0]!r}, for which there is no table")
+    sections = {kind: section for kind, section in REGIONS[region].items() if kind in entries}
+    if not sections:
+        return ""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if name != "python")
     lines = [
-        f"`make bench` on {' and '.join(dict.fromkeys(run['datetime'][:10] for run in runs))}"
-        f"{f', in {len(runs)} runs' if len(runs) > 1 else ''}: {machine['cpu'].get('brand_raw', 'unknown processor')}, "
-        f"{kdtw['cores']} cores, {kdtw['simd']}, {machine['system']}; {versions}. Medians; what is compared takes "
-        "turns in one process. Unless said otherwise random weights, greedy, one row, 64 source and 64 new tokens; "
-        "times of whole calls, the encoder included. In brackets: the mark this project sets itself.",
+        f"`make bench` on {' and '.join(dict.fromkeys(run['time'][:10] for run in runs))}"
+        f"{f', in {len(runs)} runs' if len(runs) > 1 else ''}: {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['build']['simd']}, {machine['system']}; {versions}. Medians; what is "
+        "compared takes turns in one process. Unless said otherwise random weights, greedy, one row, 64 source and 64 "
+        "new tokens; times of whole calls, the encoder included. In brackets: the mark this project sets itself.",
     ]
     for kind, section in sections.items():
-        if kind in entries:
-            lines += ["", *section(entries[kind], entries)]
+        lines += ["", *section(entries[kind], entries)]
     return "\n".join(lines)
 
 
@@ -96,8 +87,13 @@ def _grouped(entries: list[Entry], *keys: str) -> dict[tuple[Any, ...], list[Ent
     """Entries by what they say of themselves under these keys, in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(tuple(entry[0][key] for key in keys), []).append(entry)
+        groups.setdefault(tuple(entry[key] for key in keys), []).append(entry)
     return groups
+
+
+def _ms(info: Entry) -> float:
+    """Milliseconds per new token."""
+    return 1000 * float(info["seconds"]) / int(info["new_tokens"])
 
 
 def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
@@ -105,10 +101,10 @@ def _section(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], 
 
 
 def _one_model(entries: list[Entry], _: Entries) -> list[str]:
-    ours = {(info["dtype"], info["threads"]): seconds for info, seconds in entries if info["system"] == OURS}
+    ours = {(info["dtype"], info["threads"]): info["seconds"] for info in entries if info["system"] == OURS}
 
-    def row(info: dict[str, Any], seconds: float) -> list[str]:
-        dtype, tokens = info["dtype"], info["new_tokens"]
+    def row(info: Entry) -> list[str]:
+        dtype, tokens, seconds = info["dtype"], info["new_tokens"], info["seconds"]
         share = faster = ""
         if info["system"] == OURS:
             share = f"{100 * info['gb_per_s'] / info['read_gb_per_s']:.0f} %{_mark(OF_READ_RATE[dtype], ' %')}"
@@ -119,13 +115,13 @@ def _one_model(entries: list[Entry], _: Entries) -> list[str]:
         speed = f"{1000 * seconds / tokens:.2f}", f"{tokens / seconds:.0f}"
         return [name, str(info["threads"]), *speed, share, faster]
 
-    rows = [row(*entry) for entry in sorted(entries, key=lambda entry: entry[0]["threads"])]
-    rates = {info["threads"]: info["read_gb_per_s"] for info, _ in entries}
-    sizes = {info["dtype"]: info["bytes_per_token"] for info, _ in entries}
+    rows = [row(info) for info in sorted(entries, key=lambda info: (info["threads"], info["system"] != OURS))]
+    rates = {info["threads"]: info["read_gb_per_s"] for info in entries}
+    sizes = {info["dtype"]: info["bytes_per_token"] for info in entries}
     two = [f"{dtype} {ours[dtype, 1] / ours[dtype, 2]:.2f}×" for dtype in sizes if (dtype, 2) in ours]
     columns = ("system", "threads", "ms per token", "tokens/s", "steps, of read rate", "kdtw_fast is faster by")
     return [
-        *_section(f"One model, the shape of {entries[0][0]['shape']}", columns, rows),
+        *_section(f"One model, the shape of {entries[0]['shape']}", columns, rows),
         "A step must read the weights: "
         + ", ".join(f"{size / 1e6:.0f} MB in {dtype}" for dtype, size in sizes.items())
         + ". The read rate is what this machine read at best from a 256 MB array in the same minutes: "
@@ -137,8 +133,9 @@ def _one_model(entries: list[Entry], _: Entries) -> list[str]:
 
 def _catch_up(entries: list[Entry], everything: Entries) -> list[str]:
     passes = {
-        (info["kind"], info["dtype"], info["tokens"]): seconds
-        for info, seconds in entries + everything.get("verification", [])
+        (kind, info["dtype"], info["tokens"]): info["seconds"]
+        for kind in ("catch-up", "verification")
+        for info in everything.get(kind, [])
     }
     lengths = sorted({length for _, _, length in passes if length > 1})
     rows = []
@@ -149,16 +146,18 @@ def _catch_up(entries: list[Entry], everything: Entries) -> list[str]:
         rows.append([f"{kind}, {dtype}", f"{1000 * step:.2f}", *cells])
     title = "**Reading several tokens in one pass, against a step** (the same model; a verification also asks the head "
     columns = ("pass", "step, ms", *(f"{n} tokens" for n in lengths))
-    return [f"{title}about each token; {_threads(entries[0][0]['threads'])})", "", *markdown_table(columns, rows)]
+    return [f"{title}about each token; {_threads(entries[0]['threads'])})", "", *markdown_table(columns, rows)]
 
 
 def _encoder(entries: list[Entry], _: Entries) -> list[str]:
     rows = []
-    for info, seconds in entries:
+    for info in entries:
         share = 100 * info["gflop_per_s"] / info["gemm_gflop_per_s"]
         mark = _mark(OF_GEMM_RATE.get(info["dtype"]), " %")
-        rows.append([info["dtype"], f"{1000 * seconds:.1f}", f"{info['gflop_per_s']:.0f}", f"{share:.0f} %{mark}"])
-    info = entries[0][0]
+        rows.append(
+            [info["dtype"], f"{1000 * info['seconds']:.1f}", f"{info['gflop_per_s']:.0f}", f"{share:.0f} %{mark}"]
+        )
+    info = entries[0]
     return [
         f"**Its encoder, {info['tokens']} tokens, {_threads(info['threads'])}** (torch multiplies large fp32 matrices "
         f"at {info['gemm_gflop_per_s']:.0f} GFLOP/s here)",
@@ -170,23 +169,24 @@ def _encoder(entries: list[Entry], _: Entries) -> list[str]:
 def _batch(entries: list[Entry], _: Entries) -> list[str]:
     rows = []
     for (dtype,), here in _grouped(entries, "dtype").items():
-        ours = next(seconds for info, seconds in here if info["system"] == OURS)
-        best = min(seconds for info, seconds in here if info["system"] != OURS)
-        for info, seconds in here:
+        ours = next(info["seconds"] for info in here if info["system"] == OURS)
+        best = min(info["seconds"] for info in here if info["system"] != OURS)
+        for info in here:
+            seconds = info["seconds"]
             factor = f"{seconds / ours:.2f}×{_mark(FASTER_BATCH[dtype] if seconds == best else None, '×')}"
             name, speed = f"{info['system']}, {dtype}, {info['setting']}", f"{info['tokens'] / seconds:.0f}"
             rows.append([name, speed, "" if info["system"] == OURS else factor])
-    title = f"The same model, {entries[0][0]['rows']} rows at once"
+    title = f"The same model, {entries[0]['rows']} rows at once"
     return _section(title, ("system", "tokens/s", "kdtw_fast is faster by"), rows)[:-1]
 
 
 def _stream(entries: list[Entry], _: Entries) -> list[str]:
     lines: list[str] = []
     for (student, teacher, threads), here in _grouped(entries, "student", "teacher", "threads").items():
-        contestants = list(dict.fromkeys(info["contestant"] for info, _ in here))
+        contestants = list(dict.fromkeys(info["contestant"] for info in here))
         rows = []
         for (method, count), these in _grouped(here, "method", "rows").items():
-            speeds = {info["contestant"]: info["tokens"] / seconds for info, seconds in these}
+            speeds = {info["contestant"]: info["tokens"] / info["seconds"] for info in these}
             rows.append([method, str(count), *(f"{speeds[name]:.0f}" for name in contestants)])
         title = f"Streams: tokens/s of {student} with {teacher}, {_threads(threads)}, sampled"
         lines += _section(title, ["method", "rows", *contestants], rows)
@@ -199,21 +199,15 @@ def _stream(entries: list[Entry], _: Entries) -> list[str]:
 
 
 def _large_teacher(entries: list[Entry], _: Entries) -> list[str]:
-    def per_token(entry: Entry) -> float:
-        return 1000 * entry[1] / entry[0]["new_tokens"]
-
-    def phases(entry: Entry) -> list[float]:
-        """ms per token of encoders, student's and teacher's passes; nothing of Hugging Face's."""
-        return [per_token(entry) * share for share in entry[0].get("shares", {}).values()]
-
-    alone: dict[bool, float] = {}  # by whether it is Hugging Face's
-    for entry in entries:
-        if entry[0]["method"].endswith("teacher alone"):
-            alone[entry[0]["method"].startswith("Hugging Face")] = per_token(entry)
+    alone = {  # by whether it is Hugging Face's
+        info["method"].startswith("Hugging Face"): _ms(info)
+        for info in entries
+        if info["method"].endswith("teacher alone")
+    }
     rows, notes = [], []
-    for entry in entries:
-        info, ms, parts = entry[0], per_token(entry), phases(entry)
-        method = info["method"]
+    for info in entries:
+        method, ms = info["method"], _ms(info)
+        parts = [ms * share for share in info.get("shares", {}).values()]  # encoders, student's and teacher's passes
         start, mark = next(((s, m) for s, m in LARGE_TEACHER.items() if method.startswith(s)), ("", None))
         factor = f"{alone[method.startswith('Hugging Face')] / ms:.2f}×{_mark(mark, '×')}"
         times = [f"{ms:.2f}", *([f"{part:.2f}" for part in parts] or [""] * 3)]
@@ -223,7 +217,7 @@ def _large_teacher(entries: list[Entry], _: Entries) -> list[str]:
                 f" {start} at {mark:g}× may take {alone[False] / mark:.2f} ms per token; encoders and teacher's passes "
                 f"alone take {parts[0] + parts[2]:.2f}."
             )
-    info = entries[0][0]
+    info = entries[0]
     columns = ("method", "student", "new tokens", "ms per token", "of it encoders", "student's passes")
     columns += ("teacher's passes", "against its teacher alone")
     title = f"A teacher of {info['teacher']}'s shape in {info['dtype']}, {_threads(info['threads'])}"
@@ -237,10 +231,10 @@ def _large_teacher(entries: list[Entry], _: Entries) -> list[str]:
 def _memory(entries: list[Entry], _: Entries) -> list[str]:
     return [
         f"**Memory**: a model of {info['shape']}'s shape in {info['dtype']} decodes at "
-        f"{1000 * seconds / info['new_tokens']:.0f} ms per token ({info['new_tokens']} new tokens) in a process of "
+        f"{_ms(info):.0f} ms per token ({info['new_tokens']} new tokens) in a process of "
         f"{info['peak_rss'] / 1e9:.2f} GB at most{_mark(MEMORY / 1e9, ' GB', least=False)}: weights "
         f"{info['weights'] / 1e9:.2f} GB, caches {info['caches'] / 1e9:.3f} GB, the rest Python, torch and packing."
-        for info, seconds in entries
+        for info in entries
     ]
 
 
@@ -249,17 +243,17 @@ def _two_models(entries: list[Entry], _: Entries) -> list[str]:
     columns += (f"loop's own time{_mark(LOOP_OVERHEAD, ' %', least=False)}", "with Python around it")
     lines: list[str] = []
     for (student, teacher, threads), here in _grouped(entries, "student", "teacher", "threads").items():
-        alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
+        alone = next(info["seconds"] for info in here if info["method"] == "teacher alone")
         rows = [
             [
                 info["method"],
-                f"{1000 * seconds / info['new_tokens']:.2f}",
-                f"{alone / seconds:.2f}×",
+                f"{_ms(info):.2f}",
+                f"{alone / info['seconds']:.2f}×",
                 f"{info['student_passes']} + {info['teacher_passes']}",
                 f"{100 * info['loop_overhead']:.2f} %",
                 f"{100 * info['overhead']:.2f} %",
             ]
-            for info, seconds in here
+            for info in here
         ]
         lines += _section(f"Two models: {student} with {teacher}, fp32, {_threads(threads)}", columns, rows)
     return [
@@ -278,7 +272,7 @@ ROLLED = {
 
 
 def _rollout(entries: list[Entry], _: Entries) -> list[str]:
-    rates = {(info["models"], info["system"]): info["tokens_per_second"] for info, _ in entries}
+    rates = {(info["models"], info["system"]): info["tokens_per_second"] for info in entries}
     systems = list(dict.fromkeys(system for _, system in rates))
     ours, theirs = systems[0], systems[-1]
     rows = []
@@ -297,7 +291,7 @@ def _rollout(entries: list[Entry], _: Entries) -> list[str]:
 
 
 def _phase_2(entries: list[Entry], _: Entries) -> list[str]:
-    seconds = {info["part"]: value for info, value in entries}
+    seconds = {info["part"]: info["seconds"] for info in entries}
     share = 100 * seconds["renewal"] / seconds["batch"]
     return [
         f"A batch of phase 2 on that pair takes {seconds['batch']:.2f} s, renewing the decoder's weights "
@@ -308,11 +302,11 @@ def _phase_2(entries: list[Entry], _: Entries) -> list[str]:
 def _cuda(entries: list[Entry], _: Entries) -> list[str]:
     lines: list[str] = []
     for (device, student, teacher, dtype), here in _grouped(entries, "device", "student", "teacher", "dtype").items():
-        alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
+        alone = next(info["seconds"] for info in here if info["method"] == "teacher alone")
         rows = []
-        for info, seconds in here:
-            ms, roof = (None if s is None else f"{1000 * s / info['new_tokens']:.3f}" for s in (seconds, info["roof"]))
-            rows.append([info["method"], ms or "", roof or "", f"{alone / seconds:.2f}×"])
+        for info in here:
+            roof = "" if info["roof"] is None else f"{1000 * info['roof'] / info['new_tokens']:.3f}"
+            rows.append([info["method"], f"{_ms(info):.3f}", roof, f"{alone / info['seconds']:.2f}×"])
         columns = ("method", "ms per token", "of it bytes", "against teacher alone")
         lines += _section(f"{device}: {student} with {teacher}, {dtype}", columns, rows)
     return [
@@ -321,13 +315,32 @@ def _cuda(entries: list[Entry], _: Entries) -> list[str]:
     ]
 
 
+Section = Callable[[list[Entry], Entries], list[str]]
+REGIONS: dict[str, dict[str, Section]] = {  # of the file, with the table of each kind
+    "bench": {
+        "one model": _one_model,
+        "catch-up": _catch_up,
+        "encoder": _encoder,
+        "batch": _batch,
+        "stream": _stream,
+        "large teacher": _large_teacher,
+        "memory": _memory,
+        "two models": _two_models,
+        "cuda": _cuda,
+    },
+    "training": {"rollout": _rollout, "phase 2": _phase_2},
+}
+
+
 def main(
-    results: Annotated[list[Path], typer.Argument(help="pytest-benchmark's JSON files.", exists=True, dir_okay=False)],
-    into: Annotated[Path, typer.Option(help="The file with the two markers.")] = BENCHMARKS,
-    region: Annotated[str, typer.Option(help="The name in the markers.")] = "bench",
+    results: Annotated[list[Path], typer.Argument(help="JSON files of python -m bench.", exists=True, dir_okay=False)],
+    into: Annotated[Path, typer.Option(help="The file with the markers of the regions.")] = BENCHMARKS,
 ) -> None:
-    """Writes the speed tables between the markers of a file."""
-    write_region(into, region, speed_tables(*(json.loads(file.read_text(encoding="utf-8")) for file in results)))
+    """Writes the speed tables between the markers of a file; a region of which nothing was run stays."""
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in results]
+    for region in REGIONS:
+        if tables := speed_tables(region, *runs):
+            write_region(into, region, tables)
 
 
 if __name__ == "__main__":
