@@ -191,7 +191,10 @@ class GenerateOptions:
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
         value = getattr(self, name)
-        values = list(value) if is_sequence(value) else [value] * rows
+        if not is_sequence(value):
+            check_limit(name, value)
+            return [value] * rows
+        values = list(value)
         if len(values) != rows:
             raise ValueError(f"{name} has {len(values)} values for {rows} rows; give one value or one per row")
         for item in values:

@@ -30,6 +30,7 @@ from kdtw_fast.streams import RowArguments, Stream
 
 ModelLike = torch.nn.Module | NativeT5 | str | Path
 SMALLEST_TEMPERATURE = 1e-38
+_UNLIMITED = (None,) * len(LIMITS)
 
 
 class Decoder(TextDecoder):
@@ -191,7 +192,7 @@ class Decoder(TextDecoder):
             forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            student_sampling=teacher if self._teacher_alone else _sampling(options),
+            student_sampling=teacher if self._teacher_alone else _sampling(options, ""),
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
@@ -215,21 +216,23 @@ class Decoder(TextDecoder):
 
     def _limits(self, options: GenerateOptions, rows: int) -> list[tuple[Any, ...]]:
         """Per row its values of ``LIMITS``."""
-        for name in LIMITS:
-            if getattr(options, name) is not None:
-                self._reader.check_takes_limits(name)
+        given = [name for name in LIMITS if getattr(options, name) is not None]
+        if not given:
+            return [_UNLIMITED] * rows
+        for name in given:
+            self._reader.check_takes_limits(name)
         return list(zip(*(options.per_row(name, rows) for name in LIMITS)))
 
     def _ledgers(self, limits: Sequence[Any]) -> tuple[_core.Ledger, list[_core.Ledger]]:
         """A row's values of ``LIMITS`` as the bound on all teachers together, and on each (empty = none)."""
+        if not any(isinstance(limit, Mapping) for limit in limits):
+            return _core.Ledger(*limits), []
         on_all = [None if isinstance(limit, Mapping) else limit for limit in limits]
         on_each = [limit if isinstance(limit, Mapping) else {} for limit in limits]
         for name, limit in zip(LIMITS, on_each):
             for number in limit:
                 if number > len(self._asked):
                     raise ValueError(f"{name} names teacher {number}, but the decoder has {len(self._asked)}")
-        if not any(on_each):
-            return _core.Ledger(*on_all), []
         numbers = range(1, len(self._asked) + 1)
         return _core.Ledger(*on_all), [_core.Ledger(*(limit.get(k) for limit in on_each)) for k in numbers]
 
@@ -328,13 +331,15 @@ def check_tokenizers(tokenizer: Any, teachers: Iterable[tuple[str, Any]]) -> Non
             )
 
 
-def _sampling(options: GenerateOptions, prefix: str = "") -> _core.Sampling:
+def _sampling(options: GenerateOptions, prefix: str) -> _core.Sampling:
     """The student's sampling, or with "teacher_" the teacher's, which is the student's where it says nothing."""
-    names = ("temperature", "top_k", "top_p")
-    own = {name: getattr(options, prefix + name) for name in names}
-    temperature, top_k, top_p = (getattr(options, name) if own[name] is None else own[name] for name in names)
+    values = []
+    for name in ("temperature", "top_k", "top_p"):
+        own = getattr(options, prefix + name)
+        values.append(getattr(options, name) if own is None else own)
+    temperature, *cuts = values
     # In single precision the inverse of less is infinite: it is greedy.
-    return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, top_k, top_p)
+    return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, *cuts)
 
 
 def _as_callback(streamer: Any, rows: int, start: int) -> TokenStreamer | None:
