@@ -122,7 +122,8 @@ class AutoDecoder(TextDecoder):
       depend on the choice: both are lossless. A sampling teacher always decodes alone, because the two draw
       different tokens (of one distribution).
     - a budget (``"light"``, 0.1, …): Training Wheels at that budget; or the teacher alone where that is predicted
-      faster, since it is better as well. Here the output can depend on measured times; fix it with ``method``.
+      faster, since it is better as well. Here the output can depend on measured times; fix it with ``method``. With
+      "no" Training Wheels asks for no token.
     - ``quality="student"``: the student alone.
 
     Costs are measured at the first call of each batch size (which takes about ``measure_seconds`` longer), in
@@ -203,6 +204,7 @@ class AutoDecoder(TextDecoder):
                 rows = [Row(row.teachers[0] or row.own, []) for row in rows]
             elif prediction.method == STUDENT:
                 rows = [Row(row.own, []) for row in rows]
+            parsed = replace(parsed, **self._limits_of(prediction.method))
             out = self._decoder_of(prediction)._decode(rows, parsed, streamer)
         assert out.lengths is not None and out.timings is not None
         with self._lock:
@@ -240,6 +242,7 @@ class AutoDecoder(TextDecoder):
         alone = prediction.method in (TEACHER, STUDENT)
         if alone and isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping)):
             inputs = _for_one_model(inputs, prediction.method == TEACHER)
+        options |= self._limits_of(prediction.method)
         stream = self._decoder_of(prediction).stream(
             inputs, batch_size=batch_size, budget=None if alone else budget, in_order=in_order, **options
         )
@@ -267,6 +270,7 @@ class AutoDecoder(TextDecoder):
             raise ValueError("quality 'student' leaves no choice, so there is nothing to calibrate")
         method = SPECULATIVE if self.budget is None else WHEELS
         decoder = self._decoder(method, CALIBRATION_DRAFT)
+        options |= self._limits_of(method)
         if len(inputs) > 0 and isinstance(inputs[0], str):
             out = decoder(inputs, self._phrase, **options)
         else:
@@ -283,6 +287,10 @@ class AutoDecoder(TextDecoder):
         if budget is not None:
             raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
         return self._phrase
+
+    def _limits_of(self, method: str) -> GenerateKeywords:
+        """What a call of this method is bound to: "no" is kept to the token."""
+        return {"max_teacher_calls": 0} if method == WHEELS and self.budget and self.budget.fraction == 0 else {}
 
     def _refuse_limits(self, options: GenerateOptions) -> None:
         for name in LIMITS:

@@ -309,6 +309,26 @@ def test_strings_get_each_models_prompt_and_the_qualitys_budget(device: str) -> 
     assert 0 <= AutoDecoder(student, teacher, costs=DRAFTING_PAYS, tokenizer=Letters()).calibrate(["ab", "c"]) <= 1
 
 
+def test_the_quality_no_is_kept_to_the_token(device: str) -> None:
+    student, teacher = pair("swapped", device=device)
+    student.student_prompt = student.teacher_prompt = teacher.teacher_prompt = "{budget}"
+    shared: dict[str, Any] = {"method": WHEELS, "costs": DRAFTING_PAYS, "tokenizer": Letters()}
+    texts = ["some text", "x"]
+    ids = Letters()(["light" + text for text in texts])["input_ids"]
+    asked = [
+        [
+            int(auto.generate(ids, max_new_tokens=TOKENS).teacher_calls.sum()),
+            int(auto(texts, max_new_tokens=TOKENS).teacher_calls.sum()),
+            *(
+                sum(int(out.teacher_calls.sum()) for out in auto.stream(items, max_new_tokens=TOKENS))
+                for items in (ids, texts)
+            ),
+        ]
+        for auto in (AutoDecoder(student, teacher, quality=quality, **shared) for quality in ("light", "no"))
+    ]
+    assert min(asked[0]) > 0 and asked[1] == [0, 0, 0, 0]
+
+
 @kept
 def natives(device: str) -> tuple[NativeT5, NativeT5]:
     return pair("noisy", device=device)

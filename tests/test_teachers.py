@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, RELATIONS, START, kept, random_batch, random_teachers
+from factories import EOS, RELATIONS, START, kept, pack, random_batch, random_pair, random_teachers
 
 from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, reference
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -234,6 +234,10 @@ def test_the_prompt_names_every_budget(device: str) -> None:
     for call in (lambda: decoder("a", budget="light"), lambda: decoder.stream(["a"], budget=["light"] * 3)):
         with pytest.raises(ValueError, match="2 teachers, give a budget for each"):
             call()
+    alone, one = pack(*random_pair("noisy", seed=2), device)
+    alone.student_prompt = "With {budget} use: "
+    with pytest.raises(ValueError, match=r"has 1 teacher, give one budget; got \['light', 'no'\]"):
+        TrainingWheelsDecoder(alone, one, tokenizer=words)("a", budget=["light", "no"])
 
 
 STUDENT, TEACHERS = student_and_teachers("noisy", 1, 2)

@@ -135,7 +135,8 @@ class Reader:
         budgets = resolve_budgets(budget)
         if len(budgets) != count:
             asked = [one.phrase for one in budgets]
-            raise ValueError(f"the student has {count} teachers, give a budget for each; got {asked}")
+            teachers = "1 teacher, give one budget" if count == 1 else f"{count} teachers, give a budget for each"
+            raise ValueError(f"the student has {teachers}; got {asked}")
         return join_phrases(budgets)
 
     def check_takes_text(self, budget: Any) -> None:
