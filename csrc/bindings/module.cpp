@@ -1,6 +1,7 @@
 // The extension module kdtw_fast._core, and what it says of the machine: devices, libraries, threads.
 #include <exception>
 #include <memory>
+#include <new>
 
 #include "backend/cpu/cpu_operations.h"
 #include "backend/cpu/memory_probe.h"
@@ -97,6 +98,10 @@ PYBIND11_MODULE(_core, m) {
       if (error) std::rethrow_exception(error);
     } catch (const kdtw::NonFiniteError& e) {
       PyErr_SetString(PyExc_FloatingPointError, e.what());
+    } catch (const kdtw::OutOfMemory& e) {
+      PyErr_SetString(PyExc_MemoryError, e.what());
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, kdtw::OutOfMemory::kSmall);
     }
   });
   kdtw::bind_models(m);

@@ -11,6 +11,10 @@ namespace kdtw {
 // MemoryError with the size that was asked for.
 class OutOfMemory : public std::bad_alloc {
  public:
+  // The sentence where a small piece is refused, which says no more of itself.
+  static constexpr const char* kSmall =
+      "memory has run out; lower max_new_tokens, the sources' length or the number of rows";
+
   explicit OutOfMemory(size_t bytes)
       : message_("cannot allocate " + std::to_string(bytes) +
                  " bytes; lower max_new_tokens, the sources' length or the number of rows") {}

@@ -80,8 +80,8 @@ class CpuOperations : public Operations {
     const auto& packed = static_cast<const PackedWeight&>(weight);
     const Operand& operand = prepare(packed, x, tokens);
     parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
-                 [&](int first, int last, int ahead) {
-                   multiply(kernels_, packed, operand, first, last, ahead, out + first * kPanel, weight.outputs,
+                 [&](const Range& r) {
+                   multiply(kernels_, packed, operand, r.begin, r.end, r.ahead, out + r.begin * kPanel, weight.outputs,
                             accumulate);
                  });
   }
@@ -121,11 +121,11 @@ class CpuOperations : public Operations {
     }
     group_queries(tokens, H);
     const auto run = kernels_.attend[static_cast<int>(blocked.dtype)];
-    parallel_for(static_cast<int>(groups_.size()), 1, threads_for(work), [&](int first, int last) {
-      thread_local std::vector<float> scratch;
-      const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
-      if (scratch.size() < needed) scratch.resize(needed);
-      for (int i = first; i < last; ++i) {
+    const int groups = static_cast<int>(groups_.size()), threads = threads_for(work);
+    const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
+    float* const scratch = scratch_of(parts_of(groups, 1, threads) * needed);
+    parallel_for(groups, 1, threads, [&](const Range& range) {
+      for (int i = range.begin; i < range.end; ++i) {
         const auto [h, t, count] = groups_[i];
         const int row = tokens[t].row;
         run({.queries = queries + static_cast<size_t>(t) * stride + h * D,
@@ -139,7 +139,7 @@ class CpuOperations : public Operations {
              .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
              .lowest = bias ? bias->lowest : 0,
              .highest = bias ? bias->highest : 0,
-             .scratch = scratch.data(),
+             .scratch = scratch + range.part * needed,
              .out = out + (static_cast<size_t>(t) * H + h) * D,
              .out_stride = H * D});
       }
@@ -166,16 +166,17 @@ class CpuOperations : public Operations {
     summaries_.resize(static_cast<size_t>(n) * chunks);
 
     const Operand& operand = prepare(packed, hidden, n);
-    parallel_for(chunks, 1, threads_for(static_cast<long>(n) * head.inputs * V), [&](int begin, int end, int ahead) {
-      thread_local std::vector<float> tile;
-      if (tile.size() < static_cast<size_t>(n) * kVocabularyChunk)
-        tile.resize(static_cast<size_t>(n) * kVocabularyChunk);
-      for (int c = begin; c < end; ++c) {
+    const int threads = threads_for(static_cast<long>(n) * head.inputs * V);
+    const size_t tile_size = static_cast<size_t>(n) * kVocabularyChunk;
+    float* const tiles = scratch_of(parts_of(chunks, 1, threads) * tile_size);
+    parallel_for(chunks, 1, threads, [&](const Range& range) {
+      float* const tile = tiles + range.part * tile_size;
+      for (int c = range.begin; c < range.end; ++c) {
         const int panel = c * kGroup, first = c * kVocabularyChunk, count = std::min(kVocabularyChunk, V - first);
         multiply_group(kernels_, packed, operand, panel, std::min(panel + kGroup, packed.panels()),
-                       c + 1 < ahead ? panel + kGroup : panel, tile.data(), kVocabularyChunk, false);
+                       c + 1 < range.ahead ? panel + kGroup : panel, tile, kVocabularyChunk, false);
         for (int i = 0; i < n; ++i) {
-          float* logits = tile.data() + static_cast<size_t>(i) * kVocabularyChunk;
+          float* logits = tile + static_cast<size_t>(i) * kVocabularyChunk;
           if (kept[i]) std::copy(logits, logits + count, kept[i] + first);
           summaries_[static_cast<size_t>(i) * chunks + c] =
               summarise(kernels_, logits, first, count, V, requests[i], draft_logits[i]);
@@ -183,16 +184,19 @@ class CpuOperations : public Operations {
       }
     });
 
-    parallel_for(n, 1, threads_for(static_cast<long>(n) * chunks * kVocabularyChunk), [&](int begin, int end) {
-      for (int i = begin; i < end; ++i) {
+    const int deciding = threads_for(static_cast<long>(n) * chunks * kVocabularyChunk);
+    deciders_.resize(std::max<size_t>(deciders_.size(), parts_of(n, 1, deciding)));
+    parallel_for(n, 1, deciding, [&](const Range& range) {
+      Decider& own = deciders_[range.part];
+      for (int i = range.begin; i < range.end; ++i) {
         const auto recompute = [&](int chunk, float* logits) {
           const int panel = chunk * kGroup;
           multiply_alone(packed, hidden + static_cast<size_t>(i) * head.inputs, panel,
-                         std::min(panel + kGroup, packed.panels()), logits);
+                         std::min(panel + kGroup, packed.panels()), logits, own.operand);
         };
         results[i] =
             decide(kernels_, requests[i], V, std::span(summaries_).subspan(static_cast<size_t>(i) * chunks, chunks),
-                   needs_all_logits(requests[i], V) ? kept[i] : nullptr, recompute);
+                   needs_all_logits(requests[i], V) ? kept[i] : nullptr, recompute, own.weights);
       }
     });
   }
@@ -225,18 +229,26 @@ class CpuOperations : public Operations {
     return operand_;
   }
 
-  // Products of one token outside of the pass's operand, with at most kGroup panels; any thread may call it.
-  void multiply_alone(const PackedWeight& weight, const float* x, int first, int last, float* out) const {
-    thread_local Operand operand;
+  // Products of one token outside of the pass's operand, with at most kGroup panels; any thread may call it with an
+  // operand of its own.
+  void multiply_alone(const PackedWeight& weight, const float* x, int first, int last, float* out,
+                      Operand& operand) const {
     operand.prepare(kernels_, weight, x, 1, 1);
     multiply_group(kernels_, weight, operand, first, last, first, out, kVocabularyChunk, false);
   }
 
   // One logit of one token: the same bits as in any chunk.
-  float logit_of(const PackedWeight& head, const float* x, int id) const {
+  float logit_of(const PackedWeight& head, const float* x, int id) {
     float logits[kPanel];
-    multiply_alone(head, x, id / kPanel, id / kPanel + 1, logits);
+    multiply_alone(head, x, id / kPanel, id / kPanel + 1, logits, operand_);
     return logits[id % kPanel];
+  }
+
+  // Memory for the threads of a region, cut up by Range::part; valid until the next call. The calling thread makes it:
+  // workers have no memory of their own that could be refused to them.
+  float* scratch_of(size_t floats) {
+    if (scratch_.size() < floats) scratch_.resize(floats);
+    return scratch_.data();
   }
 
   // Where each request's logits are to be written: where it asks for it, or for its own decision, or nowhere.
@@ -258,9 +270,17 @@ class CpuOperations : public Operations {
     int head, first, count;  // tokens [first, first + count) of one row
   };
 
+  // What a thread needs to decide requests, kept for its memory.
+  struct Decider {
+    Operand operand;
+    PickWeights weights;
+  };
+
   const Kernels& kernels_;
   const int threads_;
   Operand operand_;
+  std::vector<float> scratch_;
+  std::vector<Decider> deciders_;
   std::vector<QueryGroup> groups_;
   std::vector<ChunkSummary> summaries_;
   std::vector<float> logits_;
@@ -329,7 +349,8 @@ const Kernels& kernels() {
 namespace kdtw {
 
 std::unique_ptr<Operations> make_cpu_operations(int threads) {
-  return std::make_unique<cpu::CpuOperations>(threads > 0 ? threads : cpu::hardware_threads());
+  const int most = cpu::hardware_threads();  // the pool has no more
+  return std::make_unique<cpu::CpuOperations>(threads > 0 ? std::min(threads, most) : most);
 }
 
 }  // namespace kdtw

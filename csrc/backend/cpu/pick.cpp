@@ -100,8 +100,9 @@ int draw(const float* weights, int size, double total, double uniform) {
 }
 
 // max q >= max p - threshold TV(p, q) at temperature 1: a cascade leaves the token to the student.
-bool student_decides(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request) {
-  thread_local std::vector<float> p, q;
+bool student_decides(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request,
+                     PickWeights& memory) {
+  auto& [p, q] = memory;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
   ban(p.data(), 0, vocabulary, banned_in(request));
@@ -117,9 +118,9 @@ bool student_decides(const Kernels& kernels, const float* all_logits, int vocabu
 
 // u * l * q(x) <= p(x); otherwise a draw from norm(max(0, p - l q)). Sets result.id and result.passed.
 void reject_or_resample(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request,
-                        double lenience, PickResult& result) {
+                        double lenience, PickResult& result, PickWeights& memory) {
   const int shared = std::min(vocabulary, request.draft_vocabulary), x = request.draft;
-  thread_local std::vector<float> p, q;
+  auto& [p, q] = memory;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
   ban(p.data(), 0, vocabulary, banned_in(request));
@@ -144,8 +145,9 @@ struct Picked {
 };
 
 // A draw from the warped distribution over the whole vocabulary.
-Picked sample_all(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request) {
-  thread_local std::vector<float> weights;
+Picked sample_all(const Kernels& kernels, const float* all_logits, int vocabulary, const PickRequest& request,
+                  PickWeights& memory) {
+  std::vector<float>& weights = memory.teacher;
   weights.assign(all_logits, all_logits + vocabulary);
   ban(weights.data(), 0, vocabulary, banned_in(request));
   const double total = warp(kernels, weights.data(), vocabulary, request.sampling);
@@ -289,7 +291,8 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
 }
 
 PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabulary,
-                  std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute) {
+                  std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute,
+                  PickWeights& memory) {
   const Summary all = merge(kernels, request, chunks);
   PickResult result;
   result.finite = all.finite;
@@ -318,13 +321,13 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
       result.passed = all.log_allowed - draft <= request.threshold;
       break;
     case Check::kRejection:
-      reject_or_resample(kernels, all_logits, vocabulary, request, request.threshold, result);
+      reject_or_resample(kernels, all_logits, vocabulary, request, request.threshold, result, memory);
       chosen = all_logits[result.id];
       break;
     case Check::kCascade:
-      if (student_decides(kernels, all_logits, vocabulary, request)) break;  // result.passed
+      if (student_decides(kernels, all_logits, vocabulary, request, memory)) break;  // result.passed
       if (request.sampling.temperature > 0) {
-        reject_or_resample(kernels, all_logits, vocabulary, request, 1.0, result);
+        reject_or_resample(kernels, all_logits, vocabulary, request, 1.0, result, memory);
       } else {
         result.passed = request.draft == all.id;
       }
@@ -334,7 +337,7 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   if (request.check != Check::kNone && result.passed) {
     chosen = raw_draft;
   } else if (may_sample(request)) {
-    const Picked picked = all_logits ? sample_all(kernels, all_logits, vocabulary, request)
+    const Picked picked = all_logits ? sample_all(kernels, all_logits, vocabulary, request, memory)
                                      : sample_chunks(kernels, request, vocabulary, all.best, chunks, recompute);
     result.id = picked.id, chosen = picked.logit;
   }

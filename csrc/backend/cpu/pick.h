@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <span>
+#include <vector>
 
 #include "backend/cpu/kernels.h"
 #include "backend/operations.h"
@@ -39,9 +40,15 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
 // Writes the raw logits of a chunk once more.
 using RecomputeChunk = std::function<void(int chunk, float* logits)>;
 
+// Memory for whole distributions, kept between requests. One thread uses it at a time.
+struct PickWeights {
+  std::vector<float> teacher, draft;
+};
+
 // Decides a request by the summaries of all chunks, in order. all_logits: raw, [vocabulary], where needs_all_logits;
 // otherwise null.
 PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabulary,
-                  std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute);
+                  std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute,
+                  PickWeights& weights);
 
 }  // namespace kdtw::cpu

@@ -1,14 +1,22 @@
 #include "backend/cpu/thread_pool.h"
 
+#include <cxxabi.h>
 #include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <exception>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "core/clock.h"
 
 namespace kdtw::cpu {
 namespace {
@@ -52,21 +60,17 @@ class alignas(64) Share {
 
 class Pool {
  public:
-  explicit Pool(int workers) : slots_(workers), shares_(workers + 1) {
-    for (int i = 0; i < workers; ++i) {
-      std::thread thread([this, i] { work(i); });
-      slots_[i].thread = thread.native_handle();
-      thread.detach();
-    }
-  }
+  // Has no worker yet: those that cannot be started would leave behind those that were.
+  explicit Pool(int workers) : slots_(workers), shares_(workers + 1) {}
 
   void run(int count, int grain, int parts, RangeFunction function, void* body) {
     // Everything below the lock belongs to the region that holds it: a caller that finds it taken touches nothing.
     std::unique_lock lock(busy_, std::try_to_lock);
-    parts = lock ? std::min<int>(parts, shares_.size()) : 1;
-    if (parts == 1) return function(body, 0, count, count);
+    if (lock) start_workers();
+    parts = lock ? std::min(parts, 1 + workers_) : 1;
+    if (parts == 1) return function(body, {0, count, count, 0});
     region_ = {function, body, grain, count, parts};
-    const long chunks = (count + grain - 1) / grain;
+    const long chunks = (count + grain - 1L) / grain;
     for (int part = 0; part < parts; ++part) {
       const int begin = static_cast<int>(chunks * part / parts), end = static_cast<int>(chunks * (part + 1) / parts);
       shares_[part].set(begin, end, ((end - begin + 3) / 4 + 3) / 4 * 4);  // whole groups of panels
@@ -91,6 +95,9 @@ class Pool {
         }
       }
     }
+    if (!failed_.load(std::memory_order_relaxed)) return;
+    failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
@@ -117,18 +124,46 @@ class Pool {
     if (CPU_COUNT(&set) > 0) pthread_setaffinity_np(thread, sizeof set, &set);
   }
 
+  // Starts the workers that are missing. Where the system refuses one (limits of threads or memory), the pool serves
+  // with those it has, and asks again a second later.
+  void start_workers() {
+    if (workers_ == static_cast<int>(slots_.size())) return;
+    const auto now = Clock::now();
+    if (now < next_start_) return;
+    next_start_ = now + std::chrono::seconds(1);
+    try {
+      for (; workers_ < static_cast<int>(slots_.size()); ++workers_) {
+        std::thread thread([this, i = workers_] { work(i); });
+        slots_[workers_].thread = thread.native_handle();
+        thread.detach();
+      }
+    } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
+    }
+  }
+
+  // Takes pieces until none is left, or a piece has failed in any thread; keeps the first exception.
   void work_off(int part) {
     const Region& region = region_;
-    const auto item = [&region](int chunk) { return std::min(chunk * region.grain, region.count); };
+    const auto item = [&region](int chunk) {
+      return static_cast<int>(std::min<long>(long{chunk} * region.grain, region.count));
+    };
     int begin, end, ahead;
-    for (int i = 0; i < region.parts; ++i) {
-      const int whose = (part + i) % region.parts;
-      while (shares_[whose].take(i == 0, begin, end, ahead))
-        region.function(region.body, item(begin), item(end), item(ahead));
+    try {
+      for (int i = 0; i < region.parts; ++i) {
+        const int whose = (part + i) % region.parts;
+        while (!failed_.load(std::memory_order_relaxed) && shares_[whose].take(i == 0, begin, end, ahead))
+          region.function(region.body, {item(begin), item(end), item(ahead), part});
+      }
+    } catch (...) {
+      if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();
     }
   }
 
   void work(int index) {
+    // Exceptions need memory of the thread's own, which glibc makes at first use and cannot do without: now, when
+    // memory for the whole thread has just been had.
+    [[maybe_unused]] void* volatile own = __cxxabiv1::__cxa_get_globals();
     Slot& slot = slots_[index];
     unsigned seen = 0;
     for (;;) {
@@ -146,7 +181,11 @@ class Pool {
 
   std::vector<Slot> slots_;
   std::vector<Share> shares_;
+  int workers_ = 0;  // started: slots [0, workers_)
+  Clock::time_point next_start_ = Clock::time_point::min();
   Region region_{};
+  std::atomic<bool> failed_{false};  // a piece of this region threw error_
+  std::exception_ptr error_;
   std::mutex busy_;
 };
 
@@ -165,7 +204,9 @@ Pool& get_pool() {
   std::lock_guard lock(creation);
   if (Pool* existing = pool.load(std::memory_order_acquire)) return *existing;
   static std::once_flag registered;
-  std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, after_fork_in_child); });
+  std::call_once(registered, [] {
+    if (pthread_atfork(nullptr, nullptr, after_fork_in_child) != 0) throw std::bad_alloc();
+  });
   pool.store(new Pool(hardware_threads() - 1), std::memory_order_release);
   return *pool.load();
 }
@@ -174,7 +215,7 @@ Pool& get_pool() {
 
 int hardware_threads() {
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
   const int n = static_cast<int>(std::thread::hardware_concurrency());
   return n > 0 ? n : 1;
 }
