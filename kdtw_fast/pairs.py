@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kdtw_fast.loaders import load_tokenizer
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
@@ -73,7 +75,7 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
         FileNotFoundError: the package lacks its data.
     """
     import torch
-    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    from transformers import T5ForConditionalGeneration
 
     from kdtw_fast.modeling import TrainingWheelsT5
 
@@ -81,9 +83,7 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     with quietly():
         student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
         teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
-    return Pair(
-        name, student, teacher, AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False), folder
-    )
+    return Pair(name, student, teacher, load_tokenizer(folder / "tokenizer"), folder)
 
 
 def pair_folder(name: str = DEFAULT_PAIR) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from kdtw_fast import _core
+from kdtw_fast.loaders import read_json
 
 _REQUIRED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 _OPTIONAL = (
@@ -59,16 +59,16 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
 
     Raises:
         FileNotFoundError: the config or a safetensors file is not there.
-        ValueError: a file is corrupt.
+        ValueError: a file is corrupt, or a shard is none of the folder's files.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
     files = [folder / "config.json"]
-    config = _read_json(files[0], name)
+    config = read_json(files[0], name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(index)
-        shards = sorted(set(_read_json(index, name)["weight_map"].values()))
+        shards = _shards(folder, index, name)
     elif (folder / "model.safetensors").is_file():
         shards = ["model.safetensors"]
     else:
@@ -80,17 +80,42 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     for shard in shards:
         try:
             handle = safe_open(folder / shard, framework="pt")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{name}: shard {shard} named in {index.name} is not in {folder}") from None
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name}: {folder / shard} is not a whole safetensors file ({error})") from None
         files.append(folder / shard)
         for key in handle.keys():  # noqa: SIM118 - not a dict
+            if key in tensors:
+                raise ValueError(f"{name}: tensor '{key}' is in {shard} and in another shard; save the model again")
             tensors[key] = partial(handle.get_tensor, key)
             stored = handle.get_slice(key)
             if len(stored.get_shape()) == 2:
                 formats[key] = stored.get_dtype()
     return config, tensors, formats, files
+
+
+def _shards(folder: Path, index: Path, name: str) -> list[str]:
+    """The files that an index names, all of them files of the folder: nothing else is opened."""
+    of_tensors = read_json(index, name).get("weight_map")
+    if not isinstance(of_tensors, dict) or not of_tensors:
+        raise ValueError(f"{name}: {index} has no weight_map from tensors to files; save the model again")
+    for tensor, shard in of_tensors.items():
+        if not isinstance(shard, str):
+            raise ValueError(f"{name}: {index} gives tensor {tensor!r} the file {shard!r}, which is no file's name")
+    # Hugging Face's cache keeps a snapshot's files as links into the folder "blobs" beside "snapshots".
+    homes = [folder.resolve()]
+    if homes[0].parent.name == "snapshots":
+        homes.append(homes[0].parent.parent / "blobs")
+    shards = sorted(set(of_tensors.values()))
+    for shard in shards:
+        try:
+            target = (folder / shard).resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):  # links in a circle, names that no file can have
+            raise FileNotFoundError(f"{name}: shard {shard!r} named in {index.name} is not in {folder}") from None
+        if Path(shard).name != shard or target.parent not in homes:
+            raise ValueError(f"{name}: shard {shard!r} named in {index.name} lies outside of {folder}")
+        if not target.is_file():
+            raise ValueError(f"{name}: shard {shard!r} named in {index.name} is a folder, pipe or device, not a file")
+    return shards
 
 
 def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tensors]:
@@ -191,16 +216,6 @@ def tensor_reader(tensors: Tensors, name: str, vectors: dict[str, np.ndarray]) -
         return values
 
     return read
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name}: {path} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: {path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _has_own_head(tensors: Tensors) -> bool:

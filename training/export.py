@@ -18,10 +18,11 @@ from typing import Any
 import jinja2
 import torch
 import yaml
-from transformers import AutoTokenizer, PreTrainedModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.pairs import DATA
 
@@ -130,7 +131,7 @@ def export(
 
     `sample`: test sentences that ship, 0 = all; `draft_student`: GKD's student, to ship as "gkd".
     """
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(teacher_folder)
     teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
     student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
     models = {"teacher": teacher, "student": student}

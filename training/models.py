@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
+from kdtw_fast import loaders
 from kdtw_fast.model import NativeT5
 from kdtw_fast.modeling import TrainingWheelsT5
 
@@ -32,8 +33,8 @@ def located(path: str, name: str) -> str:
 def load_tokenizer(settings: RunSettings) -> Any:
     """The tokenizer that `settings` names, else the teacher's."""
     if settings.tokenizer:
-        return AutoTokenizer.from_pretrained(located(settings.tokenizer, "tokenizer"), trust_remote_code=False)
-    return AutoTokenizer.from_pretrained(located(settings.teacher.path, "teacher.path"), trust_remote_code=False)
+        return loaders.load_tokenizer(located(settings.tokenizer, "tokenizer"))
+    return loaders.load_tokenizer(located(settings.teacher.path, "teacher.path"))
 
 
 def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGeneration:

@@ -35,7 +35,7 @@ def decided(settings: RunSettings) -> RunSettings:
         if isinstance(kept, bool):
             return replace(settings, bf16=kept)
     model = settings.teacher if getattr(settings, "role", "student") == "teacher" else settings.student
-    config = AutoConfig.from_pretrained(model.path) if model.path else model
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=False) if model.path else model
     sizes = (config.d_model, config.d_kv, config.num_heads, config.d_ff)
     bf16 = False
     if not settings.device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False):

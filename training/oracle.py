@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.modeling import TrainingWheelsT5
 
 from .allocations import Instructions
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="also write the curve to this JSON file")
     args = parser.parse_args()
     teacher = T5ForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.teacher, trust_remote_code=False)
+    tokenizer = load_tokenizer(args.teacher)
     student = load_student(args.student, len(tokenizer)).eval()
     examples = read_jsonl(args.data)[: args.rows]
     curve = oracle_curve(

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from kdtw_fast.budgets import BUDGETS, wording_place
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.options import check_int
 
 from .debian import Example
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_int("--rows", args.rows, 0)
         examples = read_examples(Data(folder=str(args.data)), args.split)[: args.rows or None]
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False) if args.tokenizer else None
+        tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
         decoder = TrainingWheelsDecoder(args.student, args.teacher, tokenizer=tokenizer, num_threads=args.threads)
         templates = args.template or [decoder.student.student_prompt or ""]
         options = {"max_new_tokens": args.max_new_tokens}

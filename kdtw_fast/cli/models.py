@@ -51,9 +51,9 @@ def load_models(
 
 
 def _tokenizer(folders: list[Path]) -> Any:
-    from transformers import AutoTokenizer
+    from kdtw_fast.loaders import load_tokenizer
 
     for folder in folders:
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            return load_tokenizer(folder)
     raise FileNotFoundError(f"no tokenizer in {' or '.join(map(str, folders))}; name its folder with --tokenizer")

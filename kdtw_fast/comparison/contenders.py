@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import Sample, load_samples, pair_folder, pair_names
 
@@ -79,8 +80,6 @@ def load_contender(
         FileNotFoundError: a folder or file is not there.
         ValueError: an unknown pair, a folder that holds none, data that is none.
     """
-    from transformers import AutoTokenizer
-
     place = _place(pair)
     samples = place.samples() if data is None else read_samples(data)
     folders = {"student": place.student, "teacher": place.teacher}
@@ -90,7 +89,7 @@ def load_contender(
         folders[DRAFT_STUDENT] = drafter
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
-    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer, trust_remote_code=False)
+    tokenizer = load_tokenizer(place.tokenizer)
     return Contender(place.name, folders, models, tokenizer, chosen(samples, sentences))
 
 

@@ -14,6 +14,7 @@ from kdtw_fast.decoders.reading import Reader, Row
 from kdtw_fast.decoders.texts import TextDecoder, TokenStreamer, ending, is_text_streamer
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.keywords import takes
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
@@ -311,9 +312,7 @@ def tokenizer_of(model: Any, options: DecoderOptions | None = None) -> Any:
         return options.tokenizer
     if not isinstance(model, (str, Path)) or not any(Path(model).glob("tokenizer*")):
         return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    return load_tokenizer(model)
 
 
 def check_tokenizers(tokenizer: Any, teachers: Iterable[tuple[str, Any]]) -> None:

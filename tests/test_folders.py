@@ -1,0 +1,206 @@
+"""Folders that others made: nothing in them runs, nothing outside is opened, and what is wrong is a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import SHAPES, random_t5
+
+from kdtw_fast import NativeT5
+from kdtw_fast.loaders import load_tokenizer
+from kdtw_fast.pairs import pair_folder
+
+VOCAB = 43
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    folder = tmp_path / "home" / "little"
+    random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def edit_index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def rename_first(folder: Path, name: str) -> None:
+    """The index calls the first shard by another name."""
+    edit_index(
+        folder,
+        lambda index: index["weight_map"].update(
+            {tensor: name for tensor, shard in index["weight_map"].items() if "-00001-" in shard}
+        ),
+    )
+
+
+def message(folder: Path, kind: type[Exception] = ValueError) -> str:
+    with pytest.raises(kind) as caught:
+        NativeT5.from_pretrained(folder)
+    said = str(caught.value)
+    assert type(caught.value) is kind and "\n" not in said and said.startswith("little: "), said
+    return said
+
+
+@pytest.mark.parametrize(
+    "name", ["{home}/other.safetensors", "../other.safetensors", "sub/other.safetensors", "..", "."]
+)
+def test_shards_outside_of_the_folder_are_refused(sharded: Path, name: str) -> None:
+    first = next(sharded.glob("model-00001*"))
+    (sharded / "sub").mkdir()
+    for place in (sharded.parent, sharded / "sub"):
+        (place / "other.safetensors").write_bytes(first.read_bytes())
+    name = name.format(home=sharded.parent)
+    rename_first(sharded, name)
+    said = message(sharded)
+    assert repr(name) in said and "outside" in said
+
+
+def test_a_link_that_leads_out_is_refused(sharded: Path) -> None:
+    first = next(sharded.glob("model-00001*"))
+    first.rename(sharded.parent / "elsewhere")
+    first.symlink_to(sharded.parent / "elsewhere")
+    assert "outside" in message(sharded)
+
+
+def test_links_of_the_hubs_cache_are_followed(sharded: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--t5/snapshots/little", tmp_path / "models--t5/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(sharded.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    expected = NativeT5.from_pretrained(sharded).decode_logits([4, 1], [0, 5])
+    assert (NativeT5.from_pretrained(snapshot).decode_logits([4, 1], [0, 5]) == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_not_opened(sharded: Path, kind: str) -> None:
+    first = next(sharded.glob("model-00001*"))
+    first.unlink()
+    if kind == "pipe":
+        os.mkfifo(first)
+    elif kind == "folder":
+        first.mkdir()
+    else:
+        first.symlink_to("/dev/zero")
+    said = message(sharded)
+    assert first.name in said and ("outside" if kind == "device" else "not a file") in said
+
+
+@pytest.mark.parametrize("name", ["gone", "x" * 5000, "nul\0", "circle"])
+def test_shards_that_are_not_there(sharded: Path, name: str) -> None:
+    (sharded / "circle").symlink_to("circle")
+    rename_first(sharded, name)
+    assert "is not in" in message(sharded, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.pop("weight_map"),
+        lambda index: index.update(weight_map=["model.safetensors"]),
+        lambda index: index.update(weight_map={}),
+        lambda index: index["weight_map"].update({"shared.weight": 3}),
+        lambda index: index["weight_map"].update({"shared.weight": None}),
+        lambda index: index["weight_map"].update({"shared.weight": ["model-00001-of-00002.safetensors"]}),
+    ],
+)
+def test_an_index_that_is_none(sharded: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    edit_index(sharded, change)
+    assert "model.safetensors.index.json" in message(sharded)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"vocab_size": ' + "9" * 5000 + "}", "\xff", "", "3", "{'a': 1}"]
+)
+def test_json_that_is_none(sharded: Path, file: str, text: str) -> None:
+    (sharded / file).write_bytes(text.encode("latin-1"))
+    assert file in message(sharded)
+
+
+def test_a_tensor_in_two_shards(sharded: Path) -> None:
+    first = next(sharded.glob("model-00001*"))
+    (sharded / "twice.safetensors").write_bytes(first.read_bytes())
+    edit_index(sharded, lambda index: index["weight_map"].update({"another": "twice.safetensors"}))
+    assert "another shard" in message(sharded)
+
+
+# --- Code in folders -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A model's folder with a tokenizer, whose files ask for code.py to be run: it makes the file "ran"."""
+    folder = tmp_path / "evil"
+    random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(folder)
+    for file in (pair_folder() / "tokenizer").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "code.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration\n"
+        "class Config(T5Config): model_type = 'evil'\n"
+        "class Tokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    for name, asks in {
+        "config.json": {"auto_map": {"AutoConfig": "code.Config"}, "model_type": "evil"},
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}, "tokenizer_class": "Evil"},
+    }.items():
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | asks))
+    return folder
+
+
+def test_a_tokenizer_that_wants_to_run_code(evil: Path) -> None:
+    with pytest.raises(ValueError, match="auto_map, which names Python code in the folder to be run, and none is"):
+        load_tokenizer(evil)
+    assert not (evil.parent / "ran").exists()
+
+
+LOADERS = [
+    "from kdtw_fast import NativeT5; NativeT5.from_pretrained(folder)",
+    "from kdtw_fast import SingleModelDecoder; SingleModelDecoder(folder)",
+    "from kdtw_fast.cli.models import load_models; load_models(('student',), None, p, None, None, {'student': 'fp32'})",
+    "from kdtw_fast.training.models import load_student; load_student(folder, 40)",
+    "from kdtw_fast.training.models import load_tokenizer; load_tokenizer(SimpleNamespace(tokenizer=folder))",
+    "from kdtw_fast.training.number_format import decided; decided(SimpleNamespace("
+    "bf16='auto', out='', student=SimpleNamespace(path=folder)))",
+]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_no_loader_runs_code_or_asks(evil: Path, loader: str) -> None:
+    """A yes on standard input changes nothing: nobody reads it."""
+    script = f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+folder, p = sys.argv[1], Path(sys.argv[1])
+try:
+    {loader}
+except ValueError as error:
+    print(type(error).__name__, sys.stdin.read())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(evil)],
+        input="y\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    assert not (evil.parent / "ran").exists()
+    assert done.stdout == "ValueError y\n\n", (done.stdout, done.stderr[-2000:])
