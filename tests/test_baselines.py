@@ -98,13 +98,13 @@ def test_samples_depend_on_seed_and_batch_and_weights(toy):
     for decoder in (SingleModelDecoder(student), InterleavedDecoder(student, teacher, draft_length=3, accept_top_k=9)):
         again = copy.copy(decoder)
         options = {"temperature": 1.0, "max_new_tokens": 12}
-        one = sample(decoder, rows, [4], [5], (0, 7), **options)
-        assert one == sample(again, rows, [4], [5], (0, 7), **options)
-        assert one == sample(again, rows[:3], [4], [5], (0, 7), **options) + one[3:]
+        one = sample(decoder, rows, [4], [5], 1, (0, 7), **options)
+        assert one == sample(again, rows, [4], [5], 1, (0, 7), **options)
+        assert one == sample(again, rows[:3], [4], [5], 1, (0, 7), **options) + one[3:]
         for different in ((0, 8), (1, 7)):
-            assert one != sample(again, rows, [4], [5], different, **options)
+            assert one != sample(again, rows, [4], [5], 1, different, **options)
         decoder.student.update_weights(other)
-        assert one != sample(decoder, rows, [4], [5], (0, 7), **options)
+        assert one != sample(decoder, rows, [4], [5], 1, (0, 7), **options)
         assert [row.source for row in one] == [row.source for row in rows]
 
 

@@ -18,6 +18,7 @@ from toy_training import SHAPE, fit, oracle_positions, toy_examples, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT
+from kdtw_fast.decoders.base import Decoder
 from kdtw_fast.modeling import TrainingWheelsT5
 
 # ---------------------------------------------------------------- losses and oracle, as pure functions
@@ -272,25 +273,36 @@ def test_recipes_share_trajectories_even_at_once(toy, tmp_path):
     assert len(keys) == len(set(keys)) == len({row.source for row in rows})
 
 
-def with_several_ends(folder, out):
+def with_several_ends(folder, out, ends):
     """A model that ends its outputs with either of two ids."""
     shutil.copytree(folder, out)
     for name in ("config.json", "generation_config.json"):
         if (out / name).exists():
             values = json.loads((out / name).read_text())
-            (out / name).write_text(json.dumps(values | {"eos_token_id": [1, 30]}))
+            (out / name).write_text(json.dumps(values | {"eos_token_id": ends}))
     return out
 
 
+@pytest.mark.parametrize("ends", [[1, 30], [30, 1]], ids=["tokenizer's first", "another first"])
 @pytest.mark.parametrize("name", ["teacher", "sequence-kd", "phase1", "phase2", "gkd", "skd", "minillm"])
-def test_models_with_several_ends_train(name, toy, tmp_path):
+def test_models_with_several_ends_train(name, ends, toy, tmp_path, monkeypatch):
+    sources = []
+
+    def generate(self, inputs, *args, real=Decoder.generate, **options):
+        theirs = options.get("teacher_inputs") or {"input_ids": []}
+        sources.extend([*inputs, *theirs["input_ids"]])
+        return real(self, inputs, *args, **options)
+
+    monkeypatch.setattr(Decoder, "generate", generate)
     places = {
-        f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role) for role in ("student", "teacher")
+        f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role, ends)
+        for role in ("student", "teacher")
     }
     small = {"steps": 2, "max_new_tokens": 8} | ({"tasks": 4} if name == "phase2" else {})
     recipe = toy_recipe(toy, f"debian-de-en/{name}", out=tmp_path / "run", **places, **small)
     assert recipes.train(recipe, quiet=True).step == 2
-    assert T5ForConditionalGeneration.from_pretrained(tmp_path / "run/model").config.eos_token_id == [1, 30]
+    assert T5ForConditionalGeneration.from_pretrained(tmp_path / "run/model").config.eos_token_id == ends
+    assert {source[-1] for source in sources} == {1}  # behind sources stands the tokenizer's, which comes first or not
 
 
 def test_oracle_curve_runs_from_student_to_teacher(toy):

@@ -17,7 +17,7 @@ from .algorithm import LearningToAsk
 from .allocations import Instructions
 from .batches import IGNORED, prompt_ids
 from .losses import behaviour_cloning
-from .models import autocast, load_student, load_teachers, pack_teachers, prepare_teacher
+from .models import autocast, load_pair, pack_teachers, prepare_teacher
 from .oracle import oracle_teachers, shift_marks, teacher_gains
 from .settings import Optimiser, PhaseSettings
 from .tasks import teacher_trajectories
@@ -49,10 +49,9 @@ class BehaviourCloning(LearningToAsk):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.teachers = load_teachers(settings)
+        self.student, self.teachers = load_pair(settings, self.tokenizer)
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n
-        self.student = load_student(settings.student.path, len(self.tokenizer), settings, n)
         self.native_teachers = pack_teachers(self.teachers)
         sources, kept_in = self.task.draw(settings.trajectories), self.task.kept_in(settings.trajectories_file)
         rows = teacher_trajectories(self.teachers[-1], self.task, sources, kept_in)

@@ -23,7 +23,7 @@ from .algorithm import Learning
 from .batches import Batch, Encoded, collate, keyed_generator
 from .debian import Example
 from .evaluate import Table, greedy_scores, longest_source, written
-from .models import forced_logits, load_t5, load_teacher, prepare_teacher
+from .models import fit_together, forced_logits, load_t5, load_teacher, prepare_teacher
 from .settings import Optimiser, RunSettings, one_of
 from .tasks import teacher_trajectories
 
@@ -63,11 +63,7 @@ class Distillation(Learning):
         self.student_prompt, self.teacher_prompt = self.task.student_prompts[0], self.task.teacher_prompt
         self.teacher = load_teacher(settings)
         self.student = load_plain_student(settings)
-        if self.student.config.vocab_size != self.teacher.config.vocab_size:
-            raise ValueError(
-                f"student and teacher must share a vocabulary, but have {self.student.config.vocab_size} and "
-                f"{self.teacher.config.vocab_size} rows; start from a student without <tau>"
-            )
+        fit_together(self.tokenizer, self.student, self.teacher)
         rows = self.task.draw(settings.trajectories)
         if settings.fixed == "teacher":
             rows = teacher_trajectories(self.teacher, self.task, rows, self.task.kept_in(settings.trajectories_file))
@@ -96,7 +92,8 @@ class Distillation(Learning):
             self.sampler.model.update_weights(self.student)
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
             options = {"temperature": self.settings.temperature, "max_new_tokens": limit}
-            return sample(self.sampler, rows, self.student_prompt, self.teacher_prompt, key, **options)
+            prompts = self.student_prompt, self.teacher_prompt
+            return sample(self.sampler, rows, *prompts, self.tokenizer.eos_token_id, key, **options)
 
     def collated(self, rows: Sequence[Encoded], prompt: Sequence[int]) -> Batch:
         """Rows behind one prompt, on the device."""
@@ -159,6 +156,7 @@ def sample(
     rows: Sequence[Encoded],
     student_prompt: Sequence[int],
     teacher_prompt: Sequence[int],
+    eos: int,
     key: tuple[int, int],
     **options: Any,
 ) -> list[Encoded]:
@@ -170,6 +168,7 @@ def sample(
         decoder: of one model, or of two.
         rows: whose sources are decoded.
         student_prompt, teacher_prompt: token ids that stand before the source.
+        eos: the token that stands behind it.
         key: (seed, batch) of the random numbers.
         **options: to `generate`: temperature, max_new_tokens.
     """
@@ -177,7 +176,6 @@ def sample(
     rows = processes.mine(rows)
     if not rows:
         return processes.gathered([])
-    eos = decoder.model.eos_token_ids[0]
     if decoder.teacher is not None:
         options["teacher_inputs"] = {"input_ids": [[*teacher_prompt, *row.source, eos] for row in rows]}
     sources = [[*student_prompt, *row.source, eos] for row in rows]

@@ -57,14 +57,15 @@ def greedy(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
     prompt: Sequence[int],
+    eos: int,
     max_new_tokens: int = 96,
     size: int = 64,
 ) -> list[list[int]]:
-    """Greedy outputs of the native decoder, in the order of `rows`."""
+    """Greedy outputs of the native decoder, in the order of `rows`, whose sources stand between prompt and `eos`."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
     outputs: list[list[int]] = [[] for _ in rows]
     for chosen in in_order(rows, size):
-        sources = [[*prompt, *rows[i].source, decoder.model.eos_token_ids[0]] for i in chosen]
+        sources = [[*prompt, *rows[i].source, eos] for i in chosen]
         out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
         for i, ids in zip(chosen, written(out), strict=True):
             outputs[i] = ids
@@ -76,7 +77,9 @@ def greedy_scores(
 ) -> dict[str, float | str]:
     """The scores of one model alone, greedy, behind a prompt of token ids."""
     sources = tokenizer([example.source for example in examples], add_special_tokens=False)["input_ids"]
-    outputs = greedy(model, [Encoded(tuple(ids), ()) for ids in sources], prompt, max_new_tokens)
+    outputs = greedy(
+        model, [Encoded(tuple(ids), ()) for ids in sources], prompt, tokenizer.eos_token_id, max_new_tokens
+    )
     return scores(texts(tokenizer, outputs), [example.target for example in examples])
 
 

@@ -30,6 +30,7 @@ from . import recipes
 from .batches import prompt_ids
 from .debian import Example, read_jsonl, write_jsonl
 from .evaluate import greedy_scores, measure_budgets
+from .models import fit_together
 
 DOES = {
     "debian-de-en": "to translate German package descriptions of Debian into English",
@@ -137,6 +138,7 @@ def export(
     models = {"teacher": teacher, "student": student}
     if draft_student is not None:
         models["gkd"] = T5ForConditionalGeneration.from_pretrained(draft_student, dtype=torch.float32).eval()
+    fit_together(tokenizer, *models.values())
     test = read_jsonl(data / "test.jsonl")
     numbers: dict = {"sentences": len(test), "float32": measure(models, tokenizer, test)}
     for model in models.values():

@@ -20,6 +20,7 @@ from .batches import IGNORED, Batches, encode, prompt_ids
 from .evaluate import Table, greedy_scores
 from .losses import cross_entropy, distillation
 from .models import (
+    fit_together,
     forced_logits,
     load_t5,
     load_teacher,
@@ -83,15 +84,16 @@ class Fitting(Learning):
         model.config.teacher_prompt = settings.teacher_prompt
         if settings.role == "student":
             model.config.student_prompt = settings.student_prompt
-        self.teach(model, settings.dropout)
         rows = self.task.train
         self.teacher: T5ForConditionalGeneration | None = None
         if settings.needs_teacher:
             self.teacher = load_teacher(settings)
+            fit_together(self.tokenizer, model, self.teacher)
             if settings.targets == "teacher":
                 kept_in = self.task.kept_in(settings.trajectories_file)
                 rows = teacher_trajectories(self.teacher, self.task, rows, kept_in)
             prepare_teacher(self.teacher, settings)
+        self.teach(model, settings.dropout)
         self.batches = self.task.batches(rows, self.prompts)
         held_out = encode(self.task.validation, self.tokenizer, settings.data.max_source, settings.data.max_target)
         self.checks: Batches | None = self.task.batches(held_out, self.prompts[:1]) if held_out else None

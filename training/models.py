@@ -58,9 +58,39 @@ def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGene
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The ids that end an output; the first of them stands behind sources."""
+    """The ids that end an output; behind sources stands the tokenizer's, which is one of them."""
     found = model.config.eos_token_id
     return [found] if isinstance(found, int) else list(found or [])
+
+
+def fit_together(tokenizer: Any, *models: T5ForConditionalGeneration) -> None:
+    """Make models of one tokenizer a pair: rows that pad the vocabularies of some, but not of all, are cut off.
+
+    A student's <tau>s may stand in the rows behind those that are left. Raises ValueError where they stand farther off,
+    where a vocabulary is smaller than the tokenizer's, and where the tokenizer's EOS does not end a model's outputs.
+    """
+    common = min(model.config.vocab_size for model in models)
+    for model in models:
+        name, ends = model.name_or_path or "a model", end_tokens(model)
+        if common < len(tokenizer):
+            raise ValueError(
+                f"the models share {common} rows of vocabulary, but the tokenizer has {len(tokenizer)} tokens; set "
+                f"tokenizer to the one that both were trained with"
+            )
+        if tokenizer.eos_token_id not in ends:
+            raise ValueError(
+                f"the tokenizer ends texts with token {tokenizer.eos_token_id}, but {name} ends outputs with {ends}; "
+                f"add it to eos_token_id in its config.json, or set tokenizer"
+            )
+        taus = model.tau_token_ids if isinstance(model, TrainingWheelsT5) else []
+        if taus and taus[0] > common:
+            raise ValueError(
+                f"{name} has <tau> in row {taus[0]} of its vocabulary, but its teacher has {common} rows; begin "
+                f"phase 1 with this teacher, from a student without <tau>"
+            )
+        rows = max([common, *(tau + 1 for tau in taus)])
+        if rows < model.config.vocab_size:
+            model.resize_token_embeddings(rows)
 
 
 def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
@@ -102,6 +132,14 @@ def prepare_teacher(teacher: T5ForConditionalGeneration, settings: RunSettings) 
     to_device(teacher, settings.device).eval()
     if settings.shard_teacher:
         processes.shard(teacher)
+
+
+def load_pair(settings: PhaseSettings, tokenizer: Any) -> tuple[TrainingWheelsT5, list[T5ForConditionalGeneration]]:
+    """The student of a phase and its teachers, fitted together."""
+    teachers = load_teachers(settings)
+    student = load_student(settings.student.path, len(tokenizer), settings, len(teachers))
+    fit_together(tokenizer, student, *teachers)
+    return student, teachers
 
 
 def load_student(

@@ -23,7 +23,7 @@ from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, prompt_
 from .debian import read_jsonl
 from .evaluate import scores, texts
 from .losses import Taus, position_divergence
-from .models import end_tokens, load_student
+from .models import end_tokens, fit_together, load_student
 
 
 def oracle_teachers(
@@ -201,6 +201,7 @@ def main() -> None:
     teacher = T5ForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(args.teacher)
     student = load_student(args.student, len(tokenizer)).eval()
+    fit_together(tokenizer, student, teacher)
     examples = read_jsonl(args.data)[: args.rows]
     curve = oracle_curve(
         student, teacher, tokenizer, encode(examples, tokenizer, 10**6, 10**6), [e.target for e in examples]

@@ -25,7 +25,7 @@ from .batches import Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example
 from .episodes import Episode, EpisodeBatch, ReplayBuffer, ValueNetwork, decoder_states, logits_at
 from .losses import path_consistency, training_wheels_reward
-from .models import autocast, load_student, load_teachers, load_tokenizer, prepare_teacher
+from .models import autocast, load_pair, load_tokenizer, prepare_teacher
 from .optimisation import guarded_gradients, make_optimiser, rate_at, set_rate
 from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
@@ -145,6 +145,7 @@ class PathConsistency(LearningToAsk):
             max_new_tokens=settings.max_new_tokens,
             teacher_temperature=settings.teacher_temperature,
             threads=settings.threads or None,
+            eos=tokenizer.eos_token_id,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau
         self.student = student
@@ -404,6 +405,5 @@ def build(settings: Settings) -> PathConsistency:
         )
     tokenizer = load_tokenizer(settings)
     task = Task(settings, tokenizer)
-    teachers = load_teachers(settings)
-    student = load_student(settings.student.path, len(tokenizer), settings, len(teachers))
+    student, teachers = load_pair(settings, tokenizer)
     return PathConsistency(settings, student, teachers, tokenizer, task.train, task.held_out(len(task.validation)))

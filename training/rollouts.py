@@ -64,6 +64,7 @@ class Rollouts:
         max_new_tokens: the length limit; what it cuts off is marked as not ended.
         teacher_temperature: of the teachers' tokens, 0 = greedy.
         threads: of the decoders; None = all there are.
+        eos: the token behind sources; None = the models' first end token.
 
     Attributes:
         decoder: of student and teachers.
@@ -80,12 +81,15 @@ class Rollouts:
     max_new_tokens: int = 80
     teacher_temperature: float = 0.0
     threads: int | None = None
+    eos: int | None = None
 
     def __post_init__(self) -> None:
         self.native_teachers = pack_teachers(self.teachers)
         self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=self.threads)
         self.teacher_decoder = SingleModelDecoder(self.native_teachers[-1], role="teacher", num_threads=self.threads)
-        self.special, self.tau = special_tokens(self.student), self.student.tau_token_ids
+        start, eos, pad = special_tokens(self.student)
+        self.eos = eos if self.eos is None else self.eos
+        self.special, self.tau = (start, self.eos, pad), self.student.tau_token_ids
         self.costs = tuple(self.costs) or (1.0,) * len(self.teachers)
 
     @property
@@ -133,7 +137,7 @@ class Rollouts:
         return self._episodes(tasks, out, np.zeros(out.sequences.shape, np.bool_), out.teacher_logprobs.numpy())
 
     def _source(self, prompt: Sequence[int], row: Encoded) -> list[int]:
-        return [*prompt, *row.source, self.decoder.student.eos_token_ids[0]]
+        return [*prompt, *row.source, self.special[1]]
 
     def _decoded(
         self,

@@ -128,7 +128,7 @@ def _teacher_outputs(
     teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
 ) -> dict[str, list[int]]:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    prompt, limit = task.teacher_prompt, task.settings.max_new_tokens
+    prompt, eos, limit = task.teacher_prompt, task.tokenizer.eos_token_id, task.settings.max_new_tokens
     with FileLock(f"{cache}.lock"):
         found = _read_outputs(cache, teacher, task)
         left = list({_key(row.source): row for row in rows if _key(row.source) not in found}.values())
@@ -140,7 +140,7 @@ def _teacher_outputs(
         scratch.replace(cache)
         for begin in range(0, len(left), chunk):
             some = left[begin : begin + chunk]
-            written = dict(zip((_key(row.source) for row in some), greedy(teacher, some, prompt, limit)))
+            written = dict(zip((_key(row.source) for row in some), greedy(teacher, some, prompt, eos, limit)))
             with cache.open("a", encoding="utf-8") as file:
                 file.writelines(map(_line, written.items()))
             found |= written

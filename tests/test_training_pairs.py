@@ -1,0 +1,76 @@
+"""Pairs whose models have one tokenizer and vocabularies padded to different sizes: every recipe takes them."""
+
+import shutil
+
+import pytest
+import torch
+from kdtw_fast.training import recipes
+from kdtw_fast.training.models import fit_together
+from toy_training import toy_recipe
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.modeling import TrainingWheelsT5
+
+RECIPES = ["phase1", "phase2", "gkd", "skd", "minillm", "supervised-kd", "sequence-kd", "distillspec"]
+ROLES = ("student", "teacher")
+
+
+def copied(toy, root):
+    for role in ROLES:
+        shutil.copytree(toy / role / "model", root / role / "model")
+    for name in ("data", "tokenizer"):
+        (root / name).symlink_to(toy / name)
+    return root
+
+
+@pytest.fixture(params=ROLES)
+def padded(request, toy, tmp_path):
+    """The toy pair, one of whose models has 64 more rows, which would be picked if they could."""
+    root = copied(toy, tmp_path)
+    folder = root / request.param / "model"
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 64)
+    with torch.no_grad():
+        model.shared.weight[rows:] = 3 * model.shared.weight[1]
+    model.save_pretrained(folder)
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_on_the_common_rows(name, toy, padded):
+    recipe = toy_recipe(padded, f"debian-de-en/{name}", out=padded / "out", steps=3)
+    outcome = recipes.train(recipe, quiet=True)
+    assert outcome.step == 3 and all(row["bleu"] >= 0 for row in outcome.table)
+    common = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").config.vocab_size
+    assert T5ForConditionalGeneration.from_pretrained(padded / "out/model").config.vocab_size == common
+
+
+def grown(model, rows):
+    model.resize_token_embeddings(model.config.vocab_size + rows)
+    return model
+
+
+def test_a_student_keeps_its_tau_behind_the_common_rows(toy):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
+    rows = teacher.config.vocab_size
+    plain = T5ForConditionalGeneration.from_pretrained(toy / "student/model")
+    asking = grown(TrainingWheelsT5.from_t5(plain, tau_token_id=rows, tokenizer_size=rows), 7)
+    fit_together(tokenizer, asking, teacher)
+    assert asking.config.vocab_size == rows + 1 and teacher.config.vocab_size == rows
+    TrainingWheelsDecoder(asking, teacher)
+    with pytest.raises(ValueError, match=f"<tau> in row {rows} .* {rows - 1} rows; begin phase 1"):
+        fit_together(tokenizer, asking, grown(teacher, -1))
+
+
+def test_models_of_another_tokenizer_are_refused(toy):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
+    teacher.config.eos_token_id = [7, 8]
+    with pytest.raises(ValueError, match=r"ends texts with token 1, but .*/model ends outputs with \[7, 8\]"):
+        fit_together(tokenizer, teacher)
+    grown(teacher, len(tokenizer) - 1 - teacher.config.vocab_size)
+    with pytest.raises(ValueError, match=f"share {len(tokenizer) - 1} rows .* has {len(tokenizer)} tokens"):
+        fit_together(tokenizer, teacher)
