@@ -10,6 +10,8 @@ import time
 from dataclasses import asdict, fields, is_dataclass
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from kdtw_fast.training import recipes
 from kdtw_fast.training.settings import HOUSEKEEPING, Data, RunSettings
 from kdtw_fast.training.tasks import read_examples
@@ -138,6 +140,36 @@ def test_mistakes_are_one_sentence(arguments, words):
     result = kdtw(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr and result.stderr.startswith("kdtw: ") and result.stderr.count("\n") == 1
+
+
+def test_an_empty_override_empties_a_text(tmp_path):
+    changed = ["data.folder=", "data.hub=wmt/wmt19"]
+    assert recipes.resolve("debian-de-en/teacher", changed).settings.data.hub == "wmt/wmt19"
+    with pytest.raises(ValueError, match="override 'steps=': steps: Incompatible value 'None'"):
+        recipes.resolve("debian-de-en/teacher", ["steps="])
+
+
+@pytest.mark.parametrize("setting", ["teacher.path", "student.path", "data.hub", "data.folder", "tokenizer"])
+@pytest.mark.parametrize("answer", ["none", "unreachable"])
+def test_a_place_that_is_not_there_is_named_at_once(setting, answer, toy, tmp_path, monkeypatch):
+    asked = []
+
+    def repo_info(self, name, repo_type, timeout):
+        asked.append((name, repo_type))
+        raise HFValidationError() if answer == "none" else ConnectionError()
+
+    monkeypatch.setattr(HfApi, "repo_info", repo_info)
+    places = {"data__folder": "''"} if setting == "data.hub" else {}
+    recipe = toy_recipe(toy, "debian-de-en/gkd", out=tmp_path, **places, **{setting.replace(".", "__"): "mdels/mine"})
+    monkeypatch.setattr(recipes, "decided", lambda *_: pytest.fail("went on"))
+    with pytest.raises(FileNotFoundError) as caught:
+        recipes.train(recipe)
+    assert str(caught.value).startswith(f"{setting}=mdels/mine is not a folder")
+    if setting != "data.folder":
+        kind = "dataset" if setting == "data.hub" else "model"
+        assert asked == [("mdels/mine", kind)]
+        said = f"the hub has no {kind} of that name" if answer == "none" else "the hub cannot be asked for it"
+        assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(

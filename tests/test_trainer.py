@@ -1,9 +1,11 @@
 """The trainer on its own: kill -9 anywhere, damaged checkpoints, signals, losses that are not finite, selection."""
 
+import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -13,13 +15,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from kdtw_fast.training import checkpoints
-from kdtw_fast.training.algorithm import Learning
+from kdtw_fast.training import checkpoints, trainer
+from kdtw_fast.training.algorithm import Learning, LearningToAsk
 from kdtw_fast.training.checkpoints import LATEST, PREVIOUS, load_checkpoint, save_checkpoint
 from kdtw_fast.training.evaluate import best_rouge2, rank
 from kdtw_fast.training.optimisation import NonFiniteLossError, seed_batch, update
-from kdtw_fast.training.settings import RunSettings
-from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer
+from kdtw_fast.training.settings import PhaseSettings, RunSettings
+from kdtw_fast.training.trainer import TooManyNonFiniteError, Trainer, alone_in
 
 
 class Toy(Learning):
@@ -180,6 +182,23 @@ def test_two_damaged_checkpoints_are_an_error(tmp_path):
         load_checkpoint(tmp_path)
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before(whole, tmp_path, monkeypatch):
+    for name in (LATEST, PREVIOUS):
+        shutil.copy(whole / name, tmp_path / name)
+    good = (tmp_path / PREVIOUS).read_bytes()
+    (tmp_path / LATEST).write_bytes(good[:-1])
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(InterruptedError()))  # killed at the first name
+    with pytest.raises(InterruptedError):
+        save_checkpoint(tmp_path, {"step": 1})
+    assert load_checkpoint(tmp_path)["step"] == 39
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, {"step": 2})
+    assert (tmp_path / PREVIOUS).read_bytes() == good and load_checkpoint(tmp_path)["step"] == 2
+    save_checkpoint(tmp_path, {"step": 3})
+    (tmp_path / LATEST).unlink()
+    assert load_checkpoint(tmp_path)["step"] == 2
+
+
 def test_a_checkpoint_is_a_torch_file(tmp_path):
     save_checkpoint(tmp_path, {"x": torch.arange(3), "name": "a", "rest": [1, None, {"b": 2.5}]})
     assert torch.load(tmp_path / LATEST, weights_only=True)["rest"] == [1, None, {"b": 2.5}]
@@ -284,6 +303,68 @@ def test_started_again_when_done_it_changes_nothing(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "again")
     run(tmp_path / "again")
     assert_same_run(whole, tmp_path / "again")
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    def hold(entered, leave):
+        with alone_in(tmp_path):
+            entered.set()
+            leave.wait()
+
+    fork = multiprocessing.get_context("fork")
+    entered, leave = fork.Event(), fork.Event()
+    other = fork.Process(target=hold, args=(entered, leave))
+    other.start()
+    entered.wait()
+    with pytest.raises(ValueError, match=f"another run is writing to {tmp_path}; wait for its end"), alone_in(tmp_path):
+        raise AssertionError
+    other.kill()  # who is killed holds nothing
+    other.join()
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_it_says_how_far_it_is(terminal, tmp_path, monkeypatch):
+    class Told(Toy):
+        def samples(self, index, count):
+            return [{"source": "Haus", "text": "[house]", "target": "a house"}] * count
+
+    said = io.StringIO()
+    said.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(trainer, "LINE_SECONDS", 0.0)
+    Trainer(Told(), settings(tmp_path, steps=10, sample_every=9), "toy").run()
+    text = said.getvalue()
+    assert "[9] Haus\n    written:   [house]\n    reference: a house\n" in text
+    if terminal:
+        assert re.search(r"100%\|.*\| 10/10 .*loss=", text)
+    else:
+        assert "\r" not in text
+        found = [line for line in text.splitlines() if line.startswith("batch ")]
+        assert len(found) >= 10  # LINE_SECONDS is 0
+        assert re.match(r"batch 10 of 10, \d\d:\d\d gone, 00:00 left, loss=[\d.]+, validation=-?[\d.]+$", found[-1])
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    run(tmp_path / "quiet", steps=10)
+    assert quiet.getvalue() == ""
+
+
+def test_a_missed_budget_is_said_with_what_moves_it(tmp_path, caplog):
+    class Asking(Toy):
+        settings = PhaseSettings(tolerance=0.02)
+        moves_use = "turn the knob"
+        missed = LearningToAsk.missed
+
+        def validate(self, index, rows):
+            uses = {"light": (0.1, 0.114), "moderate": (0.3, 0.35), "high": (0.4, 0.31)}
+            return [{"budget": b, "asked": a, "achieved": u, "rouge2": 1.0} for b, (a, u) in uses.items()]
+
+    run(tmp_path, Asking(), steps=2)
+    assert (
+        "2 of 3 budgets are missed by more than tolerance=0.02 (use minus budget): "
+        '"moderate" by +5.0 points, "high" by -9.0 points; turn the knob' in caplog.text
+    )
 
 
 def test_no_batches_still_give_a_model(tmp_path):

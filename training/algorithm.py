@@ -16,7 +16,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 
 from .allocations import Instructions, as_option, moderate
 from .debian import Example
-from .evaluate import Table, best_rouge2, measure_budgets, rank, shown
+from .evaluate import Table, best_rouge2, excess, measure_budgets, rank, shown
 from .models import load_tokenizer, save_pair_member, to_device
 from .optimisation import make_optimiser, rate_at, seed_batch, set_rate, update, use_fast_operators
 from .settings import PhaseSettings, RunSettings
@@ -52,6 +52,10 @@ class Learning(ABC):
     def rank(self, table: Table) -> tuple[float, ...]:
         """How good a table of `validate` is, larger is better: its mean ROUGE-2."""
         return best_rouge2(table)
+
+    def missed(self, table: Table) -> str:
+        """What the last table misses, by how much, and which setting moves it, in a sentence; "" if nothing."""
+        return ""
 
     def teach(self, model: PreTrainedModel, dropout: float = 0.0) -> None:
         """Make `model` the one that learns: on its device, with its optimiser and fast operators, in training mode."""
@@ -105,6 +109,7 @@ class LearningToAsk(Learning):
     student: TrainingWheelsT5
     native_teachers: Sequence[NativeT5]
     instructions: Instructions
+    moves_use: str  # which setting does
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Student and teachers, at a moderate budget."""
@@ -125,3 +130,15 @@ class LearningToAsk(Learning):
     def rank(self, table: Table) -> tuple[float, ...]:
         """Tables that hold every budget come first."""
         return rank(table, self.settings.tolerance)
+
+    def missed(self, table: Table) -> str:
+        """The budgets that are not held."""
+        limit = self.settings.tolerance
+        off = [(row["budget"], found) for row in table if abs(found := excess(row)) > limit + 1e-9]
+        if not off:
+            return ""
+        words = ", ".join(f'"{budget}" by {100 * found:+.1f} points' for budget, found in off)
+        return (
+            f"{len(off)} of {len(table)} budgets are missed by more than tolerance={limit:g} (use minus budget): "
+            f"{words}; {self.moves_use}"
+        )

@@ -49,6 +49,7 @@ class BehaviourCloning(LearningToAsk):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
+        self.moves_use = f"a larger abstain (it is {settings.abstain:g}) lowers use, a smaller one raises it"
         self.student, self.teachers = load_pair(settings, self.tokenizer)
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n

@@ -38,10 +38,11 @@ class _Hashing:
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write FOLDER/checkpoint.pt; what was there becomes FOLDER/checkpoint.previous.pt.
+    """Write FOLDER/checkpoint.pt; what was there becomes FOLDER/checkpoint.previous.pt, if it is whole.
 
-    At every moment one of the two is whole: the new one is on the disk before the names change. `state` may hold
-    tensors, numbers, strings, None and dictionaries, lists and tuples of them.
+    At every moment one of the two is whole: the new one is on the disk before the names change, and a damaged one never
+    takes the place of the one before. `state` may hold tensors, numbers, strings, None and dictionaries, lists and
+    tuples of them.
     """
     scratch = folder / SCRATCH
     with scratch.open("wb") as file:
@@ -50,7 +51,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
         file.write(hashing.hash.digest())
         file.flush()
         os.fsync(file.fileno())
-    if (folder / LATEST).exists():
+    if (folder / LATEST).exists() and _damage(folder / LATEST) is None:
         os.replace(folder / LATEST, folder / PREVIOUS)
     os.replace(scratch, folder / LATEST)
     sync_folder(folder)

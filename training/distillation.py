@@ -91,7 +91,7 @@ class Distillation(Learning):
         with self.timed("rollout"):
             self.sampler.model.update_weights(self.student)
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
-            options = {"temperature": self.settings.temperature, "max_new_tokens": limit}
+            options: dict[str, Any] = {"temperature": self.settings.temperature, "max_new_tokens": limit}
             prompts = self.student_prompt, self.teacher_prompt
             return sample(self.sampler, rows, *prompts, self.tokenizer.eos_token_id, key, **options)
 

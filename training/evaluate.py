@@ -160,15 +160,18 @@ def best_rouge2(table: Table) -> tuple[float, ...]:
     return (sum(found) / len(found),) if found else (0.0,)
 
 
+def excess(row: dict[str, Any]) -> float:
+    """Use achieved minus use asked, of several teachers that of the one where they lie farthest apart."""
+    pairs = zip(*(row.get(f"{name}_of", [row[name]]) for name in ("achieved", "asked")))
+    return max((achieved - asked for achieved, asked in pairs), key=abs)
+
+
 def rank(table: Table, tolerance: float = 0.03) -> tuple[float, ...]:
     """Larger is better: tables that keep every budget within `tolerance` by mean ROUGE-2, others below by excess.
 
     Rows are those of `measure_budgets`; the excess is the largest |use achieved - use asked|, of any teacher.
     """
-    used = [
-        pair for row in table for pair in zip(*(row.get(f"{name}_of", [row[name]]) for name in ("achieved", "asked")))
-    ]
-    excess = max(abs(achieved - asked) for achieved, asked in used)
-    if excess > tolerance + 1e-9:
-        return 0.0, -excess
+    largest = max(abs(excess(row)) for row in table)
+    if largest > tolerance + 1e-9:
+        return 0.0, -largest
     return 1.0, *best_rouge2(table)

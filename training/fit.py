@@ -60,6 +60,12 @@ class Settings(RunSettings):
                 f"teacher.path"
             )
 
+    def places(self) -> dict[str, str]:
+        """Those of every run, without a model that is not read."""
+        read = {self.role, "teacher"} if self.needs_teacher or not self.tokenizer else {self.role}
+        unread = {f"{role}.path" for role in ("student", "teacher") if role not in read}
+        return {setting: place for setting, place in super().places().items() if setting not in unread}
+
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher is learned from."""

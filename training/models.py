@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
@@ -20,13 +22,43 @@ from .optimisation import use_fast_operators
 from .settings import Model, PhaseSettings, RunSettings
 from .tokenizer import padded_vocabulary
 
+HUB_SECONDS = 20  # that the hub may take to answer whether it has something
+
+
+def check_place(path: str, setting: str) -> None:
+    """FileNotFoundError, at once, where `path` is neither a folder nor what the hub or this machine's copy of it has.
+
+    `setting` names it, and says whether it must be a folder (data.folder), a data set (data.hub) or a model.
+    """
+    if Path(path).is_dir():
+        return
+    here = f"{setting}={path} is not a folder"
+    if setting == "data.folder" or path.count("/") > 1 or path.startswith((".", "/", "~", "runs/")):
+        raise FileNotFoundError(f"{here}; make it first (training/README.md has the order)")
+    kind = "dataset" if setting == "data.hub" else "model"
+    try:
+        HfApi().repo_info(path, repo_type=kind, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise FileNotFoundError(f"{here}, and the hub has no {kind} of that name that it would give you") from None
+    except Exception as error:  # whatever the library for its requests raises without a network
+        if not _kept(path, kind):
+            reason = type(error).__name__
+            raise FileNotFoundError(f"{here} or in a cache, and the hub cannot be asked for it ({reason})") from error
+
+
+def _kept(name: str, kind: str) -> bool:
+    """Whether an earlier run has left a copy of what is on the hub."""
+    if kind == "model":
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___").lower()).is_dir()
+
 
 def located(path: str, name: str) -> str:
-    """`path` if it is a folder or can be a hub name; FileNotFoundError says which setting names nothing."""
+    """`path`, which the setting `name` must not leave empty; ValueError."""
     if not path:
         raise ValueError(f"{name} is empty; give a folder or a name on the hub")
-    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "runs/"))):
-        raise FileNotFoundError(f"{name}={path} is not a folder; make it first (training/README.md has the order)")
     return path
 
 

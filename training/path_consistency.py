@@ -129,6 +129,12 @@ class PathConsistency(LearningToAsk):
         if not train_rows:
             raise ValueError("phase 2 needs at least one training row, got none")
         self.settings, self.tokenizer = settings, tokenizer
+        self.moves_use = (
+            f"a larger number of its own in multiplier_initial ({list(settings.multiplier_initial)}) lowers a budget's "
+            f"use, a smaller one raises it, and more steps let the multipliers settle"
+            if settings.multiplier_fixed is None
+            else f"a larger multiplier_fixed (it is {settings.multiplier_fixed:g}) lowers use, a smaller one raises it"
+        )
         self.rows, self.examples = train_rows, validation_examples
         self.watched = self._rows_to_watch()
         self.teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)

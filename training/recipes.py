@@ -22,9 +22,10 @@ from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
 from .algorithm import Learning
+from .models import check_place
 from .number_format import decided
 from .settings import RENAMED, RunSettings
-from .trainer import Outcome, Trainer
+from .trainer import Outcome, Trainer, alone_in
 
 BOOKS = Path(__file__).parent / "recipes"
 
@@ -78,6 +79,8 @@ def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ValueError(f"an override is written setting=value, got {override!r}")
+        if override.endswith("=") and isinstance(OmegaConf.select(schema, key, default=None), str):
+            override += "''"  # YAML reads nothing as null
         try:
             change = OmegaConf.from_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException):
@@ -121,8 +124,11 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
         )
     if not recipe.settings.out:
         raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
-    recipe = replace(recipe, settings=decided(recipe.settings))
-    return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
+    for setting, place in recipe.settings.places().items():
+        check_place(place, setting)
+    with alone_in(Path(recipe.settings.out)):
+        recipe = replace(recipe, settings=decided(recipe.settings))
+        return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
 
 
 @cache

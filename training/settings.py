@@ -129,6 +129,17 @@ class RunSettings:
         if self.bf16 not in (True, False, "auto"):
             raise ValueError(f"bf16 must be true, false or auto, got {self.bf16!r}")
 
+    def places(self) -> dict[str, str]:
+        """The folders and hub names that the run reads, by their settings."""
+        found = {
+            "tokenizer": self.tokenizer,
+            "student.path": self.student.path,
+            "teacher.path": self.teacher.path,
+            "data.folder": self.data.folder,
+            "data.hub": self.data.hub,
+        }
+        return {setting: place for setting, place in found.items() if place}
+
 
 @dataclass(frozen=True)
 class PhaseSettings(RunSettings):
@@ -161,6 +172,10 @@ class PhaseSettings(RunSettings):
             check_real("costs", cost, 0.0, open_low=True)
         check_real("tolerance", self.tolerance, 0.0, 1.0)
         one_of("rounding", self.rounding, ("nearest", "floor"))
+
+    def places(self) -> dict[str, str]:
+        """Those of every run, and those of the further teachers."""
+        return super().places() | {f"teachers[{k}].path": one.path for k, one in enumerate(self.teachers) if one.path}
 
 
 # What a result does not depend on, or what may be lengthened on purpose.

@@ -6,6 +6,7 @@ Knows nothing of what a batch does. A run that is killed and started again ends 
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -20,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from . import processes
 from .algorithm import Learning
 from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
-from .evaluate import Table
+from .evaluate import Table, best_rouge2
 from .optimisation import NonFiniteLossError
 from .settings import HOUSEKEEPING, RENAMED, RunSettings
 
 log = logging.getLogger(__name__)
+
+LINE_SECONDS = 60  # from one line of progress to the next
 
 _KEPT = ("step", "validated", "skipped", "sums", "counts", "best")  # what a checkpoint keeps of a Trainer
 
@@ -65,7 +69,8 @@ class Trainer:
         settings: of the run; OUT/recipe.yaml is written from them, and a continuation must have the same (HOUSEKEEPING
             aside).
         name: the algorithm's name in recipes.
-        quiet: no progress bar.
+        quiet: no progress bar, no samples. Without it stderr shows loss, last validation and time left: a terminal by a
+            bar, anything else by a line a minute.
     """
 
     def __init__(self, algorithm: Learning, settings: RunSettings, name: str, quiet: bool = False):
@@ -83,6 +88,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.best: dict[str, Any] | None = None
+        self.told: dict[str, str] = {}  # what stands beside the progress
         self.signal: int | None = None  # what all processes have agreed to stop for
         self._received: int | None = None  # what this one was sent
         self._validating = False
@@ -98,17 +104,10 @@ class Trainer:
         with records as self.records, self._signals():
             if self.step == 0 and offset == 0:
                 self._record("start", **self.identity)
-            bar = tqdm(
-                initial=self.step,
-                total=settings.steps,
-                disable=self.quiet or not self.writes,
-                mininterval=5,
-                unit="batch",
-            )
-            with bar:
+            with _progress(self.step, settings.steps, self.quiet or not self.writes) as self.bar:
                 while self._validate_if_due() and self.step < settings.steps and self.signal is None:
                     self._batch()
-                    bar.update()
+                    self.bar.update()
             if self.signal is not None:
                 self._save()
                 return Outcome(self.step, [], self.best, self.signal)
@@ -127,6 +126,7 @@ class Trainer:
             self._skip(error)
             values = {}
         self.step += 1
+        self._tell(values, "loss")
         self._agree()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
@@ -141,6 +141,12 @@ class Trainer:
             self._show_samples()
         if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
             self._save()
+
+    def _tell(self, values: dict[str, float], name: str) -> None:
+        """Show a value from the next line of progress on."""
+        if name in values:
+            self.told[name] = f"{values[name]:.4g}"
+            self.bar.set_postfix(self.told, refresh=False)
 
     def _agree(self) -> None:
         """Let a signal that one process was sent stop all of them after the same batch."""
@@ -175,6 +181,7 @@ class Trainer:
             return False
         for row in table:
             self._record("validation", step=self.step, rows=rows, **row)
+        self._tell({"validation": best_rouge2(table)[0]}, "validation")
         rank = list(self.algorithm.rank(table))
         if self.best is None or rank > self.best["rank"]:
             self.best = {"step": self.step, "rank": rank, "table": table}
@@ -206,6 +213,8 @@ class Trainer:
             return Outcome(self.step, [], self.best, self.signal)
         for row in whole:
             self._record("final", step=self.step, **row)
+        if self.writes and (said := self.algorithm.missed(whole)):
+            log.warning("%s", said)
         self._save_model("model")
         return Outcome(self.step, whole, self.best)
 
@@ -214,7 +223,9 @@ class Trainer:
         for row in self.algorithm.samples(self.step, wanted) if wanted else []:
             self._record("sample", step=self.step, **row)
             if not self.quiet:
-                tqdm.write(f"[{self.step}] {row.get('source', '')}\n    {row.get('text', '')}", file=sys.stderr)
+                lines = [f"[{self.step}] {row.get('source', '')}", f"written:   {row.get('text', '')}"]
+                lines += [f"reference: {row['target']}"] if "target" in row else []
+                tqdm.write("\n    ".join(lines), file=sys.stderr)
 
     # ---------------------------------------------------------------- what survives
 
@@ -277,6 +288,43 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; ValueError in all processes of a run where another run is in it already."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock, free = FileLock(out / "run.lock"), True
+    if processes.rank() == 0:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            free = False
+    if not processes.from_first(free):
+        raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder (out=…)")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Lines(io.TextIOBase):
+    """Makes a line of every state of a bar, for a stderr that is no terminal."""
+
+    def write(self, text: str) -> int:
+        """Write what is not blank."""
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
+
+
+def _progress(step: int, steps: int, disable: bool) -> tqdm:
+    """A bar on a terminal; elsewhere a line a minute."""
+    common: dict[str, Any] = {"initial": step, "total": steps, "disable": disable, "unit": "batch", "miniters": 1}
+    if sys.stderr.isatty():
+        return tqdm(mininterval=5, **common)
+    line = "batch {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
+    return tqdm(file=_Lines(), mininterval=LINE_SECONDS, maxinterval=0, bar_format=line, **common)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

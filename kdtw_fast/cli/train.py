@@ -21,7 +21,7 @@ def train(
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the shipped recipes and stop.")] = False,
     settings: Annotated[bool, typer.Option("--settings", help="Print the resolved settings and stop.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no samples.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no samples.")] = False,
 ) -> None:
     """Train by a recipe; the same command goes on where a run was stopped or killed.
 
@@ -45,7 +45,7 @@ def train(
     if settings:
         print(recipes.to_yaml(resolved), end="")
         return
-    outcome = recipes.train(resolved, quiet=quiet or not sys.stderr.isatty())
+    outcome = recipes.train(resolved, quiet=quiet)
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
         print(
