@@ -8,7 +8,7 @@ import pytest
 import torch
 from kdtw_fast.training import debian
 from kdtw_fast.training.batches import IGNORED, Batches, Encoded, collate, plan_epoch
-from kdtw_fast.training.debian import Description, Example, Groups
+from kdtw_fast.training.debian import Description, Example, grouped
 from kdtw_fast.training.tokenizer import padded_vocabulary, train_tokenizer
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
@@ -92,13 +92,11 @@ def test_filter(source, target, kept):
 
 def test_splits_share_no_package_and_no_text():
     examples = [Example(f"Quelle {i // 2}", f"Target {i % 50}", f"package{i % 40}") for i in range(400)]
-    groups = Groups()
-    for i in range(0, 40, 4):
-        groups.union(f"package{i}", f"package{i + 1}")
+    groups = grouped((f"package{i}", f"package{i + 1}") for i in range(0, 40, 4))
     splits = debian.make_splits(examples, groups, held_out=0.2)
     assert splits == debian.make_splits(list(reversed(examples)), groups, held_out=0.2)
     assert splits != debian.make_splits(examples, groups, key="another", held_out=0.2)
-    packages = {name: {groups.find(row.package) for row in rows} for name, rows in splits.items()}
+    packages = {name: {groups.get(row.package, row.package) for row in rows} for name, rows in splits.items()}
     keys = {
         name: {debian.text_key(text) for row in rows for text in (row.source, row.target)}
         for name, rows in splits.items()
@@ -111,20 +109,16 @@ def test_splits_share_no_package_and_no_text():
 
 def test_held_out_splits_are_not_empty_when_texts_differ():
     examples = [Example(f"Quelle {i}", f"Target {i}", f"package{i}") for i in range(1000)]
-    splits = debian.make_splits(examples, Groups(), held_out=0.1)
+    splits = debian.make_splits(examples, {}, held_out=0.1)
     assert {name: len(rows) for name, rows in splits.items()} == pytest.approx(
         {"train": 800, "validation": 100, "test": 100}, abs=30
     )
 
 
 def test_a_groups_name_does_not_depend_on_the_order_of_unions():
-    forwards, backwards = Groups(), Groups()
-    unions = [("c", "d"), ("b", "c"), ("a", "b")]
-    for pair in unions:
-        forwards.union(*pair)
-    for one, other in reversed(unions):
-        backwards.union(other, one)
-    assert {forwards.find(n) for n in "abcd"} == {backwards.find(n) for n in "abcd"} == {"a"}
+    unions = [("c", "d"), ("b", "c"), ("e",), ("a", "b")]
+    expected = {**dict.fromkeys("abcd", "a"), "e": "e"}
+    assert grouped(unions) == grouped([pair[::-1] for pair in reversed(unions)]) == expected
 
 
 # ---------------------------------------------------------------- the builder on lists of its own

@@ -136,35 +136,28 @@ class Batches:
         self._epoch = -1
         self._plan: list[list[int]] = []
 
-    def _chosen(self, step: int) -> tuple[list[int], np.ndarray]:
+    def rows_at(self, step: int) -> list[Encoded]:
+        """The examples of the batch (padding rows excluded)."""
         epoch, index = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._plan, self._epoch = plan_epoch(self.rows, self.seed, epoch, self.target_tokens), epoch
-        chosen = self._plan[index]
-        draws = keyed_generator(self.seed, epoch, 1 + index).integers(len(self.prompts), size=len(chosen))
-        return chosen, draws
-
-    def _collate(self, chosen: Sequence[int], prompts: Sequence[Sequence[int]]) -> Batch:
-        rows = [self.rows[i] for i in chosen]
-        bucket = ceil_to(max(len(row.target) for row in rows), 8)
-        return collate(rows, prompts, self.eos, self.pad, max(1, self.target_tokens // bucket))
-
-    def __getitem__(self, step: int) -> Batch:
-        chosen, draws = self._chosen(step)
-        return self._collate(chosen, [self.prompts[d] for d in draws])
-
-    def rows_at(self, step: int) -> list[Encoded]:
-        """The examples of the batch (padding rows excluded)."""
-        return [self.rows[i] for i in self._chosen(step)[0]]
+        return [self.rows[i] for i in self._plan[index]]
 
     def draws(self, step: int) -> np.ndarray:
         """Which prompt each row of the batch drew (padding rows excluded)."""
-        return self._chosen(step)[1]
+        epoch, index = divmod(step, self.per_epoch)
+        count = len(self.rows_at(step))
+        return keyed_generator(self.seed, epoch, 1 + index).integers(len(self.prompts), size=count)
 
-    def at(self, step: int, prompt: Sequence[int]) -> Batch:
-        """The same rows with another prompt."""
-        chosen, _ = self._chosen(step)
-        return self._collate(chosen, [prompt] * len(chosen))
+    def __getitem__(self, step: int) -> Batch:
+        return self.at(step, *(self.prompts[d] for d in self.draws(step)))
+
+    def at(self, step: int, *prompts: Sequence[int]) -> Batch:
+        """The batch behind these prompts, one for each row or one for all."""
+        rows = self.rows_at(step)
+        bucket = ceil_to(max(len(row.target) for row in rows), 8)
+        given = prompts if len(prompts) == len(rows) else prompts * len(rows)
+        return collate(rows, given, self.eos, self.pad, max(1, self.target_tokens // bucket))
 
 
 def in_order(rows: Sequence[Encoded], size: int) -> Iterator[list[int]]:

@@ -54,8 +54,8 @@ class BehaviourCloning(LearningToAsk):
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n
         self.native_teachers = pack_teachers(self.teachers)
-        sources, kept_in = self.task.draw(settings.trajectories), self.task.kept_in(settings.trajectories_file)
-        rows = teacher_trajectories(self.teachers[-1], self.task, sources, kept_in)
+        sources = self.task.draw(settings.trajectories)
+        rows = teacher_trajectories(self.teachers[-1], self.task, sources, settings.trajectories_file)
         self.instructions = Instructions(settings.student_prompt, n, settings.paraphrases, settings.budgets)
         self.batches = self.task.batches(rows, prompt_ids(self.tokenizer, self.instructions.texts))
         self.teach(self.student)

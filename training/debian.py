@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,20 +53,25 @@ def require_apt() -> None:
         )
 
 
+def apt_get(lists: Path, options: Iterable[str], *words: str, cwd: Path | None = None) -> str:
+    """Run apt-get on package lists of our own, without root; returns its last words if it fails, else ""."""
+    require_apt()
+    own = (f"Dir::State::Lists={lists.resolve()}", "APT::Sandbox::User=", *options)
+    command = ["apt-get", *(word for option in own for word in ("-o", option)), "-q", *words]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+    return said[-1] if done.returncode else ""
+
+
 def fetch_lists(folder: Path) -> None:
     """Let apt fetch package lists and their German and English descriptions into `folder`.
 
     Raises RuntimeError with apt's last words if it fails; the system's own lists are not touched.
     """
-    require_apt()
-    folder = folder.resolve()
     (folder / "partial").mkdir(parents=True, exist_ok=True)
-    options = ["Acquire::Languages=de,en", f"Dir::State::Lists={folder}", "APT::Sandbox::User="]
-    command = ["apt-get", *[word for option in options for word in ("-o", option)], "update"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0 or not list(folder.glob("*_i18n_Translation-de*")):
-        words = (done.stderr or done.stdout).strip().splitlines()
-        reason = words[-1] if words else f"exit status {done.returncode}"
+    failed = apt_get(folder, ["Acquire::Languages=de,en"], "update")
+    if failed or not list(folder.glob("*_i18n_Translation-de*")):
+        reason = failed or "there are none"
         raise RuntimeError(f"apt-get could not fetch the German descriptions into {folder}: {reason}")
 
 
@@ -227,46 +232,39 @@ def text_key(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-class Groups:
-    """Union-find over names; a group's name is its smallest member, whatever the order of unions."""
+def grouped(sets: Iterable[Iterable[str]]) -> dict[str, str]:
+    """The smallest name of each name's group; sets that share a name are of one group."""
+    members: dict[str, set[str]] = {}
+    for names in sets:
+        joined = set(names).union(*(members.get(name, ()) for name in names))
+        members |= dict.fromkeys(joined, joined)
+    return {name: min(group) for name, group in members.items()}
 
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
 
-    def find(self, name: str) -> str:
-        """The smallest name of `name`'s group."""
-        root = name
-        while self.parent.setdefault(root, root) != root:
-            root = self.parent[root]
-        while self.parent[name] != root:
-            self.parent[name], name = root, self.parent[name]
-        return root
-
-    def union(self, one: str, other: str) -> None:
-        """Put two names into one group."""
-        a, b = sorted((self.find(one), self.find(other)))
-        self.parent[b] = a
+def keyed_hash(text: str, key: str) -> bytes:
+    """Eight bytes that put texts into an order of the key's own."""
+    return hashlib.blake2b(text.encode(), key=key.encode(), digest_size=8).digest()
 
 
 def split_of(group: str, key: str, held_out: float) -> str:
     """The split of a group of source packages: a hash keyed with `key`; `held_out` for validation and test each."""
-    digest = hashlib.blake2b(group.encode(), key=key.encode(), digest_size=8).digest()
-    u = int.from_bytes(digest, "big") / 2.0**64
+    u = int.from_bytes(keyed_hash(group, key), "big") / 2.0**64
     return "test" if u < held_out else "validation" if u < 2 * held_out else "train"
 
 
 def make_splits(
-    examples: Iterable[Example], groups: Groups, key: str = "kdtw", held_out: float = 0.025
+    examples: Iterable[Example], groups: Mapping[str, str], key: str = "kdtw", held_out: float = 0.025
 ) -> dict[str, list[Example]]:
-    """Deterministic splits: no source package and no identical text, on either side, in two of them.
+    """Deterministic splits: no group of packages and no identical text, on either side, in two of them.
 
+    `groups` names the group of a package, which is its own where it says nothing.
     A text that several groups use stays in train and leaves test and validation (test before validation).
     Exact duplicates are kept once.
     """
     ordered = sorted(set(examples), key=lambda e: (e.package, e.source, e.target))
     by_split: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for example in ordered:
-        by_split[split_of(groups.find(example.package), key, held_out)].append(example)
+        by_split[split_of(groups.get(example.package, example.package), key, held_out)].append(example)
     taken: set[str] = set()
     pairs: set[tuple[str, str]] = set()
     out: dict[str, list[Example]] = {}
@@ -298,11 +296,7 @@ def build(lists: Path, out: Path, key: str = "kdtw", held_out: float = 0.025) ->
             f"{lists} holds {len(german)} German descriptions, {len(english)} English ones and {len(owners)} packages; "
             "fetch all three with `python -m kdtw_fast.training.debian`"
         )
-    groups = Groups()
-    for packages in owners.values():
-        first, *others = sorted(packages)
-        for other in others:
-            groups.union(first, other)
+    groups = grouped(owners.values())
     examples: dict[str, list[Example]] = {task: [] for task in TASKS}
     for md5, description in english.items():
         if md5 not in owners:

@@ -66,7 +66,7 @@ class Distillation(Learning):
         fit_together(self.tokenizer, self.student, self.teacher)
         rows = self.task.draw(settings.trajectories)
         if settings.fixed == "teacher":
-            rows = teacher_trajectories(self.teacher, self.task, rows, self.task.kept_in(settings.trajectories_file))
+            rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)
         self.batches = self.task.batches(rows, [self.student_prompt])
         decodes = self.teacher_decodes or settings.speculative_draft_length
         self.native_teacher = NativeT5.from_model(self.teacher, "teacher") if decodes else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import shutil
 import textwrap
@@ -28,7 +27,7 @@ from kdtw_fast.pairs import DATA
 
 from . import recipes
 from .batches import prompt_ids
-from .debian import Example, read_jsonl, write_jsonl
+from .debian import Example, keyed_hash, read_jsonl, write_jsonl
 from .evaluate import greedy_scores, measure_budgets
 from .models import fit_together
 
@@ -55,14 +54,10 @@ def save_bf16(model: PreTrainedModel, folder: Path) -> None:
 
 def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") -> list[Example]:
     """`count` examples with different sources (0 = all), chosen and ordered by a keyed hash of the text."""
-
-    def rank(example: Example) -> bytes:
-        return hashlib.blake2b(example.source.encode(), key=key.encode(), digest_size=8).digest()
-
     unique = {example.source: example for example in examples}
     if len(unique) < count:
         raise ValueError(f"asked for {count} sample sentences, but there are only {len(unique)} different ones")
-    return sorted(unique.values(), key=rank)[: count or None]
+    return sorted(unique.values(), key=lambda example: keyed_hash(example.source, key))[: count or None]
 
 
 def measure(

@@ -96,8 +96,7 @@ class Fitting(Learning):
             self.teacher = load_teacher(settings)
             fit_together(self.tokenizer, model, self.teacher)
             if settings.targets == "teacher":
-                kept_in = self.task.kept_in(settings.trajectories_file)
-                rows = teacher_trajectories(self.teacher, self.task, rows, kept_in)
+                rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)
             prepare_teacher(self.teacher, settings)
         self.teach(model, settings.dropout)
         self.batches = self.task.batches(rows, self.prompts)

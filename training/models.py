@@ -72,12 +72,10 @@ def load_tokenizer(settings: RunSettings) -> Any:
 def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGeneration:
     """A fresh T5 (gated-gelu, tied and scaled head) with spare vocabulary rows above the tokenizer's size."""
     torch.manual_seed(seed)
+    sizes = {name: getattr(shape, name) for name in ("d_model", "d_ff", "d_kv", "num_heads")}
     config = T5Config(
         vocab_size=padded_vocabulary(tokenizer_size),
-        d_model=shape.d_model,
-        d_ff=shape.d_ff,
-        d_kv=shape.d_kv,
-        num_heads=shape.num_heads,
+        **sizes,
         num_layers=shape.encoder_layers,
         num_decoder_layers=shape.decoder_layers,
         dropout_rate=0.0,

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
 
@@ -101,18 +100,6 @@ class RowDropout(nn.Module):
         return x * (keep.to(x.dtype) / (1 - self.p))
 
 
-class FusedNorm(nn.Module):
-    """T5LayerNorm's maths in one operator, sharing its weight."""
-
-    def __init__(self, norm: T5LayerNorm):
-        super().__init__()
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., M] -> [..., M]."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-
-
 def use_fast_operators(model: nn.Module, dropout: float = 0.0) -> None:
     """Swap a Hugging Face T5's slow CPU operators for fused ones of the same maths, and its dropout for RowDropout.
 
@@ -130,4 +117,6 @@ def use_fast_operators(model: nn.Module, dropout: float = 0.0) -> None:
             if isinstance(child, nn.Dropout):
                 setattr(module, name, RowDropout(dropout).train(child.training))
             elif isinstance(child, T5LayerNorm):
-                setattr(module, name, FusedNorm(child))
+                fused = nn.RMSNorm(child.weight.shape, child.variance_epsilon)
+                fused.weight = child.weight
+                setattr(module, name, fused)

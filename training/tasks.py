@@ -95,10 +95,6 @@ class Task:
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, eos, pad)
 
-    def kept_in(self, file: str) -> Path:
-        """Where the teacher's outputs are kept: `file`, by default in the run's folder."""
-        return Path(file or Path(self.settings.out) / "trajectories.jsonl")
-
     def draw(self, count: int) -> list[Encoded]:
         """`count` training examples drawn by the seed; all, in their order, with 0."""
         return [self.train[i] for i in _drawn(len(self.train), self.settings.seed, count)]
@@ -109,14 +105,15 @@ class Task:
 
 
 def teacher_trajectories(
-    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int = 1024
+    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], file: str, chunk: int = 1024
 ) -> list[Encoded]:
     """The teacher's greedy output for each source, in place of the reference; only outputs that reached EOS.
 
-    Outputs are kept in the JSONL file `cache` by a key of their source, so an interrupted run goes on where it stopped,
-    and other recipes share them, also while they run: one writes, the others wait. Its first line says which teacher,
-    prompt and length made them; ValueError if those were others.
+    Outputs are kept in the JSONL `file` (empty: trajectories.jsonl in the run's folder) by a key of their source, so an
+    interrupted run goes on where it stopped, and other recipes share them, also while they run: one writes, the others
+    wait. Its first line says which teacher, prompt and length made them; ValueError if those were others.
     """
+    cache = Path(file or Path(task.settings.out) / "trajectories.jsonl")
     with processes.first_before_others():
         found = _teacher_outputs(teacher, task, rows, cache, chunk)
     ends = end_tokens(teacher)

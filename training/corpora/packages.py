@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..debian import require_apt, stanzas
+from ..debian import apt_get, require_apt, stanzas
 
 
 class PackageMissingError(RuntimeError):
@@ -35,7 +35,7 @@ def fetch(names: Iterable[str], lists: Path, cache: Path, tell: Callable[[str], 
             if not archive_of(archives, name):
                 tell(f"fetching {name}")
                 try:
-                    download(name, lists.resolve(), archives)
+                    download(name, lists, archives)
                 except PackageMissingError:
                     missing.append(name)
                     continue
@@ -48,11 +48,7 @@ def fetch(names: Iterable[str], lists: Path, cache: Path, tell: Callable[[str], 
 
 def download(name: str, lists: Path, folder: Path) -> None:
     """Let apt put the newest archive of package `name` into `folder`; PackageMissingError if it knows none."""
-    options = [f"Dir::State::Lists={lists}", f"Dir::Cache={folder.resolve()}", "APT::Sandbox::User="]
-    command = ["apt-get", *[word for option in options for word in ("-o", option)], "-q", "download", name]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    if reason := apt_get(lists, [f"Dir::Cache={folder.resolve()}"], "download", name, cwd=folder):
         if "Unable to locate package" in reason or "no installation candidate" in reason or "No candidate" in reason:
             raise PackageMissingError(reason)
         raise RuntimeError(f"apt-get could not fetch {name} into {folder}: {reason}")

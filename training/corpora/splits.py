@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+
+from ..debian import keyed_hash
 
 NEAR = 0.5  # share of word pairs from which two texts count as nearly the same
 
@@ -17,13 +18,9 @@ def assign(sizes: Mapping[str, int], test: int, validation: int, key: str = "kdt
     Units in the order of a keyed hash fill the test set with about `test` pairs, then the validation set; one that
     would overfill its set by half goes to training. Depends on names and sizes alone.
     """
-
-    def order(unit: str) -> bytes:
-        return hashlib.blake2b(unit.encode(), key=key.encode(), digest_size=8).digest()
-
     found: dict[str, str] = {}
     wanted = {"test": test, "validation": validation}
-    for unit in sorted(sizes, key=order):
+    for unit in sorted(sizes, key=lambda unit: keyed_hash(unit, key)):
         found[unit] = "train"
         for split, left in wanted.items():
             if left > 0 and sizes[unit] <= 1.5 * left:
@@ -49,23 +46,19 @@ def seen_before(texts: Sequence[str], known: Iterable[str]) -> set[int]:
     found = {i for i, shape in enumerate(shapes) if shape in others}
     often: Counter[tuple[str, str]] = Counter()
     for shape in shapes:
-        often.update(set(_neighbours(shape)))
+        often.update(set(pairwise(shape)))
     index: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    bags = [frozenset(_neighbours(shape)) for shape in shapes]
+    bags = [frozenset(pairwise(shape)) for shape in shapes]
     for i, bag in enumerate(bags):
         if len(shapes[i]) > 3 and i not in found:
             for pair in _rarest(bag, often):
                 index[pair].append(i)
     for other in others:
         if len(other) > 3:
-            bag = frozenset(_neighbours(other))
+            bag = frozenset(pairwise(other))
             near = {i for pair in _rarest(bag, often) for i in index.get(pair, ())}
             found |= {i for i in near if len(bag & bags[i]) >= NEAR * len(bag | bags[i])}
     return found
-
-
-def _neighbours(words: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return pairwise(words)
 
 
 def _rarest(bag: frozenset[tuple[str, str]], often: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
