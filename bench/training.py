@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from kdtw_fast.training.allocations import Instructions
 from kdtw_fast.training.batches import encode, prompt_ids
-from kdtw_fast.training.debian import Example, write_jsonl
+from kdtw_fast.training.debian import write_jsonl
 from kdtw_fast.training.path_consistency import PathConsistency
 from kdtw_fast.training.recipes import resolve
 from kdtw_fast.training.rollouts import Rollouts, Tasks
+from kdtw_fast.training.settings import PhaseSettings
 
 from bench.rows import How, Row
 from kdtw_fast import BUDGETS, SingleModelDecoder
@@ -39,19 +40,15 @@ def measure(how: How) -> Iterator[Row]:
     yield from _phase_2(how, pair)
 
 
-def _examples(pair: Pair) -> list[Example]:
-    return [Example(sample.source, sample.target, sample.package) for sample in pair.samples()]
-
-
 def _rollouts(how: How, pair: Pair) -> Iterator[Row]:
     torch.set_num_threads(how.threads)
-    rows = encode(_examples(pair)[: 6 if how.tiny else 48], pair.tokenizer)
+    rows = encode(pair.samples()[: 6 if how.tiny else 48], pair.tokenizer)
     budgets = [i % len(BUDGETS) for i in range(len(rows))]
     instructions = Instructions(pair.student.config.student_prompt)
     own = prompt_ids(pair.tokenizer, instructions.texts)
     (told,) = prompt_ids(pair.tokenizer, [pair.student.config.teacher_prompt])
-    rollouts = Rollouts(pair.student, [pair.teacher], own, told, instructions.fractions, threads=how.threads)
-    assert rollouts.max_new_tokens == MOST_NEW
+    settings = PhaseSettings(max_new_tokens=MOST_NEW, threads=how.threads)
+    rollouts = Rollouts(pair.student, [pair.teacher], own, told, instructions.fractions, settings)
 
     def ours() -> int:
         return sum(map(len, rollouts.on_policy(Tasks(rows, budgets), temperature=1.0)))
@@ -104,8 +101,8 @@ def _phase_2(how: How, pair: Pair) -> Iterator[Row]:
 
 
 def _algorithm(how: How, pair: Pair, folder: Path) -> PathConsistency:
-    write_jsonl(folder / "train.jsonl", _examples(pair)[120:])
-    write_jsonl(folder / "validation.jsonl", _examples(pair)[:120])
+    write_jsonl(folder / "train.jsonl", pair.samples()[120:])
+    write_jsonl(folder / "validation.jsonl", pair.samples()[:120])
     places = {
         "data.folder": folder,
         "out": folder / "out",

@@ -27,7 +27,7 @@ from kdtw_fast.training.optimisation import NonFiniteLossError
 from kdtw_fast.training.path_consistency import PathConsistency, Settings
 from kdtw_fast.training.rewards import Lagrangian, RewardStatistics
 from kdtw_fast.training.rollouts import Rollouts, Tasks, rollout_seed, without_tokens
-from kdtw_fast.training.settings import Optimiser
+from kdtw_fast.training.settings import Optimiser, PhaseSettings
 from kdtw_fast.training.tokenizer import padded_vocabulary, train_tokenizer
 from toy_training import oracle_positions
 
@@ -91,7 +91,8 @@ def prompts(tokenizer):
 def rolling(pair, prompts, max_new_tokens=10, **wanted):
     student, teacher = pair
     fractions = Instructions(STUDENT_PROMPT).fractions
-    return Rollouts(student, [teacher], *prompts, fractions, max_new_tokens=max_new_tokens, threads=1, **wanted)
+    settings = PhaseSettings(max_new_tokens=max_new_tokens, threads=1)
+    return Rollouts(student, [teacher], *prompts, fractions, settings, **wanted)
 
 
 def copied(state):

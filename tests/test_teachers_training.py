@@ -121,7 +121,7 @@ def test_rollouts_are_scored_by_the_judge(seed):
     rows = [Encoded(tuple(generator.integers(2, 40, size=5).tolist()), (5, 1)) for _ in range(12)]
     prompts = [[2 + b] for b in range(36)]
     fractions = allocations.Instructions(STUDENT_PROMPT, 2).fractions
-    rollouts = Rollouts(student, teachers, prompts, [3], fractions, max_new_tokens=16)
+    rollouts = Rollouts(student, teachers, prompts, [3], fractions, PhaseSettings(max_new_tokens=16))
     episodes = rollouts.on_policy(Tasks(rows, list(range(12))), temperature=1.0, seed=seed)
     assert any(np.isnan(e.teacher_logprobs).any() for e in episodes)
     if seed == 0:

@@ -17,7 +17,7 @@ from .algorithm import LearningToAsk
 from .allocations import Instructions
 from .batches import IGNORED, prompt_ids
 from .losses import behaviour_cloning
-from .models import autocast, load_pair, pack_teachers, prepare_teacher
+from .models import autocast, forced_logits, load_pair, pack_teachers, prepare_teacher
 from .oracle import oracle_teachers, shift_marks, teacher_gains
 from .settings import Optimiser, PhaseSettings
 from .tasks import teacher_trajectories
@@ -75,7 +75,7 @@ class BehaviourCloning(LearningToAsk):
         common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
         with autocast(settings):
             with torch.no_grad():
-                teacher_logits = [one(theirs.source_ids, theirs.source_mask, **common).logits for one in self.teachers]
+                teacher_logits = [forced_logits(one, theirs, settings) for one in self.teachers]
             encoded = student.get_encoder()(input_ids=own.source_ids, attention_mask=own.source_mask)
             common |= {"encoder_outputs": encoded, "attention_mask": own.source_mask}
             with torch.no_grad():

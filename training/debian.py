@@ -18,18 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kdtw_fast.pairs import Sample as Example  # what is trained on is of the kind that ships
+
 APT_HELPER = "/usr/lib/apt/apt-helper"
 SPLITS = ("train", "validation", "test")
 TASKS = ("translation", "summary")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training example; `package` is the Debian source package the text belongs to."""
-
-    source: str
-    target: str
-    package: str
 
 
 @dataclass(frozen=True)

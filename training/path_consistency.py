@@ -146,11 +146,8 @@ class PathConsistency(LearningToAsk):
             prompts=prompt_ids(tokenizer, self.instructions.texts),
             teacher_prompt=prompt_ids(tokenizer, [student.config.teacher_prompt])[0],
             fractions=self.instructions.fractions,
-            costs=settings.costs,
-            rounding=settings.rounding,
-            max_new_tokens=settings.max_new_tokens,
+            settings=settings,
             teacher_temperature=settings.teacher_temperature,
-            threads=settings.threads or None,
             eos=tokenizer.eos_token_id,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau

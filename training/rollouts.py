@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, l
 from .losses import Taus, tau_list
 from .models import pack_teachers
 from .oracle import oracle_teachers, teacher_gains
+from .settings import PhaseSettings
 
 _ROLLOUT = 101  # what the random numbers are for
 _SCORED_TOGETHER = 64  # rows of one pass that scores or compares
@@ -59,11 +60,8 @@ class Rollouts:
         prompts: token ids of each instruction, which stand before the student's source.
         teacher_prompt: token ids of the one prompt of all teachers.
         fractions: what each instruction allows each teacher, float32 [instructions, n].
-        costs: what a token of each teacher costs; empty = 1 each.
-        rounding: of l x b, the number of positions where the oracle asks.
-        max_new_tokens: the length limit; what it cuts off is marked as not ended.
+        settings: the run's costs, rounding, max_new_tokens (what it cuts off is marked as not ended) and threads.
         teacher_temperature: of the teachers' tokens, 0 = greedy.
-        threads: of the decoders; None = all there are.
         eos: the token behind sources; None = the models' first end token.
 
     Attributes:
@@ -76,21 +74,19 @@ class Rollouts:
     prompts: Sequence[Sequence[int]]
     teacher_prompt: Sequence[int]
     fractions: torch.Tensor
-    costs: Sequence[float] = ()
-    rounding: str = "nearest"
-    max_new_tokens: int = 80
+    settings: PhaseSettings = field(default_factory=PhaseSettings)
     teacher_temperature: float = 0.0
-    threads: int | None = None
     eos: int | None = None
 
     def __post_init__(self) -> None:
         self.native_teachers = pack_teachers(self.teachers)
-        self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=self.threads)
-        self.teacher_decoder = SingleModelDecoder(self.native_teachers[-1], role="teacher", num_threads=self.threads)
+        judge, threads = self.native_teachers[-1], self.settings.threads or None
+        self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=threads)
+        self.teacher_decoder = SingleModelDecoder(judge, role="teacher", num_threads=threads)
         start, eos, pad = special_tokens(self.student)
         self.eos = eos if self.eos is None else self.eos
         self.special, self.tau = (start, self.eos, pad), self.student.tau_token_ids
-        self.costs = tuple(self.costs) or (1.0,) * len(self.teachers)
+        self.costs = tuple(self.settings.costs) or (1.0,) * len(self.teachers)
 
     @property
     def judge(self) -> T5ForConditionalGeneration:
@@ -146,7 +142,7 @@ class Rollouts:
         sources: Sequence[Sequence[int]],
         **options: Any,
     ) -> GenerationOutput:
-        options |= {"row_ids": tasks.places, "max_new_tokens": self.max_new_tokens}
+        options |= {"row_ids": tasks.places, "max_new_tokens": self.settings.max_new_tokens}
         return decoder.generate(sources, max_source_length=NO_LIMIT, output_logprobs=True, **options)
 
     @staticmethod
@@ -209,7 +205,7 @@ class Rollouts:
             if chosen is not _AGAIN:
                 total, count = total + float(found[-1].sum()), count + found[-1].numel()
             fractions = self.fractions[own.budgets.cpu()]
-            numbers = oracle_teachers(gains.cpu(), own.kept.cpu(), fractions, self.costs, self.rounding)
+            numbers = oracle_teachers(gains.cpu(), own.kept.cpu(), fractions, self.costs, self.settings.rounding)
             for i, row in zip(chosen, numbers.to(own.marks.dtype).numpy(), strict=True):
                 asked[i] = replace(episodes[i], from_teacher=row[: len(episodes[i])].copy())
         return asked, total / max(1, count)
