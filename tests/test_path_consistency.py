@@ -1,9 +1,10 @@
 """Phase 2: loss, reward, Lagrangian, replay, rollouts, and the whole of it on toy pairs, to the bit."""
 
-import copy
 import io
 import math
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from factories import EOS, SHAPES, random_t5, scale_row, with_tau
 from kdtw_fast.training import losses
 from kdtw_fast.training.allocations import Instructions
 from kdtw_fast.training.batches import Encoded, encode, prompt_ids
-from kdtw_fast.training.debian import Example
+from kdtw_fast.training.debian import Example, write_jsonl
 from kdtw_fast.training.episodes import (
     Episode,
     ReplayBuffer,
@@ -27,7 +28,7 @@ from kdtw_fast.training.optimisation import NonFiniteLossError
 from kdtw_fast.training.path_consistency import PathConsistency, Settings
 from kdtw_fast.training.rewards import Lagrangian, RewardStatistics
 from kdtw_fast.training.rollouts import Rollouts, Tasks, rollout_seed, without_tokens
-from kdtw_fast.training.settings import Optimiser, PhaseSettings
+from kdtw_fast.training.settings import Data, Model, Optimiser, PhaseSettings
 from kdtw_fast.training.tokenizer import padded_vocabulary, train_tokenizer
 from toy_training import oracle_positions
 
@@ -527,8 +528,16 @@ def test_value_network_starts_at_zero_and_sees_marks(pair):
 
 
 def make(pair, tokenizer, settings=QUICK):
-    student, teacher = copy.deepcopy(pair)
-    return PathConsistency(settings, student, teacher, tokenizer, encode(examples(16), tokenizer), examples(4, 16))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for model, role in zip(pair, ("student", "teacher")):
+            model.save_pretrained(folder / role)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        write_jsonl(folder / "train.jsonl", examples(16))
+        write_jsonl(folder / "validation.jsonl", examples(4, 16))
+        places = {role: Model(path=str(folder / role)) for role in ("student", "teacher")}
+        data = Data(folder=name)
+        return PathConsistency(replace(settings, data=data, tokenizer=str(folder / "tokenizer"), **places))
 
 
 def test_a_batch_is_a_function_of_state_and_index(pair, tokenizer):

@@ -12,12 +12,11 @@ from transformers import PreTrainedModel
 
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.model import NativeT5
-from kdtw_fast.modeling import TrainingWheelsT5
 
 from .allocations import Instructions, as_option, moderate
 from .debian import Example
 from .evaluate import Table, best_rouge2, excess, measure_budgets, rank, shown
-from .models import load_tokenizer, save_pair_member, to_device
+from .models import load_pair, load_tokenizer, save_pair_member, to_device
 from .optimisation import make_optimiser, rate_at, seed_batch, set_rate, update, use_fast_operators
 from .settings import PhaseSettings, RunSettings
 from .tasks import Task
@@ -106,10 +105,13 @@ class LearningToAsk(Learning):
     """A student that asks its teachers, which both phases train: measured at its budgets."""
 
     settings: PhaseSettings
-    student: TrainingWheelsT5
     native_teachers: Sequence[NativeT5]
     instructions: Instructions
     moves_use: str  # which setting does
+
+    def __init__(self, settings: PhaseSettings):
+        super().__init__(settings)
+        self.student, self.teachers = load_pair(settings, self.tokenizer)
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Student and teachers, at a moderate budget."""

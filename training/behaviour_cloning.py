@@ -17,7 +17,7 @@ from .algorithm import LearningToAsk
 from .allocations import Instructions
 from .batches import IGNORED, prompt_ids
 from .losses import behaviour_cloning
-from .models import autocast, forced_logits, load_pair, pack_teachers, prepare_teacher
+from .models import autocast, forced_logits, pack_teachers, prepare_teacher
 from .oracle import oracle_teachers, shift_marks, teacher_gains
 from .settings import Optimiser, PhaseSettings
 from .tasks import teacher_trajectories
@@ -50,7 +50,6 @@ class BehaviourCloning(LearningToAsk):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.moves_use = f"a larger abstain (it is {settings.abstain:g}) lowers use, a smaller one raises it"
-        self.student, self.teachers = load_pair(settings, self.tokenizer)
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n
         self.native_teachers = pack_teachers(self.teachers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .optimisation import use_fast_operators
 from .settings import Model, PhaseSettings, RunSettings
 from .tokenizer import padded_vocabulary
 
+log = logging.getLogger(__name__)
 HUB_SECONDS = 20  # that the hub may take to answer whether it has something
 
 
@@ -120,6 +122,7 @@ def fit_together(tokenizer: Any, *models: T5ForConditionalGeneration) -> None:
             )
         rows = max([common, *(tau + 1 for tau in taus)])
         if rows < model.config.vocab_size:
+            log.info("%s: of %d rows of vocabulary the %d that all have are kept", name, model.config.vocab_size, rows)
             model.resize_token_embeddings(rows)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.budgets import BUDGETS
-from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.options import check_int, check_real
 
 from . import processes
@@ -25,12 +23,11 @@ from .batches import Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example
 from .episodes import Episode, EpisodeBatch, ReplayBuffer, ValueNetwork, decoder_states, logits_at
 from .losses import path_consistency, training_wheels_reward
-from .models import autocast, load_pair, load_tokenizer, prepare_teacher
+from .models import autocast, prepare_teacher
 from .optimisation import guarded_gradients, make_optimiser, rate_at, set_rate
 from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
 from .settings import Optimiser, PhaseSettings
-from .tasks import Task
 
 _TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
 
@@ -100,58 +97,45 @@ class Settings(PhaseSettings):
 
 
 class PathConsistency(LearningToAsk):
-    """Phase 2 of one student and one teacher, or several: see allocations.py for who judges.
-
-    Args:
-        settings: see `Settings`.
-        student: the policy, from phase 1; trained in place.
-        teacher: only read; one, or a list with one for each <tau> of the student. All models get faster operators of
-            the same maths (`optimisation.use_fast_operators`).
-        tokenizer: the pair's.
-        train_rows: sources without prompt; their targets are used for the length ratio only.
-        validation_examples: for `validate`.
-    """
+    """Phase 2 of one student, from phase 1, and one teacher, or several: see allocations.py for who judges."""
 
     settings: Settings
     state_parts: ClassVar[tuple[str, ...]] = (
         *("student", "value", "optimiser", "value_optimiser", "statistics", "lagrangian", "replay"),
     )
 
-    def __init__(
-        self,
-        settings: Settings,
-        student: TrainingWheelsT5,
-        teacher: T5ForConditionalGeneration | Sequence[T5ForConditionalGeneration],
-        tokenizer: Any,
-        train_rows: Sequence[Encoded],
-        validation_examples: Sequence[Example],
-    ):
-        if not train_rows:
-            raise ValueError("phase 2 needs at least one training row, got none")
-        self.settings, self.tokenizer = settings, tokenizer
+    def __init__(self, settings: Settings):
+        fewest = min(settings.tasks, settings.on_policy_rows + settings.oracle_rows)
+        if fewest < processes.number():
+            raise ValueError(
+                f"a batch of {settings.tasks} tasks and updates of {settings.on_policy_rows} + {settings.oracle_rows} "
+                f"episodes cannot be shared by {processes.number()} processes; start fewer"
+            )
+        super().__init__(settings)
+        self.rows, self.examples = self.task.train, self.task.held_out(len(self.task.validation))
+        if not self.rows:
+            raise ValueError("phase 2 needs at least one training example within data.max_source and data.max_target")
         self.moves_use = (
             f"a larger number of its own in multiplier_initial ({list(settings.multiplier_initial)}) lowers a budget's "
             f"use, a smaller one raises it, and more steps let the multipliers settle"
             if settings.multiplier_fixed is None
             else f"a larger multiplier_fixed (it is {settings.multiplier_fixed:g}) lowers use, a smaller one raises it"
         )
-        self.rows, self.examples = train_rows, validation_examples
         self.watched = self._rows_to_watch()
-        self.teachers = [teacher] if isinstance(teacher, T5ForConditionalGeneration) else list(teacher)
-        self.teacher_count = n = len(self.teachers)
+        student, self.teacher_count = self.student, len(self.teachers)
+        n = self.teacher_count
         self.instructions = Instructions(student.config.student_prompt, n, settings.paraphrases, settings.budgets)
         self.rollouts = Rollouts(
             student,
             self.teachers,
-            prompts=prompt_ids(tokenizer, self.instructions.texts),
-            teacher_prompt=prompt_ids(tokenizer, [student.config.teacher_prompt])[0],
+            prompts=prompt_ids(self.tokenizer, self.instructions.texts),
+            teacher_prompt=prompt_ids(self.tokenizer, [student.config.teacher_prompt])[0],
             fractions=self.instructions.fractions,
             settings=settings,
             teacher_temperature=settings.teacher_temperature,
-            eos=tokenizer.eos_token_id,
+            eos=self.tokenizer.eos_token_id,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau
-        self.student = student
         self.teach(student)
         student.eval()
         for one in self.teachers:
@@ -398,15 +382,4 @@ class PathConsistency(LearningToAsk):
             }
 
 
-def build(settings: Settings) -> PathConsistency:
-    """Phase 2 of the pair that `settings` name; the student is one from phase 1."""
-    fewest = min(settings.tasks, settings.on_policy_rows + settings.oracle_rows)
-    if fewest < processes.number():
-        raise ValueError(
-            f"a batch of {settings.tasks} tasks and updates of {settings.on_policy_rows} + {settings.oracle_rows} "
-            f"episodes cannot be shared by {processes.number()} processes; start fewer"
-        )
-    tokenizer = load_tokenizer(settings)
-    task = Task(settings, tokenizer)
-    student, teachers = load_pair(settings, tokenizer)
-    return PathConsistency(settings, student, teachers, tokenizer, task.train, task.held_out(len(task.validation)))
+build = PathConsistency
