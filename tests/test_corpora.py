@@ -321,7 +321,7 @@ def test_build_writes_splits_tests_and_counts(tmp_path, monkeypatch):
         "one",
         "two",
     ]
-    assert reports[1].licences == ["GPL-2+"] and reports[1].train == len(read["train"]) - 1
+    assert reports[1]["licences"] == ["GPL-2+"] and reports[1]["train"] == len(read["train"]) - 1
     assert (tmp_path / "out/licences/seen").is_file()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -41,9 +41,9 @@ class Batch:
         own = slice(processes.rank(), None, processes.number())
         return Batch(self.source_ids[own], self.source_mask[own], self.labels[own])
 
-    def to(self, device: str | torch.device) -> Batch:
+    def to(self, device: str | torch.device) -> Self:
         """The same batch on another device."""
-        return Batch(self.source_ids.to(device), self.source_mask.to(device), self.labels.to(device))
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def encode(examples: Sequence[Example], tokenizer: Any, max_source: int = 96, max_target: int = 80) -> list[Encoded]:

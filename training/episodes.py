@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from kdtw_fast.modeling import TrainingWheelsT5
 
-from .batches import keyed_generator, padded
+from .batches import IGNORED, Batch, Encoded, collate, keyed_generator, padded
 from .losses import Taus, tau_list
 from .models import end_tokens
 
@@ -118,35 +118,31 @@ def special_tokens(model: T5ForConditionalGeneration) -> tuple[int, int, int]:
 
 
 @dataclass
-class EpisodeBatch:
-    """R episodes, padded to multiples of 8.
+class EpisodeBatch(Batch):
+    """A batch of R episodes; its labels are their tokens.
 
     Args:
-        source_ids, source_mask: [R, S], prompt, source and EOS.
         inputs: [R, T + 1], what the decoder reads: start token and output.
         marks: [R, T + 1], the inputs that the teacher wrote (Eq. 13): bool, of several teachers uint8, their numbers.
         actions: [R, T], the student's action, <tau> where it asked; 0 in padding.
         asked: [R, T], like marks.
-        kept: bool [R, T], false in padding.
         teacher_logprobs: float32 [R, T], 0 in padding.
         ended: bool [R].
         budgets: [R], numbers of the instructions.
     """
 
-    source_ids: torch.Tensor
-    source_mask: torch.Tensor
     inputs: torch.Tensor
     marks: torch.Tensor
     actions: torch.Tensor
     asked: torch.Tensor
-    kept: torch.Tensor
     teacher_logprobs: torch.Tensor
     ended: torch.Tensor
     budgets: torch.Tensor
 
-    def to(self, device: str | torch.device) -> EpisodeBatch:
-        """The same batch on another device."""
-        return EpisodeBatch(**{name: value.to(device) for name, value in vars(self).items()})
+    @property
+    def kept(self) -> torch.Tensor:
+        """bool [R, T], false in padding."""
+        return self.labels != IGNORED
 
 
 def collate_episodes(
@@ -158,19 +154,18 @@ def collate_episodes(
     """
     if not episodes:
         raise ValueError("a batch needs at least one episode")
-    sources = [[*prompts[e.budget], *e.source.tolist(), eos] for e in episodes]
+    rows = [Encoded(tuple(e.source.tolist()), tuple(e.tokens.tolist())) for e in episodes]
+    batch = collate(rows, [prompts[e.budget] for e in episodes], eos, pad)
     mark_type = torch.bool if len(tau_list(tau)) == 1 else torch.uint8
-    tokens = padded([e.tokens for e in episodes], pad)
+    tokens = batch.labels.masked_fill(batch.labels == IGNORED, pad)
     asked = padded([e.from_teacher for e in episodes], 0, dtype=mark_type)
     first = torch.full_like(tokens[:, :1], start)
     return EpisodeBatch(
-        source_ids=padded(sources, pad),
-        source_mask=padded([[1] * len(source) for source in sources], 0),
+        **vars(batch),
         inputs=torch.cat((first, tokens), 1),
         marks=torch.cat((torch.zeros_like(asked[:, :1]), asked), 1),
         actions=padded([e.actions(tau) for e in episodes], 0),
         asked=asked,
-        kept=padded([[True] * len(e) for e in episodes], 0, dtype=torch.bool),
         teacher_logprobs=padded([e.teacher_logprobs for e in episodes], 0, dtype=torch.float32),
         ended=torch.tensor([e.ended for e in episodes]),
         budgets=torch.tensor([e.budget for e in episodes]),

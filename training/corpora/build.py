@@ -6,8 +6,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kdtw_fast.tables import markdown_table
 
@@ -21,20 +21,7 @@ from .splits import assign, seen_before
 DESCRIPTIONS = "descriptions"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What became of a source: distinct pairs, German words in them, pairs in each split; versions and licences."""
-
-    name: str
-    what: str
-    pairs: int
-    words: int
-    train: int
-    validation: int
-    test: int
-    near_duplicates: int  # held out by their page, but left out because another split has almost the same
-    packages: dict[str, str]
-    licences: list[str]  # that of most files of each package; OUT/licences has the whole
+Report = dict[str, Any]  # what became of a source, as `_report` gives it
 
 
 def build(
@@ -75,7 +62,7 @@ def build(
     (out / "licences").mkdir(exist_ok=True)
     for name, path in copyrights.items():
         shutil.copyfile(path, out / "licences" / name)
-    table = json.dumps([asdict(report) for report in reports], indent=1, ensure_ascii=False)
+    table = json.dumps(reports, indent=1, ensure_ascii=False)
     (out / "sources.json").write_text(table + "\n", encoding="utf-8")
     return reports
 
@@ -141,15 +128,22 @@ def _report(
     named: list[str],
 ) -> Report:
     rows = [row for split in SPLITS for row in splits[split]]
-    words = sum(len(row.source.split()) for row in rows)
-    train, validation, test = (len(splits[split]) for split in SPLITS)
-    return Report(name, what, len(rows), words, train, validation, test, dropped[name], versions, named)
+    return {
+        "name": name,
+        "what": what,
+        "pairs": len(rows),  # distinct ones
+        "words": sum(len(row.source.split()) for row in rows),  # German ones
+        **{split: len(splits[split]) for split in SPLITS},
+        "near_duplicates": dropped[name],  # held out by their page, but another split has almost the same
+        "packages": versions,
+        "licences": named,  # that of most files of each package; OUT/licences has the whole
+    }
 
 
 def sources_table(reports: Sequence[Report]) -> str:
     """A Markdown table of what came of each source, and of all."""
-    sizes = [[r.pairs, r.words, r.train, r.validation, r.test] for r in reports]
-    rows = [[r.name, r.what, ", ".join(r.licences[:3])] for r in reports] + [["all", "", ""]]
+    sizes = [[r[name] for name in ("pairs", "words", *SPLITS)] for r in reports]
+    rows = [[r["name"], r["what"], ", ".join(r["licences"][:3])] for r in reports] + [["all", "", ""]]
     sizes.append([sum(column) for column in zip(*sizes, strict=True)])
     columns = ["source", "what", "main licences", "pairs", "German words", "train", "validation", "test"]
     cells = [[*row, *(f"{n:,}" for n in numbers)] for row, numbers in zip(rows, sizes, strict=True)]
