@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         SpeculativeDecoder,
         TrainingWheelsDecoder,
     )
-    from kdtw_fast.model import NativeT5
+    from kdtw_fast.model import NativeModel, NativeT5
     from kdtw_fast.modeling import TrainingWheelsT5
     from kdtw_fast.options import GenerateOptions
     from kdtw_fast.outputs import GenerationOutput, Timings
@@ -43,6 +43,7 @@ __all__ = [
     "GenerationOutput",
     "GreedyDecoder",
     "InterleavedDecoder",
+    "NativeModel",
     "NativeT5",
     "Owner",
     "Pair",
@@ -74,7 +75,7 @@ _MODULES = {
         "SpeculativeDecoder",
         "TrainingWheelsDecoder",
     ),
-    "model": ("NativeT5",),
+    "model": ("NativeModel", "NativeT5"),
     "modeling": ("TrainingWheelsT5",),
     "options": ("GenerateOptions",),
     "outputs": ("GenerationOutput", "Timings"),

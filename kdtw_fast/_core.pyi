@@ -7,38 +7,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-class T5Config:
-    name: str
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    num_heads: int
-    d_ff: int
-    num_layers: int
-    num_decoder_layers: int
-    relative_attention_num_buckets: int
-    relative_attention_max_distance: int
-    layer_norm_epsilon: float
-    feed_forward_proj: str
-    scale_decoder_outputs: bool
-    has_lm_head: bool
-    has_teacher_token_embedding: bool
-    num_teachers: int
-    dtype: str
-    cache_dtype: str
-    def __init__(self) -> None: ...
+_Tensors = Callable[[str, int, int], npt.NDArray[np.float32] | None]
 
-class T5:
+class Transformer:
     def __init__(
         self,
-        config: T5Config,
+        spec: dict[str, Any],
         device: str,
-        tensors: Callable[[str], npt.NDArray[np.float32] | None],
+        tensors: _Tensors,
         blobs: Sequence[npt.NDArray[np.uint8]] | None = ...,
     ) -> None: ...
-    def update(self, device: str, tensors: Callable[[str], npt.NDArray[np.float32] | None]) -> None: ...
+    def update(self, device: str, tensors: _Tensors) -> None: ...
     @property
-    def config(self) -> T5Config: ...
+    def spec(self) -> dict[str, Any]: ...
     @property
     def num_bytes(self) -> int: ...
     @property
@@ -99,7 +80,12 @@ class SpecialTokens:
 
 class Decoder:
     def __init__(
-        self, device: str, student: T5, teachers: Sequence[T5] | None, method: MethodRules, special: SpecialTokens
+        self,
+        device: str,
+        student: Transformer,
+        teachers: Sequence[Transformer] | None,
+        method: MethodRules,
+        special: SpecialTokens,
     ) -> None: ...
 
 class SessionOptions:
@@ -154,7 +140,14 @@ _PassCosts = tuple[list[float], dict[str, tuple[float, float, float]]]
 
 class Probe:
     def __init__(
-        self, device: str, model: T5, rows: int, source_tokens: int, history: int, most_tokens: int, threads: int
+        self,
+        device: str,
+        model: Transformer,
+        rows: int,
+        source_tokens: int,
+        history: int,
+        most_tokens: int,
+        threads: int,
     ) -> None: ...
     def encode(self, repeats: int) -> _PassCosts: ...
     def decode(self, tokens: int, asked: int, repeats: int) -> _PassCosts: ...

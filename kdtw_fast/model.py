@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdtw_fast import _core
 from kdtw_fast.budgets import fill_prompt
+from kdtw_fast.families import Tensors, describe
 from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 from kdtw_fast.torch_allocator import share_with_torch
-from kdtw_fast.weights import SPEC_FIELDS, Tensors, core_config, read_folder, read_module, tensor_reader
+from kdtw_fast.weights import read_folder, read_module, tensor_reader
 
 
-class NativeT5:
-    """A T5 whose weights are packed for the native core; decoders and threads may share it.
+class NativeModel:
+    """A model whose weights are packed for the native core; decoders and threads may share it.
 
     Make one with :meth:`from_model` or :meth:`from_pretrained`; decoders also take Hugging Face models and
     folders and do so themselves.
@@ -59,25 +61,20 @@ class NativeT5:
             raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
         packed = file.read() if file is not None else None
         if packed is None:
-            spec = core_config(config, tensors, name, self._ignored)
-            spec.dtype = _auto_dtype(tensors) if dtype == "auto" else dtype
-            spec.cache_dtype = _auto_cache(spec.dtype, self.device) if cache_dtype == "auto" else cache_dtype
+            model = describe(config, tensors, name, self._ignored)
+            self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
             described = file.describe_sources() if file is not None else []
-            vectors: dict[str, np.ndarray] = {}
-            self.core = _core.T5(spec, self.device, tensor_reader(tensors, name, vectors))
+            kept: dict[str, np.ndarray] = {}
+            self.core = self._make(cache_dtype, tensor_reader(model, tensors, name, kept))
             if file is not None:
-                fields = {field: getattr(spec, field) for field in SPEC_FIELDS}
-                file.write(described, PackedWeights(fields, vectors, self.core.blobs))
+                file.write(described, PackedWeights(self._described, kept, self.core.blobs))
                 packed = file.read()
         if packed is not None:
-            spec = _core.T5Config()
-            for field, value in packed.spec.items():
-                setattr(spec, field, value)
-            spec.name = name
-            spec.cache_dtype = _auto_cache(spec.dtype, self.device) if cache_dtype == "auto" else cache_dtype
-            self.core = _core.T5(spec, self.device, packed.vectors.get, packed.blobs)
-        self.dtype, self.cache_dtype = spec.dtype, spec.cache_dtype
-        self.vocab_size: int = spec.vocab_size
+            self._described, vectors = packed.spec, packed.vectors
+            self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed.blobs)
+        self.spec: dict[str, Any] = self.core.spec
+        self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
+        self.vocab_size: int = self.spec["vocabulary"]
         self.pad_token_id: int = config.get("pad_token_id") or 0
         start = config.get("decoder_start_token_id")
         self.decoder_start_token_id: int = self.pad_token_id if start is None else start  # T5 starts from pad
@@ -103,15 +100,32 @@ class NativeT5:
                     raise ValueError(
                         f"{name}: config field {field}={token} is outside the vocabulary of {self.vocab_size}"
                     )
-        if self.tau_token_id is not None and not spec.has_teacher_token_embedding:
+        if self.tau_token_id is not None and not self.num_teachers:
             raise ValueError(
                 f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
             )
-        if self.tau_token_id is not None and spec.num_teachers != len(self.tau_token_ids):
+        if self.tau_token_id is not None and self.num_teachers != len(self.tau_token_ids):
             raise ValueError(
                 f"{name}: config has <tau> for {len(self.tau_token_ids)} teachers, but tensor "
-                f"'teacher_token_embedding' has vectors for {spec.num_teachers}"
+                f"'teacher_token_embedding' has vectors for {self.num_teachers}"
             )
+
+    def _make(
+        self,
+        cache_dtype: str,
+        tensors: Callable[[str, int, int], np.ndarray | None],
+        blobs: list[npt.NDArray[np.uint8]] | None = None,
+    ) -> _core.Transformer:
+        """The native object of what is described."""
+        dtype = self._described["dtype"]
+        cache = _auto_cache(dtype, self.device) if cache_dtype == "auto" else cache_dtype
+        if self.device != "cpu" and (lacking := _lacking_on_devices(self._described)):
+            raise ValueError(
+                f"{self.name}: device {self.device!r} does not compute {lacking} yet; decode this model on 'cpu'"
+            )
+        return _core.Transformer(
+            self._described | {"name": self.name, "cache_dtype": cache}, self.device, tensors, blobs
+        )
 
     @classmethod
     def from_model(
@@ -122,7 +136,7 @@ class NativeT5:
         cache_dtype: str = "auto",
         ignore_config_fields: Iterable[str] = (),
         device: str = "cpu",
-    ) -> NativeT5:
+    ) -> NativeModel:
         """Packs the weights of a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) in memory.
 
         Args:
@@ -148,7 +162,7 @@ class NativeT5:
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
 
-        Decoders that were made from this NativeT5 decode with them from the next call on.
+        Decoders that were made from this NativeModel decode with them from the next call on.
 
         Args:
             model: a Hugging Face ``T5ForConditionalGeneration`` (or ``TrainingWheelsT5``) with the config of the first.
@@ -160,16 +174,15 @@ class NativeT5:
                 weights are the old ones.
         """
         config, tensors = read_module(model, self.name)
-        spec = core_config(config, tensors, self.name, self._ignored)
-        spec.dtype = self.dtype
-        for field in SPEC_FIELDS:
-            now, new = getattr(self.core.config, field), getattr(spec, field)
-            if now != new:
+        described = describe(config, tensors, self.name, self._ignored)
+        now, new = _flat(self._described), _flat(described.spec | {"dtype": self.dtype})
+        for field in now | new:
+            if now.get(field) != new.get(field):
                 raise ValueError(
-                    f"{self.name}: update_weights takes models of the same config, but {field} is {now} "
-                    f"here and {new} in the model given"
+                    f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)} "
+                    f"here and {new.get(field)} in the model given"
                 )
-        self.core.update(self.device, tensor_reader(tensors, self.name, {}))
+        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}))
 
     @classmethod
     def from_pretrained(
@@ -181,7 +194,7 @@ class NativeT5:
         ignore_config_fields: Iterable[str] = (),
         cache: bool | str | Path | None = None,
         device: str = "cpu",
-    ) -> NativeT5:
+    ) -> NativeModel:
         """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
 
         Args:
@@ -214,6 +227,17 @@ class NativeT5:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
             packed = PackedFile(path, files, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
         return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device)
+
+    @property
+    def num_teachers(self) -> int:
+        """Teachers whose tokens the model embeds with a vector of their own (beta); 0: it is no student."""
+        teachers: int = self.spec["teachers"]
+        return teachers
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a source is encoded; otherwise it is a prompt, which the outputs continue."""
+        return bool(self.spec["encoder"]["layers"])
 
     @property
     def tau_token_id(self) -> int | None:
@@ -256,39 +280,42 @@ class NativeT5:
         if from_teacher and len(from_teacher) != len(tokens):
             raise ValueError(f"from_teacher has {len(from_teacher)} flags for {len(tokens)} tokens")
         for teacher in from_teacher:
-            if not 0 <= int(teacher) <= self.core.config.num_teachers:
-                raise ValueError(f"from_teacher names teacher {teacher}, the model has {self.core.config.num_teachers}")
+            if not 0 <= int(teacher) <= self.num_teachers:
+                raise ValueError(f"from_teacher names teacher {teacher}, the model has {self.num_teachers}")
         for token in (*source, *tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
         return self.core.decode_logits(self.device, source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
 
 
-def load(
-    model: torch.nn.Module | NativeT5 | str | Path, name: str, dtype: str = "auto", device: str | None = None
-) -> NativeT5:
-    """Returns ``model`` (a NativeT5, a Hugging Face model or a folder) as a NativeT5 called ``name`` in messages.
+NativeT5 = NativeModel  # its name as long as it held T5s only
 
-    ``device`` None is "cpu", or where a NativeT5 is already. Raises as the two constructors do, and ValueError when
-    ``dtype`` or ``device`` asks a NativeT5 for another format or place than its own.
+
+def load(
+    model: torch.nn.Module | NativeModel | str | Path, name: str, dtype: str = "auto", device: str | None = None
+) -> NativeModel:
+    """Returns ``model`` (a NativeModel, a Hugging Face model or a folder) as a NativeModel called ``name`` in messages.
+
+    ``device`` None is "cpu", or where a NativeModel is already. Raises as the two constructors do, and ValueError when
+    ``dtype`` or ``device`` asks a NativeModel for another format or place than its own.
     """
     check_dtype(dtype)
     wanted = None if device is None else check_device(device)
-    if isinstance(model, NativeT5):
+    if isinstance(model, NativeModel):
         if dtype not in ("auto", model.dtype):
             raise ValueError(
                 f"{name} is packed in {model.dtype}, but dtype={dtype!r} was asked for; pack it with "
-                f"NativeT5.from_model(…, dtype={dtype!r}), or leave dtype out"
+                f"NativeModel.from_model(…, dtype={dtype!r}), or leave dtype out"
             )
         if wanted not in (None, model.device):
             raise ValueError(
                 f"{name} is packed for device {model.device!r}, but device={device!r} was asked for; pack it with "
-                f"NativeT5.from_model(…, device={device!r}), or leave device out"
+                f"NativeModel.from_model(…, device={device!r}), or leave device out"
             )
         return model
     if isinstance(model, (str, Path)):
-        return NativeT5.from_pretrained(model, name, dtype, device=wanted or "cpu")
-    return NativeT5.from_model(model, name, dtype, device=wanted or "cpu")
+        return NativeModel.from_pretrained(model, name, dtype, device=wanted or "cpu")
+    return NativeModel.from_model(model, name, dtype, device=wanted or "cpu")
 
 
 def check_device(device: Any) -> str:
@@ -315,3 +342,23 @@ def _auto_dtype(tensors: Tensors) -> str:
 def _auto_cache(dtype: str, device: str) -> str:
     """int8 models on the CPU read bf16 keys and values: rounding those costs less than the weights' already did."""
     return "bf16" if dtype == "int8" and device == "cpu" else "fp32"
+
+
+def _flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The spec with the fields of its stacks as "encoder.layers" and so on."""
+    flat: dict[str, Any] = {}
+    for key, value in spec.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _lacking_on_devices(spec: Mapping[str, Any]) -> str | None:
+    """What a model needs that no CUDA kernel computes."""
+    for stack in (spec[name] for name in ("encoder", "decoder") if name in spec):
+        if stack.get("layer_norm"):
+            return "layer norms"
+        if stack.get("rotary_pairs"):
+            return "rotary positions"
+        if (stack["function"], stack["gated"]) not in (("relu", False), ("gelu_tanh", True)):
+            return f"the activation {stack['function']!r}{', gated' * stack['gated']}"
+    return None

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from kdtw_fast import _core
 
-_MAGIC, _START, _ALIGNMENT = b"kdtwpak1", 48, 64  # the magic changes with the header
+_MAGIC, _START, _ALIGNMENT = b"kdtwpak2", 48, 64  # the magic changes with the header
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class PackedWeights:
     """What the file holds; the arrays are views of the mapped file and keep it open.
 
     Args:
-        spec: fields of ``_core.T5Config``.
-        vectors: norms, biases and beta by tensor name, float32.
-        blobs: what ``_core.T5.blobs`` was.
+        spec: ``_core.Transformer``'s, but for name and cache_dtype.
+        vectors: what the core does not pack, by its names of tensors, float32.
+        blobs: what ``_core.Transformer.blobs`` was.
     """
 
     spec: dict[str, Any]

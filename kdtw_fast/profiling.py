@@ -320,7 +320,7 @@ def profile(
     for name, model in models.items():
         peers.native(model, plan.new_tokens, plan.threads)(sources[name][most])
         on_turn()
-        caches = cache_bytes(model.core.config, most, plan.source_tokens, plan.new_tokens)
+        caches = cache_bytes(model.spec, most, plan.source_tokens, plan.new_tokens)
         memory.append(Memory(name, model.dtype, model.num_bytes, most, caches))
     peak = peak_rss()
     whole, alone = [], True

@@ -19,7 +19,6 @@ from kdtw_fast.options import nearest
 if TYPE_CHECKING:  # sizes are for help texts too, which need no PyTorch
     import torch
 
-    from kdtw_fast import _core
     from kdtw_fast.model import NativeT5
 
 PAD, EOS = 0, 1
@@ -170,8 +169,10 @@ SHAPES: dict[str, T5Shape] = {
 }
 
 
-def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_tokens: int) -> int:
+def cache_bytes(spec: Mapping[str, Any], rows: int, source_tokens: int, new_tokens: int) -> int:
     """Bytes of a decode's caches on a CPU: keys and values of every decoder layer, over the output and the source.
+
+    ``spec`` is a NativeModel's.
 
     Positions (one more than outputs: the start token) come in blocks of 16; a head's values are padded to 16, its bf16
     keys to an even number.
@@ -180,10 +181,17 @@ def cache_bytes(config: _core.T5Config, rows: int, source_tokens: int, new_token
     def rounded(value: int, step: int) -> int:
         return (value + step - 1) // step * step
 
-    positions = rounded(source_tokens, 16) + rounded(new_tokens + 1, 16)
-    key = rounded(config.d_kv, 2) if config.cache_dtype == "bf16" else config.d_kv
-    numbers = config.num_heads * (key + rounded(config.d_kv, 16))
-    return config.num_decoder_layers * rows * positions * numbers * BYTES[config.cache_dtype]
+    encoded = spec["encoder"]["layers"] > 0
+    positions = (
+        rounded(source_tokens, 16) + rounded(new_tokens + 1, 16)
+        if encoded
+        else rounded(source_tokens + new_tokens + 1, 16)
+    )
+    decoder, dtype = spec["decoder"], spec["cache_dtype"]
+    size = decoder["head_size"]
+    key = rounded(size, 2) if dtype == "bf16" else size
+    numbers = decoder["key_heads"] * (key + rounded(size, 16))
+    return int(decoder["layers"] * rows * positions * numbers * BYTES[dtype])
 
 
 Values: TypeAlias = "Callable[[], torch.Tensor]"

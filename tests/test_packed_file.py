@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import kdtw_fast
 from kdtw_fast import NativeT5, SingleModelDecoder, weights
+from kdtw_fast.families import describe
+from kdtw_fast.weights import read_folder, tensor_reader
 
 VOCAB = 43
 TOKENS = [START, 5, 9, 30, 7]
@@ -175,7 +177,8 @@ def test_shards(tmp_path: Path, sealed: Callable[[], None]) -> None:
 
 def test_blobs_that_do_not_fit_are_refused(folder: Path) -> None:
     native = NativeT5.from_pretrained(folder, dtype="int8")
-    vectors = {name: tensor.numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
+    config, tensors, _, _ = read_folder(folder, "little")
+    read = tensor_reader(describe(config, tensors, "little"), tensors, "little", {})
     blobs = native.core.blobs
     off = np.zeros(blobs[0].size + 128, np.uint8)
     off = off[-off.ctypes.data % 64 + 4 :][: blobs[0].size]
@@ -183,6 +186,6 @@ def test_blobs_that_do_not_fit_are_refused(folder: Path) -> None:
     cases.append(([off, *blobs[1:]], "cache line"))
     for bad, message in cases:
         with pytest.raises(ValueError, match=message):
-            kdtw_fast._core.T5(native.core.config, "cpu", vectors.get, bad)
-    again = kdtw_fast._core.T5(native.core.config, "cpu", vectors.get, blobs)
+            kdtw_fast._core.Transformer(native.spec, "cpu", read, bad)
+    again = kdtw_fast._core.Transformer(native.spec, "cpu", read, blobs)
     assert [blob.tobytes() for blob in again.blobs] == [blob.tobytes() for blob in blobs]

@@ -64,12 +64,12 @@ def test_contestants_take_turns_and_begin_in_turn() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_largest_named_shapes_caches_are_what_the_docs_say(name: str) -> None:
     shape = SHAPES[name]
-    config = random_native(SHAPE).core.config
-    config.num_heads, config.d_kv, config.num_decoder_layers = shape.heads, shape.d_kv, shape.layers
+    spec = random_native(SHAPE).spec
+    spec["decoder"] |= {"key_heads": shape.heads, "head_size": shape.d_kv, "layers": shape.layers}
     # 64 + 65 positions in blocks of 16, keys and values, 4 bytes
-    assert cache_bytes(config, 2, 64, 64) == shape.layers * 2 * (64 + 80) * shape.heads * shape.d_kv * 2 * 4
-    config.cache_dtype = "bf16"
-    assert cache_bytes(config, 2, 64, 64) == shape.layers * 2 * (64 + 80) * shape.heads * shape.d_kv * 2 * 2
+    assert cache_bytes(spec, 2, 64, 64) == shape.layers * 2 * (64 + 80) * shape.heads * shape.d_kv * 2 * 4
+    spec["cache_dtype"] = "bf16"
+    assert cache_bytes(spec, 2, 64, 64) == shape.layers * 2 * (64 + 80) * shape.heads * shape.d_kv * 2 * 2
 
 
 @pytest.fixture(scope="module")

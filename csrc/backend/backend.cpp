@@ -41,17 +41,16 @@ Backend make_backend(const std::string& device, int threads) {
           }};
 }
 
-void Operations::norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
-                             float* normed, float* out) {
-  rms_norm(x, scale, epsilon, tokens, weight.inputs, normed);
+void Operations::norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
+                             float* out) {
+  this->norm(norm, x, tokens, weight.inputs, normed);
   linear(weight, normed, tokens, out, false);
 }
 
-void Operations::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
-                                      float epsilon, int tokens, float* normed, float* hidden, float* out) {
-  norm_linear(weight, x, scale, epsilon, tokens, normed, hidden);
-  const bool gated = activation == Activation::kGatedGelu;
-  activate(activation, hidden, tokens, weight.outputs / (gated ? 2 : 1), out);
+void Operations::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const Norm& norm,
+                                      int tokens, float* normed, float* hidden, float* out) {
+  norm_linear(weight, x, norm, tokens, normed, hidden);
+  activate(activation, hidden, tokens, weight.outputs / (activation.gated ? 2 : 1), out);
 }
 
 }  // namespace kdtw

@@ -33,6 +33,12 @@ struct Blob {
   std::shared_ptr<const void> owner;
 };
 
+struct Buffer {  // device memory; freed with the handle
+  std::shared_ptr<void> memory;
+  float* data = nullptr;
+  size_t size = 0;  // floats
+};
+
 // A weight matrix [N, K] in the device's own layout and number format.
 class Weight {
  public:
@@ -42,6 +48,10 @@ class Weight {
   // What it is made of, in host memory, as Operations::adopt takes it; std::runtime_error where it is not kept there.
   virtual std::span<const std::byte> blob() const = 0;
   const int outputs, inputs;
+  // Of a product with it: added to every token's outputs [N] where there is one; then, of a head, c tanh(x / c) with
+  // c = cap where that is not 0.
+  Buffer bias;
+  float cap = 0.0f;
 };
 
 // Keys and values of one attention layer for R rows of up to `capacity` positions, in the device's own
@@ -52,12 +62,6 @@ class KeyValueCache {
   virtual size_t bytes() const = 0;
 };
 
-struct Buffer {  // device memory; freed with the handle
-  std::shared_ptr<void> memory;
-  float* data = nullptr;
-  size_t size = 0;  // floats
-};
-
 // The token lists of a pass of T tokens.
 struct PassTokens {
   std::span<const int32_t> ids;
@@ -66,7 +70,47 @@ struct PassTokens {
   std::span<const int32_t> wanted;       // the tokens that somebody asks about, ascending
 };
 
-enum class Activation { kRelu, kGatedGelu };
+enum class Function { kRelu, kGelu, kGeluTanh, kSilu };
+struct Activation {
+  Function function = Function::kRelu;
+  bool gated = false;  // of [gate, x] it is function(gate) * x
+};
+
+// Of T numbers per token: x / rms(x) * scale; centred, a layer norm: (x - mean) / deviation * scale + shift.
+struct Norm {
+  const float* scale = nullptr;  // null: there is no norm
+  const float* shift = nullptr;  // may be null
+  float epsilon = 0.0f;
+  bool centred = false;
+};
+
+// Pairs (i, i + pairs) of a head's numbers are turned by position * frequencies[i]; cosines and sines are multiplied by
+// `scale` (Su et al. 2021, YaRN).
+struct Rotary {
+  const float* frequencies = nullptr;
+  int pairs = 0;
+  float scale = 1.0f;
+};
+
+// The rows that a pass begins with: table[id] * scale (+ mark[k - 1] where teacher k wrote it, Eq. 15; mark is
+// [teachers, M]) (+ positions[first_position + position]).
+struct Embedding {
+  const Weight* table;
+  float scale = 1.0f;
+  const float* mark = nullptr;       // null: marks are not looked at
+  const float* positions = nullptr;  // null: none
+  int first_position = 0;
+};
+
+// How scores become weights: softmax(cap(scale * q k^T) + bias) over the keys that are visible and, with a window, less
+// than so far away. The bias's table is null where there is none; cap(x) = c tanh(x / c), of c = 0 x itself.
+struct AttentionRule {
+  int heads;  // of queries, a multiple of the cache's: neighbours share a head of keys
+  float scale = 1.0f;
+  float cap = 0.0f;
+  int window = 0;
+  PositionBias bias{};
+};
 
 class Operations {
  public:
@@ -87,28 +131,33 @@ class Operations {
   // Puts lists of the host where embed, store, attend and gather read them; they stay until the next place() or pick().
   virtual PassTokens place(const PassTokens& tokens) { return tokens; }
 
-  // out[T, M] = table[ids[t]] (+ mark[marked[t] - 1] where marked[t] > 0, Eq. 15; mark is [teachers, M]). Both may be
-  // empty.
-  virtual void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked,
-                     const float* mark, float* out) = 0;
-  // out[T, M] = x / rms(x) * scale
-  virtual void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) = 0;
-  // out[T, N] = x[T, K] W^T, or += when accumulate
+  // Of tokens' ids, marks and places in the cache of self-attention: out[T, M].
+  virtual void embed(const Embedding& embedding, const PassTokens& tokens, float* out) = 0;
+  // out[T, M] = norm(x), or += when accumulate; out may be x when not.
+  virtual void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate = false) = 0;
+  // out[T, N] = x[T, K] W^T + bias, or += when accumulate
   virtual void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) = 0;
-  // hidden [T, 2F] -> out [T, F] for gated activations (gate first), [T, F] -> [T, F] otherwise
+  // hidden [T, 2F] -> out [T, size = F] for gated activations (gate first), [T, F] -> [T, F] otherwise
   virtual void activate(Activation activation, const float* hidden, int tokens, int size, float* out) = 0;
-  // out = linear(rms_norm(x)); what lies between may be left in normed [T, K].
-  virtual void norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens,
-                           float* normed, float* out);
-  // out [T, F] = activate(linear(rms_norm(x))); what lies between may be left in normed [T, K] and hidden [T, N].
-  virtual void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
-                                    float epsilon, int tokens, float* normed, float* hidden, float* out);
-  // Copies keys [T, H*D] and values, both with the given row stride, to (row, position) of the cache.
+  // out = linear(norm(x)); what lies between may be left in normed [T, K].
+  virtual void norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
+                           float* out);
+  // out [T, F] = activate(linear(norm(x))); what lies between may be left in normed [T, K] and hidden [T, N].
+  virtual void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const Norm& norm,
+                                    int tokens, float* normed, float* hidden, float* out);
+  // out[T, 2 * pairs]: the cosines and sines of every token's position.
+  virtual void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) = 0;
+  // Queries or keys x [T, heads * size], `stride` apart, in place: each head normed, where there is a norm, and its
+  // first 2 * pairs numbers turned by its token's angles.
+  virtual void turn_heads(float* x, int stride, int tokens, int heads, int size, const Norm& norm, const float* angles,
+                          int pairs) = 0;
+  // Copies keys [T, H*D] and values, H the cache's heads, both with the given row stride, to (row, position) of the
+  // cache.
   virtual void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
                      int stride) = 0;
-  // out[T, H*D] = softmax(q k^T + bias) v over the visible keys; T5 does not scale. `bias` may be null.
+  // out[T, heads * D] = the values' mean by the rule's weights
   virtual void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
-                      const PositionBias* bias, float* out) = 0;
+                      const AttentionRule& rule, float* out) = 0;
   // out[i] = x[indices[i]] for rows of `size` floats
   virtual void gather(const float* x, std::span<const int32_t> indices, int size, float* out) = 0;
   // Projects hidden [n, M] on the vocabulary and decides each request there; n results come back.

@@ -63,7 +63,7 @@ void Runner::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
       const DraftRow& row = rows[i];
       step_wanted_.push_back(static_cast<int32_t>(ids_.size()));
       ids_.push_back(row.id);
-      self_.push_back({row.row, row.position, row.position + 1});
+      self_.push_back({row.row, row.offset + row.position, row.offset + row.position + 1});
       cross_.push_back({row.row, row.position, row.source_length});
     }
     tokens = {ids_, {}, self_, cross_, step_wanted_};

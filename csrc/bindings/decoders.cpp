@@ -159,8 +159,8 @@ void bind_decoders(py::module_& m) {
            py::arg("start"), py::arg("end"), py::arg("tau") = std::vector<int32_t>());
 
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
-      .def(py::init([](const std::string& device, std::shared_ptr<T5> student,
-                       const std::optional<std::vector<std::shared_ptr<T5>>>& teachers, MethodRules method,
+      .def(py::init([](const std::string& device, std::shared_ptr<Transformer> student,
+                       const std::optional<std::vector<std::shared_ptr<Transformer>>>& teachers, MethodRules method,
                        SpecialTokens special) {
              require(!method.two_models || !method.teacher_alone, "a teacher alone is a method of one model");
              const size_t n = teachers ? teachers->size() : 0;

@@ -25,13 +25,13 @@ class OperationsForTests {
     const auto weight = pack(table, dtype);
     const Buffer beta = sent(mark), out = made(ids.size() * table.shape(1));
     const PassTokens placed = operations_.place({ids, marked, {}, {}, {}});
-    operations_.embed(*weight, placed.ids, placed.marked, beta.data, out.data);
+    operations_.embed({.table = weight.get(), .mark = beta.data}, placed, out.data);
     return fetched(out, {static_cast<py::ssize_t>(ids.size()), table.shape(1)});
   }
 
   FloatArray rms_norm(const FloatArray& x, const FloatArray& scale, float epsilon) {
     const Buffer input = sent(x), factors = sent(scale), out = made(x.size());
-    operations_.rms_norm(input.data, factors.data, epsilon, rows(x), columns(x), out.data);
+    operations_.norm(rms(factors, epsilon), input.data, rows(x), columns(x), out.data);
     return fetched(out, {x.shape(0), x.shape(1)});
   }
 
@@ -50,7 +50,7 @@ class OperationsForTests {
     const auto packed = pack(weight, dtype, encoder);
     const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
     const Buffer out = made(x.shape(0) * weight.shape(0));
-    operations_.norm_linear(*packed, input.data, factors.data, epsilon, rows(x), normed.data, out.data);
+    operations_.norm_linear(*packed, input.data, rms(factors, epsilon), rows(x), normed.data, out.data);
     return fetched(out, {x.shape(0), weight.shape(0)});
   }
 
@@ -60,16 +60,15 @@ class OperationsForTests {
     const py::ssize_t outputs = weight.shape(0) / (gated ? 2 : 1);
     const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
     const Buffer hidden = made(x.shape(0) * weight.shape(0)), out = made(x.shape(0) * outputs);
-    operations_.norm_linear_activate(*packed, gated ? Activation::kGatedGelu : Activation::kRelu, input.data,
-                                     factors.data, epsilon, rows(x), normed.data, hidden.data, out.data);
+    operations_.norm_linear_activate(*packed, activation(gated), input.data, rms(factors, epsilon), rows(x),
+                                     normed.data, hidden.data, out.data);
     return fetched(out, {x.shape(0), outputs});
   }
 
   FloatArray activate(const FloatArray& hidden, bool gated) {
     const py::ssize_t size = hidden.shape(1) / (gated ? 2 : 1);
     const Buffer input = sent(hidden), out = made(hidden.shape(0) * size);
-    operations_.activate(gated ? Activation::kGatedGelu : Activation::kRelu, input.data, rows(hidden),
-                         static_cast<int>(size), out.data);
+    operations_.activate(activation(gated), input.data, rows(hidden), static_cast<int>(size), out.data);
     return fetched(out, {hidden.shape(0), size});
   }
 
@@ -87,9 +86,10 @@ class OperationsForTests {
     for (const auto& [row, position] : stored) places.push_back({row, position, position + 1});
     for (const auto& [row, position, length] : asked) tokens.push_back({row, position, length});
     operations_.store(*cache, operations_.place({{}, {}, places, {}, {}}).self, k.data, v.data, width);
-    const PositionBias view{table.data, lowest, bias.size() > 0 ? columns(bias) - 1 - lowest : 0};
+    AttentionRule rule{.heads = heads};
+    if (bias.size() > 0) rule.bias = {table.data, lowest, columns(bias) - 1 - lowest};
     const PassTokens asking = operations_.place({{}, {}, tokens, {}, {}});
-    operations_.attend(*cache, asking.self, q.data, width, bias.size() > 0 ? &view : nullptr, out.data);
+    operations_.attend(*cache, asking.self, q.data, width, rule, out.data);
     return fetched(out, {queries.shape(0), queries.shape(1)});
   }
 
@@ -146,6 +146,8 @@ class OperationsForTests {
   }
 
  private:
+  static Norm rms(const Buffer& scale, float epsilon) { return {.scale = scale.data, .epsilon = epsilon}; }
+  static Activation activation(bool gated) { return {gated ? Function::kGeluTanh : Function::kRelu, gated}; }
   static int rows(const FloatArray& x) { return static_cast<int>(x.shape(0)); }
   static int columns(const FloatArray& x) { return static_cast<int>(x.shape(1)); }
 

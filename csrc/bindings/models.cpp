@@ -1,15 +1,19 @@
 // Models in Python, and the probe that times their passes.
 #include <pybind11/functional.h>
 
+#include <algorithm>
+#include <iterator>
 #include <memory>
 #include <optional>
+#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "backend/cpu/packed_weight.h"
 #include "bindings/bindings.h"
 #include "core/error.h"
 #include "decode/probe.h"
-#include "model/t5.h"
+#include "model/transformer.h"
 
 namespace kdtw {
 
@@ -23,24 +27,127 @@ DType parse_dtype(const std::string& name) {
 
 namespace {
 
-Activation parse_activation(const std::string& name) {
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gated-gelu") return Activation::kGatedGelu;
-  throw std::invalid_argument(concat("unknown activation '", name, "'; known are 'relu' and 'gated-gelu'"));
-}
-
 const char* name_of(DType dtype) {
   constexpr const char* kNames[] = {"fp32", "bf16", "int8", "fp16"};
   return kNames[static_cast<int>(dtype)];
 }
 
+constexpr const char* kFunctions[] = {"relu", "gelu", "gelu_tanh", "silu"};
+
+// Calls visit(name, field) for every field of a stack, and then of a model: what Python calls a spec is a dict of
+// these.
+template <typename Stack, typename Visit>
+void each_field_of_stack(Stack& stack, Visit&& visit) {
+  visit("layers", stack.layers);
+  visit("model_size", stack.model_size);
+  visit("heads", stack.heads);
+  visit("key_heads", stack.key_heads);
+  visit("head_size", stack.head_size);
+  visit("feed_forward", stack.feed_forward);
+  visit("function", stack.activation.function);
+  visit("gated", stack.activation.gated);
+  visit("layer_norm", stack.layer_norm);
+  visit("epsilon", stack.epsilon);
+  visit("embedding_scale", stack.embedding_scale);
+  visit("attention_scale", stack.attention_scale);
+  visit("attention_cap", stack.attention_cap);
+  visit("bias_buckets", stack.bias_buckets);
+  visit("bias_max_distance", stack.bias_max_distance);
+  visit("bias_per_layer", stack.bias_per_layer);
+  visit("positions", stack.positions);
+  visit("first_position", stack.first_position);
+  visit("rotary_pairs", stack.rotary_pairs);
+  visit("rotary_scales", stack.rotary_scales);
+  visit("windows", stack.windows);
+  visit("rotary_kind", stack.rotary_kind);
+}
+template <typename Model, typename Visit>
+void each_field(Model& model, Visit&& visit) {
+  visit("name", model.name);
+  visit("vocabulary", model.vocabulary);
+  visit("encoder", model.encoder);
+  visit("decoder", model.decoder);
+  visit("has_head", model.has_head);
+  visit("head_cap", model.head_cap);
+  visit("teachers", model.teachers);
+  visit("dtype", model.dtype);
+  visit("cache_dtype", model.cache_dtype);
+}
+
+// Fields that the dict lacks stay what they are; std::invalid_argument for a name that is none, or another type.
+struct Reader {
+  const py::dict& fields;
+  const std::string prefix;
+  size_t found = 0;
+
+  template <typename Field>
+  void operator()(const char* name, Field& field) {
+    if (!fields.contains(name)) return;
+    ++found;
+    const py::object value = fields[name];
+    try {
+      if constexpr (std::is_same_v<Field, StackConfig>) {
+        Reader inner{value.cast<py::dict>(), concat(prefix, name, ".")};
+        each_field_of_stack(field, inner);
+        inner.check();
+      } else if constexpr (std::is_same_v<Field, DType>) {
+        field = parse_dtype(value.cast<std::string>());
+      } else if constexpr (std::is_same_v<Field, Function>) {
+        const auto* known = std::find(std::begin(kFunctions), std::end(kFunctions), value.cast<std::string>());
+        require(known != std::end(kFunctions), prefix, name, " is ", py::repr(value).cast<std::string>(),
+                "; known are 'relu', 'gelu', 'gelu_tanh' and 'silu'");
+        field = static_cast<Function>(known - kFunctions);
+      } else {
+        field = value.cast<Field>();
+      }
+    } catch (const py::cast_error&) {
+      throw std::invalid_argument(concat(prefix, name, " cannot be ", py::repr(value).cast<std::string>()));
+    }
+  }
+  void check() const { require(found == fields.size(), "the spec has a field that none of ", prefix, "… is called"); }
+};
+
+struct Writer {
+  py::dict fields;
+
+  template <typename Field>
+  void operator()(const char* name, const Field& field) {
+    if constexpr (std::is_same_v<Field, StackConfig>) {
+      Writer inner;
+      each_field_of_stack(field, inner);
+      fields[name] = inner.fields;
+    } else if constexpr (std::is_same_v<Field, DType>) {
+      fields[name] = name_of(field);
+    } else if constexpr (std::is_same_v<Field, Function>) {
+      fields[name] = kFunctions[static_cast<int>(field)];
+    } else {
+      fields[name] = field;
+    }
+  }
+};
+
+Config config_of(const py::dict& spec) {
+  Config config;
+  Reader reader{spec, "spec."};
+  each_field(config, reader);
+  reader.check();
+  return config;
+}
+
+py::dict spec_of(const Config& config) {
+  Writer writer;
+  each_field(config, writer);
+  return writer.fields;
+}
+
 using ByteArray = py::array_t<uint8_t, py::array::c_style>;
 
-// `tensors(name)` gives a C-contiguous float32 array, or None where the tensor does not exist.
+// `tensors(name, rows, columns)` gives a C-contiguous float32 array of that shape (columns 0: a vector), or None where
+// the model has no such tensor.
 TensorSource tensor_source(const std::string& model, const py::function& tensors) {
-  return [model, &tensors](const std::string& name, int rows, int columns) -> Tensor {
-    const py::object value = tensors(name);
-    require(!value.is_none(), model, ": tensor '", name, "' is missing from the checkpoint");
+  return [model, &tensors](const std::string& name, int rows, int columns) -> std::optional<Tensor> {
+    const py::object value = tensors(name, rows, columns);
+    if (value.is_none()) return {};
     auto array = value.cast<FloatArray>();
     std::string shape, expected = columns ? concat("[", rows, ", ", columns, "]") : concat("[", rows, "]");
     for (py::ssize_t i = 0; i < array.ndim(); ++i) shape += (i ? ", " : "") + std::to_string(array.shape(i));
@@ -48,16 +155,18 @@ TensorSource tensor_source(const std::string& model, const py::function& tensors
                               : array.ndim() == 1 && array.shape(0) == rows;
     require(fits, model, ": tensor '", name, "' has shape [", shape, "], but the config asks for ", expected);
     const std::span values(array.data(), static_cast<size_t>(array.size()));
-    return {values, std::make_shared<FloatArray>(std::move(array))};
+    return Tensor{values, std::make_shared<FloatArray>(std::move(array))};
   };
 }
 
-// With `blobs`, what T5.blobs was, weights are read from those arrays in place and `tensors` is asked for no matrix.
-std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device, const py::function& tensors,
-                               const std::optional<std::vector<ByteArray>>& blobs) {
+// With `blobs`, what Transformer.blobs was, weights are read from those arrays in place and `tensors` is asked for no
+// matrix.
+std::shared_ptr<Transformer> make_model(const py::dict& spec, const std::string& device, const py::function& tensors,
+                                        const std::optional<std::vector<ByteArray>>& blobs) {
+  const Config config = config_of(spec);
   const TensorSource source = tensor_source(config.name, tensors);
   const Backend backend = make_backend(device, 0);
-  if (!blobs) return std::make_shared<T5>(*backend.operations, config, source);
+  if (!blobs) return std::make_shared<Transformer>(*backend.operations, config, source);
   size_t next = 0;
   const BlobSource packed = [&]() -> Blob {
     require(next < blobs->size(), config.name, ": there are only ", blobs->size(), " packed weights");
@@ -69,12 +178,12 @@ std::shared_ptr<T5> make_model(const T5Config& config, const std::string& device
     });
     return {std::as_bytes(std::span(array.data(), static_cast<size_t>(array.size()))), owner};
   };
-  return std::make_shared<T5>(*backend.operations, config, source, packed);
+  return std::make_shared<Transformer>(*backend.operations, config, source, packed);
 }
 
 // The packed weights as arrays of bytes over the model's own memory, which they hold.
-std::vector<ByteArray> blobs_of(const std::shared_ptr<T5>& model) {
-  using Held = std::pair<std::shared_ptr<const T5>, std::shared_ptr<const void>>;
+std::vector<ByteArray> blobs_of(const std::shared_ptr<Transformer>& model) {
+  using Held = std::pair<std::shared_ptr<const Transformer>, std::shared_ptr<const void>>;
   const py::capsule owner(new Held(model, model->hold()), [](void* held) { delete static_cast<Held*>(held); });
   std::vector<ByteArray> blobs;
   for (const Weight* weight : model->weights()) {
@@ -86,18 +195,18 @@ std::vector<ByteArray> blobs_of(const std::shared_ptr<T5>& model) {
 }
 
 // The decoder's raw logits [T, V] for one row, reading its tokens in passes of the given sizes.
-FloatArray decode_logits(const T5& model, const std::string& device, const std::vector<int32_t>& source,
+FloatArray decode_logits(const Transformer& model, const std::string& device, const std::vector<int32_t>& source,
                          const std::vector<int32_t>& tokens, const std::vector<uint8_t>& marked,
                          const std::vector<int>& chunks, int threads) {
   const Backend backend = make_backend(device, threads);
   Operations& operations = *backend.operations;
   const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
   FloatArray out({T, V});
-  T5State state(model, 1, static_cast<int>(source.size()), T);
+  ModelState state(model, 1, static_cast<int>(source.size()), T);
   Workspace work;
   SignalPoll poll;
   const int row = 0;
-  model.encode(operations, state, work, std::span(&row, 1), std::span(&source, 1), [&] { poll(); });
+  model.open(operations, state, work, std::span(&row, 1), std::span(&source, 1), [&] { poll(); });
   int begin = 0;
   for (const int size : chunks) {
     std::vector<InputToken> pass;
@@ -138,42 +247,14 @@ py::tuple timed(Pass&& pass) {
 }  // namespace
 
 void bind_models(py::module_& m) {
-  py::class_<T5Config>(m, "T5Config")
-      .def(py::init<>())
-      .def_readwrite("name", &T5Config::name)
-      .def_readwrite("vocab_size", &T5Config::vocabulary)
-      .def_readwrite("d_model", &T5Config::model_size)
-      .def_readwrite("d_kv", &T5Config::head_size)
-      .def_readwrite("num_heads", &T5Config::heads)
-      .def_readwrite("d_ff", &T5Config::feed_forward)
-      .def_readwrite("num_layers", &T5Config::encoder_layers)
-      .def_readwrite("num_decoder_layers", &T5Config::decoder_layers)
-      .def_readwrite("relative_attention_num_buckets", &T5Config::bias_buckets)
-      .def_readwrite("relative_attention_max_distance", &T5Config::bias_max_distance)
-      .def_readwrite("layer_norm_epsilon", &T5Config::epsilon)
-      .def_property(
-          "feed_forward_proj", [](const T5Config& c) { return c.gated() ? "gated-gelu" : "relu"; },
-          [](T5Config& c, const std::string& name) { c.activation = parse_activation(name); })
-      .def_readwrite("scale_decoder_outputs", &T5Config::scale_outputs)
-      .def_readwrite("has_lm_head", &T5Config::has_head)
-      .def_readwrite("has_teacher_token_embedding", &T5Config::has_mark)
-      .def_readwrite("num_teachers", &T5Config::teachers)
-      .def_property(
-          "dtype", [](const T5Config& c) { return name_of(c.dtype); },
-          [](T5Config& c, const std::string& name) { c.dtype = parse_dtype(name); })
-      .def_property(
-          "cache_dtype", [](const T5Config& c) { return name_of(c.cache_dtype); },
-          [](T5Config& c, const std::string& name) { c.cache_dtype = parse_dtype(name); });
-
-  py::class_<T5, std::shared_ptr<T5>>(m, "T5")
-      .def(py::init(&make_model), py::arg("config"), py::arg("device"), py::arg("tensors"),
-           py::arg("blobs") = py::none())
-      .def_property_readonly("config", &T5::config)
-      .def_property_readonly("num_bytes", &T5::bytes)
+  py::class_<Transformer, std::shared_ptr<Transformer>>(m, "Transformer")
+      .def(py::init(&make_model), py::arg("spec"), py::arg("device"), py::arg("tensors"), py::arg("blobs") = py::none())
+      .def_property_readonly("spec", [](const Transformer& model) { return spec_of(model.config()); })
+      .def_property_readonly("num_bytes", &Transformer::bytes)
       .def_property_readonly("blobs", &blobs_of)
       .def(
           "update",
-          [](T5& model, const std::string& device, const py::function& tensors) {
+          [](Transformer& model, const std::string& device, const py::function& tensors) {
             model.update(*make_backend(device, 0).operations, tensor_source(model.config().name, tensors));
           },
           py::arg("device"), py::arg("tensors"))
@@ -181,8 +262,8 @@ void bind_models(py::module_& m) {
            py::arg("chunks"), py::arg("threads"));
 
   py::class_<Probe>(m, "Probe")
-      .def(py::init([](const std::string& device, std::shared_ptr<T5> model, int rows, int source_tokens, int history,
-                       int most_tokens, int threads) {
+      .def(py::init([](const std::string& device, std::shared_ptr<Transformer> model, int rows, int source_tokens,
+                       int history, int most_tokens, int threads) {
              return std::make_unique<Probe>(device, std::move(model), rows, source_tokens, history, most_tokens,
                                             threads);
            }),

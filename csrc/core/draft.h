@@ -51,6 +51,7 @@ struct DraftRow {
   int32_t id = 0;                          // the newest token, which it reads next
   int32_t marked = 0;                      // k: teacher k wrote that
   int32_t position = 0;                    // the output (0 = first) that it picks next
+  int32_t offset = 0;                      // of position 0 in the caches of self-attention: a prompt stands before it
   int32_t source_length = 0;               // keys that cross-attention sees
   int32_t drafts = 0;                      // tokens since a teacher's last word
   int32_t first_call = INT_MAX;            // see DraftRules: the first output at which a ledger allows a call

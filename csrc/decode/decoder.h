@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "decode/rules.h"
-#include "model/t5.h"
+#include "model/transformer.h"
 
 namespace kdtw {
 
@@ -21,8 +21,9 @@ struct SpecialTokens {
 
 struct Decoder {
   std::string device;
-  std::shared_ptr<const T5> student;
-  std::vector<std::shared_ptr<const T5>> teachers;  // n: none for methods of one model, several where <tau> chooses
+  std::shared_ptr<const Transformer> student;
+  std::vector<std::shared_ptr<const Transformer>>
+      teachers;  // n: none for methods of one model, several where <tau> chooses
   MethodRules method;
   SpecialTokens special;
 };

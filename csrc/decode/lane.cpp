@@ -6,7 +6,7 @@
 
 namespace kdtw {
 
-Lane::Lane(Backend& backend, const T5& model, int source, bool reads_marks, int slots, int source_capacity,
+Lane::Lane(Backend& backend, const Transformer& model, int source, bool reads_marks, int slots, int source_capacity,
            int target_capacity)
     : operations_(*backend.operations),
       model_(model),
@@ -39,7 +39,7 @@ void Lane::open(std::span<const int> slots, std::span<const Row> rows, const Pol
   const auto [closed, sources] = unopened(slots, rows);
   if (closed.empty()) return;
   Stopwatch watch(encode_seconds);
-  model_.encode(operations_, state_, encoding_, closed, sources, poll);
+  model_.open(operations_, state_, encoding_, closed, sources, poll);
 }
 
 void Lane::open_soon(std::span<const int> slots, std::span<const Row> rows, const Poll& poll) {
@@ -48,7 +48,7 @@ void Lane::open_soon(std::span<const int> slots, std::span<const Row> rows, cons
   Stopwatch watch(encode_seconds);
   runner_->offer([&] {
     const auto [closed, sources] = unopened(slots, rows);
-    model_.encode(operations_, state_, encoding_soon_, closed, sources, poll);
+    model_.open(operations_, state_, encoding_soon_, closed, sources, poll);
   });
 }
 
@@ -78,6 +78,7 @@ void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const Dr
   tokens_.clear(), wanted_.clear();
   for (DraftRow& draft : drafts) {
     draft.source_length = state_.source_length[draft.row];
+    draft.offset = state_.offset[draft.row];
     for (int& read = read_[draft.row]; read <= draft.position; ++read) put(rows[draft.row], draft.row, read);
     wanted_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
   }

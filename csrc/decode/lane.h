@@ -10,7 +10,7 @@
 
 #include "backend/runner.h"
 #include "decode/row.h"
-#include "model/t5.h"
+#include "model/transformer.h"
 
 namespace kdtw {
 
@@ -24,7 +24,7 @@ struct Query {
 class Lane {
  public:
   // source: which of a row's sources the model reads. reads_marks: it sees which tokens which teacher wrote.
-  Lane(Backend& backend, const T5& model, int source, bool reads_marks, int slots, int source_capacity,
+  Lane(Backend& backend, const Transformer& model, int source, bool reads_marks, int slots, int source_capacity,
        int target_capacity);
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
@@ -56,7 +56,7 @@ class Lane {
   // this row has not written itself.
   void release(int slot) { read_[slot] = state_.source_length[slot] = 0; }
 
-  const T5& model() const { return model_; }
+  const Transformer& model() const { return model_; }
 
   int passes = 0;
   double encode_seconds = 0.0, decode_seconds = 0.0;
@@ -70,10 +70,10 @@ class Lane {
   void put(const Row& row, int slot, int position);
 
   Operations& operations_;
-  const T5& model_;
+  const Transformer& model_;
   const int source_;
   const bool reads_marks_;
-  T5State state_;
+  ModelState state_;
   std::vector<int> read_;  // see read()
   // The pass being put together; kept for their memory.
   std::vector<InputToken> tokens_;

@@ -14,7 +14,7 @@ class Probe::ProfiledOperations : public Operations {
  public:
   using Costs = std::array<OperationCost, kOperations>;
 
-  // width: of keys and values, H*D.
+  // width: of queries, H*D.
   ProfiledOperations(std::unique_ptr<Operations> inner, int width, Costs& costs)
       : inner_(std::move(inner)), width_(width), costs_(costs) {}
 
@@ -32,14 +32,13 @@ class Probe::ProfiledOperations : public Operations {
     return inner_->make_cache(rows, heads, head_size, capacity, dtype);
   }
 
-  void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
-             float* out) override {
+  void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
     const Timed timed(*this, Operation::kOther);
-    inner_->embed(table, ids, marked, mark, out);
+    inner_->embed(embedding, tokens, out);
   }
-  void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) override {
+  void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
     const Timed timed(*this, Operation::kOther);
-    inner_->rms_norm(x, scale, epsilon, tokens, size, out);
+    inner_->norm(norm, x, tokens, size, out, accumulate);
   }
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
     const Timed timed(*this, Operation::kLinear, weight, tokens);
@@ -49,17 +48,26 @@ class Probe::ProfiledOperations : public Operations {
     const Timed timed(*this, Operation::kOther);
     inner_->activate(activation, hidden, tokens, size, out);
   }
+  void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->angles(rotary, tokens, out);
+  }
+  void turn_heads(float* x, int stride, int tokens, int heads, int size, const Norm& norm, const float* angles,
+                  int pairs) override {
+    const Timed timed(*this, Operation::kOther);
+    inner_->turn_heads(x, stride, tokens, heads, size, norm, angles, pairs);
+  }
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
              int stride) override {
     const Timed timed(*this, Operation::kAttention);
     inner_->store(cache, tokens, keys, values, stride);
   }
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
-              const PositionBias* bias, float* out) override {
+              const AttentionRule& rule, float* out) override {
     const Timed timed(*this, Operation::kAttention);
     for (const auto& token : tokens)
       costs_[static_cast<int>(Operation::kAttention)].flops += 4.0 * token.length * width_;
-    inner_->attend(cache, tokens, queries, stride, bias, out);
+    inner_->attend(cache, tokens, queries, stride, rule, out);
   }
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
     const Timed timed(*this, Operation::kOther);
@@ -112,8 +120,8 @@ void fill(Operations& operations, KeyValueCache& cache, int rows, int length, in
 
 }  // namespace
 
-Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int rows, int source_tokens, int history,
-             int most_tokens, int threads)
+Probe::Probe(const std::string& device, std::shared_ptr<const Transformer> model, int rows, int source_tokens,
+             int history, int most_tokens, int threads)
     : model_(std::move(model)),
       source_tokens_(source_tokens),
       history_(history),
@@ -121,8 +129,8 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
       backend_(make_backend(device, threads)),
       operations_([&]() -> Operations& {
         if (device == "cpu")
-          backend_.operations =
-              std::make_unique<ProfiledOperations>(std::move(backend_.operations), model_->config().inner(), costs_);
+          backend_.operations = std::make_unique<ProfiledOperations>(std::move(backend_.operations),
+                                                                     model_->config().decoder.query_size(), costs_);
         return *backend_.operations;
       }()),
       end_(operations_.allocate(1)),
@@ -138,13 +146,16 @@ Probe::Probe(const std::string& device, std::shared_ptr<const T5> model, int row
             };
           },
           model_->head())) {
-  const int width = model_->config().inner();
+  const int width = model_->config().decoder.key_size();
   const float end = 0.0f;
   operations_.upload(end_, std::span(&end, 1));
   state_.make_caches(operations_, model_->config());
-  for (auto& cache : state_.self) fill(operations_, *cache, rows, history, width);
+  const int prompt = model_->config().has_encoder() ? 0 : source_tokens - 1;
+  for (auto& cache : state_.self) fill(operations_, *cache, rows, prompt + history, width);
   for (auto& cache : state_.cross) fill(operations_, *cache, rows, source_tokens, width);
   std::fill(state_.source_length.begin(), state_.source_length.end(), source_tokens);
+  if (model_->config().has_encoder()) return;
+  std::fill(state_.offset.begin(), state_.offset.end(), source_tokens - 1);
 }
 
 Probe::~Probe() = default;
@@ -171,7 +182,7 @@ PassCosts Probe::encode(int repeats, const Poll& poll) {
   std::vector<std::vector<int32_t>> sources(state_.rows, std::vector<int32_t>(source_tokens_));
   for (int row = 0; row < state_.rows; ++row)
     for (int i = 0; i < source_tokens_; ++i) sources[row][i] = random_id(row, i);
-  return repeated(repeats, [&] { model_->encode(operations_, state_, encoding_, rows, sources, poll); });
+  return repeated(repeats, [&] { model_->open(operations_, state_, encoding_, rows, sources, poll); });
 }
 
 PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "model/t5.h"
+#include "model/transformer.h"
 
 namespace kdtw {
 
@@ -33,7 +33,7 @@ struct PassCosts {
 class Probe {
  public:
   // Caches of `history` + `most_tokens` positions. device: the model's. Threads 0 = all.
-  Probe(const std::string& device, std::shared_ptr<const T5> model, int rows, int source_tokens, int history,
+  Probe(const std::string& device, std::shared_ptr<const Transformer> model, int rows, int source_tokens, int history,
         int most_tokens, int threads);
   ~Probe();
 
@@ -54,13 +54,13 @@ class Probe {
   template <typename Pass>
   PassCosts repeated(int repeats, Pass&& pass);
 
-  const std::shared_ptr<const T5> model_;
+  const std::shared_ptr<const Transformer> model_;
   const int source_tokens_, history_, most_tokens_;
   std::array<OperationCost, kOperations> costs_;
   Backend backend_;
   Operations& operations_;
   Buffer end_;  // a number that is read when all before it has ended
-  T5State state_;
+  ModelState state_;
   Workspace encoding_;
   std::unique_ptr<Runner> runner_;
 };

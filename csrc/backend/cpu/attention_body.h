@@ -81,26 +81,35 @@ inline V bias_at(const float* table, int lowest, int highest, int distance) {
   return load(lanes);
 }
 
-// What hides the keys of a query's last block that lie beyond its length: entry i belongs to the block's key
-// i - kKeyBlock + keys that count.
+// What hides keys: of three blocks, those of the first and the last. Read from where the second one begins, moved by as
+// many keys as are hidden: forward for the last keys of a block, backward for its first.
 struct Edge {
-  float limit[2 * kKeyBlock];   // of the score
-  float factor[2 * kKeyBlock];  // of the weight
+  float limit[3 * kKeyBlock];   // of the score
+  float factor[3 * kKeyBlock];  // of the weight
 };
 constexpr Edge make_edge() {
   Edge edge{};
-  for (int i = 0; i < kKeyBlock; ++i) {
-    edge.limit[i] = __builtin_inff(), edge.limit[kKeyBlock + i] = kHidden;
-    edge.factor[i] = 1.0f, edge.factor[kKeyBlock + i] = 0.0f;
+  for (int i = 0; i < 3 * kKeyBlock; ++i) {
+    const bool seen = i / kKeyBlock == 1;
+    edge.limit[i] = seen ? __builtin_inff() : kHidden;
+    edge.factor[i] = seen ? 1.0f : 0.0f;
   }
   return edge;
 }
 constexpr Edge kEdge = make_edge();
 
+// Keys, from the first that is not skipped on, that end before what query r does not see any more.
+inline int visible(const Attention& a, int r) {
+  const TokenAt& token = a.tokens[r];
+  const int end = token.position + a.window;
+  return (a.window > 0 && end < token.length ? end : token.length) - a.skipped;
+}
+
 // Turns the scores of query r into weights exp(score + bias - largest) in place, and returns 1 / their sum. `scores`
 // points at the query's part of the first block. Keys from its length on get no weight, whatever lies there.
 inline float softmax(const Attention& a, int r, float* scores) {
-  const int position = a.tokens[r].position, length = a.tokens[r].length;
+  const int position = a.tokens[r].position - a.skipped, length = visible(a, r);
+  const int first = a.window > 0 ? position - a.window + 1 : 0;  // the first key of the window
   const int last = (length - 1) / kKeyBlock, hidden = (last + 1) * kKeyBlock - length;
   const long stride = static_cast<long>(a.count) * kKeyBlock;
   V top = set1(kHidden);
@@ -109,8 +118,12 @@ inline float softmax(const Attention& a, int r, float* scores) {
 #pragma GCC unroll 2
     for (int v = 0; v < kKeyBlock; v += kWidth) {
       V score = load(block + v);
+      if (a.scale != 1.0f) score = mul(score, set1(a.scale));
+      if (a.cap > 0.0f) score = soft_cap_vector(score, a.cap, 2.0f / a.cap);
       if (a.bias) score = add(score, bias_at(a.bias, a.lowest, a.highest, b * kKeyBlock + v - position));
-      if (b == last) score = min(score, load(kEdge.limit + hidden + v));
+      if (b == last) score = min(score, load(kEdge.limit + kKeyBlock + hidden + v));
+      const int before = first - (b * kKeyBlock + v);
+      if (before > 0) score = min(score, load(kEdge.limit + (before < kKeyBlock ? kKeyBlock - before : 0)));
       store(block + v, score);
       top = max(top, score);
     }
@@ -122,7 +135,9 @@ inline float softmax(const Attention& a, int r, float* scores) {
 #pragma GCC unroll 2
     for (int v = 0; v < kKeyBlock; v += kWidth) {
       V weight = exp_vector(sub(load(block + v), largest));
-      if (b == last) weight = mul(weight, load(kEdge.factor + hidden + v));
+      if (b == last) weight = mul(weight, load(kEdge.factor + kKeyBlock + hidden + v));
+      const int before = first - (b * kKeyBlock + v);
+      if (before > 0) weight = mul(weight, load(kEdge.factor + (before < kKeyBlock ? kKeyBlock - before : 0)));
       store(block + v, weight);
       total = add(total, weight);
     }
@@ -157,7 +172,7 @@ inline void weigh_tile(const Attention& a, const float* weights, int shared, con
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r) {
-    for (int j = shared; j < a.tokens[r].length; ++j) {
+    for (int j = shared; j < visible(a, r); ++j) {
       const V weight = set1(weights[(j / kKeyBlock * kQueries + r) * kKeyBlock + j % kKeyBlock]);
       const float* row = values + j / Row::kInputs * stride;
 #pragma GCC unroll 4
@@ -185,9 +200,9 @@ inline void weigh_tile(const Attention& a, const float* weights, int shared, con
 
 template <typename Row, int kQueries>
 void attend_group(const Attention& a) {
-  int shared = a.tokens[0].length, longest = shared;
+  int shared = visible(a, 0), longest = shared;
   for (int r = 1; r < kQueries; ++r) {
-    const int length = a.tokens[r].length;
+    const int length = visible(a, r);
     shared = length < shared ? length : shared;
     longest = length > longest ? length : longest;
   }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -57,22 +58,33 @@ class CpuOperations : public Operations {
     return std::make_unique<BlockedCache>(rows, heads, head_size, capacity, dtype);
   }
 
-  void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
-             float* out) override {
-    const auto& packed = static_cast<const PackedWeight&>(table);
-    const int size = table.inputs;
-    for (size_t t = 0; t < ids.size(); ++t, out += size) {
-      packed.unpack(ids[t], out);
-      if (marked.empty() || marked[t] == 0) continue;
-      const float* own = mark + static_cast<size_t>(marked[t] - 1) * size;
-      for (int m = 0; m < size; ++m) out[m] += own[m];
+  void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
+    const auto& packed = static_cast<const PackedWeight&>(*embedding.table);
+    const int size = packed.inputs;
+    const auto add = [&](const float* table, size_t row) {
+      const float* values = table + row * size;
+      for (int m = 0; m < size; ++m) out[m] += values[m];
+    };
+    for (size_t t = 0; t < tokens.ids.size(); ++t, out += size) {
+      packed.unpack(tokens.ids[t], out);
+      if (embedding.scale != 1.0f)
+        for (int m = 0; m < size; ++m) out[m] *= embedding.scale;
+      if (embedding.mark && !tokens.marked.empty() && tokens.marked[t] > 0) add(embedding.mark, tokens.marked[t] - 1);
+      if (embedding.positions) add(embedding.positions, embedding.first_position + tokens.self[t].position);
     }
   }
 
-  void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) override {
-    for_tokens(tokens, size * 4L, [&](int first, int last) {
-      for (int t = first; t < last; ++t)
-        kernels_.rms_norm(x + static_cast<size_t>(t) * size, scale, epsilon, size, out + static_cast<size_t>(t) * size);
+  void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
+    const int threads = threads_for(tokens * (size * 4L));
+    float* const normed = accumulate ? scratch_of(parts_of(tokens, 1, threads) * static_cast<size_t>(size)) : nullptr;
+    parallel_for(tokens, 1, threads, [&](const Range& range) {
+      for (int t = range.begin; t < range.end; ++t) {
+        float* const line = out + static_cast<size_t>(t) * size;
+        float* const to = accumulate ? normed + range.part * static_cast<size_t>(size) : line;
+        kernels_.norm[norm.centred](x + static_cast<size_t>(t) * size, norm.scale, norm.shift, norm.epsilon, size, to);
+        if (accumulate)
+          for (int m = 0; m < size; ++m) line[m] += to[m];
+      }
     });
   }
 
@@ -81,21 +93,49 @@ class CpuOperations : public Operations {
     const Operand& operand = prepare(packed, x, tokens);
     parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
                  [&](const Range& r) {
-                   multiply(kernels_, packed, operand, r.begin, r.end, r.ahead, out + r.begin * kPanel, weight.outputs,
-                            accumulate);
+                   float* const to = out + r.begin * kPanel;
+                   multiply(kernels_, packed, operand, r.begin, r.end, r.ahead, to, weight.outputs, accumulate);
+                   for (int t = 0; t < tokens; ++t)
+                     finish(weight, r.begin * kPanel, std::min(weight.outputs, r.end * kPanel) - r.begin * kPanel,
+                            to + static_cast<size_t>(t) * weight.outputs);
                  });
   }
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
-    const bool gated = activation == Activation::kGatedGelu;
-    for_tokens(tokens, size * 16L, [&](int first, int last) {
-      for (int t = first; t < last; ++t) {
-        const float* line = hidden + static_cast<size_t>(t) * size * (gated ? 2 : 1);
-        float* to = out + static_cast<size_t>(t) * size;
-        if (gated) {
-          kernels_.gated_gelu(line, line + size, size, to);
-        } else {
-          kernels_.relu(line, size, to);
+    const auto run = kernels_.activate[static_cast<int>(activation.function)][activation.gated];
+    for_tokens(tokens, size * 16L, [&](const Range& range) {
+      for (int t = range.begin; t < range.end; ++t) {
+        const float* line = hidden + static_cast<size_t>(t) * size * (activation.gated ? 2 : 1);
+        run(line, line + size, size, out + static_cast<size_t>(t) * size);
+      }
+    });
+  }
+
+  void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) override {
+    for (const TokenAt& token : tokens) {
+      for (int i = 0; i < rotary.pairs; ++i) {
+        const float angle = static_cast<float>(token.position) * rotary.frequencies[i];
+        out[i] = static_cast<float>(std::cos(static_cast<double>(angle))) * rotary.scale;
+        out[rotary.pairs + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * rotary.scale;
+      }
+      out += 2 * rotary.pairs;
+    }
+  }
+
+  void turn_heads(float* x, int stride, int tokens, int heads, int size, const Norm& norm, const float* angles,
+                  int pairs) override {
+    for_tokens(tokens, heads * size * 4L, [&](const Range& range) {
+      for (int t = range.begin; t < range.end; ++t) {
+        const float* const cosines = angles + static_cast<size_t>(t) * 2 * pairs;
+        const float* const sines = cosines + pairs;
+        for (int h = 0; h < heads; ++h) {
+          float* const head = x + static_cast<size_t>(t) * stride + h * size;
+          if (norm.scale) kernels_.norm[norm.centred](head, norm.scale, norm.shift, norm.epsilon, size, head);
+          for (int i = 0; i < pairs; ++i) {
+            const float a = head[i], b = head[pairs + i];
+            head[i] = a * cosines[i] - b * sines[i];
+            head[pairs + i] = b * cosines[i] + a * sines[i];
+          }
         }
       }
     });
@@ -110,13 +150,15 @@ class CpuOperations : public Operations {
   }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
-              const PositionBias* bias, float* out) override {
+              const AttentionRule& rule, float* out) override {
     const auto& blocked = static_cast<const BlockedCache&>(cache);
-    const int H = blocked.heads, D = blocked.head_size;
+    const PositionBias& bias = rule.bias;
+    const int H = rule.heads, D = blocked.head_size, sharing = H / blocked.heads;
     long work = 0;
     int longest = 0;
     for (const auto& token : tokens) {
-      work += static_cast<long>(token.length) * H * D * 2;
+      const int seen = rule.window > 0 ? std::min(token.length, 2 * rule.window) : token.length;
+      work += static_cast<long>(seen) * H * D * 2;
       longest = std::max(longest, token.length);
     }
     group_queries(tokens, H);
@@ -127,18 +169,23 @@ class CpuOperations : public Operations {
     parallel_for(groups, 1, threads, [&](const Range& range) {
       for (int i = range.begin; i < range.end; ++i) {
         const auto [h, t, count] = groups_[i];
-        const int row = tokens[t].row;
+        const int row = tokens[t].row, before = rule.window > 0 ? tokens[t].position - rule.window + 1 : 0;
+        const int skipped = std::max(before, 0) / kKeyBlock * kKeyBlock;
         run({.queries = queries + static_cast<size_t>(t) * stride + h * D,
              .query_stride = stride,
              .tokens = tokens.data() + t,
              .count = count,
-             .keys = blocked.keys(row, h),
-             .values = blocked.values(row, h),
+             .skipped = skipped,
+             .keys = blocked.keys(row, h / sharing, skipped),
+             .values = blocked.values(row, h / sharing, skipped),
              .head_size = D,
              .value_stride = blocked.value_stride,
-             .bias = bias ? bias->table + h * (bias->lowest + bias->highest + 1) : nullptr,
-             .lowest = bias ? bias->lowest : 0,
-             .highest = bias ? bias->highest : 0,
+             .bias = bias.table ? bias.table + h * (bias.lowest + bias.highest + 1) : nullptr,
+             .lowest = bias.lowest,
+             .highest = bias.highest,
+             .scale = rule.scale,
+             .cap = rule.cap,
+             .window = rule.window,
              .scratch = scratch + range.part * needed,
              .out = out + (static_cast<size_t>(t) * H + h) * D,
              .out_stride = H * D});
@@ -177,6 +224,7 @@ class CpuOperations : public Operations {
                        c + 1 < range.ahead ? panel + kGroup : panel, tile, kVocabularyChunk, false);
         for (int i = 0; i < n; ++i) {
           float* logits = tile + static_cast<size_t>(i) * kVocabularyChunk;
+          finish(head, first, count, logits);
           if (kept[i]) std::copy(logits, logits + count, kept[i] + first);
           summaries_[static_cast<size_t>(i) * chunks + c] =
               summarise(kernels_, logits, first, count, V, requests[i], draft_logits[i]);
@@ -202,6 +250,13 @@ class CpuOperations : public Operations {
   }
 
  private:
+  // What follows the products with the weight's outputs [first, first + count): the bias, and a head's cap.
+  void finish(const Weight& weight, int first, int count, float* out) const {
+    if (const float* bias = weight.bias.data)
+      for (int n = 0; n < count; ++n) out[n] += bias[first + n];
+    if (weight.cap > 0.0f) kernels_.soft_cap(out, count, weight.cap, out);
+  }
+
   int threads_for(long work) const { return work >= kParallelWork ? threads_ : 1; }
 
   template <typename Body>
@@ -235,6 +290,7 @@ class CpuOperations : public Operations {
                       Operand& operand) const {
     operand.prepare(kernels_, weight, x, 1, 1);
     multiply_group(kernels_, weight, operand, first, last, first, out, kVocabularyChunk, false);
+    finish(weight, first * kPanel, std::min(weight.outputs, last * kPanel) - first * kPanel, out);
   }
 
   // One logit of one token: the same bits as in any chunk.

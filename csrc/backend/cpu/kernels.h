@@ -45,18 +45,22 @@ struct Gemm {
   int max_rows;  // of a product
 };
 
-// One head of a few queries of one row: out = softmax(q k^T + bias) v, each query over keys 0..length-1 of its token.
+// One head of a few queries of one row: out = softmax(cap(scale * q k^T) + bias) v, each query over the keys
+// 0..length-1 of its token that its window reaches (AttentionRule).
 struct Attention {
   const float* queries;  // D floats each, query_stride apart
   int query_stride;
   const TokenAt* tokens;  // where the queries stand
   int count;              // of the queries, at most max_queries
+  int skipped;            // keys before these, whole blocks of them, that no query of the group sees
   const float* keys;      // as key_value_cache.h lays them out
   const float* values;
   int head_size;      // D
   int value_stride;   // 4-byte columns of a row of values
   const float* bias;  // this head's line of PositionBias::table, or null
   int lowest, highest;
+  float scale, cap;
+  int window;
   float* scratch;  // count * the longest length rounded up to kKeyBlock
   float* out;      // D floats each, out_stride apart
   int out_stride;
@@ -72,9 +76,11 @@ struct Kernels {
   // chunk_stride, the last one padded with zeros. The same bytes and scale at every SIMD level.
   float (*quantise)(const float* x, int size, uint8_t offset, uint8_t* to, long chunk_stride);
   uint8_t int8_offset;  // of tokens: 128 where gemm takes unsigned ones, otherwise 0
-  void (*rms_norm)(const float* x, const float* scale, float epsilon, int size, float* out);
-  void (*relu)(const float* x, int size, float* out);
-  void (*gated_gelu)(const float* gate, const float* linear, int size, float* out);
+  // Of one token, by Norm::centred; shift may be null. out may be x.
+  void (*norm[2])(const float* x, const float* scale, const float* shift, float epsilon, int size, float* out);
+  // By Activation::function and gated: of an x alone, or of a gate and what it is multiplied with.
+  void (*activate[4][2])(const float* x, const float* linear, int size, float* out);
+  void (*soft_cap)(const float* x, int size, float cap, float* out);  // cap * tanh(x / cap)
   // By the cache's DType. The bits for a query are the same in any company.
   void (*attend[2])(const Attention& attention);
   // Largest value and its lowest index; finite = false when any of the values is NaN or infinite.

@@ -14,10 +14,11 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 
 BlockedCache::BlockedCache(int rows, int heads, int head_size, int capacity, DType dtype)
     : dtype(dtype), heads(heads), head_size(head_size), value_stride(round_up(head_size, 16)), rows_(rows) {
-  const int per_place = dtype == DType::kBf16 ? 2 : 1;
+  numbers_ = dtype == DType::kBf16 ? 2 : 1;
   const size_t positions = round_up(capacity, kKeyBlock);
-  key_plane_ = positions * (round_up(head_size, per_place) / per_place);
-  value_plane_ = positions / per_place * value_stride;
+  key_stride_ = round_up(head_size, numbers_) / numbers_;
+  key_plane_ = positions * key_stride_;
+  value_plane_ = positions / numbers_ * value_stride;
   memory_ = zeroed(bytes());
   keys_ = aligned(memory_);
   values_ = keys_ + plane(rows, 0) * key_plane_;

@@ -19,8 +19,13 @@ class BlockedCache : public KeyValueCache {
   BlockedCache(int rows, int heads, int head_size, int capacity, DType dtype);
 
   size_t bytes() const override { return sizeof(float) * rows_ * heads * (key_plane_ + value_plane_); }
-  const float* keys(int row, int head) const { return keys_ + plane(row, head) * key_plane_; }
-  const float* values(int row, int head) const { return values_ + plane(row, head) * value_plane_; }
+  // From key `first` on, a multiple of kKeyBlock.
+  const float* keys(int row, int head, int first) const {
+    return keys_ + plane(row, head) * key_plane_ + first * key_stride_;
+  }
+  const float* values(int row, int head, int first) const {
+    return values_ + plane(row, head) * value_plane_ + static_cast<size_t>(first / numbers_) * value_stride;
+  }
 
   // Puts the keys and values [T, H*D] of the heads [first, last) where the tokens stand.
   void store(std::span<const TokenAt> tokens, const float* keys, const float* values, int stride, int first, int last);
@@ -32,6 +37,8 @@ class BlockedCache : public KeyValueCache {
   size_t plane(int row, int head) const { return static_cast<size_t>(row) * heads + head; }
 
   int rows_;
+  int numbers_;                     // P
+  size_t key_stride_;               // places of one key's d's
   size_t key_plane_, value_plane_;  // places of one head of one row
   std::shared_ptr<void> memory_;
   float* keys_;

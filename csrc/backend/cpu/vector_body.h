@@ -29,3 +29,9 @@ inline V exp_vector(V x) {
   p = fma(p, mul(r, r), r);
   return scale_by_power(add(p, set1(1.0f)), n);
 }
+
+// cap * tanh(x / cap), of the cap and 2 / cap; tanh(y) = 1 - 2 / (exp(2y) + 1).
+inline V soft_cap_vector(V x, float cap, float doubled_inverse) {
+  const V e = exp_vector(min(set1(88.0f), mul(x, set1(doubled_inverse))));
+  return fma(div(set1(-2.0f), add(e, set1(1.0f))), set1(cap), set1(cap));
+}

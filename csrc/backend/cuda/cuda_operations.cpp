@@ -81,42 +81,46 @@ class CudaOperations : public Operations, public GraphHost {
     return placed;
   }
 
-  void embed(const Weight& table, std::span<const int32_t> ids, std::span<const uint8_t> marked, const float* mark,
-             float* out) override {
-    if (ids.empty()) return;
+  void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
+    if (tokens.ids.empty()) return;
+    if (embedding.scale != 1.0f || embedding.positions != nullptr) refuse("scaled embeddings and tables of positions");
     pool_->use();
     check(table_,
-          table_.embed(&view(table), ids.data(), marked.data(), mark, static_cast<int32_t>(ids.size()), out,
-                       queue_->stream),
+          table_.embed(&view(*embedding.table), tokens.ids.data(),
+                       embedding.mark != nullptr ? tokens.marked.data() : nullptr, embedding.mark,
+                       static_cast<int32_t>(tokens.ids.size()), out, queue_->stream),
           "embed");
   }
 
-  void rms_norm(const float* x, const float* scale, float epsilon, int tokens, int size, float* out) override {
+  void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
     if (tokens == 0) return;
+    if (norm.centred || accumulate || out == x) refuse("layer norms and norms of a part's output");
     pool_->use();
-    check(table_, table_.rms_norm(x, scale, epsilon, tokens, size, out, queue_->stream), "rms_norm");
+    check(table_, table_.rms_norm(x, norm.scale, norm.epsilon, tokens, size, out, queue_->stream), "rms_norm");
   }
+
+  void angles(const Rotary&, std::span<const TokenAt>, float*) override { refuse("rotary positions"); }
+  void turn_heads(float*, int, int, int, int, const Norm&, const float*, int) override { refuse("norms of heads"); }
 
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
     multiply(weight, x, nullptr, 0.0f, tokens, accumulate ? kKdtwAdd : kKdtwStore, out);
   }
 
-  void norm_linear(const Weight& weight, const float* x, const float* scale, float epsilon, int tokens, float*,
-                   float* out) override {
-    multiply(weight, x, scale, epsilon, tokens, kKdtwStore, out);
+  void norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float*, float* out) override {
+    if (norm.centred) refuse("layer norms");
+    multiply(weight, x, norm.scale, norm.epsilon, tokens, kKdtwStore, out);
   }
 
-  void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const float* scale,
-                            float epsilon, int tokens, float*, float*, float* out) override {
-    const bool gated = activation == Activation::kGatedGelu;
-    multiply(weight, x, scale, epsilon, tokens, gated ? kKdtwGatedGelu : kKdtwRelu, out);
+  void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const Norm& norm, int tokens,
+                            float*, float*, float* out) override {
+    if (norm.centred) refuse("layer norms");
+    multiply(weight, x, norm.scale, norm.epsilon, tokens, is_gated_gelu(activation) ? kKdtwGatedGelu : kKdtwRelu, out);
   }
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
     if (tokens == 0) return;
     pool_->use();
-    check(table_, table_.activate(activation == Activation::kGatedGelu, hidden, tokens, size, out, queue_->stream),
-          "activate");
+    check(table_, table_.activate(is_gated_gelu(activation), hidden, tokens, size, out, queue_->stream), "activate");
   }
 
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
@@ -130,10 +134,11 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
-              const PositionBias* bias, float* out) override {
+              const AttentionRule& rule, float* out) override {
     if (tokens.empty()) return;
+    if (rule.scale != 1.0f || rule.cap > 0.0f || rule.window > 0) refuse("scaled scores, caps and windows");
     pool_->use();
-    const PositionBias view = bias != nullptr ? *bias : PositionBias{nullptr, 0, 0};
+    const PositionBias& view = rule.bias;
     check(table_,
           table_.attend(&static_cast<const DeviceCache&>(cache).view(), tokens.data(),
                         static_cast<int32_t>(tokens.size()), queries, stride, &view, out, queue_->stream),
@@ -208,7 +213,18 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
  private:
+  // What no kernel computes yet; models with it are refused when they are loaded (kdtw_fast/model.py).
+  [[noreturn]] static void refuse(const char* what) {
+    throw std::invalid_argument(concat("device 'cuda' does not compute ", what, " yet; decode this model on 'cpu'"));
+  }
+  static bool is_gated_gelu(Activation activation) {
+    const bool gated = activation.gated;
+    if (activation.function != (gated ? Function::kGeluTanh : Function::kRelu)) refuse("this activation");
+    return gated;
+  }
+
   const KdtwWeight& view(const Weight& weight) const {
+    if (weight.bias.data != nullptr || weight.cap > 0.0f) refuse("biases of products and caps of logits");
     const auto* on_device = dynamic_cast<const DeviceWeight*>(&weight);
     if (on_device == nullptr || &on_device->library() != &pool_->library())
       throw std::runtime_error("the model was packed for another device, or with another CUDA library, than is in use");

@@ -16,7 +16,8 @@ __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const Dra
   const bool drafts = row.stand == kDrafting;
   draft.ids[i] = drafts ? row.id : 0;
   draft.marked[i] = static_cast<uint8_t>(drafts ? row.marked : 0);
-  draft.self[i] = {row.row, row.position, drafts ? row.position + 1 : 0};
+  const int at = row.offset + row.position;
+  draft.self[i] = {row.row, at, drafts ? at + 1 : 0};
   draft.cross[i] = {row.row, row.position, drafts ? row.source_length : 0};
   draft.wanted[i] = i;
   draft.requests[i] =

@@ -1,0 +1,205 @@
+"""What a family tells the core of a model: the values of its spec, and which tensor is which."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Tensors = Mapping[str, Callable[[], torch.Tensor]]
+
+FUNCTIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}  # Hugging Face's names of activation functions, and the core's
+
+# Fields of every config that say nothing about the maths of a decode, or that the loader reads itself.
+# fmt: off
+_GENERAL = frozenset({
+    "_attn_implementation", "_name_or_path", "add_bos_token", "add_cross_attention", "add_eos_token",
+    "add_final_layer_norm", "architectures", "attention_dropout", "activation_dropout", "auto_map", "bos_token_id",
+    "chunk_size_feed_forward", "classif_dropout", "classifier_dropout", "decoder_layerdrop",
+    "decoder_start_token_id", "dropout", "dropout_rate", "dtype", "encoder_layerdrop", "eos_token_id",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
+    "init_std", "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder",
+    "keys_to_ignore_at_inference", "label2id", "model_type", "num_labels", "output_attentions",
+    "output_hidden_states", "output_past", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
+    "student_prompt", "task_specific_params", "tau_token_id", "tau_token_ids", "teacher_prompt",
+    "teacher_token_embedding", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers_version", "use_cache",
+})
+# How to decode, where old configs keep it: GenerationConfig has it, and what it says is for whoever calls generate.
+_GENERATION = frozenset({"early_stopping", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+                         "num_beams", "extra_pos_embeddings", "force_bos_token_to_be_generated"})
+# fmt: on
+
+
+class Fields:
+    """A model's config. What a family reads is known; what is left and not known to be without effect is refused."""
+
+    def __init__(self, config: Mapping[str, Any], name: str, ignored: Iterable[str] = (), prefix: str = ""):
+        self._config, self.name, self._ignored, self._prefix = config, name, frozenset(ignored), prefix
+        self._read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The field's value, or ``default`` where it is absent or null."""
+        self._read.add(key)
+        value = self._config.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """An integer that is not less than ``least``; without a default it must be there."""
+        value = self._required(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} must be a number, got {value!r}")
+        if not least <= value < 2**31:
+            raise ValueError(
+                f"{self.name}: config field {self._prefix}{key} must be {least} to {2**31 - 1}, got {value}"
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
+        """A finite number greater than ``above``; without a default it must be there."""
+        value = self._required(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} must be a number, got {value!r}")
+        if value <= above:
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} must be above {above:g}, got {value}")
+        return float(value)
+
+    def function(self, key: str, default: str | None = None) -> str:
+        """The core's name of an activation function."""
+        value = self._required(key, default)
+        if value not in FUNCTIONS:
+            known = ", ".join(f"'{each}'" for each in FUNCTIONS)
+            raise ValueError(
+                f"{self.name}: config field {self._prefix}{key} is {value!r}; the core knows the functions {known}"
+            )
+        return FUNCTIONS[value]
+
+    def only(self, key: str, *values: Any) -> None:
+        """Refuses the field where it is present and none of ``values``."""
+        value = self._config.get(key)
+        self._read.add(key)
+        if key in self._config and value not in values and key not in self._ignored:
+            known = " or ".join(repr(each) for each in values)
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} is {value!r}; the core knows {known}")
+
+    def inner(self, key: str) -> Fields:
+        """The fields of a config in this one."""
+        value = self._required(key, None)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{self.name}: config field {key} must be a config of its own, got {value!r}")
+        return Fields(value, self.name, self._ignored, f"{key}.")
+
+    def as_transformers(self) -> Any:
+        """transformers' config of these fields, which fills in its defaults and reads old names of fields."""
+        from transformers import AutoConfig
+
+        fields = {
+            key: value for key, value in self._config.items() if key not in ("model_type", "transformers_version")
+        }
+        try:
+            return AutoConfig.for_model(self._config["model_type"], **fields)
+        except Exception as error:  # whatever its checks raise
+            raise ValueError(f"{self.name}: transformers does not take this config: {error}") from None
+
+    def refuse_others(self, without_effect: Iterable[str] = ()) -> None:
+        """ValueError naming a field that nobody has read and that may change the maths."""
+        known = self._read | _GENERAL | _GENERATION | self._ignored | set(without_effect)
+        for key, value in self._config.items():
+            if key not in known:
+                raise ValueError(
+                    f"{self.name}: config field {self._prefix}{key!r} (= {value!r}) is unknown and may change the "
+                    f"maths; if it does not, pass ignore_config_fields=({key!r},) to NativeModel.from_pretrained"
+                )
+
+    def _required(self, key: str, default: Any) -> Any:
+        value = self.get(key, default)
+        if value is None:
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} is missing")
+        return value
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a tensor of the core comes from: its name in the checkpoint, and what is made of it in fp32."""
+
+    stored: str
+    make: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass
+class Description:
+    """A model as the core is told of it.
+
+    Args:
+        spec: ``_core.Transformer``'s spec, but for name and number formats.
+        parts: the core's tensors (csrc/model/loading.cpp has their names) by where they come from, or their values
+            where no checkpoint stores them.
+        unused: names in the checkpoint that say nothing.
+    """
+
+    spec: dict[str, Any]
+    parts: dict[str, Part | torch.Tensor] = field(default_factory=dict)
+    unused: set[str] = field(default_factory=set)
+
+    def weight(self, name: str, stored: str, make: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        """Tensor ``name`` is the checkpoint's ``stored``.weight."""
+        self.parts[name] = Part(f"{stored}.weight", make)
+
+    def linear(self, name: str, stored: str, bias: bool = False) -> None:
+        """Matrix ``name`` is the checkpoint's ``stored``.weight, perhaps with a ``stored``.bias."""
+        self.weight(name, stored)
+        if bias:
+            self.parts[f"{name}.bias"] = Part(f"{stored}.bias")
+
+    def embeddings(
+        self, tensors: Tensors, fields: Fields, embedding: Iterable[str], head: str, tied_default: bool
+    ) -> None:
+        """Names the embedding, stored under one or several of the names ``embedding``, and the head if it is another.
+
+        A tied head that was written out is no head of its own: one copy is enough.
+
+        Raises:
+            ValueError: copies of the embedding differ, or the config speaks of a head that is not there.
+        """
+        names = [f"{each}.weight" for each in embedding]
+        found = [each for each in names if each in tensors] or names[:1]
+        for copy in found[1:]:
+            if not same_bytes(tensors[copy](), tensors[found[0]]()):
+                raise ValueError(
+                    f"{fields.name}: tensor '{copy}' differs from '{found[0]}'; such a model shares one embedding"
+                )
+        self.parts["embedding"] = Part(found[0])
+        self.unused |= set(found[1:])
+        tied = fields.get("tie_word_embeddings", tied_default)
+        stored = f"{head}.weight"
+        own = stored in tensors and not (found[0] in tensors and same_bytes(tensors[stored](), tensors[found[0]]()))
+        if not tied and stored not in tensors:
+            raise ValueError(
+                f"{fields.name}: config says tie_word_embeddings=false, but tensor '{stored}' is missing from the "
+                "checkpoint"
+            )
+        self.spec["has_head"] = own
+        if own:
+            self.parts["head"] = Part(stored)
+        else:
+            self.unused.add(stored)
+
+
+def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the bit, formats included."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return a.data_ptr() == b.data_ptr() or torch.equal(
+        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    )

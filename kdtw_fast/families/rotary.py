@@ -1,0 +1,47 @@
+"""Rotary positions (Su et al. 2021) and their scalings, by the frequencies that transformers itself computes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from kdtw_fast.families.description import Description, Fields
+
+# Scalings whose frequencies do not depend on how long a text is.
+_FIXED = ("default", "linear", "llama3", "yarn")
+
+
+def rotary(model: Description, fields: Fields, stack: str, kinds: Sequence[str] = ()) -> None:
+    """Gives a stack its rotary frequencies.
+
+    Args:
+        model: the description, with the stack's spec; gets tensors and spec fields.
+        fields: the stack's config.
+        stack: "decoder" or "encoder".
+        kinds: where layers of different types rotate differently (Gemma 3), the types in the core's order.
+
+    Raises:
+        ValueError: a scaling that the core does not know, naming it.
+    """
+    config = fields.as_transformers()
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "rope_local_base_freq"):
+        fields.get(key)
+    parameters = config.rope_parameters
+    for each in parameters.values() if kinds else [parameters]:
+        kind = each.get("rope_type", "default") if isinstance(each, Mapping) else each
+        if kind not in _FIXED:
+            known = ", ".join(f"'{each}'" for each in _FIXED)
+            raise ValueError(f"{fields.name}: config field rope_type is {kind!r}; the core knows {known}")
+    module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    (name,) = [each for each in vars(module) if each.endswith("RotaryEmbedding")]
+    with torch.device("cpu"):
+        embedding = getattr(module, name)(config)
+    prefixes = [f"{kind}_" for kind in kinds] or [""]
+    for i, prefix in enumerate(prefixes):
+        model.parts[f"{stack}.rotary.{i}"] = getattr(embedding, f"{prefix}inv_freq").float()
+    frequencies = model.parts[f"{stack}.rotary.0"]
+    assert isinstance(frequencies, torch.Tensor)
+    scales = [float(getattr(embedding, f"{prefix}attention_scaling")) for prefix in prefixes]
+    model.spec[stack] |= {"rotary_pairs": len(frequencies), "rotary_scales": scales}

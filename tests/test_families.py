@@ -1,0 +1,226 @@
+"""Every family against transformers: random tiny configs in which every field varies, logits and greedy tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from kdtw_fast import NativeModel
+
+V = 61
+Make = Callable[[random.Random], Mapping[str, Any]]
+
+
+def t5_like(rng: random.Random) -> dict[str, Any]:
+    return {
+        "vocab_size": V,
+        "d_model": rng.choice([8, 21, 32]),
+        "d_kv": rng.choice([4, 7, 16]),
+        "num_heads": rng.choice([1, 3, 4]),
+        "d_ff": rng.choice([16, 33]),
+        "num_layers": rng.choice([1, 2, 3]),
+        "num_decoder_layers": rng.choice([1, 2]),
+        "relative_attention_num_buckets": rng.choice([4, 8, 32]),
+        "relative_attention_max_distance": rng.choice([17, 40, 128]),
+        "layer_norm_epsilon": rng.choice([1e-6, 1e-3]),
+        "feed_forward_proj": rng.choice(["relu", "gated-gelu", "gated-silu", "gelu", "gated-relu"]),
+        "tie_word_embeddings": rng.choice([True, False]),
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def bart_like(rng: random.Random) -> dict[str, Any]:
+    heads = rng.choice([1, 2, 4])
+    return {
+        "vocab_size": V,
+        "d_model": heads * 4 * rng.choice([1, 2, 3]),
+        "encoder_layers": rng.choice([1, 2]),
+        "decoder_layers": rng.choice([1, 2, 3]),
+        "encoder_attention_heads": rng.choice([1, heads]),
+        "decoder_attention_heads": heads,
+        "encoder_ffn_dim": rng.choice([16, 33]),
+        "decoder_ffn_dim": rng.choice([16, 33]),
+        "activation_function": rng.choice(["gelu", "relu", "silu", "gelu_new"]),
+        "scale_embedding": rng.choice([True, False]),
+        "max_position_embeddings": rng.choice([32, 40]),
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": None,
+        "init_std": 0.3,
+    }
+
+
+def marian_like(rng: random.Random) -> dict[str, Any]:
+    return bart_like(rng) | {"decoder_vocab_size": V, "pad_token_id": V - 1, "decoder_start_token_id": V - 1}
+
+
+def llama_like(rng: random.Random) -> dict[str, Any]:
+    heads = rng.choice([2, 4, 6])
+    rope: dict[str, Any] = rng.choice(
+        [
+            {"rope_type": "default", "rope_theta": 10000.0},
+            {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+            {
+                "rope_type": "llama3",
+                "rope_theta": 5000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 16},
+        ]
+    )
+    return {
+        "vocab_size": V,
+        "hidden_size": heads * 8,
+        "intermediate_size": rng.choice([16, 33]),
+        "num_hidden_layers": rng.choice([1, 2, 3]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": rng.choice([1, 2, heads]),
+        "head_dim": rng.choice([4, 8, 16]),
+        "hidden_act": rng.choice(["silu", "gelu", "relu"]),
+        "rms_norm_eps": rng.choice([1e-6, 1e-3]),
+        "max_position_embeddings": 64,
+        "rope_parameters": rope,
+        "tie_word_embeddings": rng.choice([True, False]),
+        "attention_bias": rng.choice([True, False]),
+        "mlp_bias": rng.choice([True, False]),
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+
+
+def without(make: Make, *fields: str, **more: Any) -> Make:
+    """The same config without some fields, with others; callables among them draw their value."""
+
+    def made(rng: random.Random) -> dict[str, Any]:
+        config = {key: value for key, value in make(rng).items() if key not in fields}
+        return config | {key: value(rng) if callable(value) else value for key, value in more.items()}
+
+    return made
+
+
+def sliding(rng: random.Random) -> dict[str, Any]:
+    config = llama_like(rng)
+    layers = config["num_hidden_layers"]
+    types = [rng.choice(["sliding_attention", "full_attention"]) for _ in range(layers)]
+    return config | {"sliding_window": rng.choice([1, 3, 8, 20]), "layer_types": types, "use_sliding_window": True}
+
+
+def gemma_like(rng: random.Random) -> dict[str, Any]:
+    config = sliding(rng)
+    for key in ("hidden_act", "mlp_bias", "use_sliding_window"):
+        config.pop(key)
+    return config | {
+        "hidden_activation": rng.choice(["gelu_pytorch_tanh", "silu"]),
+        "query_pre_attn_scalar": rng.choice([4, 10]),
+        "attn_logit_softcapping": rng.choice([None, 2.0, 50.0]),
+        "final_logit_softcapping": rng.choice([None, 3.0]),
+        "tie_word_embeddings": True,
+    }
+
+
+def gemma3(rng: random.Random) -> dict[str, Any]:
+    config = gemma_like(rng)
+    full = config.pop("rope_parameters")
+    if full["rope_type"] == "yarn":
+        full = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0}
+    return config | {
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": rng.choice([10.0, 10000.0])},
+        }
+    }
+
+
+def t5gemma(rng: random.Random) -> dict[str, Any]:
+    encoder, decoder = gemma_like(rng), gemma_like(rng)
+    return {
+        "encoder": encoder,
+        "decoder": decoder | {"cross_attention_hidden_size": encoder["hidden_size"]},
+        "vocab_size": V,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+        "decoder_start_token_id": 2,
+    }
+
+
+FAMILIES: dict[str, Make] = {
+    "t5": t5_like,
+    "mt5": t5_like,
+    "umt5": t5_like,
+    "bart": bart_like,
+    "mbart": bart_like,
+    "pegasus": bart_like,
+    "marian": marian_like,
+    "m2m_100": bart_like,
+    "llama": llama_like,
+    "mistral": without(llama_like, "attention_bias", "mlp_bias", sliding_window=lambda rng: rng.choice([None, 3, 9])),
+    "qwen2": without(sliding, "attention_bias", "mlp_bias", "head_dim"),
+    "qwen3": without(sliding, "mlp_bias"),
+    "smollm3": without(
+        llama_like, "head_dim", num_hidden_layers=3, no_rope_layers=lambda rng: rng.choices([0, 1], k=3)
+    ),
+    "gemma2": gemma_like,
+    "gemma3_text": gemma3,
+    "t5gemma": t5gemma,
+}
+CLASSES = dict.fromkeys(("t5", "mt5", "umt5", "t5gemma", *list(FAMILIES)[3:8]), transformers.AutoModelForSeq2SeqLM)
+
+
+def random_model(kind: str, seed: int) -> Any:
+    """A random model of this kind in eval mode, fp32, whose every vector is random too."""
+    rng = random.Random(f"{kind} {seed}")
+    config = transformers.AutoConfig.for_model(kind, **FAMILIES[kind](rng))
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = CLASSES.get(kind, transformers.AutoModelForCausalLM).from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if (tensor.ndim == 1 and "inv_freq" not in name) or "final_logits_bias" in name:
+                tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
+    return model.eval()
+
+
+def rows_of(kind: str, seed: int, count: int) -> list[list[int]]:
+    rng = random.Random(f"rows {kind} {seed}")
+    return [[rng.randrange(3, V - 1) for _ in range(rng.choice([1, 2, 7, 12, 19]))] for _ in range(count)]
+
+
+@torch.no_grad()
+def logits_of(model: Any, source: list[int], tokens: list[int]) -> np.ndarray:
+    """What transformers makes of a source and the outputs after it, [T, V]."""
+    if model.config.is_encoder_decoder:
+        out = model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([tokens]), use_cache=False)
+        return out.logits[0].numpy()
+    out = model(input_ids=torch.tensor([source + tokens[1:]]), use_cache=False)
+    return out.logits[0, len(source) - 1 :].numpy()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("seed", range(12))
+def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
+    model = random_model(kind, seed)
+    native = NativeModel.from_model(model)
+    for source in rows_of(kind, seed, 2):
+        tokens = [native.decoder_start_token_id, *random.Random(seed).choices(range(3, V - 1), k=9)]
+        expected = logits_of(model, source, tokens)
+        whole = native.decode_logits(source, tokens)
+        np.testing.assert_allclose(whole, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+        np.testing.assert_array_equal(native.decode_logits(source, tokens, chunks=[1] * 10, num_threads=2), whole)
