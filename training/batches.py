@@ -113,26 +113,24 @@ def collate(
     return Batch(source_ids, (source_ids != pad).long(), padded([row.target for row in rows], IGNORED, count))
 
 
+@dataclass
 class Batches:
     """Endless training batches: `batches[step]`, the same whenever it is asked for.
 
     With several prompts a row draws one by (seed, epoch, row).
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Encoded],
-        prompts: Sequence[Sequence[int]],
-        seed: int,
-        target_tokens: int,
-        eos: int,
-        pad: int,
-    ):
-        if not rows:
+    rows: Sequence[Encoded]
+    prompts: Sequence[Sequence[int]]
+    seed: int
+    target_tokens: int
+    eos: int
+    pad: int
+
+    def __post_init__(self) -> None:
+        if not self.rows:
             raise ValueError("there are no training examples (all longer than max_source/max_target, or an empty file)")
-        self.rows, self.prompts, self.seed = rows, prompts, seed
-        self.target_tokens, self.eos, self.pad = target_tokens, eos, pad
-        self.per_epoch = len(plan_epoch(rows, seed, 0, target_tokens))
+        self.per_epoch = len(plan_epoch(self.rows, self.seed, 0, self.target_tokens))
         self._epoch = -1
         self._plan: list[list[int]] = []
 

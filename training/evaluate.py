@@ -48,11 +48,6 @@ def written(out: GenerationOutput) -> list[list[int]]:
     return [ids[1 : 1 + length] for ids, length in zip(out.sequences.tolist(), out.lengths.tolist(), strict=True)]
 
 
-def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Decoded outputs without special tokens."""
-    return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]
-
-
 def greedy(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
@@ -80,7 +75,7 @@ def greedy_scores(
     outputs = greedy(
         model, [Encoded(tuple(ids), ()) for ids in sources], prompt, tokenizer.eos_token_id, max_new_tokens
     )
-    return scores(texts(tokenizer, outputs), [example.target for example in examples])
+    return scores(tokenizer.batch_decode(outputs, skip_special_tokens=True), [example.target for example in examples])
 
 
 def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
@@ -125,7 +120,8 @@ def measure_use(
     if len(decoder.teachers) > 1:
         own = np.concatenate([np.asarray(out.calls_by_teacher) for out in outs]).sum(0) / lengths.sum()
         of_each = {"achieved_of": own.round(4).tolist()}
-    found = texts(decoder.tokenizer, [out["sequences"][0].tolist() for out in outs])
+    ids = [out["sequences"][0].tolist() for out in outs]
+    found = decoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
     return {
         "achieved": round(float(calls.sum() / lengths.sum()), 4),
         "row_mean": round(float((calls / lengths).mean()), 4),

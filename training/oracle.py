@@ -21,7 +21,7 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from .allocations import Instructions
 from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, prompt_ids
 from .debian import read_jsonl
-from .evaluate import scores, texts
+from .evaluate import scores
 from .losses import Taus, position_divergence
 from .models import end_tokens, fit_together, load_student
 
@@ -176,7 +176,7 @@ def oracle_curve(
             asked += sum(calls)
             for i, ids in zip(chosen, written, strict=True):
                 outputs[i] = ids
-        measured = scores(texts(tokenizer, outputs), references)
+        measured = scores(tokenizer.batch_decode(outputs, skip_special_tokens=True), references)
         curve.append(
             {
                 "budget": budget.phrase,

@@ -29,6 +29,7 @@ from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
 from .settings import Optimiser, PhaseSettings
 
+_MULTIPLIER = ("rate", "cap", "proportional", "derivative", "fixed")  # settings that the Lagrangian has by these names
 _TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
 
 
@@ -147,14 +148,10 @@ class PathConsistency(LearningToAsk):
         self.replay = ReplayBuffer(settings.replay_capacity)
         self.lagrangian = Lagrangian(
             [budget.fraction for budget in BUDGETS] * n,  # the first teacher's, the second's, ...
-            rate=settings.multiplier_rate,
-            cap=settings.multiplier_cap,
             initial=settings.multiplier_initial * (n if len(settings.multiplier_initial) == len(BUDGETS) else 1),
             trailing=settings.trailing_batches,
-            proportional=settings.multiplier_proportional,
-            derivative=settings.multiplier_derivative,
             pooled=settings.pooled_use,
-            fixed=settings.multiplier_fixed,
+            **{name: getattr(settings, f"multiplier_{name}") for name in _MULTIPLIER},
         )
 
     def held_out(self, rows: int | None) -> Sequence[Example]:

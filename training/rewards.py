@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+from kdtw_fast.options import check_int, check_real
 
 SMALLEST_DEVIATION = 1e-3
 
@@ -63,6 +66,7 @@ class RewardStatistics:
         self.teacher, self.student = list(state["teacher"]), list(state["student"])
 
 
+@dataclass(eq=False)
 class Lagrangian:
     """lambda of each budget: lambda <- clip(lambda + rate e, 0, cap), e the excess use (Eq. 10 and O_C, as corrected).
 
@@ -81,37 +85,30 @@ class Lagrangian:
     Raises ValueError for values out of range.
     """
 
-    def __init__(
-        self,
-        fractions: Sequence[float],
-        rate: float = 1e-2,
-        cap: float = 2.0,
-        initial: Sequence[float] = (0.0,),
-        trailing: int = 8,
-        proportional: float = 0.0,
-        derivative: float = 0.0,
-        pooled: bool = False,
-        fixed: float | None = None,
-    ):
-        count = len(fractions)
-        first = list(initial) * (count if len(initial) == 1 else 1)
+    fractions: Sequence[float]
+    rate: float = 1e-2
+    cap: float = 2.0
+    initial: Sequence[float] = (0.0,)
+    trailing: int = 8
+    proportional: float = 0.0
+    derivative: float = 0.0
+    pooled: bool = False
+    fixed: float | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.fractions)
+        first = list(self.initial) * (count if len(self.initial) == 1 else 1)
         if len(first) != count:
             raise ValueError(f"initial has {len(first)} values for {count} budgets; give one, or one for each")
-        if not cap > 0 or not all(0 <= value <= cap for value in first):
-            raise ValueError(f"lambda lies between 0 and a positive cap, got initial={initial} and cap={cap}")
-        if trailing < 1:
-            raise ValueError(f"trailing must be at least 1 batch, got {trailing}")
-        if min(rate, proportional, derivative) < 0 or (fixed is not None and fixed < 0):
-            raise ValueError(
-                f"rate, proportional, derivative and fixed must not be negative, got {rate}, {proportional}, "
-                f"{derivative} and {fixed}"
-            )
-        self.fractions = tuple(fractions)
-        self.rate, self.cap, self.proportional, self.derivative = rate, cap, proportional, derivative
-        self.trailing, self.pooled, self.fixed = trailing, pooled, fixed
-        self.values = first if fixed is None else [fixed] * count
+        if not self.cap > 0 or not all(0 <= value <= self.cap for value in first):
+            raise ValueError(f"lambda lies between 0 and a positive cap, got initial={self.initial} and cap={self.cap}")
+        check_int("trailing", self.trailing, 1)
+        for name in ("rate", "proportional", "derivative", "fixed"):
+            if getattr(self, name) is not None:
+                check_real(name, getattr(self, name), 0.0)
+        self.values = first if self.fixed is None else [self.fixed] * count
         # Per budget and batch: episodes, sum of their fractions, calls, tokens.
-        self.seen: list[deque[tuple[float, ...]]] = [deque(maxlen=trailing) for _ in range(count)]
+        self.seen: list[deque[tuple[float, ...]]] = [deque(maxlen=self.trailing) for _ in range(count)]
         self.errors: list[list[float]] = [[] for _ in range(count)]  # the last two excesses, newest first
 
     def use(self, budget: int) -> float | None:
