@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 from transformers import T5ForConditionalGeneration
 
+from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import NO_LIMIT, check_int, check_real
 
 from . import processes
 from .algorithm import Learning
-from .batches import Batch, Encoded, collate, keyed_generator
+from .batches import Batch, Encoded, collate, keyed_generator, prompt_ids
 from .debian import Example
 from .evaluate import Table, greedy_scores, longest_source, written
 from .models import fit_together, forced_logits, load_t5, load_teacher, prepare_teacher
@@ -60,7 +61,8 @@ class Distillation(Learning):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.student_prompt, self.teacher_prompt = self.task.student_prompts[0], self.task.teacher_prompt
+        (self.student_prompt,) = prompt_ids(self.tokenizer, [student_prompt("no", settings.student_prompt)])
+        self.teacher_prompt = self.task.teacher_prompt
         self.teacher = load_teacher(settings)
         self.student = load_plain_student(settings)
         fit_together(self.tokenizer, self.student, self.teacher)

@@ -18,7 +18,7 @@ from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
-from .batches import Encoded, in_order
+from .batches import Encoded
 from .debian import Example
 
 Table = list[dict[str, Any]]  # of a validation
@@ -58,13 +58,9 @@ def greedy(
 ) -> list[list[int]]:
     """Greedy outputs of the native decoder, in the order of `rows`, whose sources stand between prompt and `eos`."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
-    outputs: list[list[int]] = [[] for _ in rows]
-    for chosen in in_order(rows, size):
-        sources = [[*prompt, *rows[i].source, eos] for i in chosen]
-        out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
-        for i, ids in zip(chosen, written(out), strict=True):
-            outputs[i] = ids
-    return outputs
+    sources = [[*prompt, *row.source, eos] for row in rows]
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": max(map(len, sources), default=1)}
+    return [written(out)[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]
 
 
 def greedy_scores(

@@ -13,7 +13,6 @@ from filelock import FileLock
 from transformers import T5ForConditionalGeneration
 
 from . import processes
-from .allocations import Instructions
 from .batches import Batches, Encoded, encode, keyed_generator, prompt_ids
 from .debian import Example, read_jsonl
 from .evaluate import greedy
@@ -76,7 +75,6 @@ class Task:
         train: training examples within data.max_source and data.max_target.
         validation: held-out examples, all of them.
         teacher_prompt: token ids of the teacher's prompt.
-        student_prompts: token ids of the student's prompts, one per budget, in the table's order.
     """
 
     def __init__(self, settings: RunSettings, tokenizer: Any):
@@ -88,7 +86,6 @@ class Task:
         if not self.validation:
             raise ValueError(f"there are no validation examples in {data.folder or data.hub}")
         (self.teacher_prompt,) = prompt_ids(tokenizer, [settings.teacher_prompt])
-        self.student_prompts = prompt_ids(tokenizer, Instructions(settings.student_prompt).texts)
 
     def batches(self, rows: Sequence[Encoded], prompts: Sequence[Sequence[int]]) -> Batches:
         """Training batches of `rows`, each behind one of `prompts`."""
