@@ -67,12 +67,13 @@ def at_equal_use(mine: Curve, base: Curve) -> Interval:
     return Interval.of(difference(mine.use, mine.quality, base.use, base.quality), np.array(drawn))
 
 
-def seeds_sentence(records: Records) -> str:
-    """How far the runs but for the first lie apart, in a sentence: the same recipe with several seeds."""
+def seeds_text(records: Records) -> str:
+    """The table, and how far the runs but for the first lie apart: the same recipe with several seeds."""
     curves = [curve(records, run) for run in records.pairs[1:]]
     shares, scores = (np.ptp([getattr(one, name)[:-1] for one in curves], axis=0) for name in ("use", "quality"))
     use, quality = (f"by up to {values.max():.1f} (mean {values.mean():.1f})" for values in (100 * shares, scores))
-    return f"Between the {len(curves)} seeds, at one budget, use differs {use} points and ROUGE-2 {quality}."
+    sentence = f"Between the {len(curves)} seeds, at one budget, use differs {use} points and ROUGE-2 {quality}."
+    return f"{students_table(records)}\n\n{sentence}"
 
 
 def students_table(records: Records) -> str:

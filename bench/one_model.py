@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.models import FLAN_T5_SMALL, SMOKE, plain
+from bench.models import FLAN_T5_SMALL, SMOKE, Made
 from bench.rows import How, Row
 from kdtw_fast.model import NativeT5
 from kdtw_fast.peers import HUGGING_FACE, CTranslate2, Generate, ctranslate2_beside, hugging_face, native
@@ -32,7 +32,7 @@ LARGEST_BYTES = 6e9
 def measure(how: How) -> Iterator[Row]:
     """Kinds "one model", "catch-up", "verification", "encoder", "batch" and "memory"."""
     shape = SMOKE if how.tiny else FLAN_T5_SMALL
-    model = plain(shape)
+    model = Made(shape)
     ours = {dtype: model.native("model", dtype) for dtype in DTYPES}
     reference = model.hugging_face()
     converted = CTranslate2(reference)

@@ -7,12 +7,13 @@ python -m bench.record_tables summary       # README.md's, from the points in do
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.ablation import seeds_sentence, students_table
+from bench.ablation import seeds_text, students_table
 from bench.regions import README, RESULTS, read_region, write_region
 from kdtw_fast.comparison.examples import examples, examples_text
 from kdtw_fast.comparison.figures import Mark, Panel, latency_panel, write_figure
@@ -153,35 +154,29 @@ def _ms(row: dict[str, str]) -> str:
 app = typer.Typer(help=__doc__, add_completion=False)
 
 
-@app.command()
-def points(results: RecordsFile, into: Into = RESULTS, region: Region = "points") -> None:
-    """Every point: quality, latency and use."""
-    write_region(into, region, points_text(read(results)))
+Text = Callable[[Path], str]
+TEXTS: dict[str, tuple[str, Text, str]] = {  # command: region, what stands there, help
+    "points": ("points", lambda file: points_text(read(file)), "Every point: quality, latency and use."),
+    "examples": ("examples", lambda file: examples_of_pairs(read(file)), "A few sentences in full."),
+    "claims": (
+        "claims",
+        lambda file: (file.parent / "claims.md").read_text(encoding="utf-8"),
+        "The paper's claims, which kdtw compare wrote beside its records.",
+    ),
+    "students": ("ablation", lambda file: students_table(read(file)), "Several trained students of one pair."),
+    "seeds": ("seeds", lambda file: seeds_text(read(file)), "A recipe with several seeds, and how far they lie apart."),
+}
 
 
-@app.command(name="examples")
-def _examples(results: RecordsFile, into: Into = RESULTS, region: Region = "examples") -> None:
-    """A few sentences in full."""
-    write_region(into, region, examples_of_pairs(read(results)))
+def _writing(usual: str, text: Text) -> Callable[..., None]:
+    def write(results: RecordsFile, into: Into = RESULTS, region: Region = usual) -> None:
+        write_region(into, region, text(results))
+
+    return write
 
 
-@app.command()
-def claims(results: RecordsFile, into: Into = RESULTS, region: Region = "claims") -> None:
-    """The paper's claims, which kdtw compare wrote beside its records."""
-    write_region(into, region, (results.parent / "claims.md").read_text(encoding="utf-8"))
-
-
-@app.command()
-def students(results: RecordsFile, into: Into = RESULTS, region: Region = "ablation") -> None:
-    """Several trained students of one pair."""
-    write_region(into, region, students_table(read(results)))
-
-
-@app.command()
-def seeds(results: RecordsFile, into: Into = RESULTS, region: Region = "seeds") -> None:
-    """The same recipe with several seeds, and how far they lie apart."""
-    records = read(results)
-    write_region(into, region, f"{students_table(records)}\n\n{seeds_sentence(records)}")
+for _name, (_usual, _text, _help) in TEXTS.items():
+    app.command(_name, help=_help)(_writing(_usual, _text))
 
 
 @app.command()

@@ -177,7 +177,7 @@ def test_mallard_pages_show_keys_and_menus_as_users_see_them(tmp_path):
         "Ein Satz.",
         "Drücken Ctrl+C A → B x",
     ]
-    read = pages("usr/share/help/de/**/*.page", "help/de/", "help/C/", markup.MALLARD)
+    read = pages(("usr/share/help/de/**/*.page", "help/de/", "help/C/"), dialect=markup.MALLARD)
     assert next(read([tmp_path])) == ("de/app/a.page", ("Ein Satz.", "A sentence."))
 
 

@@ -118,15 +118,16 @@ def train_until_killed(out, where, chance):
         toy.train_batch = counted
         threading.Thread(target=lambda: (enough.wait(), time.sleep(delay), os.kill(os.getpid(), 9))).start()
     else:
-        owner, name = (checkpoints._Hashing, where) if where == "write" else (os, where)
-        real, left = getattr(owner, name), [chance.randrange(1, 400 if where == "write" else 16)]
+        owner, name = (torch, "save") if where == "write" else (os, where)
+        real, left, part = getattr(owner, name), [chance.randrange(1, 16)], chance.random()
 
         def deadly(*arguments):
             left[0] -= 1
             if left[0] == 0:
-                if where == "write":  # half of what it should have written
-                    arguments[0].file.write(bytes(arguments[1])[: len(arguments[1]) // 2])
-                    arguments[0].file.flush()
+                if where == "write" and hasattr(arguments[1], "write"):  # a part of what it should have written
+                    real(arguments[0], whole := io.BytesIO())
+                    arguments[1].write(whole.getvalue()[: int(part * whole.tell())])
+                    arguments[1].flush()
                 os.kill(os.getpid(), 9)
             return real(*arguments)
 

@@ -11,7 +11,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -19,22 +19,6 @@ LATEST, PREVIOUS, SCRATCH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoi
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
-
-
-class _Hashing:
-    """A binary file that hashes what is written to it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        """Write and hash."""
-        self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        """Flush the file."""
-        self.file.flush()
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -45,10 +29,12 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     tuples of them.
     """
     scratch = folder / SCRATCH
-    with scratch.open("wb") as file:
-        hashing = _Hashing(file)
-        torch.save(dict(state), hashing)  # type: ignore[arg-type]
-        file.write(hashing.hash.digest())
+    with scratch.open("w+b") as file:
+        torch.save(dict(state), file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(digest)
         file.flush()
         os.fsync(file.fileno())
     if (folder / LATEST).exists() and _damage(folder / LATEST) is None:

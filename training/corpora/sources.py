@@ -6,6 +6,7 @@ import bz2
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from . import manpages
@@ -43,14 +44,14 @@ def read_catalogues(folders: Sequence[Path]) -> Iterator[tuple[str, Pair]]:
                 yield unit, pair
 
 
-def pages(pattern: str, german: str, english: str, dialect: Dialect = HTML, leave_out: str = "index") -> Reader:
-    """A reader of the files that `pattern` finds, whose English ones have `english` where those have `german`.
+def pages(*places: tuple[str, str, str], dialect: Dialect = HTML, leave_out: str = "index") -> Reader:
+    """A reader of pages. A place is a pattern, and what the English page has where the German one has another thing.
 
     Files with `leave_out` in their name (indices by alphabet) are passed over.
     """
 
     def read(folders: Sequence[Path]) -> Iterator[tuple[str, Pair]]:
-        for folder in folders:
+        for (pattern, german, english), folder in product(places, folders):
             for path in sorted(folder.glob(pattern)):
                 name = str(path.relative_to(folder))
                 original_name = name.replace(german, english)
@@ -124,29 +125,19 @@ skrooge-common step systemsettings
 _WESNOTH = "data did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs"
 
 
-def read_guides(folders: Sequence[Path]) -> Iterator[tuple[str, Pair]]:
-    """Debian's smaller guides, each of which lies in its own way."""
-    for pattern, german, english in (
-        ("usr/share/doc/debian/FAQ/de/*.de.html", "FAQ/de/", "FAQ/"),
-        ("usr/share/doc/maint-guide-de/html/*.de.html", "maint-guide-de/html/", "maint-guide/html/"),
-        ("usr/share/doc/debian-edu-doc-de/*.html", "debian-edu-doc-de/", "debian-edu-doc-en/"),
-    ):
-        yield from pages(pattern, german, english)(folders)
-
-
 SOURCES: tuple[Source, ...] = (
     Source("manpages", "manual pages", tuple(_MANUALS.split()), read_manpages),
     Source(
         "libreoffice-help",
         "help of LibreOffice",
         ("libreoffice-help-de", "libreoffice-help-en-us"),
-        pages("usr/share/libreoffice/help/de/text/**/*.html", "help/de/", "help/en-US/", HTML_BY_ID),
+        pages(("usr/share/libreoffice/help/de/text/**/*.html", "help/de/", "help/en-US/"), dialect=HTML_BY_ID),
     ),
     Source(
         "gimp-help",
         "GIMP's handbook",
         ("gimp-help-de", "gimp-help-en"),
-        pages("usr/share/gimp/2.0/help/de/*.html", "help/de/", "help/en/", leave_out="gimp-help-index"),
+        pages(("usr/share/gimp/2.0/help/de/*.html", "help/de/", "help/en/"), leave_out="gimp-help-index"),
     ),
     Source(
         "gnome-help",
@@ -155,32 +146,36 @@ SOURCES: tuple[Source, ...] = (
             *("gnome-user-docs", "evolution-common", "anjuta-common", "gedit-common", "evince-common"),
             *("shotwell-common", "epiphany-browser-data", "rhythmbox-data"),
         ),
-        pages("usr/share/help/de/**/*.page", "help/de/", "help/C/", MALLARD, leave_out="legal"),
+        pages(("usr/share/help/de/**/*.page", "help/de/", "help/C/"), dialect=MALLARD, leave_out="legal"),
     ),
     Source("kde-help", "handbooks of KDE's programs", tuple(_KDE.split()), read_kde),
     Source(
         "debian-handbook",
         "The Debian Administrator's Handbook",
         ("debian-handbook",),
-        pages("usr/share/doc/debian-handbook/html/de-DE/*.html", "/de-DE/", "/en-US/", leave_out="ix01"),
+        pages(("usr/share/doc/debian-handbook/html/de-DE/*.html", "/de-DE/", "/en-US/"), leave_out="ix01"),
     ),
     Source(
         "debian-reference",
         "Debian Reference",
         ("debian-reference-de", "debian-reference-en"),
-        pages("usr/share/debian-reference/*.de.html", ".de.html", ".en.html"),
+        pages(("usr/share/debian-reference/*.de.html", ".de.html", ".en.html")),
     ),
     Source(
         "installation-guide",
         "Debian's installation guide",
         ("installation-guide-amd64",),
-        pages("usr/share/doc/installation-guide-amd64/de/*.html", "/de/", "/en/"),
+        pages(("usr/share/doc/installation-guide-amd64/de/*.html", "/de/", "/en/")),
     ),
     Source(
         "debian-guides",
         "Debian FAQ, New Maintainers' Guide, Debian Edu manual",
         ("debian-faq", "debian-faq-de", "maint-guide", "maint-guide-de", "debian-edu-doc-de", "debian-edu-doc-en"),
-        read_guides,
+        pages(
+            ("usr/share/doc/debian/FAQ/de/*.de.html", "FAQ/de/", "FAQ/"),
+            ("usr/share/doc/maint-guide-de/html/*.de.html", "maint-guide-de/html/", "maint-guide/html/"),
+            ("usr/share/doc/debian-edu-doc-de/*.html", "debian-edu-doc-de/", "debian-edu-doc-en/"),
+        ),
     ),
     Source(
         "toolchain",
@@ -203,7 +198,7 @@ SOURCES: tuple[Source, ...] = (
         "developers-reference",
         "Debian Developer's Reference, which training never sees",
         ("developers-reference", "developers-reference-de"),
-        pages("usr/share/developers-reference/de/*.html", "developers-reference/de/", "developers-reference/"),
+        pages(("usr/share/developers-reference/de/*.html", "developers-reference/de/", "developers-reference/")),
         trained=False,
     ),
 )
