@@ -288,12 +288,15 @@ def with_several_ends(folder, out, ends):
 def test_models_with_several_ends_train(name, ends, toy, tmp_path, monkeypatch):
     sources = []
 
-    def generate(self, inputs, *args, real=Decoder.generate, **options):
-        theirs = options.get("teacher_inputs") or {"input_ids": []}
-        sources.extend([*inputs, *theirs["input_ids"]])
-        return real(self, inputs, *args, **options)
+    for name_of, real in (("generate", Decoder.generate), ("stream", Decoder.stream)):
 
-    monkeypatch.setattr(Decoder, "generate", generate)
+        def recorded(self, inputs, *args, real=real, **options):
+            theirs = options.get("teacher_inputs") or {"input_ids": []}
+            inputs = list(inputs)
+            sources.extend(row for row in (*inputs, *theirs["input_ids"]) if isinstance(row, list))
+            return real(self, inputs, *args, **options)
+
+        monkeypatch.setattr(Decoder, name_of, recorded)
     places = {
         f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role, ends)
         for role in ("student", "teacher")
