@@ -159,8 +159,7 @@ def to_ptx(source: Path, arch: str, *, roots: Sequence[Path] = (CSRC,), defines:
 
 
 def _translated_object(ptx: Path, checked: bool) -> Path:
-    translator = Path(translate.__file__)
-    made_from = [path.read_bytes() for path in (translator, translator.with_name("ptx.py"), ptx)]
+    made_from = [path.read_bytes() for path in (Path(translate.__file__), ptx)]
     cpp = OUT / "ptx" / _digest(made_from) / f"{ptx.stem}.cpp"
     if not cpp.exists():
         cpp.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +213,7 @@ def build_simulated(
         if kind == "source":
             return [_object(path, simulated, [*KERNEL, *defines, *instrument])]
         ptx = to_ptx(path, arch, roots=roots, defines=given)
-        host = _object(path, simulated, [*KERNEL, *defines, "-DKDTW_SIMT_PTX"])
+        host = _object(path, simulated, [*KERNEL, *defines])
         return [_translated_object(ptx, checked), host]
 
     with ThreadPoolExecutor(JOBS) as pool:

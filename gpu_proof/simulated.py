@@ -1,4 +1,4 @@
-"""The simulated device from Python: schedules, counters, device memory, and kernels called by ctypes."""
+"""The simulated device from Python: schedules, counters and device memory, by ctypes."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,7 @@ import numpy as np
 from kdtw_fast import _core
 
 ORDERS = ("forward", "reverse", "random")
+CUDA_MEMCPY_DEFAULT = 4
 
 
 class SimulatedError(RuntimeError):
@@ -63,12 +64,12 @@ class DeviceArray:
         """Replaces what the memory holds."""
         assert (values.shape, values.dtype) == (self.shape, self.dtype)
         host = np.ascontiguousarray(values)
-        self.device.check(self.device.library.kdtw_sim_copy(self, ctypes.c_void_p(host.ctypes.data), host.nbytes))
+        self.device.copy(self, ctypes.c_void_p(host.ctypes.data), host.nbytes)
 
     def numpy(self) -> np.ndarray:
         """What the memory holds now; waits for the device."""
         host = np.empty(self.shape, self.dtype)
-        self.device.check(self.device.library.kdtw_sim_copy(ctypes.c_void_p(host.ctypes.data), self, host.nbytes))
+        self.device.copy(ctypes.c_void_p(host.ctypes.data), self, host.nbytes)
         return host
 
 
@@ -84,12 +85,11 @@ class SimulatedDevice:
         self.path = path
         self.library = library = ctypes.CDLL(str(path))
         self._arrays: list[DeviceArray] = []
-        for name in ("counters", "kernel_runs", "traffic", "last_error"):
-            getattr(library, f"kdtw_sim_{name}").restype = ctypes.c_char_p
-        library.kdtw_sim_allocate.restype = ctypes.c_void_p
-        library.kdtw_sim_allocate.argtypes = [ctypes.c_size_t]
-        library.kdtw_sim_release.argtypes = [ctypes.c_void_p]
-        library.kdtw_sim_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        for function in (library.kdtw_sim_counters, library.kdtw_sim_traffic, library.cudaGetErrorString):
+            function.restype = ctypes.c_char_p
+        library.cudaMalloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        library.cudaFree.argtypes = [ctypes.c_void_p]
+        library.cudaMemcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         library.kdtw_sim_schedule.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
 
     @property
@@ -106,14 +106,21 @@ class SimulatedDevice:
         """Whether graphs may have WHILE nodes; not all devices and drivers have them."""
         self.library.kdtw_sim_conditional_nodes(there)
 
+    def allocate(self, size: int) -> int:
+        """The address of so many bytes of device memory; cudaFree frees them."""
+        pointer = ctypes.c_void_p()
+        self.check(self.library.cudaMalloc(ctypes.byref(pointer), size))
+        return pointer.value or 0
+
+    def copy(self, to: object, source: object, size: int) -> None:
+        """Copies bytes to or from the device when all that was enqueued has been done."""
+        self.check(self.library.cudaMemcpy(to, source, size, CUDA_MEMCPY_DEFAULT))
+
     def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> DeviceArray:
         """Device memory that nobody has written."""
         shape = (shape,) if isinstance(shape, int) else shape
         kind = np.dtype(dtype)
-        pointer = self.library.kdtw_sim_allocate(int(np.prod(shape)) * kind.itemsize)
-        if not pointer:
-            raise SimulatedError(self.library.kdtw_sim_last_error().decode())
-        self._arrays.append(DeviceArray(self, pointer, shape, kind))
+        self._arrays.append(DeviceArray(self, self.allocate(int(np.prod(shape)) * kind.itemsize), shape, kind))
         return self._arrays[-1]
 
     def array(self, values: np.typing.ArrayLike) -> DeviceArray:
@@ -131,15 +138,14 @@ class SimulatedDevice:
         kernel that reads past an array's end or what nobody has written.
         """
         before = _core.build_info()["cuda"]
-        free = self.library.kdtw_sim_release
         _core.use_cuda_library(str(self.path))
         _core.use_cuda_allocator(
-            lambda device, size, stream: self.library.kdtw_sim_allocate(size) or 0, free, lambda device: 0
+            lambda device, size, stream: self.allocate(size), self.library.cudaFree, lambda device: 0
         )
         try:
             yield "cuda:0"
         finally:
-            self.library.kdtw_sim_clear_error()
+            self.library.cudaGetLastError()
             _core.use_cuda_allocator(None, None, None)
             if before:
                 _core.use_cuda_library(before["library"])
@@ -147,14 +153,14 @@ class SimulatedDevice:
     def release(self) -> None:
         """Frees every array that was made here."""
         for array in self._arrays:
-            self.library.kdtw_sim_release(array)
+            self.library.cudaFree(array)
         self._arrays.clear()
 
     def check(self, error: int) -> None:
         """Raises SimulatedError with the device's words when `error` is not 0; the device can be used again."""
         if error:
-            message = self.library.kdtw_sim_last_error().decode()
-            self.library.kdtw_sim_clear_error()
+            message = self.library.cudaGetErrorString(error).decode()
+            self.library.cudaGetLastError()  # takes it away
             raise SimulatedError(message)
 
     def reset_counters(self) -> None:
@@ -165,11 +171,6 @@ class SimulatedDevice:
         """What was counted since the last reset; gpu_proof/sim/control.h says what each is."""
         lines = self.library.kdtw_sim_counters().decode().splitlines()
         return {name: int(value) for name, value in (line.split("=") for line in lines)}
-
-    def kernel_runs(self) -> dict[str, int]:
-        """How often each kernel ran since the last reset."""
-        lines = self.library.kdtw_sim_kernel_runs().decode().splitlines()
-        return {name: int(value) for name, value in (line.split("\t") for line in lines)}
 
     @contextlib.contextmanager
     def traffic(self) -> Iterator[list[dict]]:

@@ -15,15 +15,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gpu_proof.build import CSRC, JOBS, NVCC, OUT, content_key, find_nvcc, kernel_sources, run, to_ptx
+from gpu_proof.translate import plain_names
 
 TABLE = Path(__file__).with_name("occupancy.json")
-ARCHS = ("sm_75", "sm_90")
 # Kernels that a token waits for: no spill and no stack frame. Others may keep a small array on the stack.
 HOT = re.compile(r"linear|attend|rms_norm|scale_kernel|store|embed|activate|summarise|advance|condition")
 # Kernels that stream weights: 16 bytes a load.
@@ -32,26 +32,9 @@ STREAMS = re.compile(r"linear_(int8_|tensor_)?kernel")
 TENSOR = re.compile(r"linear_tensor_kernel")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Per multiprocessor (CUDA C++ Programming Guide, technical specifications per compute capability)."""
-
-    threads: int
-    shared: int
-    blocks: int
-    reserved_shared: int  # per block, by the system
-    registers: int = 65536
-
-
-LIMITS = {
-    "sm_75": Limits(1024, 65536, 16, 0),
-    "sm_80": Limits(2048, 167936, 32, 1024),
-    "sm_86": Limits(1536, 102400, 16, 1024),
-    "sm_89": Limits(1536, 102400, 24, 1024),
-    "sm_90": Limits(2048, 233472, 32, 1024),
-    "sm_100": Limits(2048, 233472, 32, 1024),
-    "sm_120": Limits(1536, 102400, 24, 1024),
-}
+# Of a multiprocessor (CUDA C++ Programming Guide, technical specifications per compute capability): threads, blocks,
+# registers, bytes of shared memory, and bytes of it that the system takes for each block.
+LIMITS = {"sm_75": (1024, 16, 65536, 65536, 0), "sm_90": (2048, 32, 65536, 233472, 1024)}
 
 
 @dataclass(frozen=True)
@@ -69,24 +52,12 @@ class Usage:
 
 def occupancy(arch: str, threads: int, registers: int, shared: int) -> tuple[int, int]:
     """Blocks on a multiprocessor at a time, and the percentage of its threads that they are."""
-    limits = LIMITS[arch]
+    most_threads, most_blocks, all_registers, all_shared, system = LIMITS[arch]
     warps = math.ceil(threads / 32)
-    of_registers = limits.registers // (math.ceil(registers * 32 / 256) * 256 * warps)
-    of_shared = limits.shared // (shared + limits.reserved_shared) if shared + limits.reserved_shared else limits.blocks
-    blocks = min(limits.blocks, limits.threads // (warps * 32), of_registers, of_shared)
-    return blocks, 100 * blocks * warps * 32 // limits.threads
-
-
-def demangle(names: Iterable[str]) -> dict[str, str]:
-    """Kernel names as the simulated device gives them: without namespaces, return type and parameters."""
-    mangled = list(names)
-    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
-    plain = []
-    for name in done.stdout.splitlines():
-        name = re.sub(r"\(anonymous namespace\)::|kdtw::cuda::|_GLOBAL__N__\w+::", "", name)
-        name = re.sub(r"^void ", "", name)
-        plain.append(re.sub(r"\((?!\w+\)\d)[^<>]*\)$", "", name))
-    return dict(zip(mangled, plain))
+    of_registers = all_registers // (math.ceil(registers * 32 / 256) * 256 * warps)
+    of_shared = all_shared // max(shared + system, 1)
+    blocks = min(most_blocks, most_threads // (warps * 32), of_registers, of_shared)
+    return blocks, 100 * blocks * warps * 32 // most_threads
 
 
 def _cubin(source: Path, arch: str) -> tuple[Path, str]:
@@ -116,37 +87,25 @@ _PTXAS = re.compile(
 
 
 def usage(source: Path, arch: str) -> dict[str, Usage]:
-    """What ptxas says about each kernel of a file."""
-    _, told = _cubin(source, arch)
-    found = list(_PTXAS.finditer(told))
-    bounds = _launch_bounds(source, arch)
-    names = demangle(match["name"] for match in found)
+    """What ptxas says about each kernel of a file; the threads of its blocks are its __launch_bounds__ in the PTX."""
+    found = list(_PTXAS.finditer(_cubin(source, arch)[1]))
+    ptx = to_ptx(source, arch).read_text(encoding="utf-8")
     table = {}
-    for match in found:
+    for match, name in zip(found, plain_names(match["name"] for match in found)):
+        bound = re.search(rf"\.entry\s+{re.escape(match['name'])}\s*\([^)]*\)[^{{]*\.maxntid\s+(\d+)", ptx)
+        assert bound is not None, f"{name} has no __launch_bounds__"
         shared = re.search(r"(\d+) bytes smem", match["rest"])
-        size, registers = int(shared[1]) if shared else 0, int(match["registers"])
-        block = bounds[match["name"]]
-        blocks, percent = occupancy(arch, block, registers, size)
+        block, size, registers = int(bound[1]), int(shared[1]) if shared else 0, int(match["registers"])
         spilled = int(match["stores"]) + int(match["loads"])
-        row = Usage(block, registers, size, int(match["stack"]), spilled, blocks, percent)
-        table[names[match["name"]]] = row
+        table[name] = Usage(
+            block, registers, size, int(match["stack"]), spilled, *occupancy(arch, block, registers, size)
+        )
     return table
 
 
-def _launch_bounds(source: Path, arch: str) -> dict[str, int]:
-    """Threads of each kernel's blocks, from its __launch_bounds__ in the PTX."""
-    text = to_ptx(source, arch).read_text(encoding="utf-8")
-    entries = re.findall(r"\.entry\s+([\w$]+)\s*\([^)]*\)([^{]*)\{", text)
-    bounds = {}
-    for name, head in entries:
-        most = re.search(r"\.maxntid\s+(\d+)(?:,\s*(\d+),\s*(\d+))?", head)
-        bounds[name] = math.prod(int(n or 1) for n in most.groups()) if most else 1024
-    return bounds
-
-
-def tables(archs: Iterable[str] = ARCHS) -> dict[str, dict[str, Usage]]:
+def tables() -> dict[str, dict[str, Usage]]:
     """What ptxas says about all kernels, by architecture."""
-    jobs = [(arch, source) for arch in archs for source in kernel_sources()]
+    jobs = [(arch, source) for arch in LIMITS for source in kernel_sources()]
     with ThreadPoolExecutor(JOBS) as pool:
         parts = list(pool.map(lambda job: usage(job[1], job[0]), jobs))
     found: dict[str, dict[str, Usage]] = {}
@@ -199,7 +158,7 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*beside, *pip]))
 
 
-def instructions(source: Path, arch: str) -> dict[str, dict[str, int]]:
+def instructions(source: Path, arch: str) -> dict[str, Counter[str]]:
     """How often each load, store and tensor-core instruction is in each kernel's machine code.
 
     Raises:
@@ -210,20 +169,15 @@ def instructions(source: Path, arch: str) -> dict[str, dict[str, int]]:
         raise FileNotFoundError("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     cubin, _ = _cubin(source, arch)
     parts = re.split(r"Function : (\S+)", run([tool, "-sass", cubin]))[1:]
-    names = demangle(parts[::2])
-    counts: dict[str, dict[str, int]] = {}
-    for mangled, text in zip(parts[::2], parts[1::2]):
-        of_kernel = counts.setdefault(names[mangled], {})
-        for instruction in re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS|HMMA)[.\w]*)", text):
-            of_kernel[instruction] = of_kernel.get(instruction, 0) + 1
-    return counts
+    found = (re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS|HMMA)[.\w]*)", text) for text in parts[1::2])
+    return dict(zip(plain_names(parts[::2]), map(Counter, found)))
 
 
-def machine_code_faults(archs: Iterable[str] = ARCHS) -> list[str]:
+def machine_code_faults() -> list[str]:
     """Kernels that stream weights without 128-bit loads, touch local memory, or should use tensor cores and do not."""
     said = []
-    for arch in archs:
-        found: dict[str, dict[str, int]] = {}
+    for arch in LIMITS:
+        found: dict[str, Counter[str]] = {}
         for source in sorted((CSRC / "backend/cuda/kernels").glob("linear*.cu")):
             found |= instructions(source, arch)
         streaming = {name: counts for name, counts in found.items() if STREAMS.search(name)}

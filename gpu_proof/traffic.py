@@ -49,12 +49,13 @@ def count() -> dict[str, Count]:
     costs: dict[str, dict[str, list[int]]] = {}
     moved: dict[str, int] = {}
     for launch in launches:
-        kernel = launch["kernel"].removeprefix("kdtw::cuda::").replace("kdtw::cuda::", "")
+        kernel = launch["kernel"]
         moved[kernel] = moved.get(kernel, 0) + launch["bytes_read"] + launch["bytes_written"]
         spaces = costs.setdefault(kernel, {"global": [0, 0], "shared": [0, 0]})
-        for line in launch["lines"]:
-            spaces[line["space"]][0] += line["cost"]
-            spaces[line["space"]][1] += line["ideal"]
+        for space, total in spaces.items():
+            for requests in (launch[f"{space} loads"], launch[f"{space} stores"]):
+                total[0] += requests["cost"]
+                total[1] += requests["ideal"]
     ratio = {k: {s: round(c / i, 3) if i else 1.0 for s, (c, i) in v.items()} for k, v in costs.items()}
     return {kernel: Count(r["global"], r["shared"], moved[kernel]) for kernel, r in sorted(ratio.items())}
 

@@ -1,35 +1,60 @@
-"""Turns the PTX that nvcc makes of the kernels into C++ for the simulated device, one statement an instruction.
+"""Turns the PTX that nvcc makes of the kernels (NVIDIA's PTX ISA reference) into C++ for the simulated device.
 
-So tests execute what nvcc made of a kernel: its load widths, its loads through the read-only cache, its barriers. An
-instruction that is not known stops the translation with its text. gpu_proof/sim/ptx.h has what the C++ calls.
+So tests execute what nvcc made of a kernel: its load widths, its barriers. Each instruction becomes a statement; one
+that is not known stops the translation with its text. gpu_proof/sim/ptx.h has what the C++ calls.
 """
 
 import re
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterable
 
-from gpu_proof.ptx import Kernel, Module, PtxError, Statement, parse, size_of
+
+class PtxError(ValueError):
+    """Something in the PTX that is not known; the message has its text and the kernel's name."""
+
 
 CPP = {
     **{"u8": "uint8_t", "s8": "int8_t", "b8": "uint8_t", "u16": "uint16_t", "s16": "int16_t", "b16": "uint16_t"},
     **{"f16": "uint16_t", "bf16": "uint16_t", "u32": "uint32_t", "s32": "int32_t", "b32": "uint32_t"},
     **{"f32": "float", "u64": "uint64_t", "s64": "int64_t", "b64": "uint64_t", "f64": "double", "pred": "bool"},
 }
-COORDINATES = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
-SPACES = ("global", "shared", "param", "local", "const")
-HALVES = ("f16", "bf16")
-# What an instruction computes of operands that it reads as its own type.
-PLAIN = {
-    **{"add": "{a} + {b}", "sub": "{a} - {b}", "neg": "-{a}", "abs": "absolute({a})"},
-    **{"min": "minimum({a}, {b})", "max": "maximum({a}, {b})", "rem": "remainder({a}, {b})"},
-    **{"and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}"},
+HALVES = {"f16", "bf16"}
+INTEGERS = {kind for kind in CPP if kind[0] in "usb" and kind not in HALVES}
+# C++ of what is computed of operands a, b, c and d: by the instruction without its type and without "rn", "approx" and
+# "ftz". Operands are read as the instruction's type, except those that KINDS names.
+FORMS = {
+    **{"add": "{a} + {b}", "sub": "{a} - {b}", "neg": "-{a}", "min": "::min({a}, {b})", "max": "::max({a}, {b})"},
+    **{"mul": "{a} * {b}", "mul.lo": "{a} * {b}", "mad.lo": "{a} * {b} + {c}", "rem": "remainder({a}, {b})"},
+    **{"and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}", "not": "~{a}", "not.pred": "!{a}"},
+    **{"shl": "shift_left({a}, {b})", "shr": "shift_right({a}, {b})", "bfi": "bits_inserted({a}, {b}, {c}, {d})"},
     **{"popc": "__builtin_popcountll({a})", "clz": "leading_zeros({a})", "brev": "reversed({a})"},
-    **{"rcp": "1 / {a}", "sqrt": "std::sqrt({a})", "rsqrt": "1 / std::sqrt({a})"},
-    **{"ex2": "exp2f({a})", "lg2": "log2f({a})", "sin": "sinf({a})", "cos": "cosf({a})", "tanh": "tanhf({a})"},
+    **{"bfind.shiftamt": "shift_to_top({a})", "dp4a.s32": "__dp4a({a}, {b}, {c})", "selp": "{c} ? {a} : {b}"},
+    **{"abs.f32": "std::fabs({a})", "fma": "std::fma({a}, {b}, {c})", "fma.rm.f32": "fma_down({a}, {b}, {c})"},
+    **{"div": "divide({a}, {b})", "rcp": "1 / {a}", "sqrt": "std::sqrt({a})", "ex2.f32": "exp2f({a})", "mov": "{a}"},
+    "cvta.to.global": "{a}",
 }
-WRAPS = {"add", "sub", "neg"}  # integers are computed without their sign: C++ does not define the overflow
-MODIFIERS = {"rn", "approx", "ftz"}  # of those above
-ACCESSES = {"global", "shared", "param", "local", "const", "nc", "v2", "v4", *CPP}  # of ld and st
+KINDS = {"shl": {"b": "u32"}, "shr": {"b": "u32"}, "bfi": {"c": "u32", "d": "u32"}, "selp": {"c": "pred"}}
+WRAPS = {"add", "sub", "neg", "mul", "mul.lo", "mad.lo"}  # computed without the sign: C++ does not define the overflow
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+NOT = {"ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<", "neu": "=="}  # true of NaN: where the opposite is not true
+COORDINATES = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
 SHARED_GAP = 64  # kSharedGap of gpu_proof/sim/device.h
+
+_ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{]*\{(.*?)\n\}", re.DOTALL)
+_SHARED = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?;")
+_STATEMENT = re.compile(r"\s*(?:(\.loc\s[^\n]*)|([{}])|([\w$]+):(?!:)|([^;]+);)")
+
+
+def plain_names(mangled: Iterable[str]) -> list[str]:
+    """Kernels' names as the simulated device gives them: without namespaces, return type and parameters."""
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    short = (re.sub(r"\(anonymous namespace\)::|\w+::", "", name) for name in done.stdout.splitlines())
+    return [re.sub(r"^void |\(.*", "", name) for name in short]
+
+
+def size_of(kind: str) -> int:
+    """Bytes of a type, as "u32"."""
+    return int(re.sub(r"\D", "", kind)) // 8
 
 
 def _identifier(name: str) -> str:
@@ -37,228 +62,144 @@ def _identifier(name: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Operands: at commas outside brackets."""
-    parts, depth, part = [], 0, ""
-    for char in text:
-        depth += (char in "{[(") - (char in "}])")
-        if char == "," and depth == 0:
-            parts.append(part.strip())
-            part = ""
-        else:
-            part += char
-    return [*parts, part.strip()] if part.strip() else parts
+    """Operands: at commas outside braces and parentheses."""
+    return [part.strip() for part in re.findall(r"(?:\{[^}]*\}|\([^)]*\)|[^,{(])+", text)]
 
 
 def _unsigned(kind: str) -> str:
-    return kind if kind[0] == "f" else "u" + kind[1:]
+    return "u" + kind[1:] if kind in INTEGERS else kind
 
 
-def _unknown(parts: list[str]) -> PtxError:
-    return PtxError(f"instruction {'.'.join(parts)}")
+class _Kernel:
+    """One kernel while it is translated."""
 
-
-class _Translator:
-    """One kernel's state while it is translated."""
-
-    def __init__(self, module: Module, kernel: Kernel) -> None:
-        self.module, self.kernel = module, kernel
-        self.constants = {constant.name for constant in module.constants}
-        self.parameters = {name: i for i, name in enumerate(kernel.parameters)}
-        self.locals: set[str] = set()
+    def __init__(self, parameters: str, body: str, files: dict[str, str]) -> None:
+        names = [re.sub(r"\[\d+\]$", "", p.split()[-1]) for p in parameters.split(",") if p.strip()]
+        self.parameters = {name: i for i, name in enumerate(names)}
+        self.body, self.files = body, files
         self.types: dict[str, str] = {}  # of registers, in C++
-        self.offsets: dict[str, int] = {}
-        self.static = 0
-        for array in kernel.shared:
-            align = max(array.align, 16)
-            self.offsets[array.name] = self.static = (self.static + align - 1) // align * align
-            self.static = (self.static + array.bytes + 2 * SHARED_GAP - 1) // SHARED_GAP * SHARED_GAP
+        self.shared: dict[str, tuple[int, int]] = {}  # arrays' offsets and bytes
+        end = 0
+        for align, kind, name, count in _SHARED.findall(body):
+            step, size = max(int(align), 16), size_of(kind) * int(count or 1)
+            offset = (end + step - 1) // step * step
+            self.shared[name] = offset, size
+            end = (offset + size + 2 * SHARED_GAP - 1) // SHARED_GAP * SHARED_GAP
 
     # ------------------------------------------------------------ operands
     def value(self, text: str, kind: str) -> str:
         """C++ of an operand read as `kind`."""
-        text = text.strip()
-        if text.startswith("!"):
-            return f"(!{self.value(text[1:], kind)})"
-        if text.startswith("-%"):
-            return f"(-{self.value(text[1:], kind)})"
         cpp = CPP.get(kind)
         if cpp is None:
             raise PtxError(f"type .{kind}")
-        if text.startswith("%"):
-            base, _, axis = text.partition(".")
-            if base in COORDINATES:
-                return f"(uint32_t){COORDINATES[base]}.{axis}"
-            if text == "%laneid":
-                return "simt::lane()"
-            if text in {"%clock", "%clock64", "%globaltimer"}:
-                raise PtxError(f"{text}: the simulated device has no clock")
-            name = _identifier(text)
-            return name if self.types.get(name) == cpp else f"as<{cpp}>({name})"
-        if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-            return f"f32_bits(0x{text[2:]}u)"
-        if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
-            return f"f64_bits(0x{text[2:]}ull)"
+        if text.startswith(("!", "-%")):
+            return f"({text[0]}{self.value(text[1:], kind)})"
+        base, _, axis = text.partition(".")
+        if base in COORDINATES:
+            return f"(uint32_t){COORDINATES[base]}.{axis}"
+        if (name := _identifier(text)) in self.types and text.startswith("%"):
+            return name if self.types[name] == cpp else f"as<{cpp}>({name})"
+        if match := re.fullmatch(r"0([fFdD])([0-9a-fA-F]+)", text):
+            floating, ending = ("float", "u") if match[1] in "fF" else ("double", "ull")
+            return f"bits_as<{floating}>(0x{match[2]}{ending})"
         if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
-            if kind == "pred":
-                return f"({text} != 0)"
-            return f"({cpp})({text.rstrip('U')}{'ull' if size_of(kind) == 8 else 'll'})"
-        if text in self.offsets:
-            return f"({cpp}){self.offsets[text]}u"
-        if text in self.module.dynamic_shared:
-            return f"({cpp}){self.static}u"
-        if text in self.locals:
-            return f"as<{cpp}>({_identifier(text)})"
-        if text in self.constants:
-            return f"({cpp})(uint64_t)&{_identifier(text)}[0]"
+            return f"({text} != 0)" if kind == "pred" else f"({cpp}){text.rstrip('U')}{'u' * (size_of(kind) == 8)}ll"
+        if text in self.shared:
+            return f"({cpp}){self.shared[text][0]}u"
         if text in self.parameters:
             return f"({cpp})(uint64_t)arguments[{self.parameters[text]}]"
         raise PtxError(f"operand {text}")
 
     def address(self, text: str, space: str) -> str:
-        match = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]", text.strip())
+        """C++ of a `char*`."""
+        match = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]", text)
         if match is None:
             raise PtxError(f"address {text}")
         base, offset = match[1], match[2] or "0"
-        if space == "param":
-            if base in self.parameters:
-                return f"((char*)arguments[{self.parameters[base]}] + {offset})"
-            if base.startswith("%"):  # a register with a parameter's address
-                return f"((char*)({self.value(base, 'u64')} + ({offset})))"
-            return f"((char*)&{_identifier(base)} + {offset})"
         if space == "shared":
             return f"(shared + (uint32_t)({self.value(base, 'u32')} + {offset}))"
+        if base in self.parameters:
+            return f"((char*)arguments[{self.parameters[base]}] + {offset})"
+        if space == "param" and not base.startswith("%"):  # of a call
+            return f"((char*)&{_identifier(base)} + {offset})"
         return f"((char*)({self.value(base, 'u64')} + ({offset})))"
 
-    def put(self, register: str, expression: str) -> str:
-        """Stores an expression's bits in a register; "_" throws them away."""
-        if register.strip() == "_":
-            return f"(void)({expression});"
-        name = _identifier(register.strip())
-        known = re.match(r"\((\w+)\)\(|load<(\w+)>\(|(fmaf)\(|(\w+)$", expression)
-        if known:  # the plain case is written plainly: compilers need half the time for it
-            kind = known[1] or known[2] or ("float" if known[3] else self.types.get(known[4]))
-            if kind == self.types.get(name):
-                return f"{name} = {expression};"
-        return f"put({name}, {expression});"
+    def put(self, register: str, expression: str, cpp: str) -> str:
+        """Stores an expression of a C++ type in a register; the plain case plainly, which halves compilers' time."""
+        name = _identifier(register)
+        plain = self.types.get(name) == cpp
+        return f"{name} = ({cpp})({expression});" if plain else f"put({name}, ({cpp})({expression}));"
+
+    def puts(self, registers: str, expression: str, cpp: str) -> str:
+        """Stores element after element of an array in "{%r1, %r2}", or in one register."""
+        return " ".join(self.put(r, f"{expression}[{i}]", cpp) for i, r in enumerate(_split(registers.strip("{}"))))
 
     # ------------------------------------------------------------ instructions
     def instruction(self, text: str) -> str:
-        match = re.match(r"([\w.:]+)\s*(.*)$", text)
+        """C++ of an instruction: a handler below knows it, or FORMS does."""
+        match = re.match(r"([\w.:]+)\s*(.*)$", text, re.DOTALL)
         assert match is not None
-        parts, operands = match[1].replace("::", ".").split("."), _split(match[2])
-        name, kind = parts[0], parts[-1]
-        if name in PLAIN and kind not in HALVES and not set(parts[1:-1]) - MODIFIERS:
-            return self.computed(operands, PLAIN[name], _unsigned(kind) if name in WRAPS else kind)
-        handler: Callable[[list[str], list[str]], str] | None = getattr(self, f"do_{name}", None)
-        if handler is None:
-            raise _unknown(parts)
-        return handler(parts, operands)
+        name, *rest = match[1].replace("::", ".").split(".")
+        operands = _split(match[2])
+        handler: Callable[[list[str], list[str]], str | None] | None = getattr(self, f"do_{name}", None)
+        code = handler(rest, operands) if handler else None
+        if code is None:
+            code = self.computed([name, *rest], operands)
+        if code is None:
+            raise PtxError("instruction")
+        return code
 
-    def computed(self, o: list[str], form: str, kind: str) -> str:
-        """Stores what `form` makes of the operands."""
-        if kind not in CPP:
-            raise PtxError(f"type .{kind}")
-        values = dict(zip("abc", (self.value(x, kind) for x in o[1:])))
-        return self.put(o[0], f"({CPP[kind]})({form.format(**values)})")
+    def computed(self, parts: list[str], o: list[str]) -> str | None:
+        """Stores what FORMS makes of the operands."""
+        kind = parts[-1]
+        stem = ".".join(part for part in parts[:-1] if part not in {"rn", "approx", "ftz"})
+        form = FORMS.get(f"{stem}.{kind}", FORMS.get(stem))
+        if form is None or kind in HALVES:
+            return None
+        kind = _unsigned(kind) if stem in WRAPS else kind
+        kinds = KINDS.get(stem, {})
+        values = {name: self.value(x, kinds.get(name, kind)) for name, x in zip("abcd", o[1:])}
+        return self.put(o[0], form.format(**values), CPP[kind])
 
-    def do_mul(self, p: list[str], o: list[str]) -> str:
-        if "wide" in p:  # of twice the operands' width
-            cpp = CPP[f"{p[-1][0]}{size_of(p[-1]) * 16}"]
-            a, b = (self.value(x, p[-1]) for x in o[1:3])
-            return self.put(o[0], f"(({cpp}){a} * ({cpp}){b})")
-        if "hi" in p or p[-1] in HALVES:
-            raise _unknown(p)
-        return self.computed(o, "{a} * {b}", _unsigned(p[-1]))
-
-    def do_mad(self, p: list[str], o: list[str]) -> str:
-        if "lo" not in p or "cc" in p:
-            raise _unknown(p)
-        return self.computed(o, "{a} * {b} + {c}", _unsigned(p[-1]))
-
-    def do_fma(self, p: list[str], o: list[str]) -> str:
-        if p[-1] in HALVES:
-            raise _unknown(p)
-        values = ", ".join(self.value(x, p[-1]) for x in o[1:4])
-        return self.put(o[0], f"{'fmaf' if p[-1] == 'f32' else 'fma'}({values})")
-
-    def do_div(self, p: list[str], o: list[str]) -> str:
-        return self.computed(o, "{a} / {b}" if p[-1] in {"f32", "f64"} else "divide({a}, {b})", p[-1])
-
-    def do_not(self, p: list[str], o: list[str]) -> str:
-        return self.computed(o, "!{a}" if p[-1] == "pred" else "~{a}", p[-1])
-
-    def do_shl(self, p: list[str], o: list[str]) -> str:
-        return self.put(o[0], f"shift_left({self.value(o[1], p[-1])}, {self.value(o[2], 'u32')})")
-
-    def do_shr(self, p: list[str], o: list[str]) -> str:
-        return self.put(o[0], f"shift_right({self.value(o[1], p[-1])}, {self.value(o[2], 'u32')})")
-
-    def do_bfind(self, p: list[str], o: list[str]) -> str:
-        return self.computed(o, f"highest_bit({{a}}, {'true' if 'shiftamt' in p else 'false'})", p[-1])
-
-    def do_bfi(self, p: list[str], o: list[str]) -> str:
+    def do_mul(self, p: list[str], o: list[str]) -> str | None:
+        if p[0] != "wide":
+            return None
+        cpp = CPP[f"{p[-1][0]}{size_of(p[-1]) * 16}"]  # twice the operands' width
         a, b = (self.value(x, p[-1]) for x in o[1:3])
-        return self.put(o[0], f"bits_inserted({a}, {b}, {self.value(o[3], 'u32')}, {self.value(o[4], 'u32')})")
+        return self.put(o[0], f"({cpp}){a} * ({cpp}){b}", cpp)
 
-    def do_dp4a(self, p: list[str], o: list[str]) -> str:
-        if p[1:] != ["s32", "s32"]:
-            raise _unknown(p)
-        return self.put(o[0], f"dot_bytes({', '.join(self.value(x, 'b32') for x in o[1:4])})")
-
-    def do_mov(self, p: list[str], o: list[str]) -> str:
-        kind = p[-1]
+    def do_mov(self, p: list[str], o: list[str]) -> str | None:
+        pieces = _split(max(o, key=lambda x: x.startswith("{")).strip("{}"))
+        width = size_of(p[0]) * 8 // len(pieces) if len(pieces) > 1 else 0
         if o[0].startswith("{"):
-            registers = _split(o[0][1:-1])
-            width = size_of(kind) * 8 // len(registers)
-            value = self.value(o[1], kind)
-            return " ".join(self.put(r, f"(uint{width}_t)({value} >> {i * width})") for i, r in enumerate(registers))
+            value = self.value(o[1], p[0])
+            return " ".join(self.put(x, f"{value} >> {i * width}", f"uint{width}_t") for i, x in enumerate(pieces))
         if o[1].startswith("{"):
-            pieces = _split(o[1][1:-1])
-            width = size_of(kind) * 8 // len(pieces)
-            values = [f"(({CPP[kind]}){self.value(x, f'b{width}')} << {i * width})" for i, x in enumerate(pieces)]
-            return self.put(o[0], " | ".join(values))
-        return self.put(o[0], self.value(o[1], kind))
+            values = (f"({CPP[p[0]]}){self.value(x, f'b{width}')} << {i * width}" for i, x in enumerate(pieces))
+            return self.put(o[0], " | ".join(values), CPP[p[0]])
+        return None
 
-    def do_cvta(self, p: list[str], o: list[str]) -> str:
-        value = self.value(o[1], "u64")
-        if "shared" in p:
-            return self.put(
-                o[0], f"(uint64_t)((char*){value} - shared)" if "to" in p else f"(uint64_t)(shared + {value})"
-            )
-        return self.put(o[0], value)
-
-    def do_cvt(self, p: list[str], o: list[str]) -> str:
-        to, source = p[-2], p[-1]
-        rounding = next((x for x in p[1:-2] if x in {"rzi", "rni"}), "")
-        if set(p[1:-2]) - {"rn", "rzi", "rni", "sat"} or ("sat" in p and to[0] != "f"):
-            raise _unknown(p)
+    def do_cvt(self, p: list[str], o: list[str]) -> str | None:
+        *modes, to, source = p
+        if set(modes) - {"rn", "rzi", "rni", "sat"} or ("sat" in modes and to[0] != "f"):
+            return None
         value = self.value(o[1], source)
         if source in HALVES:
             value, source = f"{source}_to_float({value})", "f32"
         if to in HALVES:
-            return self.put(o[0], f"convert_to_{to}((float){value})")
+            return self.put(o[0], f"convert_to_{to}((float){value})", CPP[to])
+        if source[0] == "f" and {"rzi", "rni"} & set(modes):
+            value = f"std::{'trunc' if 'rzi' in modes else 'nearbyint'}({value})"
         if source[0] == "f" and to[0] in "su":
-            return self.put(o[0], f"float_to_int<{CPP[to]}>(round_{rounding}({value}))")
-        if source[0] == "f" and rounding:
-            value = f"round_{rounding}({value})"
-        return self.put(o[0], f"({CPP[to]}){f'saturated({value})' if 'sat' in p else value}")
+            value = f"float_to_int<{CPP[to]}>({value})"
+        return self.put(o[0], f"saturated({value})" if "sat" in modes else value, CPP[to])
 
-    def do_setp(self, p: list[str], o: list[str]) -> str:
-        kind = p[-1]
-        sign = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}.get(p[1][:2])
-        if sign is None or len(p) != 3 or kind in HALVES or "|" in o[0]:
-            raise _unknown(p)
-        a, b = (self.value(x, kind) for x in o[1:3])
-        result = f"({a} {sign} {b})"
-        if kind[0] == "f" and p[1] == "ne":  # ordered: false of NaN
-            result = f"({a} < {b} || {a} > {b})"
-        if p[1].endswith("u") and p[1] != "neu":  # unordered: true of NaN
-            result = f"(std::isnan({a}) || std::isnan({b}) || {result})"
-        return self.put(o[0], result)
-
-    def do_selp(self, p: list[str], o: list[str]) -> str:
-        a, b = (self.value(x, p[-1]) for x in o[1:3])
-        return self.put(o[0], f"({self.value(o[3], 'pred')} ? {a} : {b})")
+    def do_setp(self, p: list[str], o: list[str]) -> str | None:
+        if len(p) != 2 or p[1] in HALVES or (p[0] == "ne" and p[1][0] == "f"):
+            return None
+        a, b = (self.value(x, p[1]) for x in o[1:3])
+        sign = COMPARISONS.get(p[0]) or NOT.get(p[0])
+        return self.put(o[0], f"{'' if p[0] in COMPARISONS else '!'}({a} {sign} {b})", "bool") if sign else None
 
     def do_bra(self, p: list[str], o: list[str]) -> str:
         return f"goto {_identifier(o[0])};"
@@ -266,134 +207,118 @@ class _Translator:
     def do_ret(self, p: list[str], o: list[str]) -> str:
         return "return;"
 
-    do_exit = do_ret
-
-    def do_trap(self, p: list[str], o: list[str]) -> str:
-        return 'simt::trap(SIMT_SITE, "trap instruction");'
-
     # ------------------------------------------------------------ memory
-    def do_ld(self, p: list[str], o: list[str]) -> str:
-        if set(p[1:]) - ACCESSES:  # no volatile, relaxed or stronger one: nothing but atomics orders threads here
-            raise _unknown(p)
-        space = next((x for x in p if x in SPACES), "generic")
-        address, kind = self.address(o[1], space), p[-1]
-        registers = _split(o[0][1:-1]) if o[0].startswith("{") else [o[0]]
-        before = f"simt::read_only_load({address}, {size_of(kind) * len(registers)}); " if "nc" in p else ""
-        if len(registers) == 1:
-            return before + self.put(o[0], f"load<{CPP[kind]}>({address})")
-        puts = " ".join(self.put(r, f"v_.values[{i}]") for i, r in enumerate(registers))
-        vector = f"Vector<{CPP[kind]}, {len(registers)}>"
-        return f"{{ {before}const auto v_ = load_vector<{vector}>(SIMT_SITE, {address}); {puts} }}"
+    def place(self, p: list[str], address: str) -> tuple[str, str] | None:
+        """The address of a load or store and the C++ type it has; no volatile or ordered one, no other cache."""
+        known = re.fullmatch(r"(?:(global|shared|param)\.)?(?:v([24])\.)?(\w+)", ".".join(p))
+        if known is None or known[3] not in CPP:
+            return None
+        cpp = CPP[known[3]]
+        return self.address(address, known[1]), f"Vector<{cpp}, {known[2]}>" if known[2] else cpp
 
-    def do_st(self, p: list[str], o: list[str]) -> str:
-        if set(p[1:]) - ACCESSES:
-            raise _unknown(p)
-        space = next((x for x in p if x in SPACES), "generic")
-        address, kind = self.address(o[0], space), p[-1]
-        if not o[1].startswith("{"):
-            return f"store<{CPP[kind]}>({address}, {self.value(o[1], kind)});"
-        values = [self.value(x, kind) for x in _split(o[1][1:-1])]
-        vector = f"Vector<{CPP[kind]}, {len(values)}>"
-        return f"store_vector<{vector}>(SIMT_SITE, {address}, {{{{{', '.join(values)}}}}});"
+    def do_ld(self, p: list[str], o: list[str]) -> str | None:
+        if (found := self.place(p, o[1])) is None:
+            return None
+        address, cpp = found
+        if not cpp.startswith("Vector"):
+            return self.put(o[0], f"load<{cpp}>({address})", cpp)
+        puts = self.puts(o[0], "v_.values", CPP[p[-1]])
+        return f"{{ const auto v_ = load_vector<{cpp}>(SIMT_SITE, {address}); {puts} }}"
 
-    def do_atom(self, p: list[str], o: list[str]) -> str:
-        name = {"add": "atomicAdd", "exch": "atomicExch", "max": "atomicMax", "min": "atomicMin"}.get(p[2])
-        kind = _unsigned(p[-1]) if p[-1][0] == "b" else p[-1]
-        if p[1] not in {"global", "shared"} or name is None or len(p) != 4 or kind not in CPP or kind in HALVES:
-            raise _unknown(p)
-        return self.put(o[0], f"{name}(({CPP[kind]}*){self.address(o[1], p[1])}, {self.value(o[2], kind)})")
+    def do_st(self, p: list[str], o: list[str]) -> str | None:
+        if (found := self.place(p, o[0])) is None:
+            return None
+        address, cpp = found
+        values = ", ".join(self.value(x, p[-1]) for x in _split(o[1].strip("{}")))
+        if not cpp.startswith("Vector"):
+            return f"store<{cpp}>({address}, {values});"
+        return f"store_vector<{cpp}>(SIMT_SITE, {address}, {{{{{values}}}}});"
 
-    def do_red(self, p: list[str], o: list[str]) -> str:
-        return self.do_atom(p, ["_", *o])
-
-    def do_membar(self, p: list[str], o: list[str]) -> str:
-        return "simt::fence();" if {"gl", "sys"} & set(p) else ";"
+    def do_atom(self, p: list[str], o: list[str]) -> str | None:
+        if p[:-1] != ["shared", "add"]:
+            return None
+        cpp = CPP[p[-1]]
+        return self.put(o[0], f"atomicAdd(({cpp}*){self.address(o[1], 'shared')}, {self.value(o[2], p[-1])})", cpp)
 
     # ------------------------------------------------------------ threads together
-    def do_bar(self, p: list[str], o: list[str]) -> str:
-        if "warp" in p:
-            return f"(void)simt::warp_collective(SIMT_SITE, simt::WarpOp::kSync, {self.value(o[0], 'u32')}, 0, 0, 32);"
-        if "sync" in p and o == ["0"]:
-            return "simt::syncthreads(SIMT_SITE);"
-        if "red" in p and o[1] == "0" and len(o) == 3:
-            kind = {"popc": "kCount", "or": "kOr"}[p[p.index("red") + 1]]
-            return self.put(
-                o[0], f"simt::syncthreads_reduce(SIMT_SITE, {self.value(o[2], 'pred')}, simt::Reduce::{kind})"
-            )
-        raise PtxError(f"instruction {'.'.join(p)} of {', '.join(o)}: part of a block or a numbered barrier")
+    def do_bar(self, p: list[str], o: list[str]) -> str | None:
+        if p == ["sync"] and o == ["0"]:
+            return "syncthreads(SIMT_SITE);"
+        if p == ["warp", "sync"]:
+            return f"warp_collective(SIMT_SITE, WarpOp::kSync, {self.value(o[0], 'u32')}, 0);"
+        kind = {"popc": "kCount", "or": "kOr"}.get(p[1]) if p[0] == "red" and len(o) == 3 and o[1] == "0" else None
+        call = f"syncthreads_reduce(SIMT_SITE, {self.value(o[-1], 'pred')}, Reduce::{kind})" if kind else ""
+        return self.put(o[0], call, CPP[p[-1]]) if kind else None
 
-    def do_shfl(self, p: list[str], o: list[str]) -> str:
-        operation = {"bfly": "kXor", "idx": "kIndex", "up": "kUp", "down": "kDown"}[p[2]]
-        to = o[0].split("|")
-        value, argument, clamp, mask = (self.value(x, "u32") for x in o[1:5])
-        call = f"shuffle_bits(SIMT_SITE, simt::WarpOp::{operation}, {mask}, {value}, {argument}, {clamp})"
-        if len(to) == 1:
-            return self.put(to[0], f"{call}.value")
-        return f"{{ const auto s_ = {call}; {self.put(to[0], 's_.value')} {self.put(to[1], 's_.inside')} }}"
-
-    def do_vote(self, p: list[str], o: list[str]) -> str:
-        operation = {"ballot": "kBallot", "any": "kAny", "all": "kAll"}.get(p[2])
+    def do_shfl(self, p: list[str], o: list[str]) -> str | None:
+        operation = {"bfly": "kXor", "idx": "kIndex", "up": "kUp"}.get(p[1])
         if operation is None:
-            raise _unknown(p)
-        mask, value = self.value(o[2], "u32"), self.value(o[1], "pred")
-        call = f"simt::warp_collective(SIMT_SITE, simt::WarpOp::{operation}, {mask}, {value}, 0, 32)"
-        return self.put(o[0], f"({'uint32_t' if operation == 'kBallot' else 'bool'}){call}")
+            return None
+        operands = ", ".join(self.value(x, "u32") for x in o[1:])
+        to, _, inside = o[0].partition("|")
+        code = f"const auto s_ = shuffle_bits(SIMT_SITE, WarpOp::{operation}, {operands});"
+        code += self.put(to, "s_.value", "uint32_t")
+        return f"{{ {code} {self.put(inside, 's_.inside', 'bool') if inside else ''} }}"
 
-    def do_mma(self, p: list[str], o: list[str]) -> str:
-        if p[3:] != ["m16n8k8", "row", "col", "f32", "f16", "f16", "f32"]:
-            raise _unknown(p)
-        d, a, b, c = (_split(x[1:-1]) for x in o)
-        values = [", ".join(self.value(x, kind) for x in part) for part, kind in ((a, "b32"), (b, "b32"), (c, "f32"))]
-        puts = " ".join(self.put(x, f"d_[{i}]") for i, x in enumerate(d))
+    def do_vote(self, p: list[str], o: list[str]) -> str | None:
+        operation = {"ballot": "kBallot", "any": "kAny"}.get(p[1])
+        call = f"warp_collective(SIMT_SITE, WarpOp::{operation}, "
+        call += f"{self.value(o[2], 'u32')}, {self.value(o[1], 'pred')})"
+        return self.put(o[0], call, CPP[p[-1]]) if operation else None
+
+    def do_mma(self, p: list[str], o: list[str]) -> str | None:
+        if p[2:] != ["m16n8k8", "row", "col", "f32", "f16", "f16", "f32"]:
+            return None
+        kinds = ("b32", "b32", "f32")
+        a, b, d = (", ".join(self.value(x, kind) for x in _split(part[1:-1])) for part, kind in zip(o[1:], kinds))
         return (
-            f"{{ const uint32_t a_[] = {{{values[0]}}}, b_[] = {{{values[1]}}}; float d_[] = {{{values[2]}}}; "
-            f"simt::mma(SIMT_SITE, a_, b_, d_); {puts} }}"
+            f"{{ const uint32_t a_[] = {{{a}}}, b_[] = {{{b}}}; float d_[] = {{{d}}}; "
+            f"mma(SIMT_SITE, a_, b_, d_); {self.puts(o[0], 'd_', 'float')} }}"
         )
 
-    def do_nanosleep(self, p: list[str], o: list[str]) -> str:
-        return "simt::yield();"
-
-    def do_call(self, p: list[str], o: list[str]) -> str:
-        if "cudaGraphSetConditional" not in o:
-            raise PtxError(f"call of {', '.join(o)}")
-        handle, value = _split(o[o.index("cudaGraphSetConditional") + 1].strip("()"))
-        return f"cudaGraphSetConditional({_identifier(handle)}, {_identifier(value)});"
+    def do_call(self, p: list[str], o: list[str]) -> str | None:
+        if o[0] != "cudaGraphSetConditional":
+            return None
+        return f"cudaGraphSetConditional({', '.join(map(_identifier, _split(o[1].strip('()'))))});"
 
     # ------------------------------------------------------------ the kernel
-    def statement(self, s: Statement) -> str:
-        if s.what == "instruction":
-            code = self.instruction(s.text)
-            return f"if ({self.value(s.guard, 'pred')}) {{ {code} }}" if s.guard else code
-        if s.what == "line":
-            return f'\n#line {s.line} "{s.file}"\n' if s.line else ""
-        if s.what == "label":
-            return f"{_identifier(s.text)}: ;"
-        if s.what in {"{", "}"}:
-            return s.what
-        if s.what == "register":
-            self.locals.update(name for name in s.names if not name.startswith("%"))
-            self.types.update((_identifier(name), CPP[s.text]) for name in s.names)
-            return f"{CPP[s.text]} {', '.join(_identifier(name) for name in s.names)};"
-        if s.what == "local":
-            assert s.array is not None
-            self.locals.add(s.text)
-            name = _identifier(s.text)
-            memory = f"alignas({s.array.align}) char {name}_memory[{s.array.bytes}];"
-            return f"{memory} uint64_t {name}; {name} = (uint64_t){name}_memory;"
-        if s.what == "param":
-            assert s.array is not None
-            count = f"[{s.array.count}]" if s.array.count > 1 else ""
-            return f"{CPP[s.array.kind]} {_identifier(s.text)}{count};"
-        return ""
+    def line(self, text: str) -> str:
+        """Where the code that follows comes from; of what was inlined from CUDA's headers, where it was inlined."""
+        places = re.findall(r"(?:\.loc|inlined_at)\s+(\d+)\s+(\d+)", text)
+        named = [(self.files[file], line) for file, line in places]
+        file, line = next((p for p in named if not re.search(r"/include/(\w+/)?[\w.]+$", p[0])), named[0])
+        return f'\n#line {line} "{file}"\n' if line != "0" else ""
+
+    def statement(self, text: str) -> str:
+        """C++ of a declaration or an instruction."""
+        if match := re.match(r"\.reg\s+\.(\w+)\s+(.*)$", text):
+            names: list[str] = []
+            for name in _split(match[2]):
+                many = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name)
+                names += [f"{many[1]}{i}" for i in range(int(many[2]))] if many else [name]
+            self.types.update((_identifier(name), CPP[match[1]]) for name in names)
+            return f"{CPP[match[1]]} {', '.join(map(_identifier, names))};"
+        if match := re.match(r"\.param\s+\.(\w+)\s+([\w$]+)$", text):
+            return f"{CPP[match[1]]} {_identifier(match[2])};"
+        if text.startswith((".pragma", ".shared")):
+            return ""
+        if text.startswith("."):
+            raise PtxError("declaration")
+        if match := re.match(r"@(!?%[\w$]+)\s+(.*)$", text, re.DOTALL):
+            return f"if ({self.value(match[1], 'pred')}) {{ {self.instruction(match[2])} }}"
+        return self.instruction(text)
 
     def translate(self) -> str:
-        lines = []
-        for statement in self.kernel.body:
+        code = []
+        for location, brace, label, text in _STATEMENT.findall(self.body):
+            if not text:
+                code.append(self.line(location) if location else brace or f"{_identifier(label)}: ;")
+                continue
             try:
-                lines.append(self.statement(statement))
+                code.append(self.statement(text))
             except PtxError as error:
-                raise PtxError(f'{self.kernel.name}: not handled: {error} in "{statement.text}"') from None
-        return " ".join(lines)
+                raise PtxError(f'{error} in "{text}"') from None
+        return " ".join(code)
 
 
 def translate(text: str) -> str:
@@ -402,23 +327,21 @@ def translate(text: str) -> str:
     Raises:
         PtxError: an instruction, type or declaration that is not known; with its text and the kernel's name.
     """
-    module = parse(text)
-    out = [f"// Made by gpu_proof/translate.py of PTX {module.version} for {module.target}."]
-    out += ['#include "ptx.h"', "using namespace simt::ptx;", "namespace {"]
-    for constant in module.constants:
-        values = constant.values or ""
-        if values:
-            values = " = " + (values if values[0] == "{" else f"{{{values}}}")
-        out.append(f"alignas(16) {CPP[constant.kind]} {_identifier(constant.name)}[{constant.count}]{values};")
-    registrations = []
-    for i, kernel in enumerate(module.kernels):
-        translator = _Translator(module, kernel)
-        out.append(
-            f"void kernel_{i}(void** arguments) {{ char* const shared = (char*)simt::shared_base(); (void)shared;"
-        )
-        out.append(f"(void)arguments; {translator.translate()}\n}}")
-        arrays = ", ".join(f'{{"{a.name}", {translator.offsets[a.name]}, {a.bytes}}}' for a in kernel.shared)
-        registrations.append(
-            f'simt::RegisterTranslated register_{i}("{kernel.name}", kernel_{i}, {translator.static}, {{{arrays}}});'
-        )
-    return "\n".join([*out, *registrations, "}  // namespace", ""])
+    text = re.sub(r"//[^\n]*", "", text)
+    files = dict(re.findall(r'\.file\s+(\d+)\s+"([^"]+)"', text))
+    outside = re.sub(r"\.section.*", "", _ENTRY.sub("", text), flags=re.DOTALL)
+    if found := re.search(r"\.(global|const|shared|local)\b[^;]*;|\.func\b[^;]*\{", outside):
+        raise PtxError(f"not handled outside of kernels: {found.group()}")
+    kernels = _ENTRY.findall(text)
+    code = ['#include "ptx.h"', "using namespace simt;", "using namespace simt::ptx;", "namespace {"]
+    for i, (mangled, name) in enumerate(zip((kernel[0] for kernel in kernels), plain_names(k[0] for k in kernels))):
+        kernel = _Kernel(kernels[i][1], kernels[i][2], files)
+        try:
+            body = kernel.translate()
+        except PtxError as error:
+            raise PtxError(f"{mangled}: not handled: {error}") from None
+        arrays = ", ".join(f"{{{offset}, {size}}}" for offset, size in kernel.shared.values())
+        code.append(f"void kernel_{i}([[maybe_unused]] void** arguments) {{")
+        code.append(f"[[maybe_unused]] char* const shared = shared_base(); {body}\n}}")
+        code.append(f'const bool known_{i} = know("{name}", kernel_{i}, {{{arrays}}});')
+    return "\n".join([*code, "}  // namespace", ""])

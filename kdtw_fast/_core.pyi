@@ -223,6 +223,20 @@ class Operations:
         requests: Sequence[dict[str, Any]],
         dtype: str,
     ) -> tuple[list[tuple[int, bool, bool, float, float, float]], npt.NDArray[np.float32]]: ...
+    def draft(
+        self,
+        head: npt.NDArray[np.float32],
+        hidden: npt.NDArray[np.float32],
+        stops: Sequence[Sequence[int]],
+        first_allowed: Sequence[Sequence[int]],
+        positions: Sequence[int],
+        first_calls: Sequence[int],
+        waiting: Sequence[int],
+        batch: int,
+        outputs: int,
+        max_uniform: float,
+        seed: int,
+    ) -> list[tuple[int, int, list[int]]]: ...
 
 def build_info() -> dict[str, Any]: ...
 def resolve_device(device: str) -> str: ...

@@ -19,7 +19,6 @@ from test_cuda_decode import VOCAB, the_device
 
 import kdtw_fast
 from gpu_proof.simulated import SimulatedDevice
-from gpu_proof.table import Kernels
 from kdtw_fast import NativeT5, SpeculativeDecoder, TrainingWheelsDecoder, torch_allocator
 from kdtw_fast.selftest.agreement import as_array
 from kdtw_fast.selftest.checks import Trial
@@ -43,10 +42,10 @@ class OtherLibrary:
     OutOfMemoryError = MemoryError
 
     def __init__(self, device: SimulatedDevice) -> None:
-        self._device, self._table = device, Kernels(device)
-        stream = self._table.pointer()
-        self._table.create_stream(stream)
-        self.stream = int(stream[0] or 0)
+        self._device = device
+        stream = ctypes.c_void_p()
+        device.check(device.library.cudaStreamCreateWithFlags(ctypes.byref(stream), 1))
+        self.stream = stream.value or 0
         self.held: dict[int, int] = {}
         self.streams: set[int] = set()
         self.left = 1 << 40
@@ -63,17 +62,19 @@ class OtherLibrary:
         assert device == 0
         if size > self.left:
             raise MemoryError
-        address = int(self._device.library.kdtw_sim_allocate(size))
+        address = self._device.allocate(size)
         self.held[address] = size
         self.streams.add(stream)
         if stream == self.stream:
-            many = min(size, len(self._garbage))
-            self._table.copy_in(address, ctypes.c_void_p(self._garbage.ctypes.data), many, stream)
+            many = ctypes.c_size_t(min(size, len(self._garbage)))
+            garbage, here = ctypes.c_void_p(self._garbage.ctypes.data), ctypes.c_void_p(stream)
+            library = self._device.library
+            self._device.check(library.cudaMemcpyAsync(ctypes.c_void_p(address), garbage, many, 1, here))
         return address
 
     def caching_allocator_delete(self, address: int) -> None:
         del self.held[address]
-        self._device.library.kdtw_sim_release(ctypes.c_void_p(address))
+        self._device.library.cudaFree(address)
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_weights_wait_for_the_other_librarys_work(other: OtherLibrary) -> None:
     """Else what is still to come on its stream would write over them."""
     student, _ = random_pair("noisy", seed=4)
     native = NativeT5.from_model(student, device="cuda")
-    Kernels(the_device()).synchronise(other.stream)
+    the_device().library.cudaStreamSynchronize(ctypes.c_void_p(other.stream))
     expected = NativeT5.from_model(student).decode_logits([4, 1], [0, 3])
     assert np.allclose(native.decode_logits([4, 1], [0, 3]), expected, 0, 1e-4)
 

@@ -34,13 +34,13 @@ def run(name: str, device: SimulatedDevice, schedule: Schedule) -> None:
     cases.run(name, device)
 
 
-@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_source(name: str, source: SimulatedDevice) -> None:
     run(name, source, QUICK)
 
 
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_source_in_all_schedules(name: str, source: SimulatedDevice) -> None:
     for schedule in SCHEDULES:
         run(name, source, schedule)
@@ -48,7 +48,7 @@ def test_source_in_all_schedules(name: str, source: SimulatedDevice) -> None:
 
 @needs_nvcc
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize("name", cases.CASES_OF_TESTS)
+@pytest.mark.parametrize("name", cases.CASES)
 def test_ptx_in_all_schedules(name: str, translated: SimulatedDevice) -> None:
     for schedule in SCHEDULES:
         run(name, translated, schedule)
@@ -73,9 +73,7 @@ EXACT = ("embedding", "rounding", "norm", "gather", "product")  # the others cal
 
 @needs_nvcc
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize(
-    "name", [n for n in cases.CASES_OF_TESTS if n.startswith(EXACT) and not n.startswith("norm and")]
-)
+@pytest.mark.parametrize("name", [n for n in cases.CASES if n.startswith(EXACT) and not n.startswith("norm and")])
 def test_source_and_ptx_give_the_same_bits(name: str, source: SimulatedDevice, translated: SimulatedDevice) -> None:
     results = []
     for device in (source, translated):

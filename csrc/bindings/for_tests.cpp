@@ -145,6 +145,49 @@ class OperationsForTests {
     return py::make_tuple(out, fetched(kept, {static_cast<py::ssize_t>(asked.size()), head.shape(0)}));
   }
 
+  // One draft by a runner whose decoder gives every token the same hidden state, so that what rows pick is left to the
+  // random numbers: row i begins at output positions[i], may pick stops[s] from output first_allowed[i][s] on, and be
+  // called at random from first_calls[i] on. Returns where each row stands, the output that it is at, and the ids
+  // picked.
+  py::list draft(const FloatArray& head, const FloatArray& hidden, const std::vector<std::array<int32_t, 2>>& stops,
+                 const std::vector<std::vector<int32_t>>& first_allowed, const std::vector<int32_t>& positions,
+                 const std::vector<int32_t>& first_calls, const std::vector<int32_t>& waiting, int batch, int outputs,
+                 double max_uniform, uint64_t seed) {
+    const auto weight = pack(head, "fp32");
+    const Buffer state = sent(hidden);
+    std::vector<StopToken> known;
+    for (const auto& [id, teacher] : stops) known.push_back({id, teacher});
+    DraftRules rules;
+    rules.stops = known.data(), rules.stop_count = static_cast<int32_t>(known.size());
+    rules.seed = seed, rules.max_uniform = max_uniform, rules.sampling.temperature = 1.0f;
+    rules.teachers = static_cast<int32_t>(waiting.size());
+    rules.most_outputs = rules.most_drafted = outputs, rules.vocabulary = rows(head);
+    DraftPause pause;
+    std::copy(waiting.begin(), waiting.end(), pause.waiting);
+    pause.batch = batch;
+    std::vector<DraftRow> drafting(positions.size());
+    std::vector<int32_t> ids(positions.size()), wanted;
+    std::vector<TokenAt> places;
+    for (int i = 0; i < static_cast<int>(positions.size()); ++i) {
+      drafting[i].row = i, drafting[i].key = i, drafting[i].position = positions[i];
+      drafting[i].first_allowed = first_allowed[i].data(), drafting[i].first_call = first_calls[i];
+      places.push_back({i, positions[i], positions[i] + 1});
+      wanted.push_back(i);
+    }
+    const auto runner = backend_.make_runner(
+        [&](int) -> DecoderPass { return [&](const PassTokens&, const Poll&) { return state.data; }; }, *weight,
+        static_cast<int>(positions.size()));
+    Picks picks;
+    runner->draft(drafting, rules, pause, {ids, {}, places, places, wanted}, picks, [] {});
+    py::list out;
+    for (size_t i = 0; i < drafting.size(); ++i) {
+      std::vector<int32_t> picked;
+      for (const PickResult& pick : picks[i]) picked.push_back(pick.id);
+      out.append(py::make_tuple(drafting[i].stand, drafting[i].position, picked));
+    }
+    return out;
+  }
+
  private:
   static Norm rms(const Buffer& scale, float epsilon) { return {.scale = scale.data, .epsilon = epsilon}; }
   static Activation activation(bool gated) { return {gated ? Function::kGeluTanh : Function::kRelu, gated}; }
@@ -192,8 +235,10 @@ void bind_for_tests(py::module_& m) {
            py::arg("dtype"), py::arg("stored"), py::arg("keys"), py::arg("values"), py::arg("asked"),
            py::arg("queries"), py::arg("bias"), py::arg("lowest"))
       .def("gather", &OperationsForTests::gather, py::arg("x"), py::arg("indices"))
-      .def("pick", &OperationsForTests::pick, py::arg("head"), py::arg("hidden"), py::arg("requests"),
-           py::arg("dtype"));
+      .def("pick", &OperationsForTests::pick, py::arg("head"), py::arg("hidden"), py::arg("requests"), py::arg("dtype"))
+      .def("draft", &OperationsForTests::draft, py::arg("head"), py::arg("hidden"), py::arg("stops"),
+           py::arg("first_allowed"), py::arg("positions"), py::arg("first_calls"), py::arg("waiting"), py::arg("batch"),
+           py::arg("outputs"), py::arg("max_uniform"), py::arg("seed"));
   m.def(
       "uniform",
       [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {

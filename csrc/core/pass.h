@@ -1,5 +1,5 @@
 // The structs of a pass: what engine, CPU kernels and CUDA kernels tell each other. Plain C layout, so that host and
-// device read the same bytes; gpu_proof/table.py reads this file too.
+// device read the same bytes.
 #pragma once
 
 #include <stdint.h>

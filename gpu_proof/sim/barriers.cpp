@@ -1,4 +1,4 @@
-// Block barriers, shared memory, fences: what threads of a block do together.
+// Block barriers and shared memory: what threads of a block do together.
 #include <cstring>
 
 #include "check.h"
@@ -6,9 +6,6 @@
 
 namespace simt {
 namespace {
-
-// A kernel's code address, for the checker: where the function that calls the shim was called from.
-#define CALLER __builtin_return_address(0)
 
 bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file)); }
 
@@ -54,38 +51,33 @@ void block_may_pass(Block& block) {
     set += thread.predicate;
   }
   for (Thread* thread : waiting) thread->result = set;
-  check::met(waiting.data(), waiting.size());
   make_ready(waiting.data(), waiting.size());
+}
+
+void give_shared(Block& block, const SharedArray& array) {
+  const size_t top = (array.offset + array.bytes + 2 * kSharedGap - 1) / kSharedGap * kSharedGap;
+  block.shared_used += array.bytes;
+  if (block.shared_used > kSharedLimit || top > kSharedBytes) {
+    fail("__shared__ arrays of more than " + std::to_string(kSharedLimit) + " bytes");
+  }
+  std::memset(block.shared + array.offset, 0xff, top - array.offset);
+  block.shared_top = top;
+  check::shared_allocated(block, array.offset, array.bytes);
 }
 
 void* shared_slot(Site site, size_t bytes, size_t alignment, const char* name) {
   Block& block = *thread_now->block;
   for (const SharedArray& array : block.arrays) {
-    if (!same(array.site, site) || array.name != name) continue;
-    if (array.bytes != bytes) fail("__shared__ " + array.name + " differs in size between threads");
-    return block.shared + array.offset;
+    if (same(array.site, site) && !std::strcmp(array.name, name)) return block.shared + array.offset;
   }
   const size_t offset = (block.shared_top + alignment - 1) / alignment * alignment;
-  const size_t top = (offset + bytes + 2 * kSharedGap - 1) / kSharedGap * kSharedGap;
-  if (top > kSharedBytes) fail("out of shared memory");
-  std::memset(block.shared + offset, 0xff, top - offset);
-  block.shared_top = top;
-  block.shared_used += bytes;
-  if (block.shared_used - launch_now->work->dynamic_shared > kDefaultSharedLimit) {
-    fail("__shared__ arrays of more than " + std::to_string(kDefaultSharedLimit) + " bytes");
-  }
   block.arrays.push_back({site, name, offset, bytes});
-  check::shared_allocated(block, offset, bytes);
+  give_shared(block, block.arrays.back());
   return block.shared + offset;
 }
 
-// Dynamic shared memory lies behind what a translated kernel declares statically.
-void* dyn_shared() { return thread_now->block->shared + launch_now->work->static_shared; }
+char* shared_base() { return thread_now->block->shared; }
 
-void* shared_base() { return thread_now->block->shared; }
-
-void fence() { check::fence(*thread_now); }
-void atomic_access(void* p, size_t n) { check::access(p, n, true, true, CALLER); }
-void read_only_load(const void* p, size_t n) { check::read_only_load(p, n, CALLER); }
+void atomic_access(void* p, size_t n) { check::access(p, n, true, true, __builtin_return_address(0)); }
 
 }  // namespace simt

@@ -8,14 +8,12 @@
 namespace simt {
 struct Block;
 struct Launch;
-struct Thread;
 }  // namespace simt
 
 namespace simt::check {
 
 extern const bool enabled;
 
-void launch_begins(Launch& launch);
 void launch_ends(Launch& launch);
 void block_begins(Block& block);
 void shared_allocated(Block& block, size_t offset, size_t bytes);
@@ -24,9 +22,6 @@ void heap_freed(void* p, size_t bytes);
 void heap_emptied();                                   // nothing is allocated any more
 void written_by_runtime(const void* p, size_t bytes);  // copied or filled
 void access(const void* p, size_t bytes, bool write, bool atomic, const void* pc);
-void read_only_load(const void* p, size_t bytes, const void* pc);
-void fence(Thread& thread);
-void met(Thread* const* threads, size_t n);       // at a barrier: what one knows all know
 std::string with_lines(const std::string& text);  // code addresses in a message become file:line
 std::string& traffic_report();                    // JSON lines, one a launch
 

@@ -5,7 +5,6 @@ namespace simt::check {
 
 const bool enabled = false;
 
-void launch_begins(Launch&) {}
 void launch_ends(Launch&) {}
 void block_begins(Block&) {}
 void shared_allocated(Block&, size_t, size_t) {}
@@ -14,9 +13,6 @@ void heap_freed(void*, size_t) {}
 void heap_emptied() {}
 void written_by_runtime(const void*, size_t) {}
 void access(const void*, size_t, bool, bool, const void*) {}
-void read_only_load(const void*, size_t, const void*) {}
-void fence(Thread&) {}
-void met(Thread* const*, size_t) {}
 std::string with_lines(const std::string& text) { return text; }
 std::string& traffic_report() {
   static std::string none;

@@ -2,7 +2,6 @@
 #include "control.h"
 
 #include <cstring>
-#include <set>
 #include <sstream>
 
 #include "check.h"
@@ -17,10 +16,6 @@ Settings& settings() {
 Counters& counters() {
   static Counters counters;
   return counters;
-}
-std::map<std::string, uint64_t>& kernel_runs() {
-  static std::map<std::string, uint64_t> runs;
-  return runs;
 }
 
 }  // namespace simt
@@ -40,7 +35,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::strcpy(properties->name, "simulated device");
   properties->major = 7;
   properties->minor = 5;
-  properties->multiProcessorCount = 40;  // a T4's
   properties->totalGlobalMem = kMemoryBytes;
   return cudaSuccess;
 }
@@ -60,10 +54,6 @@ EXPORT void kdtw_sim_schedule(int order, int depth_first, uint64_t seed, int res
 EXPORT void kdtw_sim_conditional_nodes(int there) { settings().conditional_nodes = there != 0; }
 EXPORT int kdtw_sim_checks() { return check::enabled; }
 
-// Takes a pending error away, so that the device can be used again.
-EXPORT void kdtw_sim_clear_error() { cudaGetLastError(); }
-EXPORT const char* kdtw_sim_last_error() { return cudaGetErrorString(cudaErrorLaunchFailure); }
-
 // "name=value" lines; what is counted since the last reset.
 EXPORT const char* kdtw_sim_counters() {
   static std::string text;
@@ -74,17 +64,7 @@ EXPORT const char* kdtw_sim_counters() {
   text = out.str();
   return text.c_str();
 }
-// "name<TAB>runs" lines.
-EXPORT const char* kdtw_sim_kernel_runs() {
-  static std::string text;
-  text.clear();
-  for (const auto& [name, runs] : kernel_runs()) text += name + "\t" + std::to_string(runs) + "\n";
-  return text.c_str();
-}
-EXPORT void kdtw_sim_reset_counters() {
-  counters() = {};
-  kernel_runs().clear();
-}
+EXPORT void kdtw_sim_reset_counters() { counters() = {}; }
 
 // Starts or stops counting memory requests and forgets what was counted; checked libraries.
 EXPORT void kdtw_sim_count_traffic(int on) {
@@ -92,14 +72,4 @@ EXPORT void kdtw_sim_count_traffic(int on) {
   check::traffic_report().clear();
 }
 EXPORT const char* kdtw_sim_traffic() { return check::traffic_report().c_str(); }
-
-// Device memory for tests of single kernels.
-EXPORT void* kdtw_sim_allocate(size_t bytes) {
-  void* p = nullptr;
-  return cudaMalloc(&p, bytes) == cudaSuccess ? p : nullptr;
-}
-EXPORT int kdtw_sim_release(void* p) { return cudaFree(p); }
-EXPORT int kdtw_sim_copy(void* to, const void* from, size_t bytes) {
-  return cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
-}
 }

@@ -3,8 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <string>
 
 namespace simt {
 
@@ -39,6 +37,5 @@ struct Counters {
 #undef X
 };
 Counters& counters();
-std::map<std::string, uint64_t>& kernel_runs();  // kernels that ran, by name
 
 }  // namespace simt

@@ -6,9 +6,12 @@
 //   kernel.h    what a kernel's body may call     control.h  what a test may set and read
 #pragma once
 
+#include <map>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "kernel.h"
 #include "runtime.h"
@@ -16,86 +19,70 @@
 
 namespace simt {
 
-// A kernel ready to run. call: the kernel and its arguments, the only host memory that kernels may read.
-struct Work {
-  const void* kernel;
-  const char* spelled;  // as the launch names it
-  dim3 grid, block;
-  size_t static_shared;  // known before the launch for translated kernels only
-  size_t dynamic_shared;
-  void (*run)(void* call);  // makes one CUDA thread's call
-  std::shared_ptr<void> call;
-  size_t call_bytes;
-};
-void enqueue_launch(Work work, cudaStream_t stream);
-void bad_argument(const char* kernel, int index);
-bool is_device_pointer(const void* p);
-
 // A kernel as translated from nvcc's PTX: arguments[i] points to parameter i.
 struct TranslatedKernel {
   void (*run)(void** arguments);
-  unsigned static_shared;  // bytes before its dynamic shared memory, gaps included
+  std::vector<std::pair<size_t, size_t>> shared;  // its shared arrays: offset and bytes
 };
-TranslatedKernel find_translated(const void* kernel, const char* spelled);
+// By the names that kernel_name gives; empty where the sources themselves run.
+std::map<std::string, TranslatedKernel>& translated_kernels();
+// Null where the sources run; std::runtime_error for one that is missing among the translated.
+const TranslatedKernel* find_translated(const std::string& name);
 
-template <typename T>
-bool usable_argument(const T& value) {
-  if constexpr (std::is_pointer_v<T>)
-    return value == nullptr || is_device_pointer(reinterpret_cast<const void*>(value));
-  else
-    return true;
+// A kernel ready to run. call: the kernel and its arguments, the only host memory that kernels may read.
+struct Work {
+  std::string name;
+  dim3 grid, block;
+  void (*run)(void* call) = nullptr;  // makes one CUDA thread's call
+  std::shared_ptr<void> call;
+  size_t call_bytes = 0;
+  const TranslatedKernel* translated = nullptr;  // what to run in the kernel's place; null: the kernel
+};
+void enqueue_launch(Work work, cudaStream_t stream);
+void bad_argument(const std::string& kernel, int index);
+bool is_device_pointer(const void* p);
+// "const char* simt::spelled() [with auto kKernel = a::{anonymous}::k<b::T, 4>]" becomes "k<T, 4>".
+std::string kernel_name(const std::string& spelled);
+
+template <auto kKernel>
+const char* spelled() {
+  return __PRETTY_FUNCTION__;
 }
 
 template <typename... P>
 struct Call {
   void (*kernel)(P...);
+  const TranslatedKernel* translated;
   std::tuple<P...> arguments;
 
   // Not instrumented: what happens before the kernel is not the kernel's.
   __attribute__((no_sanitize("thread"))) static void run(void* self) {
     auto* call = static_cast<Call*>(self);
-    const auto entry = call->kernel;
-    std::apply(entry, call->arguments);
+    if (!call->translated) return std::apply(call->kernel, call->arguments);
+    void* pointers[sizeof...(P)];
+    void** next = pointers;
+    std::apply([&](auto&... each) { ((*next++ = (void*)&each), ...); }, call->arguments);
+    call->translated->run(pointers);
   }
 };
 
-// The same for what nvcc made of the kernel.
-template <typename... P>
-struct TranslatedCall {
-  TranslatedKernel kernel;
-  std::tuple<P...> arguments;
-  void* pointers[sizeof...(P) + 1];
-
-  static void run(void* self) {
-    auto* call = static_cast<TranslatedCall*>(self);
-    call->kernel.run(call->pointers);
-  }
-};
-
-template <typename... P, typename... A>
-void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            A&&... values) {
-  Work work{reinterpret_cast<const void*>(kernel), spelled, grid, block, 0, shared, nullptr, nullptr, 0};
+template <auto kKernel, typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, A&&... values) {
+  static const std::string name = kernel_name(spelled<kKernel>());
   std::tuple<P...> arguments(static_cast<P>(values)...);
-  std::apply(
-      [&](const auto&... each) {
-        int index = 0;
-        ((usable_argument(each) ? void() : bad_argument(spelled, index), ++index), ...);
-      },
-      arguments);
-#ifdef KDTW_SIMT_PTX
-  using Made = TranslatedCall<P...>;
-  auto call = std::make_shared<Made>(Made{find_translated(work.kernel, spelled), std::move(arguments), {}});
-  void** next = call->pointers;
-  std::apply([&](auto&... each) { ((*next++ = (void*)&each), ...); }, call->arguments);
-  work.static_shared = call->kernel.static_shared;
-#else
-  using Made = Call<P...>;
-  auto call = std::make_shared<Made>(Made{kernel, std::move(arguments)});
-#endif
-  work.run = Made::run;
-  work.call_bytes = sizeof(Made);
-  work.call = std::move(call);
+  int index = 0;
+  const auto check = [&](const auto& value) {
+    if constexpr (std::is_pointer_v<std::remove_cvref_t<decltype(value)>>) {
+      if (value != nullptr && !is_device_pointer(value)) bad_argument(name, index);
+    }
+    ++index;
+  };
+  std::apply([&](const auto&... each) { (check(each), ...); }, arguments);
+  Work work{name, grid, block};
+  work.translated = find_translated(name);
+  work.run = Call<P...>::run;
+  work.call = std::make_shared<Call<P...>>(Call<P...>{kernel, work.translated, std::move(arguments)});
+  work.call_bytes = sizeof(Call<P...>);
   enqueue_launch(std::move(work), stream);
 }
 
@@ -104,6 +91,6 @@ void launch(const char* spelled, void (*kernel)(P...), dim3 grid, dim3 block, si
 // What csrc/backend/cuda/rt.h defines for nvcc.
 #define KDTW_SHARED(T, name, n) \
   T* name = (T*)::simt::shared_slot(SIMT_SITE, sizeof(T) * (n), alignof(T) > 16 ? alignof(T) : 16, #name)
-#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ::simt::launch(#kernel, kernel, grid, block, shared, stream, __VA_ARGS__)
+#define KDTW_LAUNCH(kernel, grid, block, stream, ...) \
+  ::simt::launch<(kernel)>(kernel, grid, block, static_cast<cudaStream_t>(stream), __VA_ARGS__)
 #define KDTW_MMA_16x8x8(d, a, b) ::simt::mma(SIMT_SITE, a, b, d)

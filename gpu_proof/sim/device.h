@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,8 +14,8 @@ namespace simt {
 
 inline constexpr size_t kStackBytes = 128 * 1024;
 inline constexpr size_t kSharedBytes = 256 * 1024;  // address space of a block's shared memory, gaps included
-inline constexpr size_t kDefaultSharedLimit = 48 * 1024;
-inline constexpr size_t kSharedGap = 64;  // unusable bytes after each array: running over it is seen
+inline constexpr size_t kSharedLimit = 48 * 1024;   // of a kernel's __shared__ arrays
+inline constexpr size_t kSharedGap = 64;            // unusable bytes after each array: running over it is seen
 
 struct Error {
   std::string text;
@@ -27,13 +26,6 @@ enum class State : uint8_t { kReady, kAtBarrier, kInCollective, kExited };
 struct Block;
 struct Warp;
 
-// What a thread knows to have happened in other blocks before its present point (fence + atomic pairs): accesses of
-// block b before its epoch blocks[b], of warp w before warps[w], of thread t before its fence number threads[t].
-struct Knowledge {
-  std::map<uint32_t, uint32_t> blocks, warps, threads;
-  void merge(const Knowledge& other);
-};
-
 struct Thread {
   Coordinates where;
   Block* block;
@@ -42,23 +34,17 @@ struct Thread {
   char* stack = nullptr;  // none before it first runs and after its end
   State state = State::kReady;
   bool predicate = false;
-  unsigned lane, index;  // index: in the grid
-  unsigned fences = 0;
+  unsigned lane, index;   // index: in the grid
   uint64_t result = 0;    // of the barrier or collective it waited for
   Site site{nullptr, 0};  // where it waits
-  // Knowledge: valid now; handed on by this thread's atomics (as of its last fence); read by an atomic, valid after the
-  // next fence.
-  std::shared_ptr<const Knowledge> known, published, acquired;
-  uint32_t mark = 0;  // the checker's name for this thread at this point
+  uint32_t mark = 0;      // the checker's name for this thread at this point
 };
 
-// Lanes of a warp that wait for each other at one collective. Several may be pending, for different masks.
+// Lanes of a warp that wait for each other.
 struct Collective {
-  bool pending = false;
   WarpOp op;
-  unsigned mask, arrived;
-  int width;
   Site site;
+  unsigned arrived = 0;  // lanes; 0: nobody waits
   uint64_t values[32];
   int arguments[32];
 };
@@ -66,14 +52,14 @@ struct Collective {
 struct Warp {
   unsigned index = 0;  // in the grid
   unsigned live = 0;   // lanes that have not exited
-  uint32_t epoch = 0;  // __syncwarp of all live lanes so far
-  Collective collectives[8];
+  uint32_t epoch = 0;  // __syncwarp so far
+  Collective collective;
   Thread* lanes[32] = {};
 };
 
 struct SharedArray {
   Site site;
-  std::string name;
+  const char* name;
   size_t offset, bytes;
 };
 
@@ -93,7 +79,6 @@ struct Block {
 
 struct Launch {
   const Work* work;
-  std::string name;
   uint32_t id;
   unsigned block_count, block_threads;
   int live = 0;                                // threads that have not exited
@@ -116,8 +101,10 @@ void run_launch(const Work& work);
 
 void switch_to_scheduler();                         // the running thread waits; returns when it is resumed
 void make_ready(Thread* const* threads, size_t n);  // ascending; queued in the schedule's order
-void warp_may_complete(Warp& warp);                 // after a lane exited
+void warp_may_complete(Warp& warp);                 // after a lane arrived or exited
 void block_may_pass(Block& block);                  // after a thread arrived or exited
+// The next `bytes` of a block's shared memory, full of NaNs, with a gap after them.
+void give_shared(Block& block, const SharedArray& array);
 
 // Device memory: one reserved range; a freed address is never handed out again.
 void* heap_allocate(size_t bytes);
@@ -125,13 +112,10 @@ void heap_free(void* p);  // throws Error where p is no allocation
 bool in_heap(const void* p);
 bool allocated(const void* p, size_t bytes);  // all of it, within one allocation
 char* heap_base();
+// Addresses that nothing has touched; they cost memory once they are written.
+char* reserve_addresses(size_t bytes);
 inline constexpr size_t kHeapBytes = size_t{1} << 35;
 inline constexpr size_t kMemoryBytes = size_t{16} << 30;  // that may be allocated at a time
 size_t heap_live_bytes();
-
-std::string kernel_name(const void* kernel, const char* spelled);
-
-// What a translated kernel keeps in shared memory before its dynamic part; null when `kernel` is not translated.
-const std::vector<SharedArray>* translated_arrays(const void* kernel);
 
 }  // namespace simt

@@ -1,10 +1,7 @@
 #include "fiber.h"
 
-#include <sys/mman.h>
-
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <vector>
 
 #include "device.h"
@@ -52,10 +49,9 @@ char* take_stack() {
     pool.pop_back();
     return stack;
   }
-  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack == MAP_FAILED) throw std::runtime_error("the simulated device has no memory for another thread's stack");
+  char* stack = reserve_addresses(kStackBytes);
   std::memcpy(stack, &kCanary, sizeof kCanary);
-  return static_cast<char*>(stack);
+  return stack;
 }
 
 void give_stack(char* stack) { pool.push_back(stack); }

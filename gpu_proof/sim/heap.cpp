@@ -20,13 +20,14 @@ std::map<size_t, size_t> live;  // offset -> bytes
 }  // namespace
 
 char* heap_base() {
-  static char* const base = [] {
-    void* memory =
-        mmap(nullptr, kHeapBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::runtime_error("cannot reserve addresses for the simulated device's memory");
-    return static_cast<char*>(memory);
-  }();
+  static char* const base = reserve_addresses(kHeapBytes);
   return base;
+}
+
+char* reserve_addresses(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("the simulated device cannot reserve addresses");
+  return static_cast<char*>(memory);
 }
 
 bool in_heap(const void* p) {

@@ -1,5 +1,5 @@
-// What a kernel's body may use on the simulated device: coordinates, barriers, warp collectives, atomics, fences,
-// cached loads and mathematics, spelled as CUDA spells them.
+// What a kernel's body may use on the simulated device: coordinates, barriers, warp collectives, atomics and
+// mathematics, spelled as CUDA spells them.
 #pragma once
 
 #include <cstddef>
@@ -19,35 +19,32 @@ struct Coordinates {
 };
 extern Coordinates* here;  // of the running CUDA thread
 
-enum class WarpOp { kSync, kIndex, kUp, kDown, kXor, kBallot, kAny, kAll, kMma };
+enum class WarpOp { kSync, kIndex, kUp, kXor, kBallot, kAny, kMma };
 enum class Reduce { kCount, kOr };
 
 void syncthreads(Site site);
 int syncthreads_reduce(Site site, bool predicate, Reduce kind);
-// What all lanes of `mask` do together; returns the calling lane's result. width: of shuffle segments.
-uint64_t warp_collective(Site site, WarpOp op, unsigned mask, uint64_t value, int argument, int width);
-unsigned lane();
+// What a warp's lanes do together; returns the calling lane's result. mask: must name all lanes; those that have exited
+// are not waited for.
+uint64_t warp_collective(Site site, WarpOp op, unsigned mask, uint64_t value, int argument = 0);
+unsigned lane();  // the running thread's
 // One tensor-core step on a warp's fragments, D[16,8] += A[16,8] B[8,8], halves in, floats out, laid out as
 // mma.sync.m16n8k8.row.col.f32.f16.f16.f32 lays them. Sums are made in double and rounded once.
 void mma(Site site, const uint32_t* a, const uint32_t* b, float* d);
 
-// A __shared__ array: one per block and declaration. dynamic_shared: what the launch asked for.
+// A __shared__ array: one per block and declaration.
 void* shared_slot(Site site, size_t bytes, size_t alignment, const char* name);
-void* dyn_shared();
-void* shared_base();  // address 0 of the block's shared memory, for translated kernels
+char* shared_base();  // address 0 of the block's shared memory, for translated kernels
 
-void fence();                                  // __threadfence
-void yield();                                  // lets other threads run; for loops that wait
-void atomic_access(void* p, size_t n);         // announces a read-modify-write to the checker
-void read_only_load(const void* p, size_t n);  // announces a load through the read-only cache (__ldg)
+void atomic_access(void* p, size_t n);  // announces a read-modify-write to the checker
 [[noreturn]] void trap(Site site, const char* what);
 
 template <typename T>
-T shuffle(Site site, WarpOp op, unsigned mask, T value, int argument, int width) {
+T shuffle(Site site, WarpOp op, unsigned mask, T value, int argument) {
   static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = warp_collective(site, op, mask, bits, argument, width);
+  bits = warp_collective(site, op, mask, bits, argument);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
@@ -83,38 +80,21 @@ inline constexpr int warpSize = 32;
 #define __syncthreads() ::simt::syncthreads(SIMT_SITE)
 #define __syncthreads_count(p) ::simt::syncthreads_reduce(SIMT_SITE, (p), ::simt::Reduce::kCount)
 #define __syncthreads_or(p) ::simt::syncthreads_reduce(SIMT_SITE, (p), ::simt::Reduce::kOr)
-#define SIMT_SHUFFLE(...) SIMT_SHUFFLE_(__VA_ARGS__, 32, 32)
-#define SIMT_SHUFFLE_(op, mask, value, argument, width, ...) \
-  ::simt::shuffle(SIMT_SITE, ::simt::WarpOp::op, (mask), (value), (int)(argument), (int)(width))
-#define __shfl_sync(...) SIMT_SHUFFLE(kIndex, __VA_ARGS__)
-#define __shfl_up_sync(...) SIMT_SHUFFLE(kUp, __VA_ARGS__)
-#define __shfl_down_sync(...) SIMT_SHUFFLE(kDown, __VA_ARGS__)
-#define __shfl_xor_sync(...) SIMT_SHUFFLE(kXor, __VA_ARGS__)
-#define SIMT_VOTE(op, mask, p) ::simt::warp_collective(SIMT_SITE, ::simt::WarpOp::op, (mask), (p) ? 1 : 0, 0, 32)
+#define SIMT_SHUFFLE(op, mask, value, argument) \
+  ::simt::shuffle(SIMT_SITE, ::simt::WarpOp::op, (mask), (value), (int)(argument))
+#define __shfl_sync(mask, value, lane) SIMT_SHUFFLE(kIndex, mask, value, lane)
+#define __shfl_up_sync(mask, value, distance) SIMT_SHUFFLE(kUp, mask, value, distance)
+#define __shfl_xor_sync(mask, value, bits) SIMT_SHUFFLE(kXor, mask, value, bits)
+#define SIMT_VOTE(op, mask, p) ::simt::warp_collective(SIMT_SITE, ::simt::WarpOp::op, (mask), (p) ? 1 : 0)
 #define __ballot_sync(mask, p) ((unsigned)SIMT_VOTE(kBallot, mask, p))
 #define __any_sync(mask, p) ((int)SIMT_VOTE(kAny, mask, p))
-#define __all_sync(mask, p) ((int)SIMT_VOTE(kAll, mask, p))
-#define SIMT_SYNCWARP(mask, ...) ((void)::simt::warp_collective(SIMT_SITE, ::simt::WarpOp::kSync, (mask), 0, 0, 32))
-#define __syncwarp(...) SIMT_SYNCWARP(__VA_OPT__(__VA_ARGS__, ) 0xffffffffu)
+#define __syncwarp() ((void)SIMT_VOTE(kSync, 0xffffffffu, 0))
 
-// ---------------------------------------------------------------- memory
-inline void __threadfence() { ::simt::fence(); }
-inline void __nanosleep(unsigned) { ::simt::yield(); }
 template <typename T>
-inline T __ldg(const T* p) {
-  ::simt::read_only_load(p, sizeof(T));
-  return *p;
+inline T atomicAdd(T* p, std::type_identity_t<T> v) {
+  return ::simt::atomic(p, [v](T old) -> T { return old + v; });
 }
-#define SIMT_ATOMIC(name, result)                                 \
-  template <typename T>                                           \
-  inline T name(T* p, std::type_identity_t<T> v) {                \
-    return ::simt::atomic(p, [v](T old) -> T { return result; }); \
-  }
-SIMT_ATOMIC(atomicAdd, old + v)
-SIMT_ATOMIC(atomicMax, old > v ? old : v)
-SIMT_ATOMIC(atomicMin, old < v ? old : v)
-SIMT_ATOMIC(atomicExch, (void(old), v))
-#undef SIMT_ATOMIC
+
 // ---------------------------------------------------------------- mathematics
 // Approximate functions are computed as well as the host can: their last bits differ from a GPU's.
 inline unsigned __float_as_uint(float f) { return ::simt::bits_as<unsigned>(f); }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <limits>
+#include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "cuda_bf16.h"
 #include "cuda_fp16.h"
 #include "cuda_runtime.h"
-#include "translated.h"
 
 namespace simt::ptx {
 
@@ -24,8 +26,11 @@ template <typename Register, typename Value>
 inline void put(Register& to, Value value) {
   to = as<Register>(value);
 }
-inline float f32_bits(uint32_t bits) { return bits_as<float>(bits); }
-inline double f64_bits(uint64_t bits) { return bits_as<double>(bits); }
+// Announces a kernel, when the library is loaded.
+inline bool know(const char* name, void (*run)(void** arguments), std::vector<std::pair<size_t, size_t>> shared) {
+  if (translated_kernels().emplace(name, TranslatedKernel{run, std::move(shared)}).second) return true;
+  throw std::runtime_error(std::string("two translated kernels are named ") + name);
+}
 
 // ---------------------------------------------------------------- memory
 template <typename T>
@@ -41,50 +46,28 @@ template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Vector {
   T values[kCount];
 };
+// What a vector is loaded and stored as.
 template <size_t kBytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using Type = uint16_t;
-};
-template <>
-struct Bits<4> {
-  using Type = uint32_t;
-};
-template <>
-struct Bits<8> {
-  using Type = uint64_t;
-};
-template <>
-struct Bits<16> {
-  using Type = __m128i;
-};
+using Bits = std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 8, uint64_t, __m128i>>;
 // One access of the whole vector, as the GPU makes it; at an address that is a multiple of its size.
 template <typename V>
 inline __attribute__((always_inline)) V load_vector(Site site, const void* p) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(V)) trap(site, "misaligned vector load");
-  return bits_as<V>(*static_cast<const typename Bits<sizeof(V)>::Type*>(p));
+  return bits_as<V>(*static_cast<const Bits<sizeof(V)>*>(p));
 }
 template <typename V>
 inline __attribute__((always_inline)) void store_vector(Site site, void* p, V value) {
   if (reinterpret_cast<uintptr_t>(p) % sizeof(V)) trap(site, "misaligned vector store");
-  *static_cast<typename Bits<sizeof(V)>::Type*>(p) = bits_as<typename Bits<sizeof(V)>::Type>(value);
+  *static_cast<Bits<sizeof(V)>*>(p) = bits_as<Bits<sizeof(V)>>(value);
 }
 // ---------------------------------------------------------------- integers
 template <typename T>
 inline T divide(T a, T b) {
-  return b ? a / b : static_cast<T>(-1);
+  return std::is_floating_point_v<T> || b ? a / b : static_cast<T>(-1);
 }
 template <typename T>
 inline T remainder(T a, T b) {
   return b ? a % b : a;
-}
-template <typename T>
-inline T absolute(T a) {
-  if constexpr (std::is_floating_point_v<T>)
-    return std::fabs(a);
-  else
-    return a < 0 ? static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(a)) : a;
 }
 // Shifts by the width or more clear, or fill with the sign.
 template <typename T>
@@ -100,12 +83,10 @@ template <typename T>
 inline uint32_t leading_zeros(T a) {
   return a ? static_cast<uint32_t>(__builtin_clzll(a)) - (64 - 8 * sizeof(T)) : 8 * sizeof(T);
 }
-// The highest bit that differs from the sign, or the shift that brings it to the top; all ones when there is none.
+// The shift that brings the highest bit to the top; all ones where there is none.
 template <typename T>
-inline uint32_t highest_bit(T a, bool as_shift) {
-  const auto bits = static_cast<std::make_unsigned_t<T>>(a < 0 ? ~a : a);
-  if (!bits) return ~0u;
-  return as_shift ? leading_zeros(bits) : static_cast<uint32_t>(8 * sizeof(T) - 1) - leading_zeros(bits);
+inline uint32_t shift_to_top(T a) {
+  return a ? leading_zeros(a) : ~0u;
 }
 template <typename T>
 inline T reversed(T a) {
@@ -121,32 +102,11 @@ inline T bits_inserted(T a, T into, uint32_t at, uint32_t count) {
   const T mask = count >= 8 * sizeof(T) ? static_cast<T>(~T{0}) : static_cast<T>((T{1} << count) - 1);
   return static_cast<T>((into & ~(mask << at)) | (a & mask) << at);
 }
-inline uint32_t dot_bytes(uint32_t a, uint32_t b, uint32_t c) {
-  return static_cast<uint32_t>(__dp4a(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
-}
-
 // ---------------------------------------------------------------- floats
-template <typename T>
-inline T minimum(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>)
-    return std::fmin(a, b);
-  else
-    return a < b ? a : b;
-}
-template <typename T>
-inline T maximum(T a, T b) {
-  if constexpr (std::is_floating_point_v<T>)
-    return std::fmax(a, b);
-  else
-    return a > b ? a : b;
-}
-template <typename T>
-inline T round_rzi(T x) {
-  return std::trunc(x);
-}
-template <typename T>
-inline T round_rni(T x) {
-  return std::nearbyint(x);
+// Rounded down. The product is exact in double, and a float's neighbour is far from what its sum can lose there.
+inline float fma_down(float a, float b, float c) {
+  const float nearest = std::fma(a, b, c);
+  return static_cast<double>(nearest) > static_cast<double>(a) * b + c ? std::nextafter(nearest, -INFINITY) : nearest;
 }
 template <typename T>
 inline T saturated(T x) {
@@ -168,19 +128,13 @@ inline uint16_t convert_to_bf16(float x) { return __nv_bfloat16(x).bits; }
 // ---------------------------------------------------------------- shuffles
 struct Shuffled {
   uint32_t value;
-  bool inside;  // whether the lane it would read lies in its segment; if not, it reads itself
+  bool inside;  // whether there is the lane that it would read; if not, it reads itself
 };
-// clamp: bits 8-12 the mask of the segment's lanes, bits 0-4 the last lane (the first, of `up`).
-inline Shuffled shuffle_bits(Site site, WarpOp op, uint32_t mask, uint32_t value, uint32_t argument, uint32_t clamp) {
-  const int width = 32 - static_cast<int>(clamp >> 8 & 31), lane = static_cast<int>(simt::lane());
-  const int first = lane & ~(width - 1), distance = static_cast<int>(argument & 31);
-  int source = lane ^ distance;
-  if (op == WarpOp::kUp) source = lane - distance;
-  if (op == WarpOp::kDown) source = lane + distance;
-  if (op == WarpOp::kIndex) source = first | (distance & (width - 1));
-  const bool inside = op == WarpOp::kUp ? source >= first : source < first + width;
-  const uint64_t bits = warp_collective(site, op, mask, value, distance, width);
-  return {static_cast<uint32_t>(bits), inside};
+// clamp: the last lane (the first, of `up`), and which lanes are a segment; here always the whole warp.
+inline Shuffled shuffle_bits(Site site, WarpOp op, uint32_t value, uint32_t argument, uint32_t clamp, uint32_t mask) {
+  if (clamp != (op == WarpOp::kUp ? 0 : 31)) trap(site, "shuffle within a part of the warp");
+  const uint64_t bits = warp_collective(site, op, mask, value, static_cast<int>(argument));
+  return {static_cast<uint32_t>(bits), op != WarpOp::kUp || argument <= lane()};
 }
 
 }  // namespace simt::ptx

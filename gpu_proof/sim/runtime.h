@@ -1,5 +1,5 @@
-// The CUDA runtime as far as the kernels' host code calls it, with CUDA's names and meanings. Errors stay until
-// cudaGetLastError takes them; cudaGetErrorString tells the last one's whole story.
+// The CUDA runtime as far as the kernels' host code calls it, with CUDA's names and meanings; tests call it, too, by
+// ctypes. Errors stay until cudaGetLastError takes them; cudaGetErrorString tells the last one's whole story.
 #pragma once
 
 #include <cstddef>
@@ -24,45 +24,15 @@ enum cudaError_t {
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
 };
-cudaError_t cudaGetLastError();
-cudaError_t cudaPeekAtLastError();
-const char* cudaGetErrorString(cudaError_t);
-
-// ---------------------------------------------------------------- device
 struct cudaDeviceProp {
   char name[256];
-  int major, minor, multiProcessorCount;
+  int major, minor;
   size_t totalGlobalMem;
 };
-cudaError_t cudaGetDeviceCount(int*);
-cudaError_t cudaSetDevice(int);
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int);
-cudaError_t cudaDriverGetVersion(int*);
-cudaError_t cudaRuntimeGetVersion(int*);
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total);
-
-// ---------------------------------------------------------------- memory
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
-cudaError_t cudaMalloc(void**, size_t);
-cudaError_t cudaFree(void*);
-cudaError_t cudaMallocHost(void**, size_t);
-cudaError_t cudaFreeHost(void*);
-cudaError_t cudaMemcpy(void* to, const void* from, size_t, cudaMemcpyKind);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t, cudaMemcpyKind, cudaStream_t = nullptr);
-
-// ---------------------------------------------------------------- streams and events
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDefault = 4 };
 enum { cudaStreamNonBlocking = 1 };
 enum { cudaEventDisableTiming = 2 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags);
-cudaError_t cudaStreamDestroy(cudaStream_t);
-cudaError_t cudaStreamSynchronize(cudaStream_t);
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned flags = 0);
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned flags);
-cudaError_t cudaEventDestroy(cudaEvent_t);
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr);
-
-// ---------------------------------------------------------------- graphs
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };
 enum cudaGraphConditionalNodeType { cudaGraphCondTypeWhile };
 enum { cudaGraphCondAssignDefault = 1 };
 enum cudaGraphNodeType { cudaGraphNodeTypeConditional = 0x0d };
@@ -77,6 +47,33 @@ struct cudaGraphNodeParams {
   cudaConditionalNodeParams conditional;
 };
 struct cudaGraphEdgeData;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
+const char* cudaGetErrorString(cudaError_t);
+
+cudaError_t cudaGetDeviceCount(int*);
+cudaError_t cudaSetDevice(int);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp*, int);
+
+cudaError_t cudaMalloc(void**, size_t);
+cudaError_t cudaFree(void*);
+cudaError_t cudaMallocHost(void**, size_t);
+cudaError_t cudaFreeHost(void*);
+cudaError_t cudaMemcpy(void* to, const void* from, size_t, cudaMemcpyKind);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t, cudaMemcpyKind, cudaStream_t = nullptr);
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t*, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t);
+cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned flags = 0);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t);
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t = nullptr);
+
 cudaError_t cudaGraphCreate(cudaGraph_t*, unsigned flags);
 cudaError_t cudaGraphDestroy(cudaGraph_t);
 // A graph's nodes in the order they were added, up to *count of them; nodes null: how many there are.
@@ -93,3 +90,5 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long lo
 cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t);
 void cudaGraphSetConditional(cudaGraphConditionalHandle, unsigned value);
+}
+#pragma GCC visibility pop

@@ -1,9 +1,8 @@
 // Runs a launch: makes its blocks and threads, and lets threads run one at a time in the schedule's order.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <regex>
 #include <sstream>
 #include <stdexcept>
 
@@ -74,27 +73,12 @@ std::unique_ptr<Block> make_block(unsigned index) {
   block->live = static_cast<int>(threads);
   block->threads.resize(threads);
   block->warps.resize((threads + 31) / 32);
-  if (shared_pool.empty()) {
-    void* memory =
-        mmap(nullptr, kSharedBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw Error{"no memory for another block's shared memory"};
-    block->shared = static_cast<char*>(memory);
-  } else {
-    block->shared = shared_pool.back();
-    shared_pool.pop_back();
-  }
-  // Shared memory is undefined at a block's start: NaN as float and as half, so that using it shows.
-  const size_t bytes = work.static_shared + work.dynamic_shared;
-  block->shared_top = (bytes + 2 * kSharedGap - 1) / kSharedGap * kSharedGap;
-  block->shared_used = work.dynamic_shared;
-  std::memset(block->shared, 0xff, block->shared_top);
+  if (shared_pool.empty()) shared_pool.push_back(reserve_addresses(kSharedBytes));
+  block->shared = shared_pool.back();
+  shared_pool.pop_back();
   check::block_begins(*block);
-  if (work.dynamic_shared) check::shared_allocated(*block, work.static_shared, work.dynamic_shared);
-  if (const auto* arrays = work.static_shared ? translated_arrays(work.kernel) : nullptr) {
-    for (const SharedArray& array : *arrays) {
-      block->shared_used += array.bytes;
-      check::shared_allocated(*block, array.offset, array.bytes);
-    }
+  if (work.translated) {
+    for (const auto& [offset, bytes] : work.translated->shared) give_shared(*block, {{}, nullptr, offset, bytes});
   }
   for (unsigned i = 0; i < threads; ++i) {
     Thread& thread = block->threads[i];
@@ -153,7 +137,7 @@ void resume(Thread& thread) {
   thread_now = nullptr;
   here = nullptr;
   if (!stack_is_whole(thread.stack)) {
-    throw std::runtime_error("a simulated thread of " + launch_now->name + " overran its stack of " +
+    throw std::runtime_error("a simulated thread of " + launch_now->work->name + " overran its stack of " +
                              std::to_string(kStackBytes) + " bytes");
   }
   if (thread.state == State::kExited) {
@@ -189,10 +173,6 @@ std::string problem_of_launch(const Work& work) {
     return "invalid grid " + text(work.grid);
   }
   if (!count(work.block) || count(work.block) > 1024 || work.block.z > 64) return "invalid block " + text(work.block);
-  if (work.dynamic_shared > kDefaultSharedLimit) {
-    return std::to_string(work.dynamic_shared) + " bytes of dynamic shared memory, " +
-           std::to_string(kDefaultSharedLimit) + " are permitted";
-  }
   return "";
 }
 
@@ -208,17 +188,31 @@ void make_ready(Thread* const* threads, size_t n) {
 
 void switch_to_scheduler() { simt_switch_stack(&thread_now->stack_pointer, scheduler_stack_pointer); }
 
-void yield() {
-  thread_now->state = State::kReady;
-  queue.push_back(thread_now);
-  switch_to_scheduler();
-}
-
 void abandon_thread() {
   thread_now->state = State::kExited;
   launch_now->aborted = true;
   switch_to_scheduler();
   __builtin_unreachable();
+}
+
+unsigned lane() { return thread_now->lane; }
+
+std::string kernel_name(const std::string& spelled) {
+  const size_t begin = spelled.find(" = ") + 3;
+  static const std::regex kNamespaces("[\\w{}]+::");
+  return std::regex_replace(spelled.substr(begin, spelled.rfind(']') - begin), kNamespaces, "");
+}
+
+std::map<std::string, TranslatedKernel>& translated_kernels() {
+  static std::map<std::string, TranslatedKernel> kernels;
+  return kernels;
+}
+
+const TranslatedKernel* find_translated(const std::string& name) {
+  const auto& kernels = translated_kernels();
+  const auto found = kernels.find(name);
+  if (found == kernels.end() && !kernels.empty()) throw std::runtime_error(name + " was not translated from PTX");
+  return found == kernels.end() ? nullptr : &found->second;
 }
 
 void fail(const std::string& text) { throw Error{text}; }
@@ -247,17 +241,14 @@ void run_launch(const Work& work) {
   static uint32_t launches = 0;
   Launch launch;
   launch.work = &work;
-  launch.name = kernel_name(work.kernel, work.spelled);
   launch.id = ++launches;
-  if (const std::string problem = problem_of_launch(work); !problem.empty()) throw Error{launch.name + ": " + problem};
+  if (const std::string problem = problem_of_launch(work); !problem.empty()) throw Error{work.name + ": " + problem};
   launch.block_count = work.grid.x * work.grid.y * work.grid.z;
   launch.block_threads = work.block.x * work.block.y * work.block.z;
   launch_now = &launch;
   random_state = settings().seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull + launch.id;
   ++counters().kernels;
-  ++kernel_runs()[launch.name];
 
-  check::launch_begins(launch);
   std::vector<unsigned> order(launch.block_count);
   for (unsigned i = 0; i < launch.block_count; ++i) order[i] = i;
   arrange(order);
@@ -271,7 +262,7 @@ void run_launch(const Work& work) {
   check::launch_ends(launch);
   launch_now = nullptr;
   if (launch.errors.empty()) return;
-  std::string text = "kernel " + launch.name + ":";
+  std::string text = "kernel " + work.name + ":";
   for (const std::string& error : launch.errors) text += "\n  " + error;
   throw Error{check::with_lines(text)};
 }

@@ -2,9 +2,9 @@
 // waits for it: then a host that reads too early sees what was there before.
 #include "streams.h"
 
-#include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "check.h"
@@ -17,30 +17,15 @@ namespace {
 
 SimtStream default_stream;
 std::set<cudaStream_t> all_streams;
-std::map<cudaEvent_t, std::shared_ptr<SimtEvent>> events;  // that were not destroyed
 std::map<const char*, size_t> pinned;
-std::set<std::shared_ptr<Capture>> captures;
 cudaError_t error_code = cudaSuccess;
 std::string error_text = "no error";
 
-void advance(SimtStream& stream);
-
-void reach(const cudaEvent_t event, uint64_t generation) {
-  while (event->reached < generation && event->stream && !stream_of(event->stream).tasks.empty()) {
-    advance(stream_of(event->stream));
-  }
-}
-
-// Runs the stream's first task, after what it waits for.
+// Runs the stream's first task.
 void advance(SimtStream& stream) {
-  Task task = std::move(stream.tasks.front());
+  const auto task = std::move(stream.tasks.front());
   stream.tasks.pop_front();
-  if (task.waits)
-    reach(task.event.get(), task.generation);
-  else if (task.event)
-    task.event->reached = std::max(task.event->reached, task.generation);
-  else
-    task.run();
+  task();
 }
 
 void drain_all() {
@@ -48,13 +33,9 @@ void drain_all() {
   for (cudaStream_t stream : all_streams) drain(stream);
 }
 
-void push(cudaStream_t stream, Task task) {
-  if (stream_of(stream).capture) {
-    Capture& capture = *stream_of(stream).capture;
-    if (stream != capture.origin) capture.unfinished.insert(stream);
-    auto node = std::make_shared<SimtNode>();
-    node->run = std::move(task.run);
-    capture.graph->nodes.push_back(std::move(node));
+void push(cudaStream_t stream, std::function<void()> task) {
+  if (cudaGraph_t graph = stream_of(stream).captured) {
+    graph->nodes.push_back(std::make_shared<SimtNode>(SimtNode{std::move(task)}));
     return;
   }
   stream_of(stream).tasks.push_back(std::move(task));
@@ -68,17 +49,15 @@ bool is_pinned(const void* p) {
   return static_cast<const char*>(p) < first + bytes;
 }
 
-void check_range(const void* p, size_t bytes, const char* what) {
+void check_range(const void* p, size_t bytes) {
   if (in_heap(p) && !allocated(p, bytes)) {
-    throw Error{std::string(what) + " of " + std::to_string(bytes) +
-                " bytes runs over device memory's end, or its "
-                "memory was freed"};
+    throw Error{"copy of " + std::to_string(bytes) + " bytes runs over device memory's end, or its memory was freed"};
   }
 }
 
 void copy_now(void* to, const void* from, size_t bytes) {
-  check_range(to, bytes, "copy");
-  check_range(from, bytes, "copy");
+  check_range(to, bytes);
+  check_range(from, bytes);
   const bool into = in_heap(to), out_of = in_heap(from);
   Counters& c = counters();
   ++(into ? (out_of ? c.copies_on_device : c.copies_to_device) : c.copies_to_host);
@@ -86,14 +65,6 @@ void copy_now(void* to, const void* from, size_t bytes) {
   if (!into && out_of) c.bytes_to_host += bytes;
   std::memmove(to, from, bytes);
   if (into) check::written_by_runtime(to, bytes);
-}
-
-cudaError_t start_capture(cudaStream_t stream, std::shared_ptr<Capture> capture) {
-  if (!stream) return set_error(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
-  if (stream->capture) return set_error(cudaErrorStreamCaptureUnsupported, "the stream is being captured already");
-  captures.insert(capture);
-  stream->capture = std::move(capture);
-  return cudaSuccess;
 }
 
 }  // namespace
@@ -116,15 +87,8 @@ cudaError_t set_error(cudaError_t code, const std::string& text) {
   return error_code = code;
 }
 
-bool capture_forbids() {
-  const bool strict = std::any_of(captures.begin(), captures.end(),
-                                  [](const auto& capture) { return capture->mode != cudaStreamCaptureModeRelaxed; });
-  if (strict) set_error(cudaErrorStreamCaptureUnsupported, "not permitted while a stream is captured");
-  return strict;
-}
-
 cudaError_t host_waits(cudaStream_t stream) {
-  if (stream_of(stream).capture) {
+  if (stream_of(stream).captured) {
     return set_error(cudaErrorStreamCaptureUnsupported, "the host cannot wait for a stream that is captured");
   }
   ++counters().host_synchronisations;
@@ -133,29 +97,28 @@ cudaError_t host_waits(cudaStream_t stream) {
 }
 
 void enqueue(cudaStream_t stream, std::function<void()> run) {
-  push(stream, {[run = std::move(run)] {
-         if (failed()) return;  // as on a GPU: after an error nothing more runs
-         try {
-           run();
-         } catch (const Error& error) {
-           set_error(cudaErrorLaunchFailure, error.text);
-         }
-       }});
+  push(stream, [run = std::move(run)] {
+    if (failed()) return;  // as on a GPU: after an error nothing more runs
+    try {
+      run();
+    } catch (const Error& error) {
+      set_error(cudaErrorLaunchFailure, error.text);
+    }
+  });
 }
 
 void enqueue_launch(Work work, cudaStream_t stream) {
   const std::lock_guard lock(device_lock());
-  if (!stream_of(stream).capture) ++counters().host_launches;
+  if (!stream_of(stream).captured) ++counters().host_launches;
   enqueue(stream, [work = std::move(work)] {
     if (inside_graph) ++counters().graph_kernels;
     run_launch(work);
   });
 }
 
-void bad_argument(const char* kernel, int index) {
+void bad_argument(const std::string& kernel, int index) {
   const std::lock_guard lock(device_lock());
-  set_error(cudaErrorIllegalAddress,
-            std::string(kernel) + ": argument " + std::to_string(index) + " points to host memory");
+  set_error(cudaErrorIllegalAddress, kernel + ": argument " + std::to_string(index) + " points to host memory");
 }
 
 }  // namespace simt
@@ -176,7 +139,6 @@ const char* cudaGetErrorString(cudaError_t code) {
 // ---------------------------------------------------------------- memory
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   return guarded([&] {
-    if (capture_forbids()) return error_code;
     if (heap_live_bytes() + bytes > kMemoryBytes || !(*p = heap_allocate(bytes))) {
       return set_error(cudaErrorMemoryAllocation, "out of memory");
     }
@@ -185,7 +147,6 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 }
 cudaError_t cudaFree(void* p) {
   return guarded([&] {
-    if (capture_forbids()) return error_code;
     drain_all();  // as on a GPU: nothing that runs can still use it
     heap_free(p);
     return cudaSuccess;
@@ -209,7 +170,7 @@ cudaError_t cudaFreeHost(void* p) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
   return guarded([&] {
-    const bool captured = stream_of(stream).capture != nullptr;
+    const bool captured = stream_of(stream).captured != nullptr;
     if (!in_heap(from) && !is_pinned(from) && !captured) {  // pageable: staged before the call returns
       auto staged =
           std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
@@ -223,7 +184,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   return guarded([&] {
-    if (capture_forbids()) return error_code;
     ++counters().host_synchronisations;
     drain_all();
     if (!failed()) copy_now(to, from, bytes);
@@ -251,79 +211,54 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return guarded([&] {
-    const auto made = std::make_shared<SimtEvent>();
-    events[*event = made.get()] = made;
+    *event = new SimtEvent;
     return cudaSuccess;
   });
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return guarded([&] {
-    events.erase(event);
+    delete event;
     return cudaSuccess;
   });
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return guarded([&] {
-    event->stream = stream;
-    event->capture = stream_of(stream).capture;
-    if (!event->capture) push(stream, {{}, event->shared_from_this(), ++event->recorded, false});
+    if (stream_of(stream).captured) return set_error(cudaErrorNotSupported, "no events are captured here");
+    event->last = std::make_shared<SimtEvent::Recording>(SimtEvent::Recording{stream});
+    push(stream, [recording = event->last] { recording->reached = true; });
     return error_code;
   });
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   return guarded([&] {
-    if (event->capture) {
-      Capture& capture = *event->capture;
-      capture.unfinished.erase(event->stream);
-      if (!stream_of(stream).capture) {
-        stream_of(stream).capture = event->capture;
-        capture.joined.insert(stream);
-      }
-      if (stream != capture.origin) capture.unfinished.insert(stream);
-    } else if (event->reached < event->recorded) {
-      push(stream, {{}, event->shared_from_this(), event->recorded, true});
-    }
+    if (stream_of(stream).captured) return set_error(cudaErrorNotSupported, "no events are captured here");
+    push(stream, [recording = event->last] {
+      while (recording && !recording->reached) advance(stream_of(recording->stream));
+    });
     return error_code;
   });
 }
 
 // ---------------------------------------------------------------- capture
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t*,
+                                          const cudaGraphEdgeData*, size_t, cudaStreamCaptureMode) {
   return guarded([&] {
-    auto graph = std::make_unique<SimtGraph>();
-    auto capture = std::make_shared<Capture>();
-    capture->graph = graph.get();
-    capture->owned = std::move(graph);
-    capture->mode = mode;
-    capture->origin = stream;
-    return start_capture(stream, std::move(capture));
+    if (!stream) return set_error(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
+    if (stream->captured) return set_error(cudaErrorStreamCaptureUnsupported, "the stream is being captured already");
+    stream->captured = graph;
+    return cudaSuccess;
   });
 }
-cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t*,
-                                          const cudaGraphEdgeData*, size_t, cudaStreamCaptureMode mode) {
-  return guarded([&] {
-    auto capture = std::make_shared<Capture>();
-    capture->graph = graph;
-    capture->mode = mode;
-    capture->origin = stream;
-    return start_capture(stream, std::move(capture));
-  });
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+  auto graph = std::make_unique<SimtGraph>();
+  const cudaError_t error = cudaStreamBeginCaptureToGraph(stream, graph.get(), nullptr, nullptr, 0, mode);
+  if (error == cudaSuccess) graph.release();  // cudaStreamEndCapture gives it to its caller
+  return error;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   return guarded([&] {
-    if (graph) *graph = nullptr;
-    const auto capture = stream_of(stream).capture;
-    if (!capture || capture->origin != stream) {
-      return set_error(cudaErrorStreamCaptureInvalidated, "this stream did not begin a capture");
-    }
-    stream->capture.reset();
-    for (cudaStream_t joined : capture->joined) stream_of(joined).capture.reset();
-    captures.erase(capture);
-    if (!capture->unfinished.empty()) {
-      return set_error(cudaErrorStreamCaptureInvalidated, "a stream joined the capture and nobody waited for its end");
-    }
-    if (capture->owned) capture->owned.release();
-    if (graph) *graph = capture->graph;
+    *graph = std::exchange(stream_of(stream).captured, nullptr);
+    if (!*graph) return set_error(cudaErrorStreamCaptureInvalidated, "this stream did not begin a capture");
     return error_code;
   });
 }

@@ -13,28 +13,16 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __restrict__ __restrict
-#define __align__(n) alignas(n)
 
 // ---------------------------------------------------------------- vectors
-#define SIMT_VECTOR_TYPES(T, N, A2, A4)                        \
-  struct N##1 { T x; };                                        \
-  struct alignas(A2) N##2 { T x, y; };                         \
-  struct N##3 { T x, y, z; };                                  \
-  struct alignas(A4) N##4 { T x, y, z, w; };                   \
-  inline N##2 make_##N##2(T x, T y) { return {x, y}; }         \
-  inline N##3 make_##N##3(T x, T y, T z) { return {x, y, z}; } \
+#define SIMT_VECTOR_TYPES(T, N)                        \
+  struct alignas(8) N##2 { T x, y; };                  \
+  struct alignas(16) N##4 { T x, y, z, w; };           \
+  inline N##2 make_##N##2(T x, T y) { return {x, y}; } \
   inline N##4 make_##N##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-SIMT_VECTOR_TYPES(signed char, char, 2, 4)
-SIMT_VECTOR_TYPES(unsigned char, uchar, 2, 4)
-SIMT_VECTOR_TYPES(short, short, 4, 8)
-SIMT_VECTOR_TYPES(unsigned short, ushort, 4, 8)
-SIMT_VECTOR_TYPES(int, int, 8, 16)
-SIMT_VECTOR_TYPES(unsigned, uint, 8, 16)
-SIMT_VECTOR_TYPES(float, float, 8, 16)
-SIMT_VECTOR_TYPES(double, double, 16, 16)
-SIMT_VECTOR_TYPES(long long, longlong, 16, 16)
-SIMT_VECTOR_TYPES(unsigned long long, ulonglong, 16, 16)
+SIMT_VECTOR_TYPES(int, int)
+SIMT_VECTOR_TYPES(unsigned, uint)
+SIMT_VECTOR_TYPES(float, float)
 #undef SIMT_VECTOR_TYPES
 
 struct dim3 {

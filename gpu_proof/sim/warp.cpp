@@ -1,8 +1,5 @@
-// Warp collectives: shuffles, votes, __syncwarp and the tensor-core step. Lanes arrive one by one; the last one that
-// the mask names computes every lane's result.
-#include <bit>
-#include <vector>
-
+// Warp collectives: shuffles, votes, __syncwarp and the tensor-core step. Lanes arrive one by one; the last one
+// computes every lane's result.
 #include "check.h"
 #include "cuda_fp16.h"
 #include "device.h"
@@ -48,27 +45,8 @@ void multiply(const Collective& collective) {
   }
 }
 
-// The lane that `lane` reads in a shuffle.
-int source_lane(const Collective& c, int lane) {
-  const int first = lane & ~(c.width - 1), argument = c.arguments[lane];
-  int source = lane;
-  switch (c.op) {
-    case WarpOp::kIndex:
-      return first | (argument & (c.width - 1));
-    case WarpOp::kUp:
-      source = lane - argument;
-      return source < first ? lane : source;
-    case WarpOp::kDown:
-      source = lane + argument;
-      break;
-    default:
-      source = lane ^ argument;
-      break;
-  }
-  return source >= first + c.width ? lane : source;
-}
-
 uint64_t result_of(const Collective& c, int lane, unsigned ballot) {
+  int source = lane;
   switch (c.op) {
     case WarpOp::kSync:
     case WarpOp::kMma:
@@ -77,20 +55,29 @@ uint64_t result_of(const Collective& c, int lane, unsigned ballot) {
       return ballot;
     case WarpOp::kAny:
       return ballot != 0;
-    case WarpOp::kAll:
-      return ballot == c.arrived;
-    default:
+    case WarpOp::kIndex:
+      source = c.arguments[lane] & 31;
+      break;
+    case WarpOp::kUp:
+      if (c.arguments[lane] <= lane) source = lane - c.arguments[lane];
+      break;
+    case WarpOp::kXor:
+      source = (lane ^ c.arguments[lane]) & 31;
       break;
   }
-  const int source = source_lane(c, lane);
-  if (source >= 0 && source < 32 && (c.arrived >> source & 1)) return c.values[source];
+  if (c.arrived >> source & 1) return c.values[source];
   report("shuffle at " + describe(c.site) + ": lane " + std::to_string(lane) + " reads lane " + std::to_string(source) +
          ", which does not take part");
   return 0x7fc0dead7fc0deadull;  // undefined; as floats, NaN
 }
 
-void complete(Warp& warp, Collective& c) {
+}  // namespace
+
+void warp_may_complete(Warp& warp) {
+  Collective& c = warp.collective;
+  if (!c.arrived || (c.arrived & warp.live) != warp.live) return;
   if (c.op == WarpOp::kMma) multiply(c);
+  if (c.op == WarpOp::kSync) ++warp.epoch;
   unsigned ballot = 0;
   for (int i = 0; i < 32; ++i) ballot |= unsigned{(c.arrived >> i & 1) && c.values[i]} << i;
   Thread* threads[32];
@@ -100,70 +87,35 @@ void complete(Warp& warp, Collective& c) {
     warp.lanes[i]->result = result_of(c, i, ballot);
     threads[n++] = warp.lanes[i];
   }
-  if (c.op == WarpOp::kSync) {
-    if ((c.arrived & warp.live) == warp.live) ++warp.epoch;
-    check::met(threads, n);
-  }
-  c.pending = false;
+  c.arrived = 0;
   make_ready(threads, n);
 }
 
-bool all_arrived(const Warp& warp, const Collective& c) { return (c.arrived & warp.live) == (c.mask & warp.live); }
-
-}  // namespace
-
-void warp_may_complete(Warp& warp) {
-  for (Collective& c : warp.collectives) {
-    if (c.pending && all_arrived(warp, c)) complete(warp, c);
-  }
-}
-
-uint64_t warp_collective(Site site, WarpOp op, unsigned mask, uint64_t value, int argument, int width) {
+uint64_t warp_collective(Site site, WarpOp op, unsigned mask, uint64_t value, int argument) {
   Thread& thread = *thread_now;
-  Warp& warp = *thread.warp;
-  const unsigned bit = 1u << thread.lane;
-  if (!(mask & bit)) {
-    fail("warp collective at " + describe(site) + ": lane " + std::to_string(thread.lane) +
-         " calls it and is not in its mask");
+  Collective& c = thread.warp->collective;
+  if (mask != ~0u)
+    fail("warp collective at " + describe(site) + " of a part of the warp: the simulated device has none");
+  if (!c.arrived) {
+    c.op = op;
+    c.site = site;
+  } else if (c.op != op || c.site.line != site.line) {
+    fail("divergent warp collective: lane " + std::to_string(thread.lane) + " is at " + describe(site) +
+         " while others wait at " + describe(c.site));
   }
-  if (!std::has_single_bit(static_cast<unsigned>(width)) || width > 32) {
-    fail("shuffle at " + describe(site) + " with width " + std::to_string(width) + ", not a power of two up to 32");
-  }
-  Collective* mine = nullptr;
-  for (Collective& c : warp.collectives) {
-    if (c.pending && c.mask == mask && c.op == op && c.width == width && !(c.arrived & bit)) mine = &c;
-  }
-  if (mine && mine->site.line != site.line) {
-    report("divergent warp collective: lane " + std::to_string(thread.lane) + " is at " + describe(site) +
-           " while others wait at " + describe(mine->site));
-  }
-  if (!mine) {
-    for (Collective& c : warp.collectives) {
-      if (!c.pending) mine = &c;
-    }
-    if (!mine) fail("too many warp collectives pending at " + describe(site));
-    mine->pending = true;
-    mine->op = op;
-    mine->mask = mask;
-    mine->arrived = 0;
-    mine->width = width;
-    mine->site = site;
-  }
-  mine->arrived |= bit;
-  mine->values[thread.lane] = value;
-  mine->arguments[thread.lane] = argument;
+  c.arrived |= 1u << thread.lane;
+  c.values[thread.lane] = value;
+  c.arguments[thread.lane] = argument;
   thread.site = site;
   thread.state = State::kInCollective;
-  if (all_arrived(warp, *mine)) complete(warp, *mine);
+  warp_may_complete(*thread.warp);
   switch_to_scheduler();
   return thread.result;
 }
 
-unsigned lane() { return thread_now->lane; }
-
 void mma(Site site, const uint32_t* a, const uint32_t* b, float* d) {
   const Fragments fragments{a, b, d};
-  warp_collective(site, WarpOp::kMma, ~0u, reinterpret_cast<uint64_t>(&fragments), 0, 32);
+  warp_collective(site, WarpOp::kMma, ~0u, reinterpret_cast<uint64_t>(&fragments));
 }
 
 }  // namespace simt

@@ -4,14 +4,6 @@
 
 #include "backend/cuda/rt.h"
 
-#ifdef __CUDACC__
-#define DYNAMIC_SHARED(T, name)                                  \
-  extern __shared__ __align__(16) unsigned char dynamic_bytes[]; \
-  T* name = reinterpret_cast<T*>(dynamic_bytes)
-#else
-#define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(simt::dyn_shared())
-#endif
-
 #define EXPORT __attribute__((visibility("default")))
 
 namespace {
@@ -24,37 +16,31 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// Lane l of each warp gets the results of all shuffles and votes about its value, [threads, 10].
+// Lane l of each warp gets the results of all shuffles and votes about its value, [threads, 7].
 __global__ void collectives_kernel(const int* in, int* out) {
   const int value = in[threadIdx.x];
-  int* row = out + 10 * threadIdx.x;
+  int* row = out + 7 * threadIdx.x;
   row[0] = __shfl_sync(kAll, value, 5);
   row[1] = __shfl_up_sync(kAll, value, 3);
-  row[2] = __shfl_down_sync(kAll, value, 3);
-  row[3] = __shfl_xor_sync(kAll, value, 9);
-  row[4] = __shfl_down_sync(kAll, value, 3, 8);
-  row[5] = __shfl_sync(kAll, value, 2, 4);
-  row[6] = static_cast<int>(__ballot_sync(kAll, value & 1));
-  row[7] = __any_sync(kAll, value == 40) != 0;
-  row[8] = __all_sync(kAll, value < 1000) != 0;
-  row[9] = __syncthreads_count(value & 1);
+  row[2] = __shfl_xor_sync(kAll, value, 9);
+  row[3] = static_cast<int>(__ballot_sync(kAll, value & 1));
+  row[4] = __any_sync(kAll, value == 40) != 0;
+  row[5] = __syncthreads_count(value & 1);
+  row[6] = __syncthreads_or(value == 40) != 0;
 }
 
-// The even and the odd lanes meet apart.
-__global__ void divergent_kernel(int* out) {
-  int value = static_cast<int>(threadIdx.x);
-  if (threadIdx.x % 2)
-    value += __shfl_xor_sync(0xaaaaaaaau, value, 2);
-  else
-    value -= __shfl_xor_sync(0x55555555u, value, 2);
+// Lanes pass their values on through shared memory.
+__global__ void neighbours_kernel(const int* in, int* out) {
+  KDTW_SHARED(int, shared, 32);
+  shared[threadIdx.x] = in[threadIdx.x];
   __syncwarp();
-  out[threadIdx.x] = value;
+  out[threadIdx.x] = shared[threadIdx.x ^ 1];
 }
 
 // y[n] = sum of x[n, :], a block a row.
 __global__ void row_sum_kernel(const float* x, int size, float* y) {
   KDTW_SHARED(float, partial, 8);
-  DYNAMIC_SHARED(float, row);
+  KDTW_SHARED(float, row, 256);
   for (int k = threadIdx.x; k < size; k += blockDim.x) row[k] = x[static_cast<size_t>(blockIdx.x) * size + k];
   __syncthreads();
   float sum = 0.0f;
@@ -68,32 +54,16 @@ __global__ void row_sum_kernel(const float* x, int size, float* y) {
   }
 }
 
-// Counts by remainder; the last block to finish adds up what the others wrote.
-__global__ void histogram_kernel(const int* values, int count, int bins, int* partial, unsigned* finished, int* total) {
+// Counts by remainder, each block those of its own values.
+__global__ void histogram_kernel(const int* values, int count, int bins, int* counts) {
   KDTW_SHARED(int, mine, 64);
-  KDTW_SHARED(int, last, 1);
   if (threadIdx.x < bins) mine[threadIdx.x] = 0;
   __syncthreads();
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
     atomicAdd(&mine[values[i] % bins], 1);
   }
   __syncthreads();
-  if (threadIdx.x < bins) partial[blockIdx.x * bins + threadIdx.x] = mine[threadIdx.x];
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last[0] = atomicAdd(finished, 1u) == gridDim.x - 1;
-    __threadfence();
-  }
-  __syncthreads();
-  if (last[0]) {
-    if (threadIdx.x < bins) {
-      int sum = 0;
-      for (int b = 0; b < static_cast<int>(gridDim.x); ++b) sum += partial[b * bins + threadIdx.x];
-      total[threadIdx.x] = sum;
-    }
-    if (threadIdx.x == 0) *finished = 0;
-  }
+  if (threadIdx.x < bins) counts[blockIdx.x * bins + threadIdx.x] = mine[threadIdx.x];
 }
 
 // One kernel for every way that threads may lack order; `bug` says which rule is broken, 0 none.
@@ -118,25 +88,10 @@ __global__ void rules_kernel(int bug, const float* in, float* out, int n) {
   __syncthreads();
   if (bug == 7 && t < 16) other += __shfl_xor_sync(kAll, other, 16);                       // 7: lanes are missing
   if (bug == 8) other += static_cast<float>(*reinterpret_cast<const long long*>(in + 1));  // 8: misaligned
-  if (bug == 9) out[0] = other;  // 9: all threads of all blocks store to one place
-  if (bug == 11) {               // 11: read through the cache that stores do not reach
-    out[blockIdx.x * n + t] = other;
-    other = __ldg(out + blockIdx.x * n + t);
-  }
+  if (bug == 9) out[0] = other;                       // 9: all threads of all blocks store to one place
+  if (bug == 11 && blockIdx.x == 1) other += out[t];  // 11: what another block may have stored
+  if (bug == 12) other = static_cast<float>(__ballot_sync(0xffffu, 1));  // 12: a part of a warp
   out[blockIdx.x * n + t] = other;
-}
-
-// Passes a number from block 0 to block 1; fence: as it must be done.
-__global__ void message_kernel(int fence, int* data, unsigned* flag, int* out) {
-  if (blockIdx.x == 0) {
-    data[0] = 42;
-    if (fence) __threadfence();
-    atomicExch(flag, 1u);
-  } else {
-    while (atomicAdd(flag, 0u) == 0u) __nanosleep(20);
-    if (fence) __threadfence();
-    out[0] = data[0];
-  }
 }
 
 // All conversions of in [n]: half and bfloat16 bits, and back.
@@ -198,46 +153,41 @@ __global__ void bank_kernel(float* out, int stride) {
 extern "C" {
 
 EXPORT int sample_collectives(const int* in, int threads, int* out) {
-  KDTW_LAUNCH(collectives_kernel, dim3(1), dim3(threads), 0, nullptr, in, out);
+  KDTW_LAUNCH(collectives_kernel, dim3(1), dim3(threads), nullptr, in, out);
   return cudaGetLastError();
 }
-EXPORT int sample_divergent(int* out) {
-  KDTW_LAUNCH(divergent_kernel, dim3(1), dim3(32), 0, nullptr, out);
+EXPORT int sample_neighbours(const int* in, int* out) {
+  KDTW_LAUNCH(neighbours_kernel, dim3(1), dim3(32), nullptr, in, out);
   return cudaGetLastError();
 }
-EXPORT int sample_row_sum(const float* x, int rows, int size, float* y, size_t dynamic_shared) {
-  KDTW_LAUNCH(row_sum_kernel, dim3(rows), dim3(128), dynamic_shared, nullptr, x, size, y);
+EXPORT int sample_row_sum(const float* x, int rows, int size, float* y) {
+  KDTW_LAUNCH(row_sum_kernel, dim3(rows), dim3(128), nullptr, x, size, y);
   return cudaGetLastError();
 }
-EXPORT int sample_histogram(const int* values, int count, int bins, int blocks, int* partial, unsigned* finished,
-                            int* total) {
-  KDTW_LAUNCH(histogram_kernel, dim3(blocks), dim3(64), 0, nullptr, values, count, bins, partial, finished, total);
+EXPORT int sample_histogram(const int* values, int count, int bins, int blocks, int* counts) {
+  KDTW_LAUNCH(histogram_kernel, dim3(blocks), dim3(64), nullptr, values, count, bins, counts);
   return cudaGetLastError();
 }
 EXPORT int sample_rules(int bug, const float* in, float* out, int blocks) {
-  KDTW_LAUNCH(rules_kernel, dim3(blocks), dim3(64), 0, nullptr, bug, in, out, 64);
-  return cudaGetLastError();
-}
-EXPORT int sample_message(int fence, int* data, unsigned* flag, int* out) {
-  KDTW_LAUNCH(message_kernel, dim3(2), dim3(1), 0, nullptr, fence, data, flag, out);
+  KDTW_LAUNCH(rules_kernel, dim3(blocks), dim3(64), nullptr, bug, in, out, 64);
   return cudaGetLastError();
 }
 EXPORT int sample_round(const float* in, int n, unsigned short* halves, unsigned short* bfloats, float* back) {
-  KDTW_LAUNCH(round_kernel, dim3((n + 127) / 128), dim3(128), 0, nullptr, in, n, halves, bfloats, back);
+  KDTW_LAUNCH(round_kernel, dim3((n + 127) / 128), dim3(128), nullptr, in, n, halves, bfloats, back);
   return cudaGetLastError();
 }
 EXPORT int sample_mma(const void* w, const void* x, int outputs, int inputs, float* y) {
-  KDTW_LAUNCH(mma_kernel, dim3(outputs / 16), dim3(32), 0, nullptr, static_cast<const __half*>(w),
+  KDTW_LAUNCH(mma_kernel, dim3(outputs / 16), dim3(32), nullptr, static_cast<const __half*>(w),
               static_cast<const __half*>(x), inputs, y);
   return cudaGetLastError();
 }
 EXPORT int sample_copy(const void* in, void* out, int n, int stride) {
-  KDTW_LAUNCH(copy_kernel, dim3((n + 63) / 64), dim3(64), 0, nullptr, static_cast<const float4*>(in),
+  KDTW_LAUNCH(copy_kernel, dim3((n + 63) / 64), dim3(64), nullptr, static_cast<const float4*>(in),
               static_cast<float4*>(out), n, stride);
   return cudaGetLastError();
 }
 EXPORT int sample_bank(float* out, int stride) {
-  KDTW_LAUNCH(bank_kernel, dim3(1), dim3(32), 0, nullptr, out, stride);
+  KDTW_LAUNCH(bank_kernel, dim3(1), dim3(32), nullptr, out, stride);
   return cudaGetLastError();
 }
 
@@ -251,10 +201,10 @@ EXPORT int sample_streams(float* x, int n, float* host, int wait) {
   float* pinned = nullptr;
   cudaMallocHost(reinterpret_cast<void**>(&pinned), n * sizeof(float));
   for (int i = 0; i < n; ++i) pinned[i] = -1.0f;
-  KDTW_LAUNCH(add_kernel, dim3((n + 31) / 32), dim3(32), 0, first, x, 1.0f, n);
+  KDTW_LAUNCH(add_kernel, dim3((n + 31) / 32), dim3(32), first, x, 1.0f, n);
   cudaEventRecord(event, first);
   cudaStreamWaitEvent(second, event, 0);
-  KDTW_LAUNCH(add_kernel, dim3((n + 31) / 32), dim3(32), 0, second, x, 10.0f, n);
+  KDTW_LAUNCH(add_kernel, dim3((n + 31) / 32), dim3(32), second, x, 10.0f, n);
   cudaMemcpyAsync(pinned, x, n * sizeof(float), cudaMemcpyDeviceToHost, second);
   if (wait) cudaStreamSynchronize(second);
   for (int i = 0; i < n; ++i) host[i] = pinned[i];
@@ -285,7 +235,7 @@ EXPORT int sample_loop(int* length, int most, int* trace, int times) {
   if (error) return error;
   cudaStreamBeginCaptureToGraph(stream, params.conditional.phGraph_out[0], nullptr, nullptr, 0,
                                 cudaStreamCaptureModeRelaxed);
-  KDTW_LAUNCH(step_kernel, dim3(1), dim3(32), 0, stream, length, most, trace, handle);
+  KDTW_LAUNCH(step_kernel, dim3(1), dim3(32), stream, length, most, trace, handle);
   cudaGraph_t body = nullptr;
   cudaStreamEndCapture(stream, &body);
   error = cudaGraphInstantiate(&exec, graph, 0);

@@ -1,5 +1,5 @@
-// Operations on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream, or aside
-// on a second one; the host waits where it needs numbers, once a pick.
+// Operations on a CUDA device, written against the kernels' table only. Everything is enqueued on one stream, or on a
+// second one beside it (aside); the host waits only where it needs numbers, which is once a pick.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,10 +34,7 @@ class CudaOperations : public Operations, public GraphHost {
   explicit CudaOperations(int device)
       : pool_(Pool::of(library(), device)), table_(*pool_->library().table), main_(pool_) {}
 
-  ~CudaOperations() override {
-    table_.synchronise(main_.stream);
-    if (answers_ != nullptr) table_.release_host(answers_);
-  }
+  ~CudaOperations() override { table_.synchronise(main_.stream); }
 
   Buffer allocate(size_t floats) override {
     auto memory = memory_of(floats * sizeof(float));
@@ -304,15 +301,12 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   // Pinned memory for n results.
-  PickResult* answers_for(int n) {
-    if (n > answers_capacity_) {
-      if (answers_ != nullptr) table_.release_host(answers_);
-      answers_ = nullptr, answers_capacity_ = 0;
-      void* host = nullptr;
-      if (table_.allocate_host(&host, 2 * n * sizeof(PickResult)) != 0) throw OutOfMemory(2 * n * sizeof(PickResult));
-      answers_ = static_cast<PickResult*>(host), answers_capacity_ = 2 * n;
+  PickResult* answers_for(size_t n) {
+    if (!answers_ || answers_->bytes() < n * sizeof(PickResult)) {
+      answers_.reset();
+      answers_.emplace(table_, 2 * n * sizeof(PickResult));
     }
-    return answers_;
+    return reinterpret_cast<PickResult*>(answers_->get());
   }
 
   const std::shared_ptr<Pool> pool_;
@@ -323,8 +317,7 @@ class CudaOperations : public Operations, public GraphHost {
   bool put_aside_ = false;     // and not joined yet
   Scratch* scratch_ = &main_.scratch;
   std::vector<PickRequest> requests_;
-  PickResult* answers_ = nullptr;
-  int answers_capacity_ = 0;
+  std::optional<Pinned> answers_;
 };
 
 }  // namespace

@@ -103,13 +103,13 @@ void Drafts::send(std::span<const DraftRow> rows, const DraftRules& rules, const
   exchange_.send(0, at.picks);
 }
 
-// Waits for the rows and the picks of so many steps.
+// Fetches the state, the rows and the picks of so many steps, and waits for them.
 void Drafts::read(const Places& at, int width, int steps) {
   exchange_.fetch(at.state, at.picks + static_cast<size_t>(width) * steps * sizeof(PickResult) - at.state);
   host_.wait();
 }
 
-// A step of so many rows: the decoder over what advance() left, the decision, and advance().
+// The graph of a step: the decoder reads what advance() has prepared, the picks are decided, and advance() takes them.
 const Graph& Drafts::graph(int width, const KdtwDraft& draft) {
   auto& made = graphs_[width];
   if (!made) {

@@ -1,4 +1,4 @@
-// Drafts on the device: the host sends the rows, launches a graph, and reads what was picked.
+// Drafts on the device: the host sends the rows, launches graphs of a step, and reads what was picked.
 #pragma once
 
 #include <map>
@@ -14,18 +14,20 @@ namespace kdtw::cuda {
 
 class Drafts : private GraphUser {
  public:
-  // Of up to `rows` rows. loops: see use_drafting; otherwise `ahead` steps are launched before the host looks.
+  // For drafts of up to `rows` rows. loops: one launch repeats the step until the draft ends; otherwise the host
+  // launches `ahead` steps, looks whether the draft has ended, and launches more (see use_drafting).
   Drafts(GraphHost& host, DecoderPass pass, const Weight& head, const DraftRules& rules, int rows, bool loops,
          int ahead);
   ~Drafts() { table_.synchronise(stream_); }
 
-  // hidden: of the newest tokens, [rows, M], where they have been read already; or null.
+  // As Runner::draft. hidden: the hidden states of the rows' newest tokens [rows, M], where a pass has read them
+  // already, so that the first step only decides; or null.
   void draft(std::span<DraftRow> rows, const DraftRules& rules, const DraftPause& pause, const float* hidden,
              Picks& picks);
 
  private:
-  // What host and device tell each other, in pinned memory and on the device: the host sends what lies before `picks`,
-  // the device answers from `state` on.
+  // Offsets in the exchange of host and device. The host sends all that lies before `picks`; the device's answer is
+  // everything from `state` on.
   struct Places {
     size_t stops, first_allowed, state, rows, picks, bytes;
   };

@@ -1,4 +1,4 @@
-// Work of a stream that is captured once and launched as a whole.
+// A CUDA graph: work that is captured from a stream once, and then launched as a whole.
 #pragma once
 
 #include <functional>
@@ -9,8 +9,9 @@ namespace kdtw::cuda {
 
 class Graph {
  public:
-  // What `enqueue` enqueues on the stream. go_on: device memory; the graph repeats while it is not 0, which is looked
-  // at before each time; null: it runs once. std::runtime_error where a device has no such graphs.
+  // Captures what `enqueue` enqueues on the stream. go_on, in device memory: a launch repeats the work while *go_on is
+  // not 0, which is checked before each repetition; null: a launch runs it once. std::runtime_error where the device
+  // has no such graphs.
   Graph(const KdtwCudaTable& table, void* stream, const int32_t* go_on, const std::function<void()>& enqueue);
   ~Graph() { table_.destroy_graph(graph_); }
   Graph(const Graph&) = delete;
@@ -23,7 +24,7 @@ class Graph {
   void* graph_ = nullptr;
 };
 
-// Whether a graph with a loop can be made and does what it should; waits for the stream.
+// Whether graphs with loops work on this device, found out by running one; waits for the stream.
 bool loop_runs(const KdtwCudaTable& table, void* stream);
 
 }  // namespace kdtw::cuda

@@ -1,4 +1,5 @@
-// What drafts and replayed passes, which are captured into graphs, use of their backend.
+// What the two users of CUDA graphs share: drafts (drafts.h) and passes that are replayed (replays.h), each of which
+// captures a decoder's pass and the decisions about it.
 #pragma once
 
 #include <cstddef>
@@ -11,15 +12,15 @@
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/memory.h"
 #include "backend/runner.h"
-#include "core/error.h"
 
 namespace kdtw::cuda {
 
-// Device memory that operations need for themselves, kept from call to call.
+// Device memory for intermediate results, kept from call to call and replaced by a larger piece when it is too small. A
+// captured graph has its addresses in it, so memory that a graph has used must stay: it goes to `outgrown`.
 struct Scratch {
   Buffer logits, summaries, decided, scaled, scales;
-  bool of_graphs = false;        // graphs go on using what has become too small
-  std::vector<Buffer> outgrown;  // which is here
+  bool of_graphs = false;  // whether graphs are captured with it
+  std::vector<Buffer> outgrown;
 };
 
 // What graphs use of the device's operations.
@@ -27,26 +28,28 @@ class GraphHost {
  public:
   virtual Pool& pool() = 0;
   virtual void* stream() = 0;
-  // Enqueues the decisions about hidden [count, M] that requests in device memory ask for; says where they will be.
+  // Enqueues the head's product with hidden [count, M] and the decisions that the requests, in device memory, ask for.
+  // Returns where in device memory the results will be.
   virtual const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count) = 0;
-  // The requests with their lists of ids in device memory, on their way there. Valid until the next call.
+  // The requests, whose lists of ids now point to device memory; the copy of the lists is enqueued. Valid until the
+  // next call.
   virtual std::span<const PickRequest> stage(std::span<const PickRequest> requests) = 0;
-  // Operations take their memory from `scratch` until the next call; null: from the device's own.
+  // Operations use this scratch memory from now on; null: the device's own.
   virtual void use_scratch(Scratch* scratch) = 0;
   virtual void wait() = 0;
-  // What comes next begins when all that the program has enqueued elsewhere by now has ended.
+  // Work that is enqueued from now on waits for all that the program (torch) has enqueued on the device by now.
   virtual void follow_program() = 0;
-  // Enqueues operations beside all that comes next, until join(). Memory that `work` asks for must not be used by
-  // anything that is not put aside too.
+  // Calls `work`, whose operations go to a second stream: they run beside all that is enqueued on the first one until
+  // join(). Memory that they use must not be used on the first stream meanwhile.
   virtual void aside(const std::function<void()>& work) = 0;
-  // What comes next begins when all that was put aside has ended.
+  // Work that is enqueued from now on waits for the second stream's.
   virtual void join() = 0;
 
  protected:
   ~GraphHost() = default;
 };
 
-// For the length of a call.
+// Calls use_scratch as long as it lives.
 class UseScratch {
  public:
   UseScratch(GraphHost& host, Scratch& scratch) : host_(host) { host.use_scratch(&scratch); }
@@ -58,8 +61,7 @@ class UseScratch {
   GraphHost& host_;
 };
 
-// Somebody who captures a decoder's pass and its decisions: what both kinds are made with, and the memory of their
-// graphs.
+// The base of both users of graphs.
 class GraphUser {
  protected:
   GraphUser(GraphHost& host, DecoderPass pass, const Weight& head)
@@ -81,7 +83,8 @@ class GraphUser {
   Scratch scratch_;
 };
 
-// Rows are filled up to the next number that products take at once, so that few graphs serve all numbers.
+// A graph has a fixed number of rows. So that few graphs serve all numbers of rows, a number is rounded up to 1, 2, 4,
+// 8, 16, 32, 48, ...: what the kernels of products take at once. The rows that fill up do nothing.
 inline int padded_rows(size_t rows) {
   constexpr size_t kMost = 16;
   if (rows > kMost) return static_cast<int>((rows + kMost - 1) / kMost * kMost);
@@ -90,7 +93,7 @@ inline int padded_rows(size_t rows) {
   return static_cast<int>(width);
 }
 
-// Gives out places in a block of memory, one after the other.
+// Divides a block of memory into arrays: take() returns the offset of the next one.
 class Layout {
  public:
   template <typename T>
@@ -103,44 +106,6 @@ class Layout {
 
  private:
   size_t bytes_ = 0;
-};
-
-// A block of pinned memory and its twin on the device, which stay where they are. When it goes, the stream must have
-// done its work.
-class Exchange {
- public:
-  Exchange(Pool& pool, void* stream, size_t bytes)
-      : table_(*pool.library().table), stream_(stream), device_(pool.allocate(bytes, stream)) {
-    void* pinned = nullptr;
-    if (table_.allocate_host(&pinned, bytes) != 0) throw OutOfMemory(bytes);
-    host_ = static_cast<std::byte*>(pinned);
-  }
-  ~Exchange() { table_.release_host(host_); }
-  Exchange(const Exchange&) = delete;
-  Exchange& operator=(const Exchange&) = delete;
-
-  // Where an offset is, on the host and on the device.
-  template <typename T>
-  T* here(size_t offset) const {
-    return reinterpret_cast<T*>(host_ + offset);
-  }
-  template <typename T>
-  T* there(size_t offset) const {
-    return reinterpret_cast<T*>(static_cast<std::byte*>(device_.get()) + offset);
-  }
-  void send(size_t from, size_t bytes) const {
-    check(table_, table_.copy_in(there<std::byte>(from), here<std::byte>(from), bytes, stream_), "copy to the device");
-  }
-  void fetch(size_t from, size_t bytes) const {
-    check(table_, table_.copy_out(here<std::byte>(from), there<std::byte>(from), bytes, stream_),
-          "copy from the device");
-  }
-
- private:
-  const KdtwCudaTable& table_;
-  void* const stream_;
-  const std::shared_ptr<void> device_;
-  std::byte* host_ = nullptr;
 };
 
 }  // namespace kdtw::cuda

@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 6 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 7 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
@@ -56,18 +56,18 @@ struct KdtwSummary {
   int32_t finite, before;  // before: how many rank before the draft
 };
 
-// A draft on the device (core/draft.h); advance() stands between two steps.
+// A draft on the device (core/draft.h). A step reads and picks a token for every row; advance() runs between two steps.
 struct KdtwDraftState {
   kdtw::DraftPause pause;
   int32_t steps;  // so far
   int32_t go_on;  // whether another one is wanted
 };
 
-// One graph's draft: where everything lies for `width` rows.
+// The device memory of a draft whose graph has `width` rows.
 struct KdtwDraft {
   kdtw::DraftRules rules;  // its stops are in device memory
   KdtwDraftState* state;
-  kdtw::DraftRow* rows;  // [width]; of one that only fills the width, `stand` is kFinished and the rest as it comes
+  kdtw::DraftRow* rows;  // [width]; in a row that only fills up the width, `stand` is kFinished and nothing else counts
   int32_t* banned;       // [width, stops], for the requests' lists
   int32_t width;
   // What a step reads, each [width].
@@ -75,7 +75,7 @@ struct KdtwDraft {
   uint8_t* marked;
   kdtw::TokenAt *self, *cross;
   kdtw::PickRequest* requests;
-  // What it leaves: its own results [width], and those of all steps [steps, width].
+  // What a step leaves: its picks [width], and those of all steps so far [steps, width].
   const kdtw::PickResult* decided;
   kdtw::PickResult* picks;
 };
@@ -89,7 +89,7 @@ struct KdtwCapture {
 
 struct KdtwDevice {
   char name[256];
-  int32_t major, minor, multiprocessors;
+  int32_t major, minor;
   uint64_t memory_bytes;
 };
 
@@ -110,7 +110,7 @@ struct KdtwCudaTable {
   int32_t (*create_stream)(void** stream);
   int32_t (*destroy_stream)(void* stream);
   int32_t (*synchronise)(void* stream);
-  // What comes next on `stream` begins when all that is on `other` by now has ended. `other` null: the default stream.
+  // Work that is enqueued on `stream` from now on waits for all that is on `other` by now; null: the default stream.
   int32_t (*follow)(void* stream, void* other);
   int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
   int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
@@ -157,10 +157,10 @@ struct KdtwCudaTable {
   // nothing where that is 0. first: nothing has been decided yet, and a step is wanted.
   int32_t (*advance)(const KdtwDraft* draft, int32_t first, void* stream);
 
-  // Graphs. What is enqueued on the stream between begin_graph and end_graph is not run but becomes a graph. go_on
-  // (null: it runs once): the graph runs again and again while *go_on is not 0, which is looked at before each time; an
-  // error where the device, the driver or the toolkit has no such graphs. After begin_graph has returned 0, end_graph
-  // must be called; `graph` null: what was captured is thrown away.
+  // Graphs. What is enqueued on the stream between begin_graph and end_graph is not run but captured into a graph.
+  // go_on, in device memory: a launch repeats the graph while *go_on is not 0, which is checked before each repetition;
+  // an error where the device, the driver or the toolkit has no such graphs. Null: a launch runs it once. When
+  // begin_graph has returned 0, end_graph must be called; `graph` null: what was captured is thrown away.
   int32_t (*begin_graph)(const int32_t* go_on, KdtwCapture* capture, void* stream);
   int32_t (*end_graph)(KdtwCapture* capture, void** graph, void* stream);
   int32_t (*launch_graph)(void* graph, void* stream);

@@ -16,15 +16,15 @@ struct Library {
 
 // The library in use. std::runtime_error with one sentence where there is none or it does not fit.
 const Library& library();
-// Uses another one from now on: what was made with the former keeps it. Empty: the default, which is the path in the
-// environment variable KDTW_CUDA_LIBRARY or else libkdtw_cuda.so beside the extension. std::runtime_error as above;
-// then nothing changes.
+// Chooses the library for what is made from now on; what was made with another one keeps that. Empty: the default,
+// which is the path in the environment variable KDTW_CUDA_LIBRARY, or else libkdtw_cuda.so beside the extension. Throws
+// as library() does, and then changes nothing.
 void use_library(const std::string& path);
 
 // The devices that the library sees, as "name, compute capability 7.5, 15.8 GB"; empty without a driver.
 std::vector<std::string> devices(const Library& library);
 
-// std::runtime_error with CUDA's words unless status is 0. doing: "copy to the device"
+// Unless status is 0: std::runtime_error with CUDA's description. doing: what failed, as "copy to the device".
 void check(const KdtwCudaTable& table, int32_t status, const char* doing);
 
 }  // namespace kdtw::cuda

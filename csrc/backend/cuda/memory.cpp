@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "backend/cuda/graph.h"
-#include "core/error.h"
 
 namespace kdtw::cuda {
 namespace {
@@ -144,43 +143,30 @@ void Pool::give_back(void* memory, size_t bytes, void* stream) {
   free_.emplace(bytes, Free{memory, streams_.count(stream) ? stream : nullptr});
 }
 
-Staging::~Staging() {
-  if (host_ != nullptr) pool_->library().table->release_host(host_);
-}
-
 const void* Staging::put(const void* data, size_t bytes) {
-  assert(used_ + bytes <= capacity_);
+  assert(exchange_ && used_ + bytes <= exchange_->bytes());
   const size_t offset = used_;
-  std::memcpy(host_ + offset, data, bytes);
+  std::memcpy(exchange_->here<std::byte>(offset), data, bytes);
   used_ = (offset + bytes + kBoundary - 1) / kBoundary * kBoundary;
-  return static_cast<std::byte*>(device_.get()) + offset;
+  return exchange_->there<std::byte>(offset);
 }
 
 void Staging::send() {
   if (used_ == sent_) return;
-  const KdtwCudaTable& table = *pool_->library().table;
-  std::byte* const to = static_cast<std::byte*>(device_.get()) + sent_;
-  check(table, table.copy_in(to, host_ + sent_, used_ - sent_, stream_), "copy to the device");
+  exchange_->send(sent_, used_ - sent_);
   sent_ = used_;
 }
 
 void Staging::make_room(size_t pieces, size_t bytes) {
   bytes += pieces * kBoundary;
-  if (used_ + bytes <= capacity_) return;
-  // Nobody must read any more what is there.
-  const KdtwCudaTable& table = *pool_->library().table;
-  check(table, table.synchronise(stream_), "wait for the device");
+  if (exchange_ && used_ + bytes <= exchange_->bytes()) return;
+  // The device may still read what is there.
+  check(*pool_->library().table, pool_->library().table->synchronise(stream_), "wait for the device");
   reset();
-  if (bytes <= capacity_) return;
+  if (exchange_ && bytes <= exchange_->bytes()) return;
   constexpr size_t kLeast = size_t{1} << 20;
-  const size_t capacity = std::max(kLeast, 2 * bytes);
-  if (host_ != nullptr) table.release_host(std::exchange(host_, nullptr));
-  capacity_ = 0;
-  void* host = nullptr;
-  if (table.allocate_host(&host, capacity) != 0) throw OutOfMemory(capacity);
-  host_ = static_cast<std::byte*>(host);
-  device_ = pool_->allocate(capacity, stream_);
-  capacity_ = capacity;
+  exchange_.reset();
+  exchange_.emplace(*pool_, stream_, std::max(kLeast, 2 * bytes));
 }
 
 }  // namespace kdtw::cuda

@@ -1,6 +1,7 @@
-// Device memory that is asked for once: what a pass, a row or a session gives back is used again. A block goes back
-// tagged with the stream that may still be working on it, and another stream gets it after that one has ended. Where
-// another library in this process has an allocator of its own (torch), memory comes from there and goes back there.
+// Device memory is allocated once and kept in a pool: what a pass, a row or a session gives back is used again. A block
+// that comes back remembers the stream that may still work on it; other streams get it only when that stream has ended.
+// Where another library in this process has an allocator of its own (torch), memory comes from there and goes back
+// there.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,11 @@
 #include <vector>
 
 #include "backend/cuda/library.h"
+#include "core/error.h"
 
 namespace kdtw::cuda {
 
-// The other library. Its functions are called from any thread, and throw nothing.
+// The other library's allocator. Its functions are called from any thread, and throw nothing.
 struct ProgramAllocator {
   // On a boundary of 256 bytes, for work on `stream` (null: on its current stream); null: there is no memory left.
   std::function<void*(int device, size_t bytes, void* stream)> allocate;
@@ -25,7 +27,7 @@ struct ProgramAllocator {
   // The calling thread's; null: the default stream.
   std::function<void*(int device)> current_stream;
 };
-// Of the devices that nothing is on yet; null: none.
+// From now on, the allocator of every device for which no pool exists yet; null: none.
 void use_allocator(std::shared_ptr<const ProgramAllocator> allocator);
 
 class Pool : public std::enable_shared_from_this<Pool> {
@@ -37,17 +39,17 @@ class Pool : public std::enable_shared_from_this<Pool> {
   const Library& library() const { return library_; }
   // Makes the device the calling thread's.
   void use() const;
-  // Whether graphs with loops run on the device; tried out once.
+  // Whether graphs with loops run on the device; found out by running one, once.
   bool runs_loops();
 
   void* begin_stream();
   // Waits for the stream's work and lets others have its blocks, and the stream itself.
   void end_stream(void* stream);
-  // What comes next on `stream` waits for the allocator's current stream, if there is one.
+  // What comes next on `stream` waits for all work that is on the other library's current stream by now.
   void follow_program(void* stream) const;
 
-  // At least `bytes`, on a boundary of 256, not cleared. Null stream: for something that outlives streams; a stream
-  // that writes there follows the allocator first. OutOfMemory.
+  // At least `bytes`, on a boundary of 256, not cleared, for work on `stream`. Null: for memory that outlives streams,
+  // as weights; call follow_program before a stream writes there. Throws OutOfMemory.
   std::shared_ptr<void> allocate(size_t bytes, void* stream);
 
  private:
@@ -69,16 +71,64 @@ class Pool : public std::enable_shared_from_this<Pool> {
   std::optional<bool> runs_loops_;
 };
 
-// Small arrays on their way from the host to the kernels of one stream: pinned memory and its twin on the device. What
-// was put stays until the next make_room or reset.
+// Host memory that the device copies from and to without the driver's help.
+class Pinned {
+ public:
+  Pinned(const KdtwCudaTable& table, size_t bytes) : table_(table), bytes_(bytes) {
+    if (table.allocate_host(&memory_, bytes) != 0) throw OutOfMemory(bytes);
+  }
+  ~Pinned() { table_.release_host(memory_); }
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+
+  std::byte* get() const { return static_cast<std::byte*>(memory_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  const KdtwCudaTable& table_;
+  const size_t bytes_;
+  void* memory_ = nullptr;
+};
+
+// A block of pinned memory and one of the same size on the device, which stay where they are; offsets mean the same in
+// both. When it is destroyed, the stream must have done its work.
+class Exchange {
+ public:
+  Exchange(Pool& pool, void* stream, size_t bytes)
+      : table_(*pool.library().table), stream_(stream), host_(table_, bytes), device_(pool.allocate(bytes, stream)) {}
+
+  size_t bytes() const { return host_.bytes(); }
+  // Where an offset is, on the host and on the device.
+  template <typename T>
+  T* here(size_t offset) const {
+    return reinterpret_cast<T*>(host_.get() + offset);
+  }
+  template <typename T>
+  T* there(size_t offset) const {
+    return reinterpret_cast<T*>(static_cast<std::byte*>(device_.get()) + offset);
+  }
+  void send(size_t from, size_t bytes) const {
+    check(table_, table_.copy_in(there<std::byte>(from), here<std::byte>(from), bytes, stream_), "copy to the device");
+  }
+  void fetch(size_t from, size_t bytes) const {
+    check(table_, table_.copy_out(here<std::byte>(from), there<std::byte>(from), bytes, stream_),
+          "copy from the device");
+  }
+
+ private:
+  const KdtwCudaTable& table_;
+  void* const stream_;
+  const Pinned host_;
+  const std::shared_ptr<void> device_;
+};
+
+// Small arrays on their way from the host to the kernels of one stream. What was put stays where it is until the next
+// make_room or reset.
 class Staging {
  public:
   Staging(std::shared_ptr<Pool> pool, void* stream) : pool_(std::move(pool)), stream_(stream) {}
-  ~Staging();
-  Staging(const Staging&) = delete;
-  Staging& operator=(const Staging&) = delete;
 
-  // To be called before the put()s that belong together; waits for the device where nothing is left.
+  // To be called before the put()s that belong together; waits for the device where the room is used up.
   void make_room(size_t pieces, size_t bytes);
   // Where on the device a copy of `data` will be: after the next send(), which copies all that was put, together.
   const void* put(const void* data, size_t bytes);
@@ -94,9 +144,8 @@ class Staging {
  private:
   const std::shared_ptr<Pool> pool_;
   void* const stream_;
-  std::byte* host_ = nullptr;
-  std::shared_ptr<void> device_;
-  size_t capacity_ = 0, used_ = 0, sent_ = 0;
+  std::optional<Exchange> exchange_;
+  size_t used_ = 0, sent_ = 0;
 };
 
 }  // namespace kdtw::cuda

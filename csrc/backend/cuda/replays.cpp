@@ -6,8 +6,8 @@
 namespace kdtw::cuda {
 namespace {
 
-// A pass comes up so often before it is captured. A guess at what capturing costs, in launches of the pass one by one:
-// no GPU was timed.
+// A pass occurs so often before it is captured. A guess: a capture costs about as much as launching the pass's kernels
+// one by one so often. No GPU was timed.
 constexpr int kMakingCosts = 4;
 
 }  // namespace
@@ -46,7 +46,7 @@ void Replays::answer(const PassTokens& tokens, std::span<const PickRequest> requ
   std::copy(decided, decided + requests.size(), results.begin());
 }
 
-// Tokens that only fill up lie at empty places, and questions that do are about token 0 and ask for nothing.
+// Tokens that only fill up the pass have length 0, and requests that do are about token 0 and ask for nothing.
 void Replays::send(const PassTokens& tokens, std::span<const PickRequest> requests) {
   const auto staged = host_.stage(requests);
   std::memset(exchange_.here<std::byte>(0), 0, kPlaces.results);

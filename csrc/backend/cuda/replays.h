@@ -1,4 +1,4 @@
-// Passes of few tokens as graphs: what would be a launch for each operation is one for the pass.
+// Short passes that occur again and again, as graphs: one launch for the pass instead of one for each operation.
 #pragma once
 
 #include <map>
@@ -12,19 +12,19 @@
 
 namespace kdtw::cuda {
 
-inline constexpr int kMostReplayed = 16;  // tokens of a pass, and questions about it
+inline constexpr int kMostReplayed = 16;  // most tokens of a pass, and most requests about it
 
-// Tokens and questions are filled up to 1, 2, 4, 8 or 16; a size that has come up often enough to pay for the making
-// becomes a graph.
+// The numbers of tokens and requests are each rounded up to 1, 2, 4, 8 or 16. A pair of numbers that has occurred often
+// enough to pay for the capture becomes a graph.
 class Replays : private GraphUser {
  public:
   Replays(GraphHost& host, DecoderPass pass, const Weight& head)
       : GraphUser(host, std::move(pass), head), exchange_(pool_, stream_, kPlaces.bytes) {}
   ~Replays() { table_.synchronise(stream_); }
 
-  // Whether this pass is one of them; who is told no computes it another way.
+  // Whether a pass of this size is to be replayed. Counts the sizes, so to be asked once a pass.
   bool takes(size_t tokens, size_t requests);
-  // The pass over host lists, and requests[i] decided at tokens.wanted[i].
+  // As Runner::answer, for passes that takes() has agreed to.
   void answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results);
 
  private:
@@ -35,7 +35,7 @@ class Replays : private GraphUser {
   };
   Kept& kept(size_t tokens, size_t requests) { return kept_[{padded_rows(tokens), padded_rows(requests)}]; }
 
-  // What the host sends, and where it gets the results.
+  // Offsets in the exchange of host and device: what the host sends, and at the end the results.
   struct Places {
     size_t ids, marked, self, cross, wanted, requests, results, bytes;
   };

@@ -1,7 +1,7 @@
-// How kernels see CUDA: its headers, and macros for shared memory, launches and the one instruction written in PTX.
-// A compiler other than nvcc must be given stand-ins for these headers that define the macros, too (docs/gpu_proof.md).
-// KDTW_MMA_16x8x8: a warp's D[16,8] += A[16,8] B[8,8] on tensor cores, halves in, floats out; fragments as PTX has
-// them.
+// What kernels include in the place of CUDA's headers: those headers, and macros for shared memory, launches and the
+// one instruction that is written in PTX. For the simulated device g++ finds other headers of the same names, which
+// define the macros, too (docs/gpu_proof.md). KDTW_MMA_16x8x8: one warp computes D[16,8] += A[16,8] B[8,8] on tensor
+// cores, fp16 in, fp32 out; each lane holds the fragments that PTX gives it.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,8 +10,8 @@
 
 #ifdef __CUDACC__
 #define KDTW_SHARED(T, name, n) __shared__ T name[n]
-#define KDTW_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  (kernel)<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
+#define KDTW_LAUNCH(kernel, grid, block, stream, ...) \
+  (kernel)<<<(grid), (block), 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 
 namespace kdtw::cuda {
 __device__ __forceinline__ void mma_16x8x8(float (&d)[4], const unsigned (&a)[2], const unsigned (&b)[1]) {

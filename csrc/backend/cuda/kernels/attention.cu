@@ -1,15 +1,18 @@
-// Keys and values into the cache, and attention of one query over them with T5's relative bias.
+// Writing keys and values to the cache, and attention over them with T5's relative position bias.
 //
-// A block takes one query and head, and its keys in tiles of kTile with a running maximum, so that no length needs more
-// shared memory. Nothing depends on the pass's other queries: a query's bits are the same in any company.
+// A block computes one head of one query. It reads the keys in tiles of kTile and corrects what it has summed when a
+// tile raises the maximum (the "online" softmax), so shared memory does not grow with the length. Its sums depend on
+// this query and its keys alone: a query gets the same bits in a pass by itself and in a pass with others.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
-constexpr int kThreads = 128, kTile = kThreads;  // keys of a tile: one a thread
+constexpr int kThreads = 128, kTile = kThreads;  // a tile has one key for each thread
 constexpr int kTileWarps = kThreads / kWarp;
 
+// Stores one head's key and value of one token in the cache's format; block: token * heads + head. The row is filled up
+// with zeros to `stride`, because attention reads it in pieces of 16 bytes.
 template <typename Format>
 __global__ void __launch_bounds__(kBlock)
     store_kernel(typename Format::Type* keys_to, typename Format::Type* values_to, int heads, int head_size, int stride,
@@ -25,7 +28,8 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-// lanes: that share the reading of a key, a power of two.
+// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head. A query of length 0 gets zeros.
+// pieces: of 16 bytes, in a key. lanes: how many lanes of a warp read one key together; a power of two.
 template <typename Format>
 __global__ void __launch_bounds__(kThreads)
     attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity, int lanes,
@@ -44,14 +48,14 @@ __global__ void __launch_bounds__(kThreads)
     query[d] = d < head_size ? queries[static_cast<size_t>(t) * query_stride + h * head_size + d] : 0.0f;
   __syncthreads();
 
-  // For the values a thread owns piece `piece` of every key that is `group` modulo `groups`.
+  // Of the values, a thread adds up one 16-byte piece (`piece`) of every groups-th position, beginning at `group`.
   const int groups = kThreads / pieces, group = thread / pieces, piece = thread % pieces;
   float largest = -INFINITY, total = 0.0f, sums[kEach];
 #pragma unroll
   for (int e = 0; e < kEach; ++e) sums[e] = 0.0f;
   for (int start = 0; start < token.length; start += kTile) {
     const int count = min(kTile, token.length - start);
-    // Scores: `lanes` lanes a key, a warp's keys beside each other.
+    // Scores. Each warp has 32 keys of the tile; `lanes` lanes read a key, so a warp reads neighbouring memory.
     for (int j = warp_id() * kWarp + lane / lanes; j < (warp_id() + 1) * kWarp; j += kWarp / lanes) {
       float score = 0.0f;
       if (j < count) {
@@ -69,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     __syncthreads();
-    // Every warp finds the tile's maximum and sum for itself: the same numbers in the same order.
+    // Every warp computes the tile's maximum and sum itself, from the same numbers in the same order: that needs no
+    // barrier to hand them around.
     float top = weights[lane];
 #pragma unroll
     for (int w = 1; w < kTileWarps; ++w) top = fmaxf(top, weights[w * kWarp + lane]);
@@ -106,15 +111,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename Launch>
-int32_t with_format(KdtwFormat format, Launch&& launch) {
-  if (format == kKdtwInt8) return cudaErrorInvalidValue;
-  if (format == kKdtwFp32) launch(Fp32{});
-  if (format == kKdtwFp16) launch(Fp16{});
-  if (format == kKdtwBf16) launch(Bf16{});
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 int32_t store(const KdtwCache* cache, const TokenAt* tokens, int32_t count, const float* keys, const float* values,
@@ -122,9 +118,9 @@ int32_t store(const KdtwCache* cache, const TokenAt* tokens, int32_t count, cons
   return with_format(cache->format, [&](auto format) {
     using Type = typename decltype(format)::Type;
     const int threads = min(kBlock, ceil_divide(cache->stride, kWarp) * kWarp);
-    KDTW_LAUNCH((store_kernel<decltype(format)>), dim3(count * cache->heads), dim3(threads), 0,
-                static_cast<cudaStream_t>(stream), static_cast<Type*>(cache->keys), static_cast<Type*>(cache->values),
-                cache->heads, cache->head_size, cache->stride, cache->capacity, tokens, keys, values, input_stride);
+    KDTW_LAUNCH((store_kernel<decltype(format)>), dim3(count * cache->heads), dim3(threads), stream,
+                static_cast<Type*>(cache->keys), static_cast<Type*>(cache->values), cache->heads, cache->head_size,
+                cache->stride, cache->capacity, tokens, keys, values, input_stride);
   });
 }
 
@@ -135,10 +131,10 @@ int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, con
     const int pieces = cache->stride / Format::kEach;
     int lanes = 1;
     while (lanes < pieces && lanes < kWarp) lanes *= 2;
-    KDTW_LAUNCH((attend_kernel<Format>), dim3(count * cache->heads), dim3(kThreads), 0,
-                static_cast<cudaStream_t>(stream), static_cast<const uint4*>(cache->keys),
-                static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity,
-                lanes, tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, out);
+    KDTW_LAUNCH((attend_kernel<Format>), dim3(count * cache->heads), dim3(kThreads), stream,
+                static_cast<const uint4*>(cache->keys), static_cast<const uint4*>(cache->values), cache->heads,
+                cache->head_size, pieces, cache->capacity, lanes, tokens, queries, query_stride, bias->table,
+                bias->lowest, bias->highest, out);
   });
 }
 

@@ -29,7 +29,8 @@ struct Largest {
   }
 };
 
-// Every lane gets the warp's.
+// The warp's result, for every lane. Lanes meet over the distances 16, 8, 4, 2, 1: one fixed tree, so a sum has one
+// value.
 template <typename Op, typename T>
 __device__ __forceinline__ T warp_reduce(T value, Op op = {}) {
 #pragma unroll
@@ -37,9 +38,9 @@ __device__ __forceinline__ T warp_reduce(T value, Op op = {}) {
   return value;
 }
 
-// Every thread gets the block's: warps first, then the warps in ascending order. scratch: [kCount], as many as warps,
-// in use until the next barrier.
-template <typename Op, int kCount = kWarps, typename T>
+// Every thread gets the result of its block of kBlock threads: warps first, then the warps in ascending order.
+// scratch: [kWarps], in use until the next barrier.
+template <typename Op, typename T>
 __device__ __forceinline__ T block_reduce(T value, T* scratch, Op op = {}) {
   value = warp_reduce<Op>(value);
   __syncthreads();
@@ -47,11 +48,12 @@ __device__ __forceinline__ T block_reduce(T value, T* scratch, Op op = {}) {
   __syncthreads();
   T all = scratch[0];
 #pragma unroll
-  for (int w = 1; w < kCount; ++w) all = op(all, scratch[w]);
+  for (int w = 1; w < kWarps; ++w) all = op(all, scratch[w]);
   return all;
 }
 
-// Number formats of weights and caches: 16 bytes hold kEach elements, which expand to fp32.
+// Number formats of weights and caches. Kernels load 16 bytes at a time: kEach elements, which `expand` turns into
+// fp32.
 struct Fp32 {
   using Type = float;
   static constexpr int kEach = 4;
@@ -95,9 +97,29 @@ struct Bf16 {
   }
 };
 
+struct Int8 {
+  using Type = int8_t;
+  static __device__ __forceinline__ float one(Type value) { return static_cast<float>(value); }
+};
+
+// Calls `launch` with the format of numbers that stand for themselves; int8 and scaled fp16 are errors.
+template <typename Launch>
+int32_t with_format(KdtwFormat format, Launch&& launch) {
+  if (format == kKdtwFp32)
+    launch(Fp32{});
+  else if (format == kKdtwFp16)
+    launch(Fp16{});
+  else if (format == kKdtwBf16)
+    launch(Bf16{});
+  else
+    return cudaErrorInvalidValue;
+  return cudaGetLastError();
+}
+
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
-// gelu_new, the tanh form, as x / (1 + exp(-2u)).
+// T5's GELU ("gelu_new"): x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), written as x / (1 + exp(-2u)),
+// which needs one exponential. The exponent is capped at 88, just below where expf overflows.
 __device__ __forceinline__ float gelu(float x) {
   const float cubic = fmaf(x * x * x, 0.044715f, x);
   return x / (1.0f + expf(fminf(cubic * -1.5957691216057308f, 88.0f)));
@@ -105,7 +127,8 @@ __device__ __forceinline__ float gelu(float x) {
 
 inline int ceil_divide(int value, int by) { return (value + by - 1) / by; }
 
-// An error that a call has returned is not to be found again by the next kernel's check.
+// The error that a function of the table returns. CUDA keeps an error until cudaGetLastError takes it, so it is taken
+// here: else the check after the next launch would find it again and blame that launch.
 inline int32_t told(cudaError_t error) {
   if (error != cudaSuccess) cudaGetLastError();
   return error;

@@ -1,9 +1,10 @@
-// A warped distribution over logits [V] that one block looks at together: temperature, top-k and top-p, and a draw from
-// it by inverse CDF in ascending id order.
+// Sampling from logits [V] with temperature, top-k and top-p; one block works on a row together.
 //
-// Probabilities are integers in units of 2^-44 of the most likely id's, so that sums have one value in any order and
-// atomics on them are deterministic. What is cut is found without sorting: the smallest logit that stays, digit by
-// digit (radix select), and the last id that stays among those that have it.
+// A probability is kept as an integer, its "mass": in units of 2^-44 of the most likely id's probability. Integers add
+// up to the same sum in any order, so shared-memory atomics give the same result every time. Top-k and top-p need no
+// sorting: a radix select finds the smallest logit that stays, 8 bits at a time, and of the ids that have exactly that
+// logit the lowest ones stay. A draw takes the first id, in ascending order, at which the running sum exceeds
+// uniform * total.
 #pragma once
 
 #include <limits.h>
@@ -14,11 +15,10 @@ namespace kdtw::cuda {
 
 using Mass = unsigned long long;
 
-constexpr int kPickThreads = 256, kPickWarps = kPickThreads / kWarp;
 constexpr int kBins = 256;
-constexpr float kOne = 17592186044416.0f;  // 2^44: the mass of the most likely id; 2^18 of them fit into 64 bits
+constexpr float kOne = 17592186044416.0f;  // 2^44, the most likely id's mass; 64 bits hold the sum of fewer than 2^20
 
-// Orders as floats do; NaN aside.
+// An unsigned number that is larger where the float is larger (not for NaN): negative floats have their bits inverted.
 __device__ __forceinline__ unsigned ordered(float value) {
   const unsigned bits = __float_as_uint(value);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -26,7 +26,8 @@ __device__ __forceinline__ unsigned ordered(float value) {
 __device__ __forceinline__ float from_ordered(unsigned key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
-// The larger logit, then the lower id, is the larger number. 0 is smaller than any.
+// A logit and its id as one number, so that the maximum of such numbers is the largest logit and, among equal ones, the
+// lowest id. 0 is less than any of them.
 __device__ __forceinline__ unsigned long long ranked(float logit, int id) {
   return static_cast<unsigned long long>(ordered(logit)) << 32 | (0xffffffffu - static_cast<unsigned>(id));
 }
@@ -37,10 +38,10 @@ __device__ __forceinline__ float logit_of(unsigned long long rank) {
   return from_ordered(static_cast<unsigned>(rank >> 32));
 }
 
-// What the threads of the block share.
+// The block's shared memory.
 struct Shared {
   Mass* bins;     // [kBins]
-  Mass* scratch;  // [kPickWarps]
+  Mass* scratch;  // [kWarps]
   Mass* found;    // [2]
 };
 
@@ -57,6 +58,8 @@ struct Logits {
   }
 };
 
+// What is left of the softmax of logits / temperature after top-k and top-p: distribution(id) is the id's mass, 0 for
+// an id that was cut or is banned.
 struct Distribution {
   Logits logits;
   float best;     // the largest logit that is not banned
@@ -78,13 +81,22 @@ struct Distribution {
   }
 };
 
+// The sum of this lane's mass and those of the lanes before it.
+__device__ __forceinline__ Mass sum_until(Mass mass) {
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const Mass other = __shfl_up_sync(kAllLanes, mass, offset);
+    if (lane_id() >= offset) mass += other;
+  }
+  return mass;
+}
+
 struct Crossing {
   int bin;
   Mass before;  // the sum of the bins before it
 };
 
-// The first bin at which the running sum of the bins reaches `need`; the last one with a share where none does. All
-// threads call it and get the same.
+// The first bin at which the running sum of the bins reaches `need`; where none does, the last bin that is not empty.
+// All threads of the block must call it, and all get the same result.
 __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass need) {
   __syncthreads();
   if (warp_id() == 0) {
@@ -92,11 +104,7 @@ __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass nee
     const int lane = lane_id();
     Mass own = 0;
     for (int i = 0; i < kEach; ++i) own += shared.bins[lane * kEach + i];
-    Mass until = own;  // and with the lanes before
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const Mass other = __shfl_up_sync(kAllLanes, until, offset);
-      if (lane >= offset) until += other;
-    }
+    const Mass until = sum_until(own);
     const unsigned reached = __ballot_sync(kAllLanes, until >= need), share = __ballot_sync(kAllLanes, own > 0);
     const int chosen = reached != 0 ? __ffs(reached) - 1 : share != 0 ? kWarp - 1 - __clz(share) : 0;
     if (lane == chosen) {
@@ -109,7 +117,7 @@ __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass nee
         if (before + mass >= need) break;
         before += mass;
       }
-      // Where no bin reached it: the last one, and what lies before that one.
+      // No bin reached it, and `before` includes the last bin that is not empty: take that one out again.
       if (before + shared.bins[bin] < need) before -= shared.bins[bin];
       shared.found[0] = static_cast<Mass>(bin), shared.found[1] = before;
     }
@@ -118,16 +126,16 @@ __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass nee
   return {static_cast<int>(shared.found[0]), shared.found[1]};
 }
 
-// Adds up weigh(id) by the digit of the id's logit at `shift`, of the ids whose higher digits are those of `prefix`;
-// the largest digit comes first.
+// One step of the radix select: sorts ids into bins by 8 bits of their logit, those at `shift`, and adds up weigh(id)
+// in each bin. Only ids whose higher bits equal those of `prefix` count. The largest 8 bits are bin 0.
 template <typename Weigh>
 __device__ __forceinline__ void histogram(const Shared& shared, const Logits& logits, unsigned prefix, int shift,
                                           Weigh weigh) {
   __syncthreads();
-  for (int b = threadIdx.x; b < kBins; b += kPickThreads) shared.bins[b] = 0;
+  for (int b = threadIdx.x; b < kBins; b += kBlock) shared.bins[b] = 0;
   __syncthreads();
   const unsigned high = shift == 24 ? 0u : 0xffffffffu << (shift + 8);
-  for (int id = threadIdx.x; id < logits.size; id += kPickThreads) {
+  for (int id = threadIdx.x; id < logits.size; id += kBlock) {
     const unsigned key = ordered(logits.values[id]);
     if ((key & high) != (prefix & high)) continue;
     const Mass mass = weigh(id);
@@ -135,8 +143,8 @@ __device__ __forceinline__ void histogram(const Shared& shared, const Logits& lo
   }
 }
 
-// Cuts the distribution where the running sum of weigh(id), largest logits first, reaches `need`. unit(logit): what
-// weigh gives every kept id of that logit. Returns what is left.
+// Takes ids in descending order of their logits until the sum of weigh(id) reaches `need`, and cuts the distribution
+// behind the last one. unit(logit): what weigh gives an id of that logit. Returns the sum of what stays.
 template <typename Weigh, typename Unit>
 __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribution, Mass need, Weigh weigh,
                                     Unit unit) {
@@ -151,17 +159,17 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
     here = shared.bins[crossing.bin];
   }
   const Mass each = unit(from_ordered(prefix));
-  if (each == 0 || above + here < need) return above + here;  // all of it was needed
+  if (each == 0 || above + here < need) return above + here;  // everything together does not exceed `need`
   const Mass ties = here / each, wanted = (need - above + each - 1) / each;
   int last = prefix == distribution.edge ? distribution.last : INT_MAX;
   if (wanted < ties) {
     Mass seen = 0;
-    for (int start = 0; seen < wanted; start += kPickThreads) {
+    for (int start = 0; seen < wanted; start += kBlock) {
       const int id = start + static_cast<int>(threadIdx.x);
       const bool tie = id < logits.size && ordered(logits.values[id]) == prefix && weigh(id) > 0;
       const Mass before = seen;
       seen += static_cast<Mass>(__syncthreads_count(tie));
-      if (seen >= wanted) {  // the tie is among these: its rank is found by counting those before
+      if (seen >= wanted) {  // the last id that stays is one of these: the thread that has it counts those before it
         const unsigned lanes = __ballot_sync(kAllLanes, tie);
         if (lane_id() == 0) shared.scratch[warp_id()] = static_cast<Mass>(__popc(lanes));
         __syncthreads();
@@ -177,7 +185,8 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
   return above + wanted * each;
 }
 
-// All threads call it and get the same. best, best_id: of the ids that are not banned.
+// The distribution of a row. best, best_id: the largest logit that is not banned and its id. All threads of the block
+// must call it, and all get the same result.
 __device__ __forceinline__ Distribution make_distribution(const Shared& shared, const Logits& logits,
                                                           const Sampling& sampling, float best, int best_id) {
   const bool greedy = sampling.temperature == 0.0f;
@@ -193,8 +202,8 @@ __device__ __forceinline__ Distribution make_distribution(const Shared& shared, 
         shared, result, static_cast<Mass>(sampling.top_k), [&](int id) { return Mass{!logits.is_banned(id)}; },
         [](float) { return Mass{1}; });
   Mass own = 0;
-  for (int id = threadIdx.x; id < logits.size; id += kPickThreads) own += result(id);
-  result.total = block_reduce<Sum, kPickWarps>(own, shared.scratch);
+  for (int id = threadIdx.x; id < logits.size; id += kBlock) own += result(id);
+  result.total = block_reduce<Sum>(own, shared.scratch);
   if (sampling.top_p < 1.0f) {
     const double enough = static_cast<double>(sampling.top_p) * static_cast<double>(result.total);
     Mass need = static_cast<Mass>(enough);
@@ -206,13 +215,14 @@ __device__ __forceinline__ Distribution make_distribution(const Shared& shared, 
   return result;
 }
 
-// The id at which the running sum of mass(id), ascending, exceeds `uniform` of the whole; -1 when the whole is 0. All
-// threads call it and get the same.
+// The first id at which the running sum of mass(id) exceeds uniform * total; -1 when the total is 0. All threads of the
+// block must call it, and all get the same result. The ids are divided into kBins segments, which warps add up; then
+// one warp walks through the segment in which the sum is exceeded.
 template <typename Masses>
 __device__ __forceinline__ int draw(const Shared& shared, const Masses& mass, int size, double uniform) {
   const int segment = (size + kBins * kWarp - 1) / (kBins * kWarp) * kWarp;  // ids of a bin
   __syncthreads();
-  for (int bin = warp_id(); bin < kBins; bin += kPickWarps) {
+  for (int bin = warp_id(); bin < kBins; bin += kWarps) {
     Mass own = 0;
     for (int i = lane_id(); i < segment; i += kWarp) {
       const int id = bin * segment + i;
@@ -223,8 +233,8 @@ __device__ __forceinline__ int draw(const Shared& shared, const Masses& mass, in
   }
   __syncthreads();
   Mass share = 0;
-  for (int b = threadIdx.x; b < kBins; b += kPickThreads) share += shared.bins[b];
-  const Mass total = block_reduce<Sum, kPickWarps>(share, shared.scratch);
+  for (int b = threadIdx.x; b < kBins; b += kBlock) share += shared.bins[b];
+  const Mass total = block_reduce<Sum>(share, shared.scratch);
   int result = -1;
   if (total > 0) {
     Mass target = static_cast<Mass>(uniform * static_cast<double>(total));
@@ -236,11 +246,7 @@ __device__ __forceinline__ int draw(const Shared& shared, const Masses& mass, in
       bool found = false;
       for (int start = 0; start < segment && !found; start += kWarp) {
         const int id = crossing.bin * segment + start + lane_id();
-        Mass until = id < size ? mass(id) : 0;
-        for (int offset = 1; offset < kWarp; offset *= 2) {
-          const Mass other = __shfl_up_sync(kAllLanes, until, offset);
-          if (lane_id() >= offset) until += other;
-        }
+        const Mass until = sum_until(id < size ? mass(id) : 0);
         const unsigned beyond = __ballot_sync(kAllLanes, before + until > target);
         found = beyond != 0;
         if (found && lane_id() == 0) shared.found[0] = static_cast<Mass>(id + __ffs(beyond) - 1);

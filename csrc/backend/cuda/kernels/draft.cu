@@ -1,17 +1,20 @@
-// What stands between two steps of a draft: the rules of core/draft.h, applied to a step's picks, and what the next
-// step reads. One block, a thread a row.
+// What happens between two steps of a draft, on the device: the rules of core/draft.h are applied to what a step
+// picked, and the inputs of the next step are written, so that the host need not look. One block; each thread has a
+// row.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
+// Records row i's pick and lets the rules move the row on.
 __device__ __forceinline__ void take_pick(const KdtwDraft& draft, int i, DraftRow& row) {
   const PickResult pick = draft.decided[i];
   draft.picks[static_cast<size_t>(row.picks) * draft.width + i] = pick;
   take(draft.rules, row, pick);
 }
 
-// A row that has stopped reads a token at an empty place, and nobody looks at what it picks.
+// Writes what row i reads and asks in the next step. Rows that have stopped stay in the step, since its graph has a
+// fixed number of rows; they read a token of length 0, which stores and sees nothing, and their pick is ignored.
 __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const DraftRow& row) {
   const bool drafts = row.stand == kDrafting;
   draft.ids[i] = drafts ? row.id : 0;
@@ -24,6 +27,8 @@ __device__ __forceinline__ void prepare(const KdtwDraft& draft, int i, const Dra
       drafts ? ask(draft.rules, row, draft.banned + static_cast<size_t>(i) * draft.rules.stop_count) : PickRequest{};
 }
 
+// first: no step has run yet, so there are no picks to take. When an earlier call has ended the draft, this one changes
+// nothing (the host may have launched steps ahead); all threads still reach every barrier.
 __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int first) {
   KDTW_SHARED(int, scratch, kWarps);
   const bool runs = first || draft.state->go_on;
@@ -57,7 +62,7 @@ __global__ void __launch_bounds__(kBlock) advance_kernel(KdtwDraft draft, int fi
 }  // namespace
 
 int32_t advance(const KdtwDraft* draft, int32_t first, void* stream) {
-  KDTW_LAUNCH(advance_kernel, dim3(1), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), *draft, first);
+  KDTW_LAUNCH(advance_kernel, dim3(1), dim3(kBlock), stream, *draft, first);
   return cudaGetLastError();
 }
 

@@ -1,36 +1,24 @@
-// Copies of rows: the embedding's of a token, a pass's hidden states; and the activation by itself.
+// Small kernels with a block for each row: embedding of tokens, selection of hidden states, and the activation alone.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
-// The mark that token t's embedding gets, or null.
+// What is added to token t's embedding, because teacher marked[t] wrote it (beta); null where the student did.
 __device__ __forceinline__ const float* mark_of(const uint8_t* marked, int t, const float* marks, int size) {
   return marked != nullptr && marked[t] > 0 ? marks + static_cast<size_t>(marked[t] - 1) * size : nullptr;
 }
 
 template <typename Format>
 __global__ void __launch_bounds__(kBlock)
-    embed_kernel(const typename Format::Type* table, int stride, const int32_t* ids, const uint8_t* marked,
-                 const float* mark, int size, float* out) {
+    embed_kernel(const typename Format::Type* table, const float* scales, int stride, const int32_t* ids,
+                 const uint8_t* marked, const float* mark, int size, float* out) {
   const int t = blockIdx.x;
   const typename Format::Type* row = table + static_cast<size_t>(ids[t]) * stride;
   const float* added = mark_of(marked, t, mark, size);
+  const float scale = scales != nullptr ? scales[ids[t]] : 1.0f;
   for (int k = threadIdx.x; k < size; k += kBlock) {
-    const float value = Format::one(row[k]);
-    out[static_cast<size_t>(t) * size + k] = added != nullptr ? value + added[k] : value;
-  }
-}
-
-__global__ void __launch_bounds__(kBlock)
-    embed_int8_kernel(const int8_t* table, const float* scales, int stride, const int32_t* ids, const uint8_t* marked,
-                      const float* mark, int size, float* out) {
-  const int t = blockIdx.x;
-  const int8_t* row = table + static_cast<size_t>(ids[t]) * stride;
-  const float* added = mark_of(marked, t, mark, size);
-  const float scale = scales[ids[t]];
-  for (int k = threadIdx.x; k < size; k += kBlock) {
-    const float value = scale * static_cast<float>(row[k]);
+    const float value = scale * Format::one(row[k]);
     out[static_cast<size_t>(t) * size + k] = added != nullptr ? value + added[k] : value;
   }
 }
@@ -50,34 +38,24 @@ __global__ void __launch_bounds__(kBlock) activate_kernel(int gated, const float
 
 int32_t embed(const KdtwWeight* table, const int32_t* ids, const uint8_t* marked, const float* mark, int32_t tokens,
               float* out, void* stream) {
-  const auto run = static_cast<cudaStream_t>(stream);
   const auto launch = [&](auto format) {
     using Format = decltype(format);
-    KDTW_LAUNCH((embed_kernel<Format>), dim3(tokens), dim3(kBlock), 0, run,
-                static_cast<const typename Format::Type*>(table->data), table->stride, ids, marked, mark, table->inputs,
-                out);
+    KDTW_LAUNCH((embed_kernel<Format>), dim3(tokens), dim3(kBlock), stream,
+                static_cast<const typename Format::Type*>(table->data), table->scales, table->stride, ids, marked, mark,
+                table->inputs, out);
   };
-  if (table->format == kKdtwInt8) {
-    KDTW_LAUNCH(embed_int8_kernel, dim3(tokens), dim3(kBlock), 0, run, static_cast<const int8_t*>(table->data),
-                table->scales, table->stride, ids, marked, mark, table->inputs, out);
-  } else if (table->format == kKdtwFp32) {
-    launch(Fp32{});
-  } else if (table->format == kKdtwFp16) {
-    launch(Fp16{});
-  } else {
-    launch(Bf16{});
-  }
+  if (table->format != kKdtwInt8) return with_format(table->format, launch);
+  launch(Int8{});
   return cudaGetLastError();
 }
 
 int32_t gather(const float* x, const int32_t* indices, int32_t count, int32_t size, float* out, void* stream) {
-  KDTW_LAUNCH(gather_kernel, dim3(count), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, indices, size, out);
+  KDTW_LAUNCH(gather_kernel, dim3(count), dim3(kBlock), stream, x, indices, size, out);
   return cudaGetLastError();
 }
 
 int32_t activate(int32_t gated, const float* hidden, int32_t tokens, int32_t size, float* out, void* stream) {
-  KDTW_LAUNCH(activate_kernel, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), gated, hidden, size,
-              out);
+  KDTW_LAUNCH(activate_kernel, dim3(tokens), dim3(kBlock), stream, gated, hidden, size, out);
   return cudaGetLastError();
 }
 

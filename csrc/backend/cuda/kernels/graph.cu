@@ -1,5 +1,5 @@
-// Graphs of what a stream is given: run once a launch, or again and again by a WHILE node (CUDA 12.4; this code: the
-// interface of CUDA 13).
+// CUDA graphs: what is enqueued on a stream is captured and later launched as a whole. It runs once a launch or, as the
+// body of a WHILE node, again and again. WHILE nodes came with CUDA 12.4; this code uses the interface of CUDA 13.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
@@ -12,10 +12,11 @@ __global__ void __launch_bounds__(kWarp) condition_kernel(const int32_t* go_on, 
 }
 
 void enqueue_condition(const KdtwCapture& capture, cudaStream_t stream) {
-  KDTW_LAUNCH(condition_kernel, dim3(1), dim3(kWarp), 0, stream, capture.go_on, capture.condition);
+  KDTW_LAUNCH(condition_kernel, dim3(1), dim3(kWarp), stream, capture.go_on, capture.condition);
 }
 
-// A kernel that looks at *go_on, and a WHILE node whose body is captured from here on.
+// Adds to the graph a kernel that sets the loop's condition from *go_on, and after it a WHILE node; then begins to
+// capture the stream into that node's body. (The body ends with the same kernel, which end_graph adds.)
 cudaError_t begin_loop(KdtwCapture& capture, cudaGraph_t graph, cudaStream_t stream) {
   cudaGraphConditionalHandle condition = 0;
   cudaError_t error = cudaGraphConditionalHandleCreate(&condition, graph, 0, cudaGraphCondAssignDefault);
@@ -54,7 +55,7 @@ cudaError_t begin_loop(KdtwCapture&, cudaGraph_t, cudaStream_t) { return cudaErr
 int32_t begin_graph(const int32_t* go_on, KdtwCapture* capture, void* stream) {
   const auto run = static_cast<cudaStream_t>(stream);
   *capture = {nullptr, 0, go_on};
-  // Relaxed: memory may be asked for meanwhile.
+  // Relaxed mode permits allocations during the capture: operations may need memory for the first time.
   if (go_on == nullptr) return told(cudaStreamBeginCapture(run, cudaStreamCaptureModeRelaxed));
   cudaGraph_t graph = nullptr;
   cudaError_t error = cudaGraphCreate(&graph, 0);
@@ -73,7 +74,7 @@ int32_t end_graph(KdtwCapture* capture, void** graph, void* stream) {
   if (capture->go_on != nullptr) enqueue_condition(*capture, run);
   cudaGraph_t captured = nullptr;
   cudaError_t error = cudaStreamEndCapture(run, &captured);
-  // A loop's body belongs to its graph.
+  // With a loop, what was captured is its body, which belongs to the graph that begin_graph made.
   const auto whole = capture->go_on != nullptr ? static_cast<cudaGraph_t>(capture->graph) : captured;
   cudaGraphExec_t made = nullptr;
   if (error == cudaSuccess && graph != nullptr) error = cudaGraphInstantiate(&made, whole, 0);

@@ -1,9 +1,10 @@
-// Products with a weight [N, K] for a few tokens at a time: reading the weight is what costs, so a block keeps a tile
-// of the tokens in shared memory and its warps stream rows of the weight past it, 16 bytes a lane and load.
+// Products y = x W^T with a weight W [N, K], for a few tokens at a time. The time goes into reading the weight. So a
+// block keeps some of the tokens' inputs (a tile) in shared memory, and each of its warps reads a few rows of the
+// weight, 16 bytes a lane at a time, and multiplies them with all of the block's tokens.
 //
-// The order of every sum is fixed by K alone: lane l adds the 16-byte pieces l, l + 32, ... of a row in ascending
-// order, then the lanes are added in a tree over lane distances 16, 8, 4, 2, 1. How many tokens share a pass, or a
-// warp, changes no bit.
+// The order of every sum depends on K alone: lane l adds up the 16-byte pieces l, l + 32, ... of a row in ascending
+// order, then the lanes are added in a tree over the distances 16, 8, 4, 2, 1. So a token gets the same bits however
+// many tokens share the pass or the warp.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
@@ -11,8 +12,10 @@ namespace {
 
 constexpr int kTileBytes = 32768;  // most shared memory for tokens
 
-// Of `value`, each lane's for kCount tokens, the lanes' sum of one token: lane l gets that of token l / (32 / kCount).
-// Half of the tokens go to the other lane with every distance, and the tree of each is that of a warp_reduce.
+// Sums over the warp's lanes for kCount tokens at once; value[t] is this lane's part of token t. Lane l gets the sum of
+// token l / (32 / kCount). At each distance a pair of lanes divides its tokens: each hands half of them to the other
+// and keeps the rest. That takes kCount - 1 + log2(32 / kCount) shuffles instead of 5 kCount, and every token is still
+// added in the tree of warp_reduce, so the bits are the same.
 template <int kDistance = kWarp / 2, typename T, int kCount>
 __device__ __forceinline__ T sum_lanes(const T (&value)[kCount]) {
   if constexpr (kDistance == 0) {
@@ -31,7 +34,9 @@ __device__ __forceinline__ T sum_lanes(const T (&value)[kCount]) {
   }
 }
 
-// The rows of the weight that a warp computes: kRows neighbours, or gates and what they gate in turn.
+// The rows of the weight that a warp multiplies: neighbours; where the result is gated, in turn a row of the gate (in
+// the first half of the weight) and the row that it gates (in the second half). Beyond the end the last row is read
+// again.
 struct Rows {
   int first, outputs, half;  // half: N/2 when gated, else 0
 
@@ -48,7 +53,7 @@ __device__ __forceinline__ Rows rows_of_warp(int outputs, KdtwEpilogue epilogue)
   return {index * kRows, outputs, 0};
 }
 
-// Writes one token's y of the warp's rows.
+// Writes one token's results y for the warp's rows, as the epilogue says.
 template <int kRows>
 __device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows, KdtwEpilogue epilogue, float* out) {
   if (epilogue == kKdtwGatedGelu) {
@@ -67,13 +72,14 @@ __device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows
   }
 }
 
-// Pieces of a row whose loads a lane has under way: where few sums are made of a piece, two, to hide the memory's
-// latency.
+// How many pieces of a row a lane loads before it uses the first: two where little is computed with a piece, because
+// then the memory's latency would show.
 template <int kSums>
 constexpr int kPiecesAhead = kSums <= 8 ? 2 : 1;
 
-// A tile of tokens in shared memory, cut so that lanes that read neighbouring 16-byte pieces of a weight's row read
-// neighbouring float4 of x: piece c's floats 4p..4p+3 lie in plane p at c. Planes begin 16 banks apart.
+// How a tile of the tokens' inputs lies in shared memory. Lanes that have neighbouring 16-byte pieces of the weight
+// read neighbouring float4 here, which is free of bank conflicts. A 16-bit piece has 8 elements, so two float4: the
+// first ones of all pieces lie in plane 0, the second ones in plane 1, and the planes begin 16 banks apart.
 template <typename Format, int kTokens>
 struct Tile {
   static constexpr int kPlanes = Format::kEach / 4;
@@ -87,6 +93,9 @@ struct Tile {
   }
 };
 
+// y = x W^T for fp32, fp16 and bf16 weights; grid: rows of the weight, groups of kTokens tokens. norm_scale: of
+// x / rms(x) * norm_scale instead; each block adds up the squares of its tokens while it loads them, and since 1 / rms
+// is one factor a token, it multiplies the finished sums.
 template <typename Format, int kTokens, int kRows>
 __global__ void __launch_bounds__(kBlock)
     linear_kernel(const uint4* weight, int outputs, int inputs, int pieces, const float* x, const float* norm_scale,
@@ -167,8 +176,8 @@ __global__ void __launch_bounds__(kBlock)
   if (writes) finish(y, rows, epilogue, out + static_cast<size_t>(first_token + t) * out_stride);
 }
 
-// Sums of products of bytes are exact. The order of a float's making is that of the CPU: sum * (scale of the token *
-// scale of the output).
+// The same for int8 weights and tokens. Sums are exact in int32, and become floats as on the CPU, in the order
+// sum * (scale of the token * scale of the output), so that the bits are the CPU's.
 template <int kTokens, int kRows>
 __global__ void __launch_bounds__(kBlock)
     linear_int8_kernel(const int4* weight, const float* scales, int outputs, int pieces, const int4* x,
@@ -217,21 +226,20 @@ __global__ void __launch_bounds__(kBlock)
   if (writes) finish(y, rows, epilogue, out + static_cast<size_t>(first_token + t) * out_stride);
 }
 
-dim3 grid(const KdtwWeight& weight, KdtwEpilogue epilogue, int tokens, int at_once, int rows) {
-  const int outputs = epilogue == kKdtwGatedGelu ? weight.outputs / 2 : weight.outputs;
-  const int each = epilogue == kKdtwGatedGelu ? rows / 2 : rows;
-  return dim3(ceil_divide(outputs, kWarps * each), ceil_divide(tokens, at_once));
-}
-
 int width(const KdtwWeight& weight, KdtwEpilogue epilogue) {
   return epilogue == kKdtwGatedGelu ? weight.outputs / 2 : weight.outputs;
 }
 
-// Calls launch with the tokens and the rows of the weight that a warp takes, as constants.
+// The tokens and the rows of the weight that a warp takes.
 template <int kTokens, int kRows>
 struct Shape {
   static constexpr int kTokensEach = kTokens, kRowsEach = kRows;
+
+  static dim3 grid(const KdtwWeight& weight, int tokens) {  // gated or not: a warp takes kRows rows of the weight
+    return dim3(ceil_divide(weight.outputs, kWarps * kRows), ceil_divide(tokens, kTokens));
+  }
 };
+// Calls launch with the shape for so many tokens.
 template <typename Launch>
 void with_shape(int tokens, Launch&& launch) {
   if (tokens <= 1) return launch(Shape<1, 2>{});
@@ -245,22 +253,16 @@ void with_shape(int tokens, Launch&& launch) {
 
 int32_t linear(const KdtwWeight* weight, const float* x, const float* norm_scale, float epsilon, int32_t tokens,
                KdtwEpilogue epilogue, float* out, void* stream) {
-  const auto launch = [&](auto format) {
+  return with_format(weight->format, [&](auto format) {
     with_shape(tokens, [&](auto shape) {
       using Format = decltype(format);
       using Shape = decltype(shape);
-      KDTW_LAUNCH((linear_kernel<Format, Shape::kTokensEach, Shape::kRowsEach>),
-                  grid(*weight, epilogue, tokens, Shape::kTokensEach, Shape::kRowsEach), dim3(kBlock), 0,
-                  static_cast<cudaStream_t>(stream), static_cast<const uint4*>(weight->data), weight->outputs,
-                  weight->inputs, weight->stride / Format::kEach, x, norm_scale, epsilon, tokens, epilogue,
-                  width(*weight, epilogue), out);
+      KDTW_LAUNCH((linear_kernel<Format, Shape::kTokensEach, Shape::kRowsEach>), Shape::grid(*weight, tokens),
+                  dim3(kBlock), stream, static_cast<const uint4*>(weight->data), weight->outputs, weight->inputs,
+                  weight->stride / Format::kEach, x, norm_scale, epsilon, tokens, epilogue, width(*weight, epilogue),
+                  out);
     });
-  };
-  if (weight->format == kKdtwFp32) launch(Fp32{});
-  if (weight->format == kKdtwFp16) launch(Fp16{});
-  if (weight->format == kKdtwBf16) launch(Bf16{});
-  if (weight->scales != nullptr) return cudaErrorInvalidValue;
-  return cudaGetLastError();
+  });
 }
 
 int32_t linear_int8(const KdtwWeight* weight, const int8_t* x, const float* x_scales, int32_t tokens,
@@ -268,11 +270,9 @@ int32_t linear_int8(const KdtwWeight* weight, const int8_t* x, const float* x_sc
   if (weight->format != kKdtwInt8) return cudaErrorInvalidValue;
   with_shape(tokens, [&](auto shape) {
     using Shape = decltype(shape);
-    KDTW_LAUNCH((linear_int8_kernel<Shape::kTokensEach, Shape::kRowsEach>),
-                grid(*weight, epilogue, tokens, Shape::kTokensEach, Shape::kRowsEach), dim3(kBlock), 0,
-                static_cast<cudaStream_t>(stream), static_cast<const int4*>(weight->data), weight->scales,
-                weight->outputs, weight->stride / 16, reinterpret_cast<const int4*>(x), x_scales, tokens, epilogue,
-                width(*weight, epilogue), out);
+    KDTW_LAUNCH((linear_int8_kernel<Shape::kTokensEach, Shape::kRowsEach>), Shape::grid(*weight, tokens), dim3(kBlock),
+                stream, static_cast<const int4*>(weight->data), weight->scales, weight->outputs, weight->stride / 16,
+                reinterpret_cast<const int4*>(x), x_scales, tokens, epilogue, width(*weight, epilogue), out);
   });
   return cudaGetLastError();
 }

@@ -14,13 +14,14 @@ namespace {
 
 constexpr int kTile = 64;                    // tokens of a block, and rows of the weight
 constexpr int kWarpTile = 32;                // of a warp
-constexpr int kPieces = 4;                   // of 16 bytes, a row of a tile
+constexpr int kPieces = 4;                   // 16-byte pieces in a row of a tile: 32 of K
 constexpr int kThreads = 128;                // 2 x 2 warps
 constexpr int kCopied = kThreads / kPieces;  // rows that the block copies at once
 constexpr int kCopies = kTile / kCopied;
 constexpr int kTokenSteps = kWarpTile / 16, kRowSteps = kWarpTile / 8;
 
-// The rows of the weight in a block's tile. Gated: in a warp's part, 16 gates come before what they gate.
+// The rows of the weight in a block's tile. Where the result is gated, a warp's 32 rows are 16 of the gate and then the
+// 16 that they gate, so that one thread has both. Beyond the end the last row is read again.
 struct Rows {
   int first, outputs, half;  // half: N/2 when gated, else 0
 
@@ -35,7 +36,7 @@ __device__ __forceinline__ unsigned word(const uint4& four, int i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
 }
 
-// Writes y as a token's outputs n and n + 1 of `width`. pairs: outputs lie in whole pairs on boundaries of 8 bytes.
+// Writes y as the outputs n and n + 1 of a token's `width`. pairs: both may be written with one 8-byte store.
 __device__ __forceinline__ void finish(float2 y, int n, int width, bool pairs, KdtwEpilogue epilogue, float* out) {
   if (epilogue == kKdtwRelu) y = make_float2(fmaxf(y.x, 0.0f), fmaxf(y.y, 0.0f));
   const bool adds = epilogue == kKdtwAdd;
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kThreads)
   const int group = lane_id() / 4, member = lane_id() % 4;
   const int warp_token = warp_id() / 2 * kWarpTile, warp_row = warp_id() % 2 * kWarpTile;
 
-  // This thread copies one piece of a few rows, while the tile before is multiplied.
+  // The thread's part of a tile: one piece in each of kCopies rows. It is loaded into registers (..._next) while the
+  // tile before it is multiplied, and then stored in shared memory.
   const int thread = static_cast<int>(threadIdx.x), copied_row = thread / kPieces, copied_piece = thread % kPieces;
   const uint4 *x_from[kCopies], *w_from[kCopies];
   uint4 x_next[kCopies], w_next[kCopies];
@@ -81,7 +83,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int c = 0; c < 4; ++c) sums[i][j][c] = 0.0f;
 
   for (int start = 0; start < pieces; start += kPieces) {
-    // Two tiles in turn: all have passed a barrier since this one was last read.
+    // Two buffers in turn, with one barrier a tile: when a thread stores here, all threads have passed the barrier of
+    // the tile before, and so have finished reading this buffer.
     uint4* x_tile = x_tiles + start / kPieces % 2 * kTile * kPieces;
     uint4* w_tile = w_tiles + start / kPieces % 2 * kTile * kPieces;
 #pragma unroll
@@ -156,9 +159,8 @@ int32_t linear_tensor(const KdtwWeight* weight, const uint16_t* x, const float* 
   const bool gated = epilogue == kKdtwGatedGelu;
   const int width = gated ? weight->outputs / 2 : weight->outputs;
   KDTW_LAUNCH(linear_tensor_kernel, dim3(ceil_divide(tokens, kTile), ceil_divide(width, gated ? kTile / 2 : kTile)),
-              dim3(kThreads), 0, static_cast<cudaStream_t>(stream), static_cast<const uint4*>(weight->data),
-              weight->scales, weight->outputs, weight->stride / 8, reinterpret_cast<const uint4*>(x), x_scales, tokens,
-              epilogue, width, out);
+              dim3(kThreads), stream, static_cast<const uint4*>(weight->data), weight->scales, weight->outputs,
+              weight->stride / 8, reinterpret_cast<const uint4*>(x), x_scales, tokens, epilogue, width, out);
   return cudaGetLastError();
 }
 

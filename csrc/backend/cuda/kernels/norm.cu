@@ -1,5 +1,5 @@
-// RMS norm (Zhang and Sennrich 2019), and tokens as numbers times a scale, for products with weights that are stored
-// so: a block a token.
+// RMS norm (Zhang and Sennrich 2019), and tokens as small numbers times a scale, which products with int8 and scaled
+// fp16 weights read. A block for each token.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kBlock)
   for (int k = threadIdx.x; k < size; k += kBlock) out[k] = x[k] * inverse * scale[k];
 }
 
-// As Kernels::quantise of the CPU, so that products of the same x have the same bits there and here.
+// The two formats of scaled tokens: how the largest |x| determines the scale. int8: as Kernels::quantise of the CPU, so
+// that products of the same x have the same bits there and here.
 struct Bytes {
   using Type = int8_t;
   static __device__ __forceinline__ float factor(float largest) { return 127.0f / largest; }
@@ -31,10 +32,12 @@ struct Bytes {
   }
 };
 
-// Powers of two round nothing: what is lost is what a number of 11 digits does not hold, whatever the token's size.
+// Scaled fp16: the scale is a power of two, so that scaling rounds nothing. A token of any size keeps the 11 binary
+// digits of fp16.
 struct Halves {
   using Type = uint16_t;
-  static __device__ __forceinline__ unsigned exponent(float largest) {  // of the factor; it and its inverse are normal
+  // The biased exponent of the factor 1 / scale; capped so that neither factor nor scale is subnormal.
+  static __device__ __forceinline__ unsigned exponent(float largest) {
     return min(2u * 127u + 14u - (__float_as_uint(largest) >> 23), 253u);
   }
   static __device__ __forceinline__ float factor(float largest) { return __uint_as_float(exponent(largest) << 23); }
@@ -44,11 +47,13 @@ struct Halves {
   static __device__ __forceinline__ Type round(float value) { return Fp16::round(value); }
 };
 
+// to[t] = x[t] / scales[t], of x / rms(x) * norm_scale where that is given; zeros from `size` to `stride`. A token with
+// an infinity or NaN gets zeros and the scale NaN: all its products are NaN, and no other token's.
 template <typename Format>
 __global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const float* norm_scale, float epsilon, int size,
                                                        int stride, typename Format::Type* to, float* scales) {
   KDTW_SHARED(float, scratch, kWarps);
-  constexpr float kSmallest = 1e-35f;  // of what has a reciprocal
+  constexpr float kSmallest = 1e-35f;  // tokens with less everywhere count as zero: 127 / largest might overflow
   x += static_cast<size_t>(blockIdx.x) * size;
   to += static_cast<size_t>(blockIdx.x) * stride;
   const float inverse = norm_scale ? inverse_rms(x, size, epsilon, scratch) : 1.0f;
@@ -74,22 +79,21 @@ __global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const flo
 
 int32_t rms_norm(const float* x, const float* scale, float epsilon, int32_t tokens, int32_t size, float* out,
                  void* stream) {
-  KDTW_LAUNCH(rms_norm_kernel, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, scale, epsilon,
-              size, out);
+  KDTW_LAUNCH(rms_norm_kernel, dim3(tokens), dim3(kBlock), stream, x, scale, epsilon, size, out);
   return cudaGetLastError();
 }
 
 int32_t quantise(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size, int32_t stride,
                  int8_t* to, float* scales, void* stream) {
-  KDTW_LAUNCH(scale_kernel<Bytes>, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, norm_scale,
-              epsilon, size, stride, to, scales);
+  KDTW_LAUNCH(scale_kernel<Bytes>, dim3(tokens), dim3(kBlock), stream, x, norm_scale, epsilon, size, stride, to,
+              scales);
   return cudaGetLastError();
 }
 
 int32_t scale_to_fp16(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
                       int32_t stride, uint16_t* to, float* scales, void* stream) {
-  KDTW_LAUNCH(scale_kernel<Halves>, dim3(tokens), dim3(kBlock), 0, static_cast<cudaStream_t>(stream), x, norm_scale,
-              epsilon, size, stride, to, scales);
+  KDTW_LAUNCH(scale_kernel<Halves>, dim3(tokens), dim3(kBlock), stream, x, norm_scale, epsilon, size, stride, to,
+              scales);
   return cudaGetLastError();
 }
 

@@ -1,5 +1,6 @@
-// Decisions about logits [n, V]: chunks are reduced to summaries by many blocks, then one block a request decides. Only
-// sampling, and among that top-k, top-p and rejection, looks at a whole row again.
+// Decisions about logits [n, V], in two kernels. Many blocks reduce chunks of kKdtwChunk logits to summaries, then one
+// block for each request decides from its row's summaries. Only sampling and the checks that compare two distributions
+// read the whole row again.
 #include "backend/cuda/kernels/distribution.h"
 
 namespace kdtw::cuda {
@@ -12,6 +13,8 @@ __device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, co
   return {row, vocabulary, request.banned, request.banned_count};
 }
 
+// Grid: chunk, request. Reads each logit once, and copies it where the request wants the logits kept. Of the sums, only
+// those that the request needs are computed.
 __global__ void __launch_bounds__(kBlock)
     summarise_kernel(const float* logits, int vocabulary, const PickRequest* requests, KdtwSummary* summaries) {
   KDTW_SHARED(float, scratch, kWarps);
@@ -78,7 +81,7 @@ __global__ void __launch_bounds__(kBlock)
   if (threadIdx.x == 0) summaries[static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x] = summary;
 }
 
-// What all chunks say together. Every warp adds it up for itself: lane l the chunks l, l + 32, ..., then the lanes.
+// The summary of a whole row.
 struct Merged {
   bool finite;
   unsigned long long best;
@@ -87,6 +90,8 @@ struct Merged {
   int before;
 };
 
+// Every warp merges all chunks itself, lane l the chunks l, l + 32, ... and then the lanes: no barrier is needed. A
+// chunk's sums are relative to its own largest logit, and are brought to the row's here.
 __device__ __forceinline__ Merged merge(const KdtwSummary* summaries, int chunks) {
   int bad = 0, before = 0;
   float raw_top = kBanned;
@@ -120,10 +125,11 @@ __device__ __forceinline__ Merged merge(const KdtwSummary* summaries, int chunks
   return all;
 }
 
-// What a rejected draft leaves to the teacher: max(0, p - threshold q) (Leviathan et al. 2023).
+// What the teacher draws from when a draft was rejected: max(0, p - threshold q), not normalised (Leviathan et al.
+// 2023).
 struct Residual {
   const Distribution &p, &q;
-  double of_p, of_q;  // what turns masses into probabilities, times the threshold for q
+  double of_p, of_q;  // factors that turn masses into probabilities; that of q times the threshold
 
   __device__ __forceinline__ Mass operator()(int id) const {
     const double left = static_cast<double>(p(id)) * of_p - static_cast<double>(q(id)) * of_q;
@@ -145,17 +151,18 @@ __device__ __forceinline__ Pair make_pair(const Shared& shared, const Logits& ro
                                           const Sampling& draft_sampling) {
   const Logits drafts{request.draft_logits, request.draft_vocabulary, request.draft_banned, request.draft_banned_count};
   unsigned long long draft_best = 0;
-  for (int id = threadIdx.x; id < drafts.size; id += kPickThreads) {
+  for (int id = threadIdx.x; id < drafts.size; id += kBlock) {
     const unsigned long long rank = drafts.is_banned(id) ? 0 : ranked(drafts.values[id], id);
     draft_best = rank > draft_best ? rank : draft_best;
   }
-  draft_best = block_reduce<Largest, kPickWarps>(draft_best, shared.scratch);
+  draft_best = block_reduce<Largest>(draft_best, shared.scratch);
   const Distribution p = make_distribution(shared, row, sampling, logit_of(best), id_of(best));
   const Distribution q = make_distribution(shared, drafts, draft_sampling, logit_of(draft_best), id_of(draft_best));
   return {p, q};
 }
 
-// Rejection sampling: sets passed, and the id where it is false.
+// Rejection sampling (Check::kRejection): sets result.passed, and where that is false draws result.id. Where nothing is
+// left after rounding, the draw is from p.
 __device__ __forceinline__ void reject_or_resample(const Shared& shared, const Logits& row, const PickRequest& request,
                                                    unsigned long long best, double lenience, PickResult& result) {
   const Pair pair = make_pair(shared, row, request, best, request.sampling, request.draft_sampling);
@@ -177,17 +184,17 @@ __device__ __forceinline__ bool student_decides(const Shared& shared, const Logi
   const Pair pair = make_pair(shared, row, request, best, plain, plain);
   const Residual residual = pair.residual(1.0);
   Mass apart = 0;
-  for (int id = threadIdx.x; id < row.size; id += kPickThreads) apart += residual(id);
-  apart = block_reduce<Sum, kPickWarps>(apart, shared.scratch);
+  for (int id = threadIdx.x; id < row.size; id += kBlock) apart += residual(id);
+  apart = block_reduce<Sum>(apart, shared.scratch);
   const double one = static_cast<double>(kOne);  // the likeliest id's mass
   return one * residual.of_q >= one * residual.of_p - request.threshold * (static_cast<double>(apart) / one);
 }
 
-__global__ void __launch_bounds__(kPickThreads)
+__global__ void __launch_bounds__(kBlock)
     decide_kernel(const float* logits, int vocabulary, const PickRequest* requests, const KdtwSummary* summaries,
                   int chunks, PickResult* results) {
   KDTW_SHARED(Mass, bins, kBins);
-  KDTW_SHARED(Mass, scratch, kPickWarps);
+  KDTW_SHARED(Mass, scratch, kWarps);
   KDTW_SHARED(Mass, found, 2);
   const Shared shared{bins, scratch, found};
   const PickRequest request = requests[blockIdx.x];
@@ -247,10 +254,9 @@ __global__ void __launch_bounds__(kPickThreads)
 
 int32_t pick(const float* logits, int32_t vocabulary, const PickRequest* requests, int32_t count,
              KdtwSummary* summaries, PickResult* results, void* stream) {
-  const auto run = static_cast<cudaStream_t>(stream);
   const int chunks = ceil_divide(vocabulary, kKdtwChunk);
-  KDTW_LAUNCH(summarise_kernel, dim3(chunks, count), dim3(kBlock), 0, run, logits, vocabulary, requests, summaries);
-  KDTW_LAUNCH(decide_kernel, dim3(count), dim3(kPickThreads), 0, run, logits, vocabulary, requests, summaries, chunks,
+  KDTW_LAUNCH(summarise_kernel, dim3(chunks, count), dim3(kBlock), stream, logits, vocabulary, requests, summaries);
+  KDTW_LAUNCH(decide_kernel, dim3(count), dim3(kBlock), stream, logits, vocabulary, requests, summaries, chunks,
               results);
   return cudaGetLastError();
 }

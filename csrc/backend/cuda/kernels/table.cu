@@ -1,4 +1,4 @@
-// The library's table, and the few functions of the CUDA runtime that the engine needs.
+// The table of functions through which the engine calls the library, and the few CUDA runtime calls among them.
 #include <cstring>
 #include <type_traits>
 
@@ -19,7 +19,7 @@ template <typename F, F* KdtwCudaTable::* member>
 struct Type<member> {
   using type = F;
 };
-// Defined in the other files; the types are the table's.
+// Functions that the other files define. Their types are taken from the table, so that they cannot differ from it.
 Type<&KdtwCudaTable::embed>::type embed;
 Type<&KdtwCudaTable::gather>::type gather;
 Type<&KdtwCudaTable::rms_norm>::type rms_norm;
@@ -55,7 +55,7 @@ int32_t device_info(int32_t device, KdtwDevice* info) {
   if (error == cudaSuccess) {
     std::memcpy(info->name, properties.name, sizeof info->name);
     info->major = properties.major, info->minor = properties.minor;
-    info->multiprocessors = properties.multiProcessorCount, info->memory_bytes = properties.totalGlobalMem;
+    info->memory_bytes = properties.totalGlobalMem;
   }
   return told(error);
 }
@@ -81,7 +81,7 @@ int32_t follow(void* stream, void* other) {
   if (error != cudaSuccess) return told(error);
   error = cudaEventRecord(reached, static_cast<cudaStream_t>(other));
   if (error == cudaSuccess) error = cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), reached, 0);
-  cudaEventDestroy(reached);  // lasts until nobody waits for it
+  cudaEventDestroy(reached);  // CUDA keeps it until nothing waits for it any more
   return told(error);
 }
 
