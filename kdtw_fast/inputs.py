@@ -31,19 +31,25 @@ def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: Generat
 
 
 def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions, padded: bool = True) -> list[int]:
-    """Returns one row's tokens without the padding at its end (if ``padded``), cut and checked.
+    """Returns one row's tokens without padding (if ``padded``), cut and checked.
+
+    Padding stands at a source's end, or at a prompt's beginning. Where pad is an end token, too, a source's own end
+    stays, and a prompt, which may begin with it, is taken as it is.
 
     Raises:
         ValueError: nothing is left, it is too long, or an id is not the model's; the message begins with ``label``.
     """
     if padded:
-        end = len(row)
-        while end > 0 and row[end - 1] == model.pad_token_id:
-            end -= 1
-        row = row[:end]
+        start, end, ends = 0, len(row), model.pad_token_id in model.eos_token_ids
+        if model.has_encoder or not ends:
+            while end > ends and row[end - 1] == model.pad_token_id and (not ends or row[end - 2] == row[end - 1]):
+                end -= 1
+        while not model.has_encoder and not ends and start < end and row[start] == model.pad_token_id:
+            start += 1
+        row = row[start:end]
     if not row:
         raise ValueError(f"{label} is empty")
-    if all(token in model.eos_token_ids for token in row):
+    if model.has_encoder and all(token in model.eos_token_ids for token in row):
         raise ValueError(f"{label} holds nothing but the end token {row}")
     if len(row) > options.max_source_length:
         if not options.truncation:
@@ -54,8 +60,11 @@ def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions
                     *(", or cut it with ", OptionName("truncation", True)),
                 )
             )
-        ends = row[-1] in model.eos_token_ids
-        row = row[: options.max_source_length - ends] + row[-1:] * ends
+        if not model.has_encoder:  # what a prompt ends with is what is to be gone on with
+            row = row[-options.max_source_length :]
+        else:
+            ends = row[-1] in model.eos_token_ids
+            row = row[: options.max_source_length - ends] + row[-1:] * ends
     check_ids(row, label, model)
     return row
 

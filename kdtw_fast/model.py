@@ -32,7 +32,7 @@ class NativeModel:
         dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
         cache_dtype: number format of the keys and values that decodes keep, "fp32", "fp16" (CUDA only) or "bf16".
         vocab_size: rows of the vocabulary head, V.
-        pad_token_id, decoder_start_token_id: token ids.
+        pad_token_id, decoder_start_token_id: token ids; a model without an encoder begins with its prompt instead.
         eos_token_ids: list of ids that end a row.
         tau_token_ids: the <tau> rows of a Training Wheels student, one for each teacher; empty for other models.
         tau_token_id: the first of them, or None.
@@ -75,13 +75,16 @@ class NativeModel:
         self.spec: dict[str, Any] = self.core.spec
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
         self.vocab_size: int = self.spec["vocabulary"]
-        self.pad_token_id: int = config.get("pad_token_id") or 0
-        start = config.get("decoder_start_token_id")
-        self.decoder_start_token_id: int = self.pad_token_id if start is None else start  # T5 starts from pad
         eos = config.get("eos_token_id")
         if eos is None:
             raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
         self.eos_token_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
+        pad = config.get("pad_token_id")
+        if pad is None:  # what transformers pads with, too; T5 and its like always have one
+            pad = 0 if self.has_encoder else self.eos_token_ids[0]
+        self.pad_token_id: int = pad
+        start = config.get("decoder_start_token_id")
+        self.decoder_start_token_id: int = self.pad_token_id if start is None else start  # T5 starts from pad
         self.tau_token_ids = tau_token_ids(config.get, name)
         self.student_prompt: str | None = config.get("student_prompt")
         self.teacher_prompt: str | None = config.get("teacher_prompt")

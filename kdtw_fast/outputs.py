@@ -40,10 +40,11 @@ class GenerationOutput(ModelOutput):
     """Result of every decoder's ``generate`` (R rows) and what its ``stream`` yields (one row); T = 1 + longest output.
 
     Args:
-        sequences: int64 [R, T], each row its start token, its output (with the end token) and padding,
-            as Hugging Face's ``generate`` returns them.
+        sequences: int64 [R, T], each row its start token (of models without an encoder: its prompt), its output
+            (with the end token) and padding, as Hugging Face's ``generate`` returns them for the row alone.
+        prompt_lengths: int64 [R], tokens of ``sequences`` before the output.
         owners: uint8 [R, T], an :class:`Owner` code per token of ``sequences``.
-        lengths: int64 [R], output tokens per row (start token and padding not counted).
+        lengths: int64 [R], output tokens per row (start token, prompt and padding not counted).
         teacher_index: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
         teacher_calls: int64 [R], passes of the teacher (of all teachers) that served the row.
         teacher_fraction: float32 [R], tokens written by the teacher (by all teachers) over ``lengths``.
@@ -69,6 +70,7 @@ class GenerationOutput(ModelOutput):
     """
 
     sequences: torch.Tensor | None = None
+    prompt_lengths: torch.Tensor | None = None
     owners: torch.Tensor | None = None
     teacher_index: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
@@ -94,6 +96,20 @@ class GenerationOutput(ModelOutput):
     experts = renamed_field("GenerationOutput", "experts", "teacher_index")
     expert_calls = renamed_field("GenerationOutput", "expert_calls", "calls_by_teacher")
     expert_fraction = renamed_field("GenerationOutput", "expert_fraction", "fraction_by_teacher")
+
+    @property
+    def output_ids(self) -> list[list[int]]:
+        """The tokens of each row's output, with the end token where it was reached."""
+        return (
+            [ids[span] for ids, span in zip(self.sequences.tolist(), self.spans)] if self.sequences is not None else []
+        )
+
+    @property
+    def spans(self) -> list[slice]:
+        """Where each row's output stands in ``sequences`` and what lies beside it."""
+        assert self.prompt_lengths is not None and self.lengths is not None
+        ends = (self.prompt_lengths + self.lengths).tolist()
+        return [slice(start, end) for start, end in zip(self.prompt_lengths.tolist(), ends)]
 
     @property
     def ms_per_token(self) -> float:
@@ -138,7 +154,7 @@ def together(result: Mapping[str, Any], session: _core.Session) -> GenerationOut
 def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutput]]:
     """The numbers of rows that have finished, and an output for each, without the others' padding."""
     arrays, finish, index = _parts(result)
-    ends = (1 + arrays["lengths"]).tolist()
+    ends = (arrays["prompt_lengths"] + arrays["lengths"]).tolist()
     for r, end in enumerate(ends):
         row: dict[str, Any] = {
             name: torch.from_numpy(

@@ -36,7 +36,7 @@ def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     def generate(ids: Rows) -> Decoded:
         out = decoder.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
         assert out.sequences is not None and out.timings is not None
-        return Decoded(out.sequences[:, 1:].tolist(), out.timings.student)
+        return Decoded(out.output_ids, out.timings.student)
 
     return generate
 

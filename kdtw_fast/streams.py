@@ -140,7 +140,7 @@ class Stream:
     def _add_texts(self, outputs: list[Any]) -> None:
         if not outputs:
             return
-        ids = [out.sequences[0].tolist() for out in outputs]
+        ids = [out.output_ids[0] for out in outputs]
         for out, text in zip(outputs, self._tokenizer.batch_decode(ids, skip_special_tokens=True)):
             out.texts = [text]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from kdtw_fast import NativeModel
+from kdtw_fast import NativeModel, SingleModelDecoder, SpeculativeDecoder
 
 V = 61
 Make = Callable[[random.Random], Mapping[str, Any]]
@@ -224,3 +225,49 @@ def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
         whole = native.decode_logits(source, tokens)
         np.testing.assert_allclose(whole, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
         np.testing.assert_array_equal(native.decode_logits(source, tokens, chunks=[1] * 10, num_threads=2), whole)
+
+
+def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], float]:
+    """Transformers' greedy output (without what stands before it), and the smallest lead of a pick over the next."""
+    if model.config.is_encoder_decoder:
+        tokens, skipped = [model.config.decoder_start_token_id], 1
+    else:
+        tokens, skipped = [source[-1]], 1
+    lead = float("inf")
+    ends = model.config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    while len(tokens) <= new_tokens and (len(tokens) == 1 or tokens[-1] not in ends):
+        logits = logits_of(model, source, tokens)[-1]
+        best = np.sort(logits)[-2:]
+        lead = min(lead, float(best[1] - best[0]))
+        tokens.append(int(logits.argmax()))
+    return tokens[skipped:], lead
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_method_decodes_every_family(kind: str, seed: int) -> None:
+    """Greedy tokens are transformers'; speculative decoding is the teacher alone; a batch is its rows, bit for bit."""
+    teacher = random_model(kind, seed)
+    student = copy.deepcopy(teacher)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in student.parameters():
+            tensor += 0.1 * tensor.abs().mean() * torch.randn(tensor.shape, generator=generator)
+    rows = rows_of(kind, seed, 4)
+    options: dict[str, Any] = {"max_new_tokens": 9, "output_logprobs": True}
+    for dtype in ("fp32", "bf16", "int8"):
+        alone = SingleModelDecoder(teacher, role="teacher", dtype=dtype)
+        whole = alone.generate(rows, **options)
+        for r, row in enumerate(rows):
+            own = alone.generate([row], row_ids=[r], num_threads=2, **options)
+            assert own.output_ids[0] == whole.output_ids[r]
+            assert torch.equal(own.teacher_logprobs[0, own.spans[0]], whole.teacher_logprobs[r, whole.spans[r]])
+            assert own.sequences[0, : own.spans[0].start].tolist() == (
+                [alone.model.decoder_start_token_id] if alone.model.has_encoder else row
+            )
+            if dtype == "fp32":
+                expected, lead = greedy(teacher, row, 9)
+                assert whole.output_ids[r] == expected or lead < 1e-4
+        drafted = SpeculativeDecoder(student, teacher, dtype=dtype, draft_length=3).generate(rows, **options)
+        assert drafted.output_ids == whole.output_ids

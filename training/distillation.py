@@ -23,7 +23,7 @@ from . import processes
 from .algorithm import Learning
 from .batches import Batch, Encoded, collate, keyed_generator, prompt_ids
 from .debian import Example
-from .evaluate import Table, greedy_scores, longest_source, written
+from .evaluate import Table, greedy_scores, longest_source
 from .models import fit_together, forced_logits, load_t5, load_teacher, prepare_teacher
 from .settings import Optimiser, RunSettings, one_of
 from .tasks import teacher_trajectories
@@ -183,4 +183,4 @@ def sample(
     sources = [[*student_prompt, *row.source, eos] for row in rows]
     seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
     out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
-    return processes.gathered([Encoded(row.source, tuple(ids)) for row, ids in zip(rows, written(out), strict=True)])
+    return processes.gathered([Encoded(row.source, tuple(ids)) for row, ids in zip(rows, out.output_ids, strict=True)])

@@ -148,17 +148,17 @@ class Rollouts:
     @staticmethod
     def _episodes(tasks: Tasks, out: GenerationOutput, teachers: np.ndarray, logprobs: np.ndarray) -> list[Episode]:
         assert out.sequences is not None and out.lengths is not None and out.finish_reasons is not None
-        ids, lengths = out.sequences.numpy(), out.lengths.tolist()
+        ids = out.sequences.numpy()
         return [
             Episode(
                 source=np.array(row.source, np.int32),
                 budget=int(number),
-                tokens=ids[r, 1 : 1 + length].astype(np.int32),
-                from_teacher=teachers[r, 1 : 1 + length].copy(),
-                teacher_logprobs=logprobs[r, 1 : 1 + length].astype(np.float32),
+                tokens=ids[r, here].astype(np.int32),
+                from_teacher=teachers[r, here].copy(),
+                teacher_logprobs=logprobs[r, here].astype(np.float32),
                 ended=out.finish_reasons[r] == "end",
             )
-            for r, (row, number, length) in enumerate(zip(tasks.rows, tasks.instructions, lengths, strict=True))
+            for r, (row, number, here) in enumerate(zip(tasks.rows, tasks.instructions, out.spans, strict=True))
         ]
 
     # ------------------------------------------------------------ scoring

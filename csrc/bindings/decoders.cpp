@@ -13,13 +13,31 @@
 namespace kdtw {
 namespace {
 
-template <typename T, typename Get>
-py::array_t<T> padded(const std::vector<Row>& rows, size_t width, T fill, Get&& get) {
-  py::array_t<T> out({rows.size(), width});
+// What stands before a row's outputs: its start token, or the whole prompt of a model without an encoder.
+struct Shape {
+  bool prompted;
+  size_t width = 0;
+
+  size_t before(const Row& row) const { return prompted ? row.sources[0].size() : 1; }
+};
+
+// One line a row: what get(row, t) gives for its outputs, t = 1, 2, …, behind what first(row, t) gives for the places t
+// = 0, 1, … before them.
+template <typename T, typename First, typename Get>
+py::array_t<T> padded(const std::vector<Row>& rows, const Shape& shape, T fill, First&& first, Get&& get) {
+  py::array_t<T> out({rows.size(), shape.width});
   auto view = out.template mutable_unchecked<2>();
-  for (size_t r = 0; r < rows.size(); ++r)
-    for (size_t t = 0; t < width; ++t) view(r, t) = t < rows[r].tokens.size() ? get(rows[r], t) : fill;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const size_t before = shape.before(rows[r]), end = before + rows[r].outputs();
+    for (size_t t = 0; t < before; ++t) view(r, t) = first(rows[r], t);
+    for (size_t t = before; t < end; ++t) view(r, t) = get(rows[r], t - before + 1);
+    for (size_t t = end; t < shape.width; ++t) view(r, t) = fill;
+  }
   return out;
+}
+template <typename T, typename Get>
+py::array_t<T> padded(const std::vector<Row>& rows, const Shape& shape, T fill, Get&& get) {
+  return padded<T>(rows, shape, fill, [fill](const Row&, size_t) { return fill; }, std::forward<Get>(get));
 }
 
 template <typename T = int64_t, typename Get>
@@ -38,22 +56,27 @@ py::array_t<T> per_teacher(const std::vector<Row>& rows, int teachers, Get&& get
 }
 
 // The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
-py::dict to_python(std::vector<Row> rows, int teachers, int64_t pad, const SessionOptions& options) {
+py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
+  const SessionOptions& options = session.options();
+  const int teachers = session.teachers();
   py::list faults;
   std::erase_if(rows, [&](const Row& row) {
     if (row.finish != Finish::kFault) return false;
     faults.append(py::make_tuple(row.index, row.fault));
     return true;
   });
-  size_t width = 0;
-  for (const auto& row : rows) width = std::max(width, row.tokens.size());
+  Shape shape{session.prompted()};
+  for (const auto& row : rows) shape.width = std::max(shape.width, shape.before(row) + row.outputs());
   py::dict out;
   out["faults"] = faults;
   out["index"] = per_row(rows, [](const Row& row) { return row.index; });
   out["finish"] = per_row(rows, [](const Row& row) { return int(row.finish); });
-  out["sequences"] = padded<int64_t>(rows, width, pad, [](const Row& row, size_t t) { return row.tokens[t]; });
-  out["owners"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
-  out["teacher_index"] = padded<uint8_t>(rows, width, 0, [](const Row& row, size_t t) { return row.teacher_index[t]; });
+  out["sequences"] = padded<int64_t>(
+      rows, shape, pad, [&](const Row& row, size_t t) { return shape.prompted ? row.sources[0][t] : row.tokens[t]; },
+      [](const Row& row, size_t t) { return row.tokens[t]; });
+  out["prompt_lengths"] = per_row(rows, [&](const Row& row) { return shape.before(row); });
+  out["owners"] = padded<uint8_t>(rows, shape, 0, [](const Row& row, size_t t) { return uint8_t(row.owners[t]); });
+  out["teacher_index"] = padded<uint8_t>(rows, shape, 0, [](const Row& row, size_t t) { return row.teacher_index[t]; });
   out["calls_by_teacher"] =
       per_teacher<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
   out["fraction_by_teacher"] = per_teacher<float>(rows, teachers, [](const Row& row, int k) {
@@ -80,9 +103,9 @@ py::dict to_python(std::vector<Row> rows, int teachers, int64_t pad, const Sessi
   if (options.want_log_probs) {
     const float nan = std::nanf("");
     out["student_logprobs"] =
-        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.student_log_probs[t]; });
+        padded<float>(rows, shape, nan, [](const Row& row, size_t t) { return row.student_log_probs[t]; });
     out["teacher_logprobs"] =
-        padded<float>(rows, width, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
+        padded<float>(rows, shape, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
   }
   return out;
 }
@@ -101,7 +124,7 @@ py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& s
     py::gil_scoped_release unlocked;
     rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
   }
-  return to_python(std::move(rows), session.teachers(), pad, session.options());
+  return to_python(std::move(rows), session, pad);
 }
 
 Ledger make_ledger(py::object max_calls, py::object max_fraction) {

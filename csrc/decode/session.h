@@ -61,6 +61,8 @@ class Session {
 
   int free_slots() const { return static_cast<int>(free_.size()); }
   const SessionOptions& options() const { return options_; }
+  // Whether the model that writes has no encoder: its source is a prompt.
+  bool prompted() const { return !decoder_->student->config().has_encoder(); }
   // Teachers that rows are counted by: also one that decodes alone.
   int teachers() const { return method_.teacher_alone ? 1 : asked_teachers(); }
   Totals totals() const;

@@ -36,8 +36,9 @@ class Line:
         """Output token ids, owner codes and, of several teachers, their numbers, without start token and padding."""
         if self.out is None or self.out.sequences is None or self.out.owners is None or self.out.teacher_index is None:
             return [], [], None
-        index = self.out.teacher_index[0, 1:].tolist() if self.teachers > 1 else None
-        return self.out.sequences[0, 1:].tolist(), self.out.owners[0, 1:].tolist(), index
+        here = self.out.spans[0]
+        index = self.out.teacher_index[0, here].tolist() if self.teachers > 1 else None
+        return self.out.sequences[0, here].tolist(), self.out.owners[0, here].tolist(), index
 
     @property
     def teachers(self) -> int:

@@ -82,7 +82,7 @@ class Native:
         assert out.sequences is not None and out.owners is not None and out.lengths is not None
         assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
         assert out.student_reads is not None and out.teacher_reads is not None
-        here = slice(1, 1 + int(out.lengths[r]))
+        here = out.spans[r]
         ids = out.sequences[r, here].tolist()
         owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
         student, teacher = (_known(values[r, here].tolist()) for values in (out.student_logprobs, out.teacher_logprobs))

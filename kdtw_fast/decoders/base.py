@@ -58,7 +58,8 @@ class Decoder(TextDecoder):
         self.model, self._asked = model, tuple(asked)
         self._reader = Reader(type(self).__name__, model, asked, tokenizer, self._keeps_limits, role)
         self._teacher_alone = role == "teacher"
-        special = _core.SpecialTokens(model.decoder_start_token_id, model.eos_token_ids, model.tau_token_ids)
+        starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
+        special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
 
     @takes(GenerateOptions)
@@ -178,7 +179,8 @@ class Decoder(TextDecoder):
         for row, (ledger, ledgers) in zip(rows, limits, strict=True):
             for _ in range(repeats):
                 session.add(next(keys), ledger, row.own, row.teachers, ledgers)
-        put = _as_callback(streamer, len(rows) * repeats, self.model.decoder_start_token_id)
+        prompt = [self.model.decoder_start_token_id] if self.model.has_encoder else rows[0].own
+        put = _as_callback(streamer, len(rows) * repeats, prompt)
         result = session.run(True, self.model.pad_token_id, put)
         for _, fault in result["faults"]:
             raise FloatingPointError(fault)
@@ -279,7 +281,10 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
     if device is None and not isinstance(model, NativeT5):
         device = student.device
     teacher = load(model, name, options.dtype if dtype is None else dtype, device)
-    for field in ("device", "pad_token_id", "decoder_start_token_id", "eos_token_ids"):
+    fields = ["device", "eos_token_ids"]
+    if student.has_encoder and teacher.has_encoder:
+        fields += ["pad_token_id", "decoder_start_token_id"]
+    for field in fields:
         mine, other = getattr(student, field), getattr(teacher, field)
         if mine != other:
             raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
@@ -341,12 +346,12 @@ def _sampling(options: GenerateOptions, prefix: str) -> _core.Sampling:
     return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, *cuts)
 
 
-def _as_callback(streamer: Any, rows: int, start: int) -> TokenStreamer | None:
-    """A streamer as the core calls it."""
+def _as_callback(streamer: Any, rows: int, prompt: list[int]) -> TokenStreamer | None:
+    """A streamer as the core calls it; one of Hugging Face's is given what stands before the output first."""
     if is_text_streamer(streamer):
         if rows != 1:
             raise ValueError(f"a streamer with put() and end() takes one row, got {rows}; pass a callable for batches")
-        streamer.put(torch.tensor([start]))
+        streamer.put(torch.tensor(prompt))
         return lambda row, position, token, owner: streamer.put(torch.tensor([token]))
     if streamer is not None and not callable(streamer):
         raise TypeError(f"streamer must be callable or have put() and end(), got {type(streamer).__name__}")

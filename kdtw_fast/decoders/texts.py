@@ -70,7 +70,7 @@ class TextDecoder(ABC):
             options["max_teacher_calls"] = none
         inputs = teachers_ids if teacher_inputs is None else teacher_inputs
         out = self.generate(ids, teacher_inputs=inputs, streamer=streamer, **options)
-        out.texts = self.tokenizer.batch_decode(out.sequences, skip_special_tokens=True)
+        out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
         return out
 
     def tokenize(
