@@ -177,6 +177,7 @@ FAMILIES: dict[str, Make] = {
     "smollm3": without(
         llama_like, "head_dim", num_hidden_layers=3, no_rope_layers=lambda rng: rng.choices([0, 1], k=3)
     ),
+    "olmo2": without(llama_like, "mlp_bias", "head_dim"),
     "gemma2": gemma_like,
     "gemma3_text": gemma3,
     "t5gemma": t5gemma,

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from kdtw_fast.budgets import BUDGETS, Budget, join_phrases, student_prompt
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import NO_LIMIT
-from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
@@ -42,16 +41,6 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
-<<<<<<< HEAD
-def written(out: GenerationOutput) -> list[list[int]]:
-    """Each row's output, without start token, with EOS if it was reached."""
-    assert out.sequences is not None and out.lengths is not None
-    return [ids[1 : 1 + length] for ids, length in zip(out.sequences.tolist(), out.lengths.tolist(), strict=True)]
-=======
-def texts(tokenizer: Any, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Decoded outputs without special tokens."""
-    return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in outputs]
->>>>>>> 8b94a4b (Models without an encoder decode, with their prompt in front)
 
 
 def greedy(
@@ -64,19 +53,9 @@ def greedy(
 ) -> list[list[int]]:
     """Greedy outputs of the native decoder, in the order of `rows`, whose sources stand between prompt and `eos`."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
-<<<<<<< HEAD
     sources = [[*prompt, *row.source, eos] for row in rows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": max(map(len, sources), default=1)}
-    return [written(out)[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]
-=======
-    outputs: list[list[int]] = [[] for _ in rows]
-    for chosen in in_order(rows, size):
-        sources = [[*prompt, *rows[i].source, eos] for i in chosen]
-        out = decoder.generate(sources, max_new_tokens=max_new_tokens, max_source_length=NO_LIMIT)
-        for i, ids in zip(chosen, out.output_ids, strict=True):
-            outputs[i] = ids
-    return outputs
->>>>>>> 8b94a4b (Models without an encoder decode, with their prompt in front)
+    return [out.output_ids[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]
 
 
 def greedy_scores(
@@ -132,12 +111,8 @@ def measure_use(
     if len(decoder.teachers) > 1:
         own = np.concatenate([np.asarray(out.calls_by_teacher) for out in outs]).sum(0) / lengths.sum()
         of_each = {"achieved_of": own.round(4).tolist()}
-<<<<<<< HEAD
-    ids = [out["sequences"][0].tolist() for out in outs]
+    ids = [out.output_ids[0] for out in outs]
     found = decoder.tokenizer.batch_decode(ids, skip_special_tokens=True)
-=======
-    found = texts(decoder.tokenizer, [out.output_ids[0] for out in outs])
->>>>>>> 8b94a4b (Models without an encoder decode, with their prompt in front)
     return {
         "achieved": round(float(calls.sum() / lengths.sum()), 4),
         "row_mean": round(float((calls / lengths).mean()), 4),

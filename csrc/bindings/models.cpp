@@ -48,6 +48,7 @@ void each_field_of_stack(Stack& stack, Visit&& visit) {
   visit("gated", stack.activation.gated);
   visit("layer_norm", stack.layer_norm);
   visit("epsilon", stack.epsilon);
+  visit("query_norm_whole", stack.query_norm_whole);
   visit("embedding_scale", stack.embedding_scale);
   visit("attention_scale", stack.attention_scale);
   visit("attention_cap", stack.attention_cap);

@@ -19,8 +19,9 @@ struct StackConfig {
   int head_size = 0;     // D
   int feed_forward = 0;  // F
   Activation activation;
-  bool layer_norm = false;  // norms centre and divide by the deviation; otherwise by the root of the mean square
-  float epsilon = 1e-6f;    // of norms
+  bool layer_norm = false;        // norms centre and divide by the deviation; otherwise by the root of the mean square
+  float epsilon = 1e-6f;          // of norms
+  bool query_norm_whole = false;  // a norm of queries or keys is over all heads together, not over each
   float embedding_scale = 1.0f;
   float attention_scale = 1.0f;  // of q k^T
   float attention_cap = 0.0f;    // c of c tanh(x / c) over the scaled scores; 0 = none

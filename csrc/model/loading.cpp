@@ -131,8 +131,9 @@ class Transformer::Loader {
       layer.key_value = stack(WeightRole::kEncoder, {part + ".key", part + ".value"}, K, config_.encoder.model_size);
     } else {
       layer.query_key_value = stack(role, {part + ".query", part + ".key", part + ".value"}, {Q, K, K}, M);
-      layer.query_norm = norm(part + ".query_norm", stack_config.head_size);
-      layer.key_norm = norm(part + ".key_norm", stack_config.head_size);
+      const bool whole = stack_config.query_norm_whole;
+      layer.query_norm = norm(part + ".query_norm", whole ? Q : stack_config.head_size);
+      layer.key_norm = norm(part + ".key_norm", whole ? K : stack_config.head_size);
     }
     layer.output = stack(role, {part + ".output"}, M, Q);
     return layer;

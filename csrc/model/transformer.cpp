@@ -107,11 +107,18 @@ void Transformer::self_attention(Operations& operations, const Stack& stack, siz
   float* const keys = work.projected + config.query_size();
   project(operations, config, part.norms.before, *part.query_key_value, work, count);
   if (part.query_norm || config.rotary_pairs > 0) {
-    const float* const angles = work.angles[config.rotary(i)];
-    operations.turn_heads(work.projected, stride, count, config.heads, config.head_size,
-                          norm_of(config, part.query_norm), angles, config.rotary_pairs);
-    operations.turn_heads(keys, stride, count, config.key_heads, config.head_size, norm_of(config, part.key_norm),
-                          angles, config.rotary_pairs);
+    const auto turn = [&](float* x, int heads, const NormWeights& norm) {
+      const float* const angles = work.angles[config.rotary(i)];
+      const int size = config.head_size;
+      Norm of_heads = norm_of(config, norm);
+      if (config.query_norm_whole) {
+        operations.turn_heads(x, stride, count, 1, heads * size, of_heads, angles, 0);
+        of_heads.scale = nullptr;
+      }
+      operations.turn_heads(x, stride, count, heads, size, of_heads, angles, config.rotary_pairs);
+    };
+    turn(work.projected, config.heads, part.query_norm);
+    turn(keys, config.key_heads, part.key_norm);
   }
   operations.store(cache, placed.self, keys, keys + config.key_size(), stride);
   operations.attend(cache, placed.self, work.projected, stride,

@@ -16,7 +16,7 @@ from kdtw_fast.families.description import Description, Fields, Part, Tensors
 FAMILIES: dict[str, Callable[[Fields, Tensors], Description]] = {
     **dict.fromkeys(("t5", "mt5", "umt5"), t5.describe),
     **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "m2m_100"), bart.describe),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), llama.describe),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"), llama.describe),
     **dict.fromkeys(("gemma2", "gemma3_text", "t5gemma"), gemma.describe),
 }
 

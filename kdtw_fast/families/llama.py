@@ -29,6 +29,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         "epsilon": fields.number("rms_norm_eps", 1e-6),
         "windows": windows(fields, layers),
     }
+    stack["query_norm_whole"] = kind == "olmo2"
     stack["attention_scale"] = stack["head_size"] ** -0.5
     model = Description({"vocabulary": fields.integer("vocab_size"), "decoder": stack})
     rotary(model, fields, "decoder")
@@ -45,11 +46,15 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
             model.linear(
                 f"{made}.feed_forward.{name}", f"{stored}.mlp.{projection}_proj", fields.get("mlp_bias", False)
             )
-        if kind == "qwen3":
+        if kind in ("qwen3", "olmo2"):
             model.weight(f"{made}.self.query_norm", f"{stored}.self_attn.q_norm")
             model.weight(f"{made}.self.key_norm", f"{stored}.self_attn.k_norm")
-        model.weight(f"{made}.self.before", f"{stored}.input_layernorm")
-        model.weight(f"{made}.feed_forward.before", f"{stored}.post_attention_layernorm")
+        if kind == "olmo2":  # norms stand over what the parts give
+            model.weight(f"{made}.self.inside", f"{stored}.post_attention_layernorm")
+            model.weight(f"{made}.feed_forward.inside", f"{stored}.post_feedforward_layernorm")
+        else:
+            model.weight(f"{made}.self.before", f"{stored}.input_layernorm")
+            model.weight(f"{made}.feed_forward.before", f"{stored}.post_attention_layernorm")
     fields.only("pretraining_tp", 1)
     fields.refuse_others(
         ("max_position_embeddings", "use_sliding_window", "max_window_layers", "no_rope_layer_interval")
