@@ -18,30 +18,34 @@ from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
-from kdtw_fast.comparison.plan import GROUPS, QUICK, Choices, make_plan
+from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, make_plan
 from kdtw_fast.messages import Message, OptionName
-from kdtw_fast.options import check_int
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 _WHAT, _HOW = "What to compare", "How to measure"
-_QUICK_SENTENCES, _QUICK_TIMED, _QUICK_TURNS = 60, 20, 3
-_DEFAULT = Choices()
+_LISTS = {field.name for field in fields(Choices)}
 
 
-def _words(values: Sequence[Any]) -> str:
-    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+def _words(values: Any) -> str:
+    several = values if isinstance(values, Sequence) else [values]
+    return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in several)
 
 
-def _lists() -> Iterator[inspect.Parameter]:
-    told = descriptions(Choices)
-    for field in fields(Choices):
-        if field.name != "groups":  # --methods
-            words = told[field.name]
-            text = f"{words[0].upper()}{words[1:]} Default: {_words(getattr(_DEFAULT, field.name))}."
-            yield make_option(field.name, "--" + field.name.replace("_", "-"), str, escape(text), _WHAT)
+def _made() -> Iterator[inspect.Parameter]:
+    """The fields of Choices, which are lists with commas, and of Settings."""
+    for usual, quick, panel in ((Choices(), QUICK, _WHAT), (Settings(), QUICK_SETTINGS, _HOW)):
+        kind, told = type(usual), descriptions(type(usual))
+        for field in fields(kind):
+            if field.name in ("groups", "threads"):  # --methods, and an option that other commands have too
+                continue
+            words, value, brief = told[field.name], getattr(usual, field.name), getattr(quick, field.name)
+            differs = f" (--quick: {brief})" if kind is Settings and brief != value else ""
+            text = f"{words[0].upper()}{words[1:]} Default: {_words(value)}{differs}."
+            flag = "--" + field.name.replace("_", "-")
+            yield make_option(field.name, flag, str if kind is Choices else int, escape(text), panel)
 
 
-@takes(_lists(), after="methods")
+@takes(_made(), after="methods")
 def compare(
     pairs: Annotated[
         list[str] | None,
@@ -85,26 +89,6 @@ def compare(
             rich_help_panel=_WHAT,
         ),
     ] = None,
-    sentences: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Sentences that quality is judged on, evenly spread. Default: 0 = all (--quick: {_QUICK_SENTENCES}).",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    timed_sentences: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Sentences of a timed turn, evenly spread, 0 = all. Default: 100 (--quick: {_QUICK_TIMED}).",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    repetitions: Annotated[
-        int | None,
-        typer.Option(help=f"Timed turns of every point. Default: 5 (--quick: {_QUICK_TURNS}).", rich_help_panel=_HOW),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Sentences a timed call.", rich_help_panel=_HOW)] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest output, in tokens.", rich_help_panel=_HOW)] = 128,
     threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
@@ -112,7 +96,7 @@ def compare(
         str, typer.Option(help="Quality in the figures and comparisons: rouge1, rouge2, rougeL, bleu or chrf.")
     ] = "rouge2",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-    **lists: str | None,
+    **made: Any,
 ) -> None:
     """Compare all methods on a pair: quality, latency and teacher use at every operating point.
 
@@ -129,12 +113,13 @@ def compare(
         kdtw compare debian-de-en/phase2    # what that recipe trained
     """
     from kdtw_fast.comparison.figures import check_metric, require_matplotlib
-    from kdtw_fast.comparison.measure import Settings
 
     require_matplotlib()
     check_metric(metric)
-    base = QUICK if quick else _DEFAULT
-    chosen = {name: _values(name, text) for name, text in lists.items() if text is not None}
+    base, settings = (QUICK, QUICK_SETTINGS) if quick else (Choices(), Settings())
+    given = {name: value for name, value in made.items() if value is not None}
+    settings = replace(settings, **{name: given.pop(name) for name in set(given) - _LISTS}, threads=threads)
+    chosen = {name: _values(name, text) for name, text in given.items()}
     if methods is not None:
         chosen["groups"] = _split(methods)
     budgets = chosen.get("budgets", base.budgets)
@@ -144,19 +129,11 @@ def compare(
     for option, given in (("--data", data), ("--draft-student", draft_student)):
         if given and len(given) != len(names):
             raise ValueError(f"{option} was given {len(given)} times for {len(names)} pairs; give one for each")
-    settings = Settings(
-        timed_sentences=_or(timed_sentences, _QUICK_TIMED if quick else 100),
-        repetitions=_or(repetitions, _QUICK_TURNS if quick else 5),
-        batch_size=batch_size,
-        threads=threads,
-        max_new_tokens=max_new_tokens,
-    )
     folder = out or Path("out/compare-quick" if quick else "out/compare")
     if not figures_only:
         files: Sequence[Path | None] = data or [None] * len(names)
         drafts: Sequence[Path | None] = draft_student or [None] * len(names)
-        count = check_int("sentences", _or(sentences, _QUICK_SENTENCES if quick else 0), 0)
-        common = {"sentences": count, "dtype": dtype, "teacher_dtype": teacher_dtype}
+        common = {"sentences": settings.sentences, "dtype": dtype, "teacher_dtype": teacher_dtype}
         each = [
             {"pair": name, "data": file, "draft_student": draft, **common}
             for name, file, draft in zip(names, files, drafts)
@@ -165,7 +142,7 @@ def compare(
     _present(folder, metric)
 
 
-def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Any, folder: Path, quiet: bool) -> None:
+def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Settings, folder: Path, quiet: bool) -> None:
     from kdtw_fast.comparison.contenders import load_contender
     from kdtw_fast.comparison.measure import Measurement, left_out
     from kdtw_fast.comparison.records import ResultsFile
@@ -222,10 +199,6 @@ def _present(folder: Path, metric: str) -> None:
     console.print("\nwritten: " + ", ".join(map(str, written)), soft_wrap=True)
 
 
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
-
-
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -236,6 +209,6 @@ def _values(name: str, text: str) -> list[Any]:
     try:
         return [kind(part) for part in _split(text)]
     except ValueError:
-        usual = _words(getattr(_DEFAULT, name))
+        usual = _words(getattr(Choices(), name))
         message = Message(OptionName(name), f" must be numbers with commas, such as {usual}, got {text!r}")
         raise ValueError(message) from None

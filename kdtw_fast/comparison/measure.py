@@ -10,7 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import torch
 
 from kdtw_fast import _core, peers
 from kdtw_fast.machine import processor
-from kdtw_fast.options import check_int
 from kdtw_fast.pairs import quietly
 
 from .contenders import Contender, chosen
 from .controls import ROUNDS, find_threshold, teacher_use
 from .passes import PassClock
-from .plan import CONTROLS, OUTSIDE, TIMED_ONLY, OperatingPoint
+from .plan import CONTROLS, OUTSIDE, TIMED_ONLY, OperatingPoint, Settings
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
@@ -43,40 +42,6 @@ PASS_SECONDS = 3.0  # spent on timing passes in every turn, at least
 SETTLE_SECONDS = 0.3
 
 Progress = Callable[[float, str], object]  # told of work done, in sentences of a native decode, and what comes
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a comparison is measured.
-
-    Args:
-        timed_sentences: sentences of a turn, evenly spread over the data; 0 = all.
-        repetitions: turns of each point over its timed sentences, at least 1.
-        batch_size: sentences a timed call, at least 1.
-        threads: of every system; None = all.
-        max_new_tokens: longest output.
-
-    Raises:
-        ValueError, TypeError: a value out of range.
-    """
-
-    timed_sentences: int = 100
-    repetitions: int = 5
-    batch_size: int = 1
-    threads: int | None = None
-    max_new_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        check_int("timed_sentences", self.timed_sentences, 0)
-        for name in ("repetitions", "batch_size", "max_new_tokens"):
-            check_int(name, getattr(self, name), 1)
-        if self.threads is not None:
-            check_int("threads", self.threads, 1)
-
-    @property
-    def num_threads(self) -> int:
-        """Threads of every system."""
-        return self.threads or _core.hardware_threads()
 
 
 def left_out(plan: Sequence[OperatingPoint], contender: Contender, settings: Settings) -> dict[str, str]:
@@ -116,11 +81,12 @@ class Measurement:
         progress: Progress = lambda work, what: None,
     ):
         self._contender, self._settings, self._file, self._progress = contender, settings, file, progress
+        self._threads = settings.threads or _core.hardware_threads()
         self._plan = {f"{contender.name}/{point.name}": point for point in plan}
         identity = contender.identity() | {"max_new_tokens": settings.max_new_tokens}
         self._timed = chosen(range(len(contender.samples)), settings.timed_sentences)
         timing = {
-            "threads": settings.num_threads,
+            "threads": self._threads,
             "batch": settings.batch_size,
             "timed sentences": len(self._timed),
             "processor": processor(),
@@ -128,7 +94,7 @@ class Measurement:
         _check_continues(file.path, file.records, contender.name, identity, timing)
         self._shared = provenance(identity)
         self._timing_shared = {**self._shared, "subject": identity | timing}
-        self._outside = OutsideSystems(contender, settings.num_threads, settings.max_new_tokens)
+        self._outside = OutsideSystems(contender, self._threads, settings.max_new_tokens)
         self._systems: dict[str, System] = {}
 
     def _missing(self) -> tuple[list[str], list[tuple[str, int]]]:
@@ -168,7 +134,7 @@ class Measurement:
             self._run()
 
     def _run(self) -> None:
-        torch.set_num_threads(self._settings.num_threads)
+        torch.set_num_threads(self._threads)
         outputs, turns = self._missing()
         for name in outputs:
             self._progress(0.0, f"outputs: {self._plan[name].label}")
@@ -178,9 +144,7 @@ class Measurement:
             by_repetition[repetition].append(name)
         calls = self._prepared(list(dict(turns)))
         settings = self._settings
-        clock = PassClock(
-            self._contender, self._timed, settings.batch_size, settings.num_threads, settings.max_new_tokens
-        )
+        clock = PassClock(self._contender, self._timed, settings.batch_size, self._threads, settings.max_new_tokens)
         gc.collect()
         gc.freeze()  # what is there already is not looked at again between turns
         try:
@@ -199,7 +163,7 @@ class Measurement:
         return self._systems[name]
 
     def _native(self, point: OperatingPoint) -> Native:
-        return Native(point, self._contender, self._settings.num_threads, self._settings.max_new_tokens)
+        return Native(point, self._contender, self._threads, self._settings.max_new_tokens)
 
     def _write(self, name: str) -> None:
         point, indices = self._plan[name], self._written_by(name)
@@ -299,7 +263,7 @@ class Measurement:
             id=name,
             repetition=repetition,
             batch=self._settings.batch_size,
-            threads=self._settings.num_threads,
+            threads=self._threads,
             sentences=len(indices),
             indices=indices,
             seconds=list(seconds),

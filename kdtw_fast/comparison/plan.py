@@ -1,4 +1,4 @@
-"""What a comparison compares: its operating points, as data.
+"""What a comparison compares, its operating points, and how it measures them: as data.
 
 An operating point is a method with its settings.
 """
@@ -132,6 +132,38 @@ class Choices:
             )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a comparison is measured.
+
+    Args:
+        sentences: sentences that quality is judged on, evenly spread; 0 = all.
+        timed_sentences: sentences of a timed turn, evenly spread; 0 = all.
+        repetitions: timed turns of every point, at least 1.
+        batch_size: sentences a timed call, at least 1.
+        max_new_tokens: longest output, in tokens.
+        threads: of every system; None = all.
+
+    Raises:
+        ValueError, TypeError: a value out of range.
+    """
+
+    sentences: int = 0
+    timed_sentences: int = 100
+    repetitions: int = 5
+    batch_size: int = 1
+    max_new_tokens: int = 128
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sentences", "timed_sentences"):
+            check_int(name, getattr(self, name), 0)
+        for name in ("repetitions", "batch_size", "max_new_tokens"):
+            check_int(name, getattr(self, name), 1)
+        if self.threads is not None:
+            check_int("threads", self.threads, 1)
+
+
 # A few points of each kind, for a look in minutes.
 QUICK = Choices(
     groups=[group for group in GROUPS if group not in ("assisted", "ctranslate2")],
@@ -143,6 +175,7 @@ QUICK = Choices(
     rollbacks=(5.0,),
     control_budgets=("moderate",),
 )
+QUICK_SETTINGS = Settings(sentences=60, timed_sentences=20, repetitions=3)
 
 
 def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]:

@@ -5,7 +5,6 @@ What is stated as equal is equal bit for bit: a token's values do not depend on 
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -14,13 +13,15 @@ import torch
 
 from kdtw_fast import reference
 from kdtw_fast._core import Check
+from kdtw_fast.random import STREAM_ACCEPT, STREAM_TEACHER
+from kdtw_fast.reference.loop import Row
+from kdtw_fast.reference.picking import log_prob
 from kdtw_fast.selftest.checks import DTYPES, Checks, Trial
 from kdtw_fast.selftest.numpy_twins import Array, bytes_of, gelu, halves, normal, product, rms, rounded
 
 OPERATIONS = Checks()
 SIZES = (1, 31, 32, 33, 257)
 NOTHING = np.zeros((0,), np.float32)
-NEAR = 1e-4  # decisions closer than this may fall otherwise
 
 
 # --- Rows ------------------------------------------------------------------------------------------------
@@ -249,63 +250,56 @@ def picks(trial: Trial, logits: Array, requests: list[dict[str, Any]]) -> list[A
     return trial.operations.pick(head, np.eye(len(logits), dtype=np.float32), requests, "fp32")[0]
 
 
-def _warp(request: dict[str, Any], prefix: str = "") -> reference.Warp:
-    found = (request.get(prefix + name, usual) for name, usual in (("temperature", 0.0), ("top_k", 0), ("top_p", 1.0)))
-    return reference.Warp(*found)
+class _Asked:
+    """What the oracle's rules want of a row, from a request: a draft at position 0, how both models pick, chance."""
+
+    pick = Row.pick
+
+    def __init__(self, request: dict[str, Any]):
+        usual = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+        self.teacher_warp, self.student_warp = (
+            reference.Warp(**{name: request.get(prefix + name, value) for name, value in usual.items()})
+            for prefix in ("", "draft_")
+        )
+        self.tokens = [request.get("draft", -1)]
+        if "draft_logits" in request:
+            drawn_from = torch.from_numpy(request["draft_logits"])
+            self.draft_logits = [reference.ban(drawn_from, request.get("draft_banned", ()))]
+        self._numbers = {STREAM_TEACHER: request.get("uniform", 0.0), STREAM_ACCEPT: request.get("accept_uniform")}
+        self.close = False
+
+    def uniform(self, position: int, stream: int) -> Any:
+        return self._numbers[stream]
+
+    def note(self, close: bool, position: int) -> None:
+        self.close = self.close or close
+
+
+# Decoders of the oracle by the check that is their accept rule, and the setting that is its threshold.
+RULES: dict[Check, tuple[type[Any], str]] = {
+    Check.LENIENCE: (reference.TrainingWheelsDecoder, "verify_lenience"),
+    Check.REJECTION: (reference.SpeculativeDecoder, "lenience"),
+    Check.CASCADE: (reference.SpeculativeCascadeDecoder, "deferral"),
+    Check.TOP_K: (reference.InterleavedDecoder, "accept_top_k"),
+    Check.DIVERGENCE: (reference.BigLittleDecoder, "rollback_threshold"),
+}
 
 
 def decide(logits: Array, request: dict[str, Any]) -> tuple[int | None, bool, float, float, float, bool]:
-    """The answer about logits [V]: id, passed, log-probability, confidence, entropy; and whether it was close.
+    """The oracle's answer about logits [V]: id, passed, log-probability, confidence, entropy; and whether it was close.
 
     The id is None where a draft that stands leaves it open.
     """
-    row = torch.from_numpy(logits)
-    allowed = reference.ban(row, request.get("banned", ()))
-    how = _warp(request)
-    probabilities, close = reference.warp(allowed, how)
-    check, draft = request.get("check", Check.NONE), request.get("draft", -1)
-    threshold = request.get("threshold", 0.0)
-    passed = True
-    if check == Check.CASCADE:
-        drawn_from = torch.from_numpy(request["draft_logits"])
-        q = torch.softmax(reference.ban(drawn_from, request.get("draft_banned", ())), dim=0)
-        p = torch.softmax(allowed, dim=0)
-        margin = float(q.max() - p.max() + threshold * (p - q[: len(p)]).clamp(min=0.0).sum())
-        close = close or abs(margin) < NEAR
-        lossless = Check.REJECTION if how.temperature > 0 else Check.LENIENCE
-        check, threshold = Check.SCORE if margin >= 0 else lossless, 1.0
-    if check == Check.LENIENCE and threshold >= 1:
-        best, near = reference.greedy_pick(allowed)
-        passed, close = draft == best, close or near
-    elif check == Check.LENIENCE:
-        margin = float(allowed[draft] - (allowed.max() + math.log(threshold)))
-        passed, close = margin >= 0, close or abs(margin) < NEAR
-    elif check == Check.TOP_K:
-        order = torch.sort(allowed, descending=True, stable=True)[1][: int(threshold)]
-        passed = draft in order.tolist()
-    elif check == Check.DIVERGENCE:
-        surprise = -float(torch.log_softmax(allowed, dim=0)[draft])
-        passed, close = surprise <= threshold, close or abs(surprise - threshold) < NEAR
-    elif check == Check.REJECTION:
-        drawn_from = torch.from_numpy(request["draft_logits"])
-        q, near = reference.warp(reference.ban(drawn_from, request.get("draft_banned", ())), _warp(request, "draft_"))
-        bar, u = threshold * float(q[draft]), request["accept_uniform"]
-        passed = u * bar <= float(probabilities[draft])
-        close = close or near or (bar > 0 and abs(u - float(probabilities[draft]) / bar) < NEAR)
-        rest = (probabilities - threshold * q[: len(probabilities)]).clamp(min=0.0)
-        mass = float(rest.sum())
-        probabilities = rest / mass if mass > 0 else probabilities
-        close = close or (not passed and mass < NEAR)
+    row, check = _Asked(request), request.get("check", Check.NONE)
+    allowed = reference.ban(torch.from_numpy(logits), request.get("banned", ()))
+    rule, setting = RULES.get(check, (reference.SingleModelDecoder, ""))
+    oracle = rule(None, **({setting: type(getattr(rule, setting))(request["threshold"])} if setting else {}))
+    passed = oracle._passes(row, 0, allowed)
+    open_ = passed and check != Check.NONE
+    picked = row.tokens[0] if open_ else oracle._correct(row, 0, allowed)
     likely = torch.softmax(allowed, dim=0)
     told = float(likely.max()), float(torch.special.entr(likely).sum())
-    log_prob = torch.log_softmax(row.double(), dim=0)
-    if check != Check.NONE and passed:
-        return None, True, float(log_prob[draft]), *told, close
-    picked = reference.greedy_pick(allowed)[0]
-    if how.temperature > 0 or check == Check.REJECTION:
-        picked, near = reference.sample(probabilities, request.get("uniform", 0.0))
-        close = close or near
-    return picked, passed, float(log_prob[picked]), *told, close
+    return None if open_ else picked, passed, log_prob(torch.from_numpy(logits), picked), *told, row.close
 
 
 def _agree(trial: Trial, logits: Array, requests: list[dict[str, Any]], what: str) -> int:
@@ -358,7 +352,8 @@ def picks_and_checks(trial: Trial) -> None:
                 | {"draft_logits": normal(rng, vocabulary + 1) * np.float32(2), "draft": draft}
                 | {"accept_uniform": float(rng.random()), "draft_banned": [vocabulary]}
             )
-            requests.append(compared | {"check": Check.REJECTION, "threshold": 1.0})
+            if warp:  # greedily, a lenience of 1 is the check
+                requests.append(compared | {"check": Check.REJECTION, "threshold": 1.0})
             requests += [compared | {"check": Check.CASCADE, "threshold": alpha} for alpha in (0.0, 0.3, 1.0)]
         asked += len(requests)
         logits = normal(rng, len(requests), vocabulary) * np.float32(2)
