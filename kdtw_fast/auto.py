@@ -19,8 +19,8 @@ from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, load_teacher, tokenizer_of
+from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Reader, Row
-from kdtw_fast.decoders.texts import TextDecoder, ending
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.model import load
@@ -31,7 +31,6 @@ from kdtw_fast.options import (
     GenerateOptions,
     PairKeywords,
     PairOptions,
-    check_int,
     check_real,
     nearest,
 )
@@ -114,7 +113,7 @@ class Chooser:
         ratios.append(seconds / prediction.seconds(new_tokens))
 
 
-class AutoDecoder(TextDecoder):
+class AutoDecoder(AnyDecoder):
     """The fastest method for a quality, chosen before each call from measured costs and from what earlier calls showed.
 
     - ``quality="teacher"``: the teacher's own output, by speculative decoding with the draft length that is
@@ -125,6 +124,9 @@ class AutoDecoder(TextDecoder):
       faster, since it is better as well. Here the output can depend on measured times; fix it with ``method``. With
       "no" Training Wheels asks for no token.
     - ``quality="student"``: the student alone.
+
+    A stream decodes all its items with one method, chosen for batches of ``batch_size`` sources of 64 tokens; what its
+    outputs tell of acceptance and use counts for later calls.
 
     Costs are measured at the first call of each batch size (which takes about ``measure_seconds`` longer), in
     buckets of 1, 2, 4, 8, … rows, unless ``costs`` says what they are. A method that loses to the plain teacher in
@@ -178,34 +180,15 @@ class AutoDecoder(TextDecoder):
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
 
-    @takes(GenerateOptions)
-    def generate(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        *,
-        teacher_inputs: Any = None,
-        streamer: Any = None,
-        **options: Unpack[GenerateKeywords],
-    ) -> GenerationOutput:
-        """Decodes rows of token ids as the other decoders do, with the method that is predicted to be the fastest.
-
-        Args:
-            input_ids, attention_mask, teacher_inputs, streamer: as :meth:`kdtw_fast.SpeculativeDecoder.generate` has
-                them.
-            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
-        """
-        with ending(streamer):
-            parsed = GenerateOptions(**options)
-            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
-            self._refuse_limits(parsed)
-            prediction, bucket = self._choose(len(rows), max(len(row.own) for row in rows), parsed)
-            if prediction.method == TEACHER:
-                rows = [Row(row.teachers[0] or row.own, []) for row in rows]
-            elif prediction.method == STUDENT:
-                rows = [Row(row.own, []) for row in rows]
-            parsed = replace(parsed, **self._limits_of(prediction.method))
-            out = self._decoder_of(prediction)._decode(rows, parsed, streamer)
+    def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
+        self._refuse_limits(options)
+        prediction, bucket = self._choose(len(rows), max(len(row.own) for row in rows), options)
+        if prediction.method == TEACHER:
+            rows = [Row(row.teachers[0] or row.own, []) for row in rows]
+        elif prediction.method == STUDENT:
+            rows = [Row(row.own, []) for row in rows]
+        options = replace(options, **self._limits_of(prediction.method))
+        out = self._decoder_of(prediction)._decode(rows, options, streamer)
         assert out.lengths is not None and out.timings is not None
         with self._lock:
             self.chooser.count(prediction.method, out)
@@ -215,37 +198,16 @@ class AutoDecoder(TextDecoder):
         out.prediction = prediction
         return out
 
-    @takes(GenerateOptions)
-    def stream(
-        self,
-        inputs: Iterable[Any],
-        *,
-        batch_size: int = 16,
-        budget: Any = None,
-        in_order: bool = False,
-        **options: Unpack[GenerateKeywords],
+    def _stream(
+        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
     ) -> Stream:
-        """Decodes any number of items as the other decoders' ``stream`` does, all of them with one method.
-
-        It is the one that is predicted to be the fastest for batches of ``batch_size`` sources of 64 tokens; what the
-        outputs tell of acceptance and use counts for later calls. The budget is the quality's.
-
-        Args:
-            inputs, batch_size, in_order: as :meth:`kdtw_fast.SpeculativeDecoder.stream` has them.
-            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
-        """
-        budget = self._budget_of(budget)
-        check_int("batch_size", batch_size, 1)
-        parsed = GenerateOptions(**options)
-        self._refuse_limits(parsed)
-        prediction, _ = self._choose(batch_size, min(STREAM_SOURCE, parsed.max_source_length), parsed)
+        self._refuse_limits(options)
+        prediction, _ = self._choose(batch_size, min(STREAM_SOURCE, options.max_source_length), options)
         alone = prediction.method in (TEACHER, STUDENT)
-        if alone and isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes, Mapping)):
+        if alone:
             inputs = _for_one_model(inputs, prediction.method == TEACHER)
-        options |= self._limits_of(prediction.method)
-        stream = self._decoder_of(prediction).stream(
-            inputs, batch_size=batch_size, budget=None if alone else budget, in_order=in_order, **options
-        )
+        options = replace(options, **self._limits_of(prediction.method))
+        stream = self._decoder_of(prediction)._stream(inputs, batch_size, None if alone else budget, in_order, options)
 
         def learn(out: GenerationOutput) -> None:
             with self._lock:

@@ -1,4 +1,4 @@
-"""What all decoders share: ``generate``, calls with strings, ``stream``, and the native session behind them."""
+"""What the decoders of one method share: their models, and the native session behind their calls."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 
 from kdtw_fast import _core
+from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, is_text_streamer
 from kdtw_fast.decoders.reading import Reader, Row
-from kdtw_fast.decoders.texts import TextDecoder, TokenStreamer, ending, is_text_streamer
 from kdtw_fast.inputs import Item, row_keys
-from kdtw_fast.keywords import takes
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
     DecoderOptions,
-    GenerateKeywords,
     GenerateOptions,
     PairKeywords,
     PairOptions,
     check_int,
-    is_sequence,
 )
 from kdtw_fast.outputs import GenerationOutput, together
 from kdtw_fast.streams import RowArguments, Stream
@@ -34,7 +30,7 @@ SMALLEST_TEMPERATURE = 1e-38
 _UNLIMITED = (None,) * len(LIMITS)
 
 
-class Decoder(TextDecoder):
+class Decoder(AnyDecoder):
     """A method's native decoder behind checked inputs; its subclasses have a constructor and nothing else.
 
     Attributes:
@@ -62,104 +58,19 @@ class Decoder(TextDecoder):
         special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
 
-    @takes(GenerateOptions)
-    def generate(
-        self,
-        input_ids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
-        attention_mask: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
-        *,
-        teacher_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
-        streamer: TokenStreamer | Any = None,
-        **options: Unpack[GenerateKeywords],
-    ) -> GenerationOutput:
-        """Decodes R rows of ragged length.
-
-        Args:
-            input_ids: the student's source tokens [R, S]; lists may be ragged, tensors are padded with
-                ``attention_mask`` 0 (or, without a mask, with the pad token at the end of a row).
-            attention_mask: [R, S], 1 for tokens; the ones of a row must be contiguous.
-            teacher_inputs: the teacher's ``input_ids`` and ``attention_mask``, when its prompt differs from the
-                student's; None = the same. For several teachers also a list with one for each.
-            streamer: called as ``streamer(row, position, token_id, owner)`` with each token that nothing can
-                take back any more, or a Hugging Face streamer (``put``/``end``; one row).
-            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
-
-        Returns:
-            GenerationOutput.
-
-        Raises:
-            TypeError: a value of the wrong type or an unknown option (naming the nearest known one).
-            ValueError: a value out of range, an empty batch or row, ids outside the vocabulary, an over-long source.
-            FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
-            KeyboardInterrupt: Ctrl-C; the decoder stays usable.
-        """
-        with ending(streamer):
-            parsed = GenerateOptions(**options)
-            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
-            return self._decode(rows, parsed, streamer)
-
-    @takes(GenerateOptions)
-    def stream(
-        self,
-        inputs: Iterable[Any],
-        *,
-        batch_size: int = 16,
-        budget: str | float | Sequence[Any] | None = None,
-        in_order: bool = False,
-        **options: Unpack[GenerateKeywords],
+    def _stream(
+        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
     ) -> Stream:
-        """Decodes any number of items, ``batch_size`` at a time: a row that has finished makes room for the next item.
-
-        What comes out for an item is what ``generate`` (or a call, for strings) on the list of all items gives for
-        its row, bit for bit: neither the rows beside it nor the order in which they finish change it.
-
-        One value of an option holds for all items. ``row_ids`` and ``num_return_sequences`` are refused: an item may
-        have a "row_id", and may be given several times.
-
-        Args:
-            inputs: an iterable, read only as room comes free. Items are strings (prompts as in a call), lists of
-                token ids (rows as ``generate`` takes them), or mappings with the keys of
-                :class:`kdtw_fast.inputs.Item`: "text" or "input_ids", and where the item differs from the others
-                "teacher_input_ids", "budget", "row_id", "max_teacher_fraction", "max_teacher_calls".
-            batch_size: rows decoded together, at least 1.
-            budget: for strings, as in a call.
-            in_order: yield outputs in the items' order instead of as they finish.
-            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
-
-        Returns:
-            Stream: an iterator of one-row :class:`kdtw_fast.GenerationOutput`, each with its ``index``, and with
-            ``texts`` where a string went in.
-
-        Raises:
-            TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
-        """
-        parsed = GenerateOptions(**options)
-        check_int("batch_size", batch_size, 1)
-        if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
-            raise TypeError(
-                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
-                f"one item makes a list of one"
-            )
-        if parsed.row_ids is not None:
-            raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
-        if parsed.num_return_sequences != 1:
-            raise ValueError(
-                f"a stream returns one output per item, got num_return_sequences={parsed.num_return_sequences}; "
-                f"give the item several times, each with a row_id of its own"
-            )
-        for name in LIMITS:
-            if is_sequence(getattr(parsed, name)):
-                raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
-        limits = self._limits(parsed, 1)[0]
+        limits = self._limits(options, 1)[0]
         if budget is not None:
             self._reader.phrase(budget)
-        session = self._open(parsed, batch_size, parsed.max_source_length)
+        session = self._open(options, batch_size, options.max_source_length)
 
         def read(value: Any, index: int) -> Item:
             return self._reader.item(value, f"item {index}", budget)
 
         def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
-            read_rows = self._reader.item_rows(items, first, budget, parsed)
+            read_rows = self._reader.item_rows(items, first, budget, options)
             for index, (item, row) in enumerate(zip(items, read_rows), first):
                 own_limits = (getattr(item, name) for name in LIMITS)
                 bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]

@@ -1,0 +1,207 @@
+"""What can be asked of every decoder: ``generate``, calls with strings, ``stream``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+
+from kdtw_fast.budgets import resolve_budgets
+from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.keywords import takes
+from kdtw_fast.model import NativeT5
+from kdtw_fast.options import LIMITS, GenerateKeywords, GenerateOptions, check_int, is_sequence
+from kdtw_fast.outputs import GenerationOutput
+from kdtw_fast.streams import Stream
+
+TokenStreamer = Callable[[int, int, int, int], None]
+
+
+class AnyDecoder(ABC):
+    """``generate``, calls with strings and ``stream`` of what decodes rows, and whose reader knows the prompts."""
+
+    teachers: tuple[NativeT5, ...]
+    tokenizer: Any
+    _reader: Reader
+    _keeps_limits = False  # single tokens are asked for: calls may be bounded, and the student's prompt names a budget
+
+    @abstractmethod
+    def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
+        """A call of `generate` with inputs that were read."""
+
+    @abstractmethod
+    def _stream(
+        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
+    ) -> Stream:
+        """A call of `stream` with options that were checked."""
+
+    @property
+    def teacher(self) -> NativeT5 | None:
+        """The teacher, of several the first; None where there is none."""
+        return self.teachers[0] if self.teachers else None
+
+    @takes(GenerateOptions)
+    def generate(
+        self,
+        input_ids: torch.Tensor | np.ndarray | Sequence[Sequence[int]],
+        attention_mask: torch.Tensor | np.ndarray | Sequence[Sequence[int]] | None = None,
+        *,
+        teacher_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
+        streamer: TokenStreamer | Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes R rows of ragged length.
+
+        Args:
+            input_ids: the student's source tokens [R, S]; lists may be ragged, tensors are padded with
+                ``attention_mask`` 0 (or, without a mask, with the pad token at the end of a row).
+            attention_mask: [R, S], 1 for tokens; the ones of a row must be contiguous.
+            teacher_inputs: the teacher's ``input_ids`` and ``attention_mask``, when its prompt differs from the
+                student's; None = the same. For several teachers also a list with one for each.
+            streamer: called as ``streamer(row, position, token_id, owner)`` with each token that nothing can
+                take back any more, or a Hugging Face streamer (``put``/``end``; one row).
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            GenerationOutput.
+
+        Raises:
+            TypeError: a value of the wrong type or an unknown option (naming the nearest known one).
+            ValueError: a value out of range, an empty batch or row, ids outside the vocabulary, an over-long source.
+            FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
+            KeyboardInterrupt: Ctrl-C; the decoder stays usable.
+        """
+        with ending(streamer):
+            parsed = GenerateOptions(**options)
+            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
+            return self._decode(rows, parsed, streamer)
+
+    @takes(GenerateOptions)
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        budget: str | float | Sequence[Any] | None = None,
+        *,
+        teacher_inputs: Any = None,
+        streamer: TokenStreamer | Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes strings: builds the prompts each model was trained with, tokenizes, and fills ``.texts``.
+
+        Args:
+            text: one string or a list of strings.
+            budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
+                prompt; None = "no" for decoders that do not ask. A list has one for each of several teachers. "no"
+                (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
+            teacher_inputs: as for :meth:`generate`, instead of the text behind the teacher's prompt.
+            streamer: as for :meth:`generate`.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+        """
+        with ending(streamer):
+            budget = self._budget_of(budget)
+            ids, teachers_ids = self._reader.texts(text, budget)
+            parsed = GenerateOptions(**options)
+            if all(getattr(parsed, name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
+                parsed = replace(parsed, max_teacher_calls=none)
+            inputs = teachers_ids if teacher_inputs is None else teacher_inputs
+            out = self._decode(self._reader.rows(ids, None, inputs, parsed), parsed, streamer)
+        out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
+        return out
+
+    @takes(GenerateOptions)
+    def stream(
+        self,
+        inputs: Iterable[Any],
+        *,
+        batch_size: int = 16,
+        budget: str | float | Sequence[Any] | None = None,
+        in_order: bool = False,
+        **options: Unpack[GenerateKeywords],
+    ) -> Stream:
+        """Decodes any number of items, ``batch_size`` at a time: a row that has finished makes room for the next item.
+
+        What comes out for an item is what ``generate`` (or a call, for strings) on the list of all items gives for
+        its row, bit for bit: neither the rows beside it nor the order in which they finish change it.
+
+        One value of an option holds for all items. ``row_ids`` and ``num_return_sequences`` are refused: an item may
+        have a "row_id", and may be given several times.
+
+        Args:
+            inputs: an iterable, read only as room comes free. Items are strings (prompts as in a call), lists of
+                token ids (rows as ``generate`` takes them), or mappings with the keys of
+                :class:`kdtw_fast.inputs.Item`: "text" or "input_ids", and where the item differs from the others
+                "teacher_input_ids", "budget", "row_id", "max_teacher_fraction", "max_teacher_calls".
+            batch_size: rows decoded together, at least 1.
+            budget: for strings, as in a call.
+            in_order: yield outputs in the items' order instead of as they finish.
+            **options: the fields of :class:`kdtw_fast.GenerateOptions`.
+
+        Returns:
+            Stream: an iterator of one-row :class:`kdtw_fast.GenerationOutput`, each with its ``index``, and with
+            ``texts`` where a string went in.
+
+        Raises:
+            TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
+        """
+        parsed = GenerateOptions(**options)
+        check_int("batch_size", batch_size, 1)
+        if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
+            raise TypeError(
+                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
+                f"one item makes a list of one"
+            )
+        if parsed.row_ids is not None:
+            raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
+        if parsed.num_return_sequences != 1:
+            raise ValueError(
+                f"a stream returns one output per item, got num_return_sequences={parsed.num_return_sequences}; "
+                f"give the item several times, each with a row_id of its own"
+            )
+        for name in LIMITS:
+            if is_sequence(getattr(parsed, name)):
+                raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
+        return self._stream(inputs, batch_size, self._budget_of(budget), in_order, parsed)
+
+    def tokenize(
+        self, texts: Sequence[Any], budgets: Sequence[Any]
+    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
+        """Each text's tokens for student and teachers, behind the prompts they were trained with.
+
+        Args:
+            texts: R strings.
+            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
+
+        A call does this before it decodes; :meth:`generate` takes what comes out.
+        """
+        return self._reader.tokenize(texts, budgets)
+
+    def _budget_of(self, budget: Any) -> Any:
+        """The budget that goes into the student's prompt, where a call was given this one."""
+        return budget
+
+    def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
+        """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""
+        if not self._keeps_limits or budget is None:
+            return None
+        return {k: 0 for k, one in enumerate(resolve_budgets(budget), 1) if one.fraction == 0} or None
+
+
+def is_text_streamer(streamer: Any) -> bool:
+    """Whether it is one of Hugging Face's, with ``put`` and ``end``."""
+    return hasattr(streamer, "put") and hasattr(streamer, "end")
+
+
+@contextmanager
+def ending(streamer: Any) -> Iterator[None]:
+    """An exception from inside ends a Hugging Face streamer, so that whoever reads it does not wait for ever."""
+    try:
+        yield
+    except BaseException:
+        if is_text_streamer(streamer):
+            streamer.end()
+        raise
