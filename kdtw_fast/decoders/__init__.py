@@ -4,11 +4,14 @@ A method is a call rule and an accept rule (docs/design.md), given to the core a
 """
 
 from kdtw_fast.decoders.base import Decoder, ModelLike
-from kdtw_fast.decoders.big_little import BigLittleDecoder
+from kdtw_fast.decoders.checked_drafts import (
+    BigLittleDecoder,
+    InterleavedDecoder,
+    SpeculativeCascadeDecoder,
+    SpeculativeDecoder,
+)
 from kdtw_fast.decoders.interface import TokenStreamer
-from kdtw_fast.decoders.interleaved import InterleavedDecoder
 from kdtw_fast.decoders.single import GreedyDecoder, SingleModelDecoder
-from kdtw_fast.decoders.speculative import SpeculativeCascadeDecoder, SpeculativeDecoder
 from kdtw_fast.decoders.training_wheels import EntropyCallDecoder, RandomCallDecoder, TrainingWheelsDecoder
 
 __all__ = [
