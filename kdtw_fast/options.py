@@ -188,6 +188,14 @@ class GenerateOptions:
                 f"max_new_tokens={self.max_new_tokens}"
             )
 
+    def sampling(self, prefix: str = "") -> tuple[float, int, float]:
+        """Temperature, top_k and top_p: the student's, or with "teacher_" the teacher's, None there being the student's."""
+        values: list[Any] = []
+        for name in ("temperature", "top_k", "top_p"):
+            own = getattr(self, prefix + name)
+            values.append(getattr(self, name) if own is None else own)
+        return values[0], values[1], values[2]
+
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
         value = getattr(self, name)

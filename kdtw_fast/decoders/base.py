@@ -101,12 +101,12 @@ class Decoder(AnyDecoder):
 
     def _open(self, options: GenerateOptions, slots: int, source_capacity: int) -> _core.Session:
         """A session of the core with these options."""
-        teacher = _sampling(options, "teacher_")
+        teacher = _sampling(*options.sampling("teacher_"))
         shared = _core.SessionOptions(
             forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            student_sampling=teacher if self._teacher_alone else _sampling(options, ""),
+            student_sampling=teacher if self._teacher_alone else _sampling(*options.sampling()),
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
@@ -246,15 +246,9 @@ def check_tokenizers(tokenizer: Any, teachers: Iterable[tuple[str, Any]]) -> Non
             )
 
 
-def _sampling(options: GenerateOptions, prefix: str) -> _core.Sampling:
-    """The student's sampling, or with "teacher_" the teacher's, which is the student's where it says nothing."""
-    values = []
-    for name in ("temperature", "top_k", "top_p"):
-        own = getattr(options, prefix + name)
-        values.append(getattr(options, name) if own is None else own)
-    temperature, *cuts = values
+def _sampling(temperature: float, top_k: int, top_p: float) -> _core.Sampling:
     # In single precision the inverse of less is infinite: it is greedy.
-    return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, *cuts)
+    return _core.Sampling(temperature if temperature >= SMALLEST_TEMPERATURE else 0.0, top_k, top_p)
 
 
 def _as_callback(streamer: Any, rows: int, prompt: list[int]) -> TokenStreamer | None:

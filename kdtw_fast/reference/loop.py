@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from kdtw_fast.options import GenerateKeywords, GenerateOptions
 from kdtw_fast.random import STREAM_STUDENT, STREAM_TEACHER, uniform
 from kdtw_fast.reference.picking import Warp, ban, greedy_pick, log_prob, sample, warp
 
@@ -92,10 +93,8 @@ class Row(ReferenceRow):
     teachers: list[Lane]
     student_warp: Warp
     teacher_warp: Warp
-    seed: int
+    options: GenerateOptions
     key: int
-    min_new_tokens: int
-    max_new_tokens: int
     max_teacher_fraction: float | dict[int, float] | None  # of all teachers together, or of those named
     max_teacher_calls: int | dict[int, int] | None
     eos: int
@@ -113,7 +112,7 @@ class Row(ReferenceRow):
     @property
     def ended(self) -> bool:
         """Whether nothing can follow."""
-        return self.length == self.max_new_tokens or (self.length > 0 and self.tokens[-1] == self.eos)
+        return self.length == self.options.max_new_tokens or (self.length > 0 and self.tokens[-1] == self.eos)
 
     def append(self, token: int, owner: int, teacher: int = 0) -> None:
         """Commits a token."""
@@ -130,12 +129,12 @@ class Row(ReferenceRow):
 
     def banned(self, position: int, allowed: Sequence[int] = ()) -> list[int]:
         """EOS before `min_new_tokens`; the taus of all teachers but those that the student may ask here."""
-        banned = [self.eos] if position < self.min_new_tokens else []
+        banned = [self.eos] if position < self.options.min_new_tokens else []
         return banned + [tau for number, tau in enumerate(self.taus, 1) if number not in allowed]
 
     def uniform(self, position: int, stream: int) -> float:
         """The row's random number."""
-        return float(uniform(self.seed, self.key, position, stream))
+        return float(uniform(self.options.seed, self.key, position, stream))
 
     def note(self, close: bool, position: int) -> None:
         """Remembers a close decision."""
@@ -260,27 +259,13 @@ class Decoder:
         attention_mask: Any = None,
         *,
         teacher_inputs: Any = None,
-        max_new_tokens: int = 64,
-        min_new_tokens: int = 0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        teacher_temperature: float | None = None,
-        teacher_top_k: int | None = None,
-        teacher_top_p: float | None = None,
-        seed: int = 0,
-        row_ids: Sequence[int] | None = None,
-        num_return_sequences: int = 1,
-        forced_tokens: Sequence[int] = (),
-        max_teacher_fraction: Any = None,
-        max_teacher_calls: Any = None,
+        **options: Unpack[GenerateKeywords],
     ) -> list[ReferenceRow]:
         """Decode every row of `input_ids` [R, S] alone; returns R * num_return_sequences rows in order.
 
-        `attention_mask` [R, S] is 1 at source tokens and 0 at padding. Sequences of one source lie together; row
-        keys (`row_ids`) count rows after that repetition, the teacher limits are one value or one per source; a dict
-        has a limit for each teacher that it names. `teacher_inputs` is one for all teachers or one for each.
-        Teacher settings that are None equal the student's. Forced tokens fill the first positions.
+        `attention_mask` [R, S] is 1 at source tokens and 0 at padding. `teacher_inputs` is one for all teachers or one
+        for each. Of the options (:class:`kdtw_fast.GenerateOptions`) those that decide what is written are obeyed.
+        Sequences of one source lie together; row keys (`row_ids`) count rows after that repetition.
 
         Log-probabilities: the student's belong to its own action, so at a corrected position to its rejected draft;
         where it took none (a forced token, a bonus token, a hand-over that is not tau) they are NaN. The teacher's are
@@ -292,36 +277,29 @@ class Decoder:
             sources if given is None else _rows(given["input_ids"], given.get("attention_mask"))
             for given in (teacher_inputs if several else [teacher_inputs] * len(self.teachers))
         ]
-        count = len(sources) * num_return_sequences
-        fractions = _per_row(max_teacher_fraction, len(sources))
-        calls = _per_row(max_teacher_calls, len(sources))
+        told = GenerateOptions(**options)
+        limits = [told.per_row(name, len(sources)) for name in ("max_teacher_fraction", "max_teacher_calls")]
         taus = taus_of(self.student)
         eos = self.student.config.eos_token_id
         if not isinstance(eos, int):
             raise TypeError(f"the model needs one eos_token_id, its config has {eos!r}")
         rows: list[ReferenceRow] = []
-        for index in range(count):
-            source = index // num_return_sequences
+        for index in range(len(sources) * told.num_return_sequences):
+            source = index // told.num_return_sequences
             row = Row(
                 student=Lane(self.student, sources[source]),
                 teachers=[Lane(model, own[source]) for model, own in zip(self.teachers, theirs, strict=True)],
-                student_warp=Warp(temperature, top_k, top_p),
-                teacher_warp=Warp(
-                    temperature if teacher_temperature is None else teacher_temperature,
-                    top_k if teacher_top_k is None else teacher_top_k,
-                    top_p if teacher_top_p is None else teacher_top_p,
-                ),
-                seed=seed,
-                key=index if row_ids is None else row_ids[index],
-                min_new_tokens=min_new_tokens,
-                max_new_tokens=max_new_tokens,
-                max_teacher_fraction=fractions[source],
-                max_teacher_calls=calls[source],
+                student_warp=Warp(*told.sampling()),
+                teacher_warp=Warp(*told.sampling("teacher_")),
+                options=told,
+                key=index if told.row_ids is None else told.row_ids[index],
+                max_teacher_fraction=limits[0][source],
+                max_teacher_calls=limits[1][source],
                 eos=eos,
                 taus=taus,
                 calls_by_teacher=[0] * len(self.teachers),
             )
-            for token in forced_tokens:
+            for token in told.forced_tokens:
                 row.append(int(token), FORCED)
             row.forced = row.settled = row.length
             self._run(row)
@@ -345,7 +323,3 @@ def taus_of(model: Any) -> list[int]:
     """The ids of <tau>, one for each teacher; none of a plain T5."""
     one, several = (getattr(model.config, name, None) for name in ("tau_token_id", "tau_token_ids"))
     return several or ([] if one is None else [one])
-
-
-def _per_row(value: Any, rows: int) -> list[Any]:
-    return [value] * rows if value is None or isinstance(value, (int, float, dict)) else list(value)

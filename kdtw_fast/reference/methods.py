@@ -122,7 +122,7 @@ class SpeculativeDecoder(Decoder):
     lenience = 1.0
 
     def _must_call(self, row: Row) -> bool:
-        full = row.length - row.settled == self.draft_length or row.length == row.max_new_tokens - 1
+        full = row.length - row.settled == self.draft_length or row.length == row.options.max_new_tokens - 1
         return full or row.ended
 
     def _act(self, row: Row, logits: Tensor) -> int | None:

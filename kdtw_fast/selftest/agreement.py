@@ -28,16 +28,10 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Counts what another has seen, too."""
-        self.cases += other.cases
-        self.rows += other.rows
-        self.tokens += other.tokens
-        self.near_ties += other.near_ties
-        self.differing += other.differing
-        self.owners += other.owners
-        self.by_teacher += other.by_teacher
-        self.finished += other.finished
-        self.rolled_back += other.rolled_back
-        self.largest_logprob_difference = max(self.largest_logprob_difference, other.largest_logprob_difference)
+        largest = max(self.largest_logprob_difference, other.largest_logprob_difference)
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        self.largest_logprob_difference = largest
 
     def __str__(self) -> str:
         return (
