@@ -189,7 +189,7 @@ class GenerateOptions:
             )
 
     def sampling(self, prefix: str = "") -> tuple[float, int, float]:
-        """Temperature, top_k and top_p: the student's, or with "teacher_" the teacher's, None there being the student's."""
+        """Temperature, top_k and top_p of the student, or with "teacher_" of the teacher, for whom None is as those."""
         values: list[Any] = []
         for name in ("temperature", "top_k", "top_p"):
             own = getattr(self, prefix + name)

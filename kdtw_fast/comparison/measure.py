@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 
 from kdtw_fast import _core, peers
 from kdtw_fast.machine import processor
+from kdtw_fast.paired_timing import wall_clock
 from kdtw_fast.pairs import quietly
 
 from .contenders import Contender, chosen
@@ -27,7 +27,7 @@ from .plan import CONTROLS, OUTSIDE, TIMED_ONLY, OperatingPoint, Settings
 from .provenance import check_same, provenance, stamped
 from .quality import signatures
 from .records import Outputs, Records, ResultsFile, Timing
-from .systems import Counts, Native, OutsideSystems, System
+from .systems import PHASES, Native, OutsideSystems, System
 
 WARM_UP = 10  # calls that each point makes before anything is timed
 PART = 10  # calls that a point makes before it is the next one's turn
@@ -36,6 +36,7 @@ SLOW, SLOW_SHARE = ("hugging-face", "assisted"), 5  # these are timed on every f
 WEIGHTS = {"native": 1.0, "hugging-face": 15.0, "assisted": 15.0, "ctranslate2": 2.0}
 BATCHED = 0.5  # times that, where sentences are decoded together
 
+PER_CALL = ("seconds", "tokens", "student_passes", "teacher_passes")  # lists of a Timing, where the system tells
 PASS_SECONDS = 3.0  # spent on timing passes in every turn, at least
 # Right after another system's calls, ours of half a millisecond took up to 50 % longer, for more than ten calls. Calls
 # of several of our methods in between prevent that; a pause does not, nor does one call repeated.
@@ -222,7 +223,7 @@ class Measurement:
         self, repetition: int, names: Sequence[str], calls: dict[str, list[Callable[[], Any]]], clock: PassClock
     ) -> None:
         """One turn of each point, cut into parts that take turns themselves, so that a slow moment hits all alike."""
-        done: dict[str, list[tuple[float, Counts]]] = {name: [] for name in names}
+        done: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         parts = max(-(-len(calls[name]) // PART) for name in names)
         outside = True  # whether another system was the last to decode
         for part in range(parts):
@@ -244,21 +245,17 @@ class Measurement:
         if (self._contender.name, repetition) not in self._file.records.passes:
             self._file.append(clock.take(repetition, stamped(self._timing_shared)))
         for name in names:
-            seconds, counts = zip(*done[name])
-            self._file.append(self._timing(name, repetition, seconds, counts))
+            self._file.append(self._timing(name, repetition, done[name]))
 
-    def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[tuple[float, Counts]]:
+    def _timed_calls(self, system: System, calls: Sequence[Callable[[], Any]]) -> list[dict[str, Any]]:
         gc.collect()
         calls[0]()  # not timed: brings the weights back into the caches
-        taken = []
-        for call in calls:
-            before = time.perf_counter()
-            result = call()
-            taken.append((time.perf_counter() - before, result))
-        return [(seconds, system.count(result)) for seconds, result in taken]
+        taken = [wall_clock(call) for call in calls]
+        return [{"seconds": seconds} | system.count(result) for seconds, result in taken]
 
-    def _timing(self, name: str, repetition: int, seconds: Sequence[float], counts: Sequence[Counts]) -> Timing:
+    def _timing(self, name: str, repetition: int, calls: Sequence[dict[str, Any]]) -> Timing:
         indices = self._timed_by(name)
+        per_call = {key: [call[key] for call in calls if key in call] for key in PER_CALL}
         return Timing(
             id=name,
             repetition=repetition,
@@ -266,25 +263,14 @@ class Measurement:
             threads=self._threads,
             sentences=len(indices),
             indices=indices,
-            seconds=list(seconds),
-            tokens=[count.tokens for count in counts],
-            student_passes=[c.student_passes for c in counts if c.student_passes is not None],
-            teacher_passes=[c.teacher_passes for c in counts if c.teacher_passes is not None],
-            timings=_summed(counts),
+            **per_call,
+            timings={phase: sum(call[phase] for call in calls) for phase in PHASES if phase in calls[0]},
             provenance=stamped(self._timing_shared),
         )
 
 
 def _with_threshold(point: OperatingPoint, threshold: float) -> OperatingPoint:
     return replace(point, settings={"threshold": threshold})
-
-
-def _summed(counts: Sequence[Counts]) -> dict[str, float]:
-    total: dict[str, float] = defaultdict(float)
-    for count in counts:
-        for phase, seconds in count.timings.items():
-            total[phase] += seconds
-    return dict(total)
 
 
 def _check_continues(path: Path, records: Records, pair: str, identity: dict[str, Any], timing: dict[str, Any]) -> None:

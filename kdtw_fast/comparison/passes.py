@@ -11,11 +11,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean
 from typing import Any
 
 from kdtw_fast.budgets import resolve_budget
 from kdtw_fast.outputs import GenerationOutput
+from kdtw_fast.paired_timing import wall_clock
 
 from .contenders import Contender
 from .plan import OperatingPoint
@@ -24,6 +26,7 @@ from .systems import Native
 
 DRAFTS = (1, 4, 16)  # tokens between verifications; every draft stands
 ASKING = ("light", "very high")  # budgets of the calls whose catch-ups are timed: longer ones, and shorter ones
+KINDS = {"student": ("alone", "switched"), "teacher": ("alone", "catch_up", "verify")}  # of passes, as Passes says
 CALLS = 11  # of a method in a row, as of a point; the first brings its weights into the caches and is not counted
 
 
@@ -104,9 +107,7 @@ class PassClock:
             for number, method in enumerate(self._methods):
                 for repeat in range(CALLS):
                     which = (method.called + repeat) % len(method.calls)
-                    before = time.perf_counter()
-                    out = method.calls[which]()
-                    taken = time.perf_counter() - before
+                    taken, out = wall_clock(method.calls[which])
                     if counted and repeat > 0:
                         self._count(number, method, which, out, taken)
                 method.called += CALLS - 1
@@ -115,18 +116,17 @@ class PassClock:
 
     def _count(self, number: int, method: _Method, which: int, out: GenerationOutput, taken: float) -> None:
         timings = out.timings
-        assert timings is not None and out.student_reads is not None and out.teacher_reads is not None
+        assert timings is not None
         alone = "alone" in method.kinds.values()
         self._call[method.call].append(taken - timings.encode - timings.student - timings.teacher)
         for role, kind in method.kinds.items():
-            reads = [n for row in (out.student_reads if role == "student" else out.teacher_reads) for n in row]
-            passes = out.student_passes if role == "student" else out.teacher_passes
+            passes = getattr(out, f"{role}_passes")
             if not passes:
                 continue
             total = self._sums[role, kind][number]
             total.passes += passes
-            total.tokens += passes * mean(reads)
-            total.seconds += timings.student if role == "student" else timings.teacher
+            total.tokens += passes * mean(chain.from_iterable(getattr(out, f"{role}_reads")))
+            total.seconds += getattr(timings, role)
             if alone:
                 sources = method.source_tokens[which * self._batch : (which + 1) * self._batch]
                 self._encode[role].tokens += sum(source[role] for source in sources)
@@ -150,16 +150,9 @@ class PassClock:
             repetition=repetition,
             batch=self._batch,
             threads=self._threads,
-            student={
-                "encode": encode("student"),
-                "alone": points("student", "alone"),
-                "switched": points("student", "switched"),
-            },
-            teacher={
-                "encode": encode("teacher"),
-                "alone": points("teacher", "alone"),
-                "catch_up": points("teacher", "catch_up"),
-                "verify": points("teacher", "verify"),
+            **{
+                role: {"encode": encode(role), **{kind: points(role, kind) for kind in kinds}}
+                for role, kinds in KINDS.items()
             },
             call={kind: mean(seconds) for kind, seconds in self._call.items()},
             provenance=provenance,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,10 +16,10 @@ from kdtw_fast import peers
 from kdtw_fast.decoders import SingleModelDecoder
 from kdtw_fast.methods import make_decoder
 from kdtw_fast.options import NO_LIMIT
-from kdtw_fast.outputs import GenerationOutput, Owner
+from kdtw_fast.owner import Owner
 from kdtw_fast.pairs import quietly
 
-from .contenders import Contender, Sample
+from .contenders import Contender
 from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
 from .provenance import SEED
 from .records import Sentence
@@ -29,24 +28,38 @@ QUALITY_BATCH = 32  # rows decoded together where nothing is timed; results do n
 OnDone = Callable[[int], object]  # told how many sentences are done
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What one call did: output tokens, decoder passes (None = not told), seconds by phase in the native core."""
-
-    tokens: int
-    student_passes: int | None = None
-    teacher_passes: int | None = None
-    timings: dict[str, float] = field(default_factory=dict)
+Tokens = list[tuple[list[int], Sequence[list[int] | None]]]  # of sentences, for the model that writes and its teachers
+MODELS = ("student", "teacher")
+PHASES = ("encode", "student", "teacher", "other")  # of the native core's seconds
 
 
-class Native:
+class _Prompted:
+    """What systems share: the contender's sentences behind the prompts of a decoder of its models."""
+
+    def __init__(self, contender: Contender, decoder: Any, budget: str | None = None):
+        self._contender, self._decoder, self._budget = contender, decoder, budget
+
+    def tokens(self, indices: Sequence[int]) -> Tokens:
+        """These sentences' source tokens, prompts included."""
+        texts = [self._contender.samples[i].source for i in indices]
+        found: Tokens = self._decoder.tokenize(texts, [self._budget] * len(texts))
+        return found
+
+    def _sentence(self, index: int, ids: list[int], text: str, **told: Any) -> Sentence:
+        sample = self._contender.samples[index]
+        pieces_ = pieces(self._contender.tokenizer, ids)
+        return Sentence(index=index, source=sample.source, reference=sample.target, text=text, tokens=pieces_, **told)
+
+
+class Native(_Prompted):
     """A decoder of kdtw_fast, greedy; more options of its calls may be given."""
 
     def __init__(self, point: OperatingPoint, contender: Contender, threads: int, max_new_tokens: int, **options: Any):
         student = contender.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
         models = {"student": student, "teacher": contender.models["teacher"]}
-        self._decoder: Any = make_decoder(point.method, models, contender.tokenizer, threads, **point.settings)
-        self._contender, self._point = contender, point
+        decoder = make_decoder(point.method, models, contender.tokenizer, threads, **point.settings)
+        super().__init__(contender, decoder, point.options.get("budget"))
+        self._point = point
         self._options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "max_source_length": NO_LIMIT,
@@ -70,73 +83,41 @@ class Native:
                 output_logprobs=True,
                 output_reads=True,
             )
-            sentences += [
-                self._sentence(i, self._contender.samples[i], out, r, lengths[start + r]) for r, i in enumerate(some)
-            ]
+            for r, index in enumerate(some):
+                here = out.spans[r]
+                counts = {name: int(out[name][r]) for name in ("teacher_calls", "drafted", "accepted", "rolled_back")}
+                logprobs = {f"{who}_logprobs": _known(out[f"{who}_logprobs"][r, here].tolist()) for who in MODELS}
+                reads = {f"{who}_reads": out[f"{who}_reads"][r] for who in MODELS}
+                owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
+                told = {"owners": owners, "source_tokens": lengths[start + r], **counts, **logprobs, **reads}
+                sentences.append(self._sentence(index, out.sequences[r, here].tolist(), out.texts[r], **told))
             on_done(len(some))
         return sentences
 
-    def _sentence(
-        self, index: int, sample: Sample, out: GenerationOutput, r: int, source_tokens: dict[str, int]
-    ) -> Sentence:
-        assert out.sequences is not None and out.owners is not None and out.lengths is not None
-        assert out.texts is not None and out.student_logprobs is not None and out.teacher_logprobs is not None
-        assert out.student_reads is not None and out.teacher_reads is not None
-        here = out.spans[r]
-        ids = out.sequences[r, here].tolist()
-        owners = [Owner(code).name.lower() for code in out.owners[r, here].tolist()]
-        student, teacher = (_known(values[r, here].tolist()) for values in (out.student_logprobs, out.teacher_logprobs))
-        counts = {name: int(out[name][r]) for name in ("teacher_calls", "drafted", "accepted", "rolled_back")}
-        return Sentence(
-            index=index,
-            source=sample.source,
-            reference=sample.target,
-            text=out.texts[r],
-            tokens=pieces(self._contender.tokenizer, ids),
-            owners=owners,
-            **counts,
-            student_logprobs=student,
-            teacher_logprobs=teacher,
-            source_tokens=source_tokens,
-            student_reads=out.student_reads[r],
-            teacher_reads=out.teacher_reads[r],
-        )
-
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
         """Calls of ``generate``."""
-        rows = self._tokens(indices)
-        return [
-            self._call(indices[start : start + batch], rows[start : start + batch])
-            for start in range(0, len(rows), batch)
-        ]
+        calls: list[Callable[[], Any]] = []
+        for start in range(0, len(indices), batch):
+            some = list(indices[start : start + batch])
+            ids, teacher_ids = zip(*self.tokens(some))
+            inputs = [{"input_ids": own} for own in zip(*teacher_ids)] or None
+            options = {**self._options, "teacher_inputs": inputs, "row_ids": some}
+            calls.append(partial(self._decoder.generate, list(ids), **options))
+        return calls
 
     def source_tokens(self, indices: Sequence[int]) -> list[dict[str, int]]:
         """By role of its models, lengths of these sentences' sources with their prompts."""
         own = "teacher" if self._point.method == "greedy-teacher" else "student"
         return [
             {own: len(ids)} | ({"teacher": len(others[0] or ids)} if others else {})
-            for ids, others in self._tokens(indices)
+            for ids, others in self.tokens(indices)
         ]
 
-    def _tokens(self, indices: Sequence[int]) -> list[tuple[list[int], Sequence[list[int] | None]]]:
-        texts = [self._contender.samples[i].source for i in indices]
-        found: list[tuple[list[int], Sequence[list[int] | None]]] = self._decoder.tokenize(
-            texts, [self._point.options.get("budget")] * len(texts)
-        )
-        return found
-
-    def _call(
-        self, indices: Sequence[int], rows: Sequence[tuple[list[int], Sequence[list[int] | None]]]
-    ) -> Callable[[], GenerationOutput]:
-        ids, teacher_ids = zip(*rows)
-        inputs = {"teacher_inputs": [{"input_ids": own} for own in zip(*teacher_ids)]} if teacher_ids[0] else {}
-        decode, options = self._decoder.generate, {**self._options, "row_ids": list(indices)}
-        return lambda: decode(list(ids), **inputs, **options)
-
-    def count(self, result: Any) -> Counts:
-        """From the output."""
-        phases = {name: getattr(result.timings, name) for name in ("encode", "student", "teacher", "other")}
-        return Counts(int(result.lengths.sum()), result.student_passes, result.teacher_passes, phases)
+    def count(self, result: Any) -> dict[str, Any]:
+        """What a call did, by the names of :class:`Timing`; seconds by phase."""
+        phases = {name: getattr(result.timings, name) for name in PHASES}
+        passes = {f"{who}_passes": getattr(result, f"{who}_passes") for who in MODELS}
+        return {"tokens": int(result.lengths.sum()), **passes, **phases}
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -149,7 +130,7 @@ def _known(values: list[float]) -> list[float | None]:
     return [None if math.isnan(value) else round(value, 4) for value in values]
 
 
-class Outside:
+class Outside(_Prompted):
     """Another system on the same weights: one model, or a teacher with an assistant; it tells tokens and no more.
 
     Args:
@@ -166,50 +147,43 @@ class Outside:
         owner: Owner | None,
         largest_batch: int | None = None,
     ):
-        self._generate, self._contender, self._owner = generate, contender, owner
+        decoder = SingleModelDecoder(contender.models[role], role=role, tokenizer=contender.tokenizer)  # its prompts
+        super().__init__(contender, decoder)
+        self._generate, self._owner = generate, owner
         self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)
-        # For its prompts.
-        self._decoder = SingleModelDecoder(contender.models[role], role=role, tokenizer=contender.tokenizer)
 
     def write(self, indices: Sequence[int], on_done: OnDone) -> list[Sentence]:
         """These sentences; rows of like length together."""
-        samples, tokenizer = [self._contender.samples[i] for i in indices], self._contender.tokenizer
-        rows = self._rows(indices)
+        rows = [ids for ids, _ in self.tokens(indices)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         written: dict[int, list[int]] = {}
         for start in range(0, len(order), self._batch):
             some = order[start : start + self._batch]
             written |= zip(some, self._generate([rows[i] for i in some]).ids)
             on_done(len(some))
-        by_teacher = self._owner == Owner.TEACHER
-        return [
-            Sentence(
-                index=index,
-                source=sample.source,
-                reference=sample.target,
-                text=tokenizer.decode(written[i], skip_special_tokens=True),
-                tokens=pieces(tokenizer, written[i]),
-                owners=[] if self._owner is None else [self._owner.name.lower()] * len(written[i]),
-                teacher_calls=len(written[i]) if by_teacher else 0,
-                drafted=0 if by_teacher else len(written[i]),
-                accepted=0,
-                rolled_back=0,
-            )
-            for i, (index, sample) in enumerate(zip(indices, samples))
-        ]
+        return [self._told(index, written[i]) for i, index in enumerate(indices)]
 
-    def _rows(self, indices: Sequence[int]) -> list[list[int]]:
-        texts = [self._contender.samples[i].source for i in indices]
-        return [ids for ids, _ in self._decoder.tokenize(texts, [None] * len(texts))]
+    def _told(self, index: int, ids: list[int]) -> Sentence:
+        by_teacher = self._owner == Owner.TEACHER
+        return self._sentence(
+            index,
+            ids,
+            self._contender.tokenizer.decode(ids, skip_special_tokens=True),
+            owners=[] if self._owner is None else [self._owner.name.lower()] * len(ids),
+            teacher_calls=len(ids) if by_teacher else 0,
+            drafted=0 if by_teacher else len(ids),
+            accepted=0,
+            rolled_back=0,
+        )
 
     def calls(self, indices: Sequence[int], batch: int) -> list[Callable[[], Any]]:
         """Calls of its generate."""
-        rows = self._rows(indices)
+        rows = [ids for ids, _ in self.tokens(indices)]
         return [partial(self._generate, rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
-    def count(self, result: Any) -> Counts:
+    def count(self, result: Any) -> dict[str, Any]:
         """Tokens only."""
-        return Counts(sum(map(len, result.ids)))
+        return {"tokens": sum(map(len, result.ids))}
 
 
 System = Native | Outside
