@@ -5,8 +5,11 @@ A name is imported where it is first asked for, so that what needs no PyTorch (`
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import getsource
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,41 +62,25 @@ __all__ = [
     "resolve_budget",
 ]
 
-# Where the names of __all__ are; the imports above tell type checkers and editors the same.
-_MODULES = {
-    "_core": ("build_info",),
-    "auto": ("AutoDecoder",),
-    "budgets": ("BUDGETS", "Budget", "resolve_budget"),
-    "decoders": (
-        "BigLittleDecoder",
-        "EntropyCallDecoder",
-        "GreedyDecoder",
-        "InterleavedDecoder",
-        "RandomCallDecoder",
-        "SingleModelDecoder",
-        "SpeculativeCascadeDecoder",
-        "SpeculativeDecoder",
-        "TrainingWheelsDecoder",
-    ),
-    "model": ("NativeModel", "NativeT5"),
-    "modeling": ("TrainingWheelsT5",),
-    "options": ("GenerateOptions",),
-    "outputs": ("GenerationOutput", "Timings"),
-    "owner": ("Owner",),
-    "pairs": ("Pair", "load_pair"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
 if find_spec("torch") is None:
     raise ImportError(
         "kdtw_fast needs PyTorch; install the build for your machine (for a CPU: pip install torch==2.13.0)"
     )
 
+
+@cache
+def _homes() -> dict[str, str]:
+    """The module of each public name, as the imports above say it: here they are made when they are asked for."""
+    nodes = ast.walk(ast.parse(getsource(import_module(__name__))))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {one.name: str(node.module) for node in imports for one in node.names if one.name in __all__}
+
+
 if not TYPE_CHECKING:  # for type checkers the names above are all there are
 
     def __getattr__(name: str) -> Any:
-        if name in _HOME:
-            value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        if name in __all__:
+            value = getattr(import_module(_homes()[name]), name)
         elif not name.startswith("__") and find_spec(f"{__name__}.{name}") is not None:
             value = import_module(f"{__name__}.{name}")
         else:

@@ -47,7 +47,7 @@ def test_version_is_said() -> None:
 
 def test_every_public_name_is_there_and_listed() -> None:
     assert all(getattr(kdtw_fast, name) is not None for name in kdtw_fast.__all__)
-    assert set(kdtw_fast._HOME) == set(kdtw_fast.__all__) <= set(dir(kdtw_fast))
+    assert set(kdtw_fast._homes()) == set(kdtw_fast.__all__) <= set(dir(kdtw_fast))
     with pytest.raises(AttributeError, match="has no attribute 'GreedyDecodr'"):
         _ = kdtw_fast.GreedyDecodr  # type: ignore[attr-defined]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from kdtw_fast.decoders import SingleModelDecoder
+from kdtw_fast.paired_timing import take_turns
 from kdtw_fast.selftest.checks import Check, Checks, Trial
 from kdtw_fast.selftest.decodes import DECODES
 from kdtw_fast.selftest.operations import OPERATIONS
@@ -87,12 +89,9 @@ def measure_latencies(
     for shape in shapes:
         for dtype in ("fp32", "bf16", "int8") if device == "cpu" else ("fp32", "fp16", "bf16", "int8"):
             decoder = SingleModelDecoder(random_native(SHAPES[shape], dtype=dtype, device=device))
-            took = {}
-            for count in (1, tokens):
-                times = []
-                for _ in range(1 + rounds):
-                    start = time.perf_counter()
-                    decoder.generate(ids, max_new_tokens=count, min_new_tokens=count)
-                    times.append(time.perf_counter() - start)
-                took[count] = 1e3 * float(np.median(times[1:]))
-            yield Latency(shape, dtype, took[1], (took[tokens] - took[1]) / (tokens - 1))
+            decodes = {
+                str(count): partial(decoder.generate, ids, max_new_tokens=count, min_new_tokens=count)
+                for count in (1, tokens)
+            }
+            first, whole = (1e3 * turns.median for turns in take_turns(decodes, rounds).values())
+            yield Latency(shape, dtype, first, (whole - first) / (tokens - 1))
