@@ -17,16 +17,15 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
-from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, load_teacher, tokenizer_of
 from kdtw_fast.decoders.interface import AnyDecoder
-from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.decoders.reading import Row
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
+from kdtw_fast.methods import make_decoder
 from kdtw_fast.model import load
 from kdtw_fast.options import (
     LIMITS,
-    DecoderKeywords,
     GenerateKeywords,
     GenerateOptions,
     PairKeywords,
@@ -172,7 +171,7 @@ class AutoDecoder(AnyDecoder):
         if options.tokenizer is None and self.tokenizer is not None:
             check_tokenizers(self.tokenizer, [("teacher", teacher)])
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
-        self._reader = Reader(type(self).__name__, self.student, self.teachers, self.tokenizer)
+        self.model, self._asked = self.student, self.teachers
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
         self._decoders: dict[tuple[str, int], Decoder] = {}
         self._lengths: deque[float] = deque(maxlen=LAST_CALLS)  # mean output length of each of the last calls
@@ -234,21 +233,17 @@ class AutoDecoder(AnyDecoder):
         decoder = self._decoder(method, CALIBRATION_DRAFT)
         options |= self._limits_of(method)
         if len(inputs) > 0 and isinstance(inputs[0], str):
-            out = decoder(inputs, self._phrase, **options)
+            out = decoder(inputs, self._budget_of(None), **options)
         else:
             out = decoder.generate(inputs, **options)
         with self._lock:
             self.chooser.count(method, out)
         return (self.chooser.acceptance if method == SPECULATIVE else self.chooser.use).value
 
-    @property
-    def _phrase(self) -> str | None:
-        return self.budget.phrase if self.budget else None
-
     def _budget_of(self, budget: Any) -> str | None:
         if budget is not None:
             raise TypeError(f"AutoDecoder takes its budget as quality={budget!r}, when it is made")
-        return self._phrase
+        return self.budget.phrase if self.budget else None
 
     def _limits_of(self, method: str) -> GenerateKeywords:
         """What a call of this method is bound to: "no" is kept to the token."""
@@ -299,17 +294,13 @@ class AutoDecoder(AnyDecoder):
         key = (method, draft_length if method == SPECULATIVE else 0)
         if key not in self._decoders:
             (teacher,) = self.teachers
-            shared: DecoderKeywords = {"tokenizer": self.tokenizer, "num_threads": self.num_threads}
-            if method == SPECULATIVE:
-                made: Decoder = SpeculativeDecoder(self.student, teacher, draft_length=draft_length, **shared)
-            elif method == WHEELS:
-                made = TrainingWheelsDecoder(self.student, teacher, **shared)
-            elif method == STUDENT:
-                made = SingleModelDecoder(self.student, **shared)
-            else:
-                alone = copy(teacher)
-                alone.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
-                made = SingleModelDecoder(alone, role="teacher", **shared)
+            if method == TEACHER:
+                teacher = copy(teacher)
+                teacher.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
+            models = {"student": self.student, "teacher": teacher}
+            settings = {"draft_length": draft_length} if method == SPECULATIVE else {}
+            made = make_decoder(method, models, self.tokenizer, self.num_threads, **settings)
+            assert isinstance(made, Decoder)
             self._decoders[key] = made
         return self._decoders[key]
 

@@ -11,10 +11,8 @@ from kdtw_fast.budgets import written_budget
 from kdtw_fast.options import LIMITS, nearest
 
 if TYPE_CHECKING:
-    from kdtw_fast import decoders
-    from kdtw_fast.auto import AutoDecoder
+    from kdtw_fast.decoders.interface import AnyDecoder
 
-    Decoder = decoders.Decoder | AutoDecoder
 _BUDGETED = ("budget", *LIMITS)
 
 
@@ -160,7 +158,7 @@ def find_method(name: str) -> Method:
 
 def make_decoder(
     name: str, models: Mapping[str, Any], tokenizer: Any, num_threads: int | None = None, **settings: Any
-) -> Decoder:
+) -> AnyDecoder:
     """Builds a method's decoder.
 
     Args:
@@ -185,5 +183,5 @@ def make_decoder(
     keywords = {method.settings[setting].keyword or setting: value for setting, value in settings.items()}
     if len(method.models) == 1:
         keywords["role"] = method.models[0]
-    make: Callable[..., Decoder] = getattr(import_module("kdtw_fast"), method.decoder)
+    make: Callable[..., AnyDecoder] = getattr(import_module("kdtw_fast"), method.decoder)
     return make(*(models[role] for role in method.models), tokenizer=tokenizer, num_threads=num_threads, **keywords)

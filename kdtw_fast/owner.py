@@ -20,3 +20,8 @@ class Owner(IntEnum):
     """The teacher, in the place of a draft that it rejected."""
     FORCED = 5
     """The caller (``forced_tokens``)."""
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether a teacher wrote the token."""
+        return self in (Owner.TEACHER, Owner.CORRECTED)

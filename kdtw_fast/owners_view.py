@@ -65,7 +65,7 @@ def spans(
         if end < len(ids):
             whole = whole.rstrip("\ufffd")  # bytes of a character that the next span finishes
         text = whole[len(shown) :] if whole.startswith(shown) else ""
-        if owner in (Owner.TEACHER, Owner.CORRECTED) and ids[end - 1] == tokenizer.eos_token_id:
+        if owner.is_teacher and ids[end - 1] == tokenizer.eos_token_id:
             text += tokenizer.eos_token
         if text:
             blank = len(text) - len(text.lstrip(" "))

@@ -24,7 +24,6 @@ from kdtw_fast.comparison.records import Records, to_line
 from kdtw_fast.owners_view import shown_pieces
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 
 
 class Page(HTMLParser):

@@ -15,7 +15,6 @@ import pytest
 from results import small_records
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra 'browser')")
 
 from kdtw_fast.comparison import html, summary  # noqa: E402

@@ -13,7 +13,7 @@ from kdtw_fast.cli.files import check_target
 from kdtw_fast.messages import Message
 
 if TYPE_CHECKING:
-    from kdtw_fast.methods import Decoder
+    from kdtw_fast.decoders.interface import AnyDecoder
     from kdtw_fast.outputs import GenerationOutput
 
 
@@ -90,7 +90,7 @@ def _read(stream: Iterable[bytes]) -> Iterator[str]:
             raise ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8") from None
 
 
-def decode(decoder: Decoder, lines: Lines, options: dict[str, Any]) -> Iterator[Line]:
+def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any]) -> Iterator[Line]:
     """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it.
 
     Options are checked at once, before the first line is asked for.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kdtw_fast.owner import Owner
-
 from .records import Sentence
 
 TOLERANCE, ROUNDS = 0.01, 12  # of the search
@@ -42,6 +40,4 @@ def find_threshold(
 
 def teacher_use(sentences: Sequence[Sentence]) -> float:
     """Share of all output tokens that the teacher wrote."""
-    by_teacher = {Owner.TEACHER.name.lower(), Owner.CORRECTED.name.lower()}
-    total = sum(len(sentence.tokens) for sentence in sentences)
-    return sum(owner in by_teacher for sentence in sentences for owner in sentence.owners) / max(1, total)
+    return sum(one.by_teacher for one in sentences) / max(1, sum(len(one.tokens) for one in sentences))

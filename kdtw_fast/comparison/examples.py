@@ -54,8 +54,7 @@ def _spans(sentence: Sentence) -> list[Span]:
     pieces = zip(sentence.owners, sentence.tokens, shown_pieces(sentence.tokens), strict=True)
     for name, group in groupby(pieces, key=lambda piece: piece[0]):
         owner = Owner[name.upper()]
-        ends = owner in (Owner.TEACHER, Owner.CORRECTED)
-        text = "".join(shown for _, token, shown in group if ends or token != _END)
+        text = "".join(shown for _, token, shown in group if owner.is_teacher or token != _END)
         if not found:
             text = text.lstrip(" ")
         if text:

@@ -2,7 +2,7 @@
 
 Texts are foreign here. All of them are made visible (:func:`kdtw_fast.visible.visible`), those in the page are
 escaped by the template, those for its script travel as base64 and become text nodes; a content security policy allows
-the one script and nothing that is loaded. Needs jinja2 and matplotlib (the extra "compare").
+the one script and nothing that is loaded. Needs matplotlib (the extra "compare").
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import MARKS, shown_pieces
 from kdtw_fast.visible import visible
 
 from .contenders import chosen
-from .figures import draw
+from .figures import check_metric, draw
 from .quality import METRICS
 from .records import Outputs, Records, Sentence, Timing
 from .summary import Point, Samples, judged, sample, summarise
@@ -60,7 +63,7 @@ def write_report(records: Records, path: Path, metric: str = "rouge2", sentences
 
     Raises:
         ValueError: an unknown metric, or records without outputs.
-        ImportError: jinja2 or matplotlib is not installed.
+        ImportError: matplotlib is not installed.
     """
     page = render(records, metric, sentences)
     part = path.with_name(path.name + ".part")
@@ -70,16 +73,12 @@ def write_report(records: Records, path: Path, metric: str = "rouge2", sentences
 
 def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:
     """The report's HTML; see :func:`write_report`."""
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; known are {', '.join(METRICS)}")
+    check_metric(metric)
     samples = {pair: sample(records, pair) for pair in records.pairs}
     points = summarise(records, samples)
     by_sentence = metric if metric.startswith("rouge") else "rouge2"
-    template = _template()
-    from markupsafe import Markup
-
     here = files("kdtw_fast.comparison")
-    return template.render(
+    return _template().render(
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
         script=Markup((here / "report.js").read_text(encoding="utf-8")),
         title=" and ".join(records.pairs),
@@ -98,12 +97,6 @@ def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:
 
 
 def _template() -> Any:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError:
-        raise ImportError("kdtw report fills its page with jinja2; pip install 'kdtw_fast[compare]'") from None
-
     def inert(value: Any) -> Any:
         return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -123,8 +116,6 @@ def _template() -> Any:
 
 
 def _figures(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
-    from markupsafe import Markup
-
     with TemporaryDirectory() as folder:
         paths = {path.stem: path for path in draw(points, Path(folder), metric) if path.suffix == ".svg"}
         return [

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kdtw_fast.owner import Owner
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -50,6 +52,11 @@ class Sentence:
     source_tokens: dict[str, int] | None = None
     student_reads: list[int] | None = None
     teacher_reads: list[int] | None = None
+
+    @property
+    def by_teacher(self) -> int:
+        """How many of the tokens a teacher wrote."""
+        return sum(self.owners.count(owner.name.lower()) for owner in Owner if owner.is_teacher)
 
 
 @dataclass(frozen=True)

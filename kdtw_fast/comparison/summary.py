@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kdtw_fast.owner import Owner
-
 from .plan import TIMED_ONLY
 from .provenance import SEED
 from .quality import METRICS, Interval, Statistics, resample
 from .records import Outputs, Records, Timing
 
 OWN_DRAFTS = "lossy speculative, own student"  # what stands for DistillSpec where no GKD student was given
-BY_TEACHER = (Owner.TEACHER.name.lower(), Owner.CORRECTED.name.lower())
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,6 @@ class Point:
     teacher_passes_per_token: float | None
     gap_closed: dict[str, Interval] | None
 
-    @property
-    def over_budget(self) -> float | None:
-        """Use above the budget; negative below it."""
-        return None if self.budget is None or self.teacher_use is None else self.teacher_use.value - self.budget
-
 
 @dataclass
 class Samples:
@@ -200,19 +192,14 @@ def _point(outputs: Outputs, records: Records, samples: Samples) -> Point:
     )
 
 
-def _by_teacher(outputs: Outputs) -> np.ndarray:
-    """How many tokens of each sentence the teacher wrote."""
-    return np.array([sum(owner in BY_TEACHER for owner in s.owners) for s in outputs.sentences])
-
-
 def _mean_use(outputs: Outputs, tokens: np.ndarray, counts: np.ndarray) -> Interval:
-    shares = _by_teacher(outputs) / np.maximum(1, tokens)
+    shares = np.array([sentence.by_teacher for sentence in outputs.sentences]) / np.maximum(1, tokens)
     return Interval.of(shares.mean(), counts @ shares / len(shares))
 
 
 def use(outputs: Outputs, counts: np.ndarray) -> tuple[float, np.ndarray]:
     """Share of all tokens that the teacher wrote: on all sentences, and on resamples `counts` [B, N] of them, [B]."""
-    written, tokens = _by_teacher(outputs), np.array([len(sentence.tokens) for sentence in outputs.sentences])
+    written, tokens = np.array([(one.by_teacher, len(one.tokens)) for one in outputs.sentences]).T
     return written.sum() / max(1, tokens.sum()), (counts @ written) / np.maximum(1, counts @ tokens)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from kdtw_fast import _core
 from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, is_text_streamer
-from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.decoders.reading import Row
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5, load
@@ -52,8 +52,7 @@ class Decoder(AnyDecoder):
         self.tokenizer = tokenizer
         self.num_threads = options.num_threads or _core.hardware_threads()
         self.model, self._asked = model, tuple(asked)
-        self._reader = Reader(type(self).__name__, model, asked, tokenizer, self._keeps_limits, role)
-        self._teacher_alone = role == "teacher"
+        self._role = role
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
@@ -63,14 +62,14 @@ class Decoder(AnyDecoder):
     ) -> Stream:
         limits = self._limits(options, 1)[0]
         if budget is not None:
-            self._reader.phrase(budget)
+            self._phrase(budget)
         session = self._open(options, batch_size, options.max_source_length)
 
         def read(value: Any, index: int) -> Item:
-            return self._reader.item(value, f"item {index}", budget)
+            return self._item(value, f"item {index}", budget)
 
         def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
-            read_rows = self._reader.item_rows(items, first, budget, options)
+            read_rows = self._item_rows(items, first, budget, options)
             for index, (item, row) in enumerate(zip(items, read_rows), first):
                 own_limits = (getattr(item, name) for name in LIMITS)
                 bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
@@ -106,7 +105,7 @@ class Decoder(AnyDecoder):
             forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            student_sampling=teacher if self._teacher_alone else _sampling(*options.sampling()),
+            student_sampling=teacher if self._role == "teacher" else _sampling(*options.sampling()),
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
@@ -134,7 +133,7 @@ class Decoder(AnyDecoder):
         if not given:
             return [_UNLIMITED] * rows
         for name in given:
-            self._reader.check_takes_limits(name)
+            self._check_takes_limits(name)
         return list(zip(*(options.per_row(name, rows) for name in LIMITS)))
 
     def _ledgers(self, limits: Sequence[Any]) -> tuple[_core.Ledger, list[_core.Ledger]]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kdtw_fast.budgets import resolve_budgets
-from kdtw_fast.decoders.reading import Reader, Row
+from kdtw_fast.decoders.reading import Reading, Row
 from kdtw_fast.keywords import takes
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, GenerateKeywords, GenerateOptions, check_int, is_sequence
@@ -22,13 +22,10 @@ from kdtw_fast.streams import Stream
 TokenStreamer = Callable[[int, int, int, int], None]
 
 
-class AnyDecoder(ABC):
-    """``generate``, calls with strings and ``stream`` of what decodes rows, and whose reader knows the prompts."""
+class AnyDecoder(Reading, ABC):
+    """``generate``, calls with strings and ``stream`` of what decodes rows."""
 
     teachers: tuple[NativeT5, ...]
-    tokenizer: Any
-    _reader: Reader
-    _keeps_limits = False  # single tokens are asked for: calls may be bounded, and the student's prompt names a budget
 
     @abstractmethod
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
@@ -78,7 +75,7 @@ class AnyDecoder(ABC):
         """
         with ending(streamer):
             parsed = GenerateOptions(**options)
-            rows = self._reader.rows(input_ids, attention_mask, teacher_inputs, parsed)
+            rows = self._rows(input_ids, attention_mask, teacher_inputs, parsed)
             return self._decode(rows, parsed, streamer)
 
     @takes(GenerateOptions)
@@ -104,12 +101,12 @@ class AnyDecoder(ABC):
         """
         with ending(streamer):
             budget = self._budget_of(budget)
-            ids, teachers_ids = self._reader.texts(text, budget)
+            ids, teachers_ids = self._texts(text, budget)
             parsed = GenerateOptions(**options)
             if all(getattr(parsed, name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
                 parsed = replace(parsed, max_teacher_calls=none)
             inputs = teachers_ids if teacher_inputs is None else teacher_inputs
-            out = self._decode(self._reader.rows(ids, None, inputs, parsed), parsed, streamer)
+            out = self._decode(self._rows(ids, None, inputs, parsed), parsed, streamer)
         out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
         return out
 
@@ -166,19 +163,6 @@ class AnyDecoder(ABC):
             if is_sequence(getattr(parsed, name)):
                 raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
         return self._stream(inputs, batch_size, self._budget_of(budget), in_order, parsed)
-
-    def tokenize(
-        self, texts: Sequence[Any], budgets: Sequence[Any]
-    ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
-        """Each text's tokens for student and teachers, behind the prompts they were trained with.
-
-        Args:
-            texts: R strings.
-            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
-
-        A call does this before it decodes; :meth:`generate` takes what comes out.
-        """
-        return self._reader.tokenize(texts, budgets)
 
     def _budget_of(self, budget: Any) -> Any:
         """The budget that goes into the student's prompt, where a call was given this one."""

@@ -21,67 +21,57 @@ class Row:
     teachers: list[list[int]]
 
 
-class Reader:
-    """Reads the inputs of a decoder for its models.
+class Reading:
+    """What a decoder is given, read for its models.
 
-    Args:
-        decoder: the class's name, for messages.
-        model: the student, or the one model of a decoder.
-        teachers: those that it may ask.
+    Attributes:
+        model: the model that writes: the student, or the one model of a decoder.
         tokenizer: for strings; None = token ids only.
-        keeps_limits: whether the decoder bounds the calls of a row, and so wants a budget with strings.
-        role: "teacher" where the one model is a teacher, which reads a teacher's prompt.
     """
 
-    def __init__(
-        self,
-        decoder: str,
-        model: NativeT5,
-        teachers: Sequence[NativeT5],
-        tokenizer: Any,
-        keeps_limits: bool = False,
-        role: str = "student",
-    ):
-        self._decoder, self._model, self._teachers = decoder, model, tuple(teachers)
-        self.tokenizer, self._keeps_limits, self._role = tokenizer, keeps_limits, role
+    model: NativeT5
+    tokenizer: Any
+    _asked: tuple[NativeT5, ...]  # the models that may be asked
+    _keeps_limits = False  # single tokens are asked for: calls may be bounded, and strings come with a budget
+    _role = "student"  # "teacher" where the one model is a teacher, which reads a teacher's prompt
 
-    def rows(self, input_ids: Any, attention_mask: Any, teacher_inputs: Any, options: GenerateOptions) -> list[Row]:
+    def _rows(self, input_ids: Any, attention_mask: Any, teacher_inputs: Any, options: GenerateOptions) -> list[Row]:
         """The rows of a call of ``generate``; raises as documented there."""
-        own = token_rows(input_ids, attention_mask, "input_ids", self._model, options)
-        if teacher_inputs is not None and not self._teachers:
-            raise TypeError(f"teacher_inputs was given, but {self._decoder} has one model")
+        own = token_rows(input_ids, attention_mask, "input_ids", self.model, options)
+        if teacher_inputs is not None and not self._asked:
+            raise TypeError(f"teacher_inputs was given, but {type(self).__name__} has one model")
         given = self._per_teacher("teacher_inputs", teacher_inputs)
         columns: list[list[list[int]]] = []
-        for k, (teacher, inputs) in enumerate(zip(self._teachers, given)):
-            name = "teacher_inputs" if len(self._teachers) == 1 else f"teacher_inputs[{k}]"
+        for k, (teacher, inputs) in enumerate(zip(self._asked, given)):
+            name = "teacher_inputs" if len(self._asked) == 1 else f"teacher_inputs[{k}]"
             columns.append(_teachers_rows(teacher, inputs, name, own, options))
         return [Row(row, [column[r] for column in columns]) for r, row in enumerate(own)]
 
-    def texts(self, text: str | Sequence[str], budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+    def _texts(self, text: str | Sequence[str], budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
         """The ``input_ids`` and ``teacher_inputs`` of ``generate`` for one string or several."""
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("the batch is empty; give at least one text")
         for i, item in enumerate(texts):
             check_text(item, f"text {i}")
-        self.check_takes_text(budget)
+        self._check_takes_text(budget)
         ids, teacher_ids = zip(*self.tokenize(texts, [budget] * len(texts)))
-        return list(ids), [{"input_ids": list(own)} for own in zip(*teacher_ids)] if self._teachers else None
+        return list(ids), [{"input_ids": list(own)} for own in zip(*teacher_ids)] if self._asked else None
 
-    def item(self, value: Any, label: str, budget: Any) -> Item:
+    def _item(self, value: Any, label: str, budget: Any) -> Item:
         """A stream's item that ``value`` stands for, checked as far as can be before it is its turn."""
         item = Item.of(value, label)
         if item.text is not None:
             with named(label):
-                self.check_takes_text(budget if item.budget is None else item.budget)
-        if item.teacher_input_ids is not None and not self._teachers:
-            raise TypeError(f"{label} has 'teacher_input_ids', but {self._decoder} has one model")
+                self._check_takes_text(budget if item.budget is None else item.budget)
+        if item.teacher_input_ids is not None and not self._asked:
+            raise TypeError(f"{label} has 'teacher_input_ids', but {type(self).__name__} has one model")
         for name in LIMITS:
             if getattr(item, name) is not None:
-                self.check_takes_limits(f"{label}: {name}")
+                self._check_takes_limits(f"{label}: {name}")
         return item
 
-    def item_rows(self, items: Sequence[Item], first: int, budget: Any, options: GenerateOptions) -> Iterator[Row]:
+    def _item_rows(self, items: Sequence[Item], first: int, budget: Any, options: GenerateOptions) -> Iterator[Row]:
         """The rows of a stream's items ``first``, ``first`` + 1, …; their texts are tokenized together."""
         texts = [item for item in items if item.text is not None]
         budgets = [budget if item.budget is None else item.budget for item in texts]
@@ -91,13 +81,13 @@ class Reader:
             ids, teacher_ids = item.input_ids, item.teacher_input_ids
             if item.text is not None:
                 ids, teacher_ids = next(tokenized)
-            elif len(self._teachers) > 1 and teacher_ids is not None:
+            elif len(self._asked) > 1 and teacher_ids is not None:
                 teacher_ids = self._per_teacher(teacher_label, teacher_ids)
             else:
-                teacher_ids = [teacher_ids] * len(self._teachers)
-            own = source(token_list(ids, label), label, self._model, options)
+                teacher_ids = [teacher_ids] * len(self._asked)
+            own = source(token_list(ids, label), label, self.model, options)
             row = Row(own, [])
-            for teacher, given in zip(self._teachers, teacher_ids):
+            for teacher, given in zip(self._asked, teacher_ids):
                 if given is None:
                     check_ids(own, label, teacher)
                     row.teachers.append([])
@@ -110,7 +100,11 @@ class Reader:
     ) -> list[tuple[list[int], Sequence[list[int] | None]]]:
         """Each text's tokens for the model that writes and for its teachers, behind the prompts they were trained with.
 
-        ``budgets`` has a budget for each text: a phrase or a fraction, of several teachers a list; None = "no".
+        Args:
+            texts: R strings.
+            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
+
+        A call does this before it decodes; :meth:`generate` takes what comes out.
         """
         if not texts:
             return []
@@ -118,18 +112,18 @@ class Reader:
         def encode(prompts: Iterable[str | None]) -> list[list[int]]:
             return self.tokenizer([(prompt or "") + text for prompt, text in zip(prompts, texts)])["input_ids"]
 
-        template = self._model.student_prompt if self._role == "student" else None
-        prompts: list[str | None] = [self._model.teacher_prompt] * len(texts)
+        template = self.model.student_prompt if self._role == "student" else None
+        prompts: list[str | None] = [self.model.teacher_prompt] * len(texts)
         if template is not None:
-            prompts = [fill_prompt(template, self.phrase(budget)) for budget in budgets]
+            prompts = [fill_prompt(template, self._phrase(budget)) for budget in budgets]
         ids = encode(prompts)
-        others = {teacher.teacher_prompt: None for teacher in self._teachers}
+        others = {teacher.teacher_prompt: None for teacher in self._asked}
         encoded = {prompt: encode([prompt] * len(texts)) for prompt in others}
-        return [(ids[i], [encoded[teacher.teacher_prompt][i] for teacher in self._teachers]) for i in range(len(texts))]
+        return [(ids[i], [encoded[teacher.teacher_prompt][i] for teacher in self._asked]) for i in range(len(texts))]
 
-    def phrase(self, budget: Any) -> str:
+    def _phrase(self, budget: Any) -> str:
         """What the student's prompt says of a budget, or of one for each of its teachers; None = "no"."""
-        count = max(1, len(self._model.tau_token_ids))
+        count = max(1, len(self.model.tau_token_ids))
         if budget is None:
             budget = "no" if count == 1 else ["no"] * count
         budgets = resolve_budgets(budget)
@@ -139,26 +133,25 @@ class Reader:
             raise ValueError(f"the student has {teachers}; got {asked}")
         return join_phrases(budgets)
 
-    def check_takes_text(self, budget: Any) -> None:
+    def _check_takes_text(self, budget: Any) -> None:
         """Raises ValueError where there is no tokenizer, or no budget for a decoder that keeps one."""
         if self.tokenizer is None:
             raise ValueError("this decoder has no tokenizer; pass tokenizer=… to decode strings, or give token ids")
         if budget is None and self._keeps_limits:
-            raise ValueError(f"{self._decoder} needs a budget, for example budget='light'")
+            raise ValueError(f"{type(self).__name__} needs a budget, for example budget='light'")
 
-    def check_takes_limits(self, label: str) -> None:
+    def _check_takes_limits(self, label: str) -> None:
         """Raises TypeError where the decoder does not bound the calls of a row."""
         if not self._keeps_limits:
-            raise TypeError(
-                f"{label} bounds calls for single tokens and belongs to TrainingWheelsDecoder, not {self._decoder}"
-            )
+            mine = type(self).__name__
+            raise TypeError(f"{label} bounds calls for single tokens and belongs to TrainingWheelsDecoder, not {mine}")
 
     def _per_teacher(self, name: str, value: Any) -> Sequence[Any]:
         """`value`, or of a list its values, for each teacher; ValueError for another number of them."""
         if not isinstance(value, (list, tuple)):
-            return [value] * len(self._teachers)
-        if len(value) != len(self._teachers):
-            raise ValueError(f"{name} has {len(value)} values for {len(self._teachers)} teachers; give one for each")
+            return [value] * len(self._asked)
+        if len(value) != len(self._asked):
+            raise ValueError(f"{name} has {len(value)} values for {len(self._asked)} teachers; give one for each")
         return value
 
 

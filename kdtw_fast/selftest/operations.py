@@ -88,54 +88,45 @@ def activation(trial: Trial) -> None:
 
 # --- Products --------------------------------------------------------------------------------------------
 
-PRODUCTS = [(1, 1), (33, 31), (31, 33), (5, 2100), (70, 300)]  # outputs, inputs
+
+def _products(trial: Trial, dtype: str, encoder: bool, shapes: list[tuple[int, int]], counts: tuple[int, ...]) -> None:
+    """The tokens of all counts together against NumPy, then so many at a time with the same bits; and added."""
+    tensor = encoder and trial.device != "cpu" and dtype in ("fp16", "bf16")
+    for outputs, inputs in shapes:
+        what = f"{outputs} x {inputs}"
+        rng = np.random.default_rng([outputs, inputs])
+        weight, x = normal(rng, outputs, inputs), normal(rng, sum(counts), inputs)
+        multiply = partial(trial.operations.linear, weight, dtype=dtype, add_to=NOTHING, encoder=encoder)
+        whole, expected = multiply(x), product(halves(x) if tensor else x, weight, dtype)
+        if dtype == "int8":
+            trial.same(whole, expected, what)
+        else:
+            trial.close(whole, expected, 8e-6 * inputs**0.5, what)
+        begin = 0
+        for count in counts:
+            end = begin + count
+            trial.same(multiply(x[begin:end]), whole[begin:end], f"{what}, tokens {begin} to {end} alone")
+            begin = end
+        if encoder and dtype != "int8":
+            large = multiply(x[:2] * np.float32(2.0**40))
+            trial.same(large, whole[:2] * np.float32(2.0**40), f"{what}, tokens times 2^40")
+        trial.same(multiply(x[:3], add_to=np.ones((3, outputs), np.float32)), whole[:3] + 1, f"{what}, added")
 
 
 @OPERATIONS.add(*DTYPES)
 def product_of_a_decoder(trial: Trial, dtype: str) -> None:
     """1 to 17 tokens: all counts that have a kernel of their own, and one that needs two passes of the largest."""
-    for outputs, inputs in PRODUCTS:
-        what = f"{outputs} x {inputs}"
-        rng = np.random.default_rng([outputs, inputs])
-        weight, x = normal(rng, outputs, inputs), normal(rng, 17, inputs)
-        whole = trial.operations.linear(weight, x, dtype, NOTHING)
-        if dtype == "int8":
-            trial.same(whole, product(x, weight, dtype), what)
-        else:
-            trial.close(whole, product(x, weight, dtype), 8e-6 * inputs**0.5, what)
-        begin = 0
-        for count in (1, 2, 3, 5, 6):  # 17 tokens
-            part = trial.operations.linear(weight, x[begin : begin + count], dtype, NOTHING)
-            trial.same(part, whole[begin : begin + count], f"{what}, {count} tokens alone")
-            begin += count
-        added = trial.operations.linear(weight, x[:3], dtype, np.ones((3, outputs), np.float32))
-        trial.same(added, whole[:3] + 1, f"{what}, added")
+    shapes = [(1, 1), (33, 31), (31, 33), (5, 2100), (70, 300)]  # outputs, inputs
+    _products(trial, dtype, encoder=False, shapes=shapes, counts=(1, 2, 3, 5, 6))
 
 
 @OPERATIONS.add(*DTYPES)
 def product_of_an_encoder(trial: Trial, dtype: str) -> None:
-    """1 to 130 tokens, few and many at a time with the same bits; 16-bit weights on tensor cores where CUDA has them.
+    """1 to 130 tokens, few and many at a time; 16-bit weights on tensor cores where CUDA has them.
 
     There a token is rounded to 11 digits, however large it is: a power of two more changes no digit.
     """
-    tensor = trial.device != "cpu" and dtype in ("fp16", "bf16")
-    for outputs, inputs in [(1, 1), (33, 31), (66, 33), (70, 300)]:
-        what = f"{outputs} x {inputs}"
-        rng = np.random.default_rng([outputs, inputs])
-        weight, x = normal(rng, outputs, inputs), normal(rng, 130, inputs)
-        whole = trial.operations.linear(weight, x, dtype, NOTHING, encoder=True)
-        if dtype == "int8":
-            trial.same(whole, product(x, weight, dtype), what)
-        else:
-            trial.close(whole, product(halves(x) if tensor else x, weight, dtype), 8e-6 * inputs**0.5, what)
-        for begin, end in ((0, 1), (1, 10), (10, 74), (74, 130)):
-            part = trial.operations.linear(weight, x[begin:end], dtype, NOTHING, encoder=True)
-            trial.same(part, whole[begin:end], f"{what}, tokens {begin} to {end} alone")
-        if dtype != "int8":
-            large = trial.operations.linear(weight, x[:2] * np.float32(2.0**40), dtype, NOTHING, encoder=True)
-            trial.same(large, whole[:2] * np.float32(2.0**40), f"{what}, tokens times 2^40")
-        added = trial.operations.linear(weight, x[:3], dtype, np.ones((3, outputs), np.float32), encoder=True)
-        trial.same(added, whole[:3] + 1, f"{what}, added")
+    _products(trial, dtype, encoder=True, shapes=[(1, 1), (33, 31), (66, 33), (70, 300)], counts=(1, 9, 64, 56))
 
 
 def _fused(trial: Trial, dtype: str, encoder: bool) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import T5ForConditionalGeneration
 
 from kdtw_fast.modeling import TrainingWheelsT5
@@ -108,22 +107,16 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
 
 
 def _copy_with_rows(model: T5ForConditionalGeneration, vocab_size: int, seed: int) -> T5ForConditionalGeneration:
-    copied = copy.deepcopy(model)
-    added = vocab_size - model.config.vocab_size
-    if added:
+    """A copy whose vocabulary may have more rows, random ones as large as the others."""
+    copied, rows = copy.deepcopy(model), model.config.vocab_size
+    if vocab_size > rows:
+        copied.resize_token_embeddings(vocab_size, mean_resizing=False)
         generator = torch.Generator().manual_seed(seed)
         tied = copied.lm_head.weight is copied.shared.weight
-
-        def grown(weight: torch.Tensor) -> nn.Parameter:
-            rows = torch.randn(added, weight.shape[1], generator=generator) * weight.std()
-            return nn.Parameter(torch.cat([weight.detach(), rows]))
-
-        embedding = nn.Embedding(vocab_size, model.config.d_model)
-        embedding.weight = grown(model.shared.weight)
-        copied.set_input_embeddings(embedding)
-        copied.lm_head = nn.Linear(model.config.d_model, vocab_size, bias=False)
-        copied.lm_head.weight = embedding.weight if tied else grown(model.lm_head.weight)
-        copied.config.vocab_size = vocab_size
+        with torch.no_grad():
+            for weight in [copied.shared.weight] if tied else [copied.shared.weight, copied.lm_head.weight]:
+                added = torch.randn(vocab_size - rows, weight.shape[1], generator=generator)
+                weight[rows:] = added * weight[:rows].std()
     return copied.eval()
 
 
