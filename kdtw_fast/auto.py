@@ -265,7 +265,7 @@ class AutoDecoder(AnyDecoder):
             # An output is about as long as its source until calls say how long outputs are.
             expected = fmean(self._lengths) if self._lengths else min(longest, options.max_new_tokens)
             costs = replace(self._costs(bucket, longest, options), new_tokens=max(1.0, expected))
-            if options.sampling("teacher_")[0] > 0 and self.quality == "teacher" and TEACHER in self.chooser.candidates:
+            if options.teacher_sampling[0] > 0 and self.quality == "teacher" and TEACHER in self.chooser.candidates:
                 prediction = costs.predict(TEACHER)
             else:
                 prediction = self.chooser.choose(costs)

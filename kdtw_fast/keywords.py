@@ -41,14 +41,15 @@ def takes(options: type) -> Callable[[F], F]:
             for field in fields(options)
         ]
         known = [parameter.name for parameter in (*own, *added)][1:]  # without self
+        names = frozenset(known)
         suffix = _DUNDERS.get(method.__name__, f".{method.__name__}")
         kind = "parameter" if method.__name__ == "__init__" else "option"
 
         @functools.wraps(method)
         def checked(self: Any, *args: Any, **keywords: Any) -> Any:
-            for name in keywords:
-                if name not in known:
-                    raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}{nearest(name, known)}")
+            if not keywords.keys() <= names:
+                name = next(name for name in keywords if name not in names)
+                raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}{nearest(name, known)}")
             return method(self, *args, **keywords)
 
         checked.__doc__ = _with_entries(method.__doc__ or f"{_SHARED}\n\nArgs:\n    **{rest.name}:", rest.name, options)

@@ -188,13 +188,19 @@ class GenerateOptions:
                 f"max_new_tokens={self.max_new_tokens}"
             )
 
-    def sampling(self, prefix: str = "") -> tuple[float, int, float]:
-        """Temperature, top_k and top_p of the student, or with "teacher_" of the teacher, for whom None is as those."""
-        values: list[Any] = []
-        for name in ("temperature", "top_k", "top_p"):
-            own = getattr(self, prefix + name)
-            values.append(getattr(self, name) if own is None else own)
-        return values[0], values[1], values[2]
+    @property
+    def sampling(self) -> tuple[float, int, float]:
+        """The student's temperature, top_k and top_p."""
+        return self.temperature, self.top_k, self.top_p
+
+    @property
+    def teacher_sampling(self) -> tuple[float, int, float]:
+        """The teacher's, where None is as the student's."""
+        return (
+            self.temperature if self.teacher_temperature is None else self.teacher_temperature,
+            self.top_k if self.teacher_top_k is None else self.teacher_top_k,
+            self.top_p if self.teacher_top_p is None else self.teacher_top_p,
+        )
 
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from kdtw_fast import _core
-from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, is_text_streamer
+from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.loaders import load_tokenizer
@@ -94,18 +94,17 @@ class Decoder(AnyDecoder):
         result = session.run(True, self.model.pad_token_id, put)
         for _, fault in result["faults"]:
             raise FloatingPointError(fault)
-        if is_text_streamer(streamer):
-            streamer.end()
+        end(streamer)
         return together(result, session)
 
     def _open(self, options: GenerateOptions, slots: int, source_capacity: int) -> _core.Session:
         """A session of the core with these options."""
-        teacher = _sampling(*options.sampling("teacher_"))
+        teacher = _sampling(*options.teacher_sampling)
         shared = _core.SessionOptions(
             forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
-            student_sampling=teacher if self._role == "teacher" else _sampling(*options.sampling()),
+            student_sampling=teacher if self._role == "teacher" else _sampling(*options.sampling),
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -73,10 +72,13 @@ class AnyDecoder(Reading, ABC):
             FloatingPointError: a model produced a logit that is not finite, naming model, row and step.
             KeyboardInterrupt: Ctrl-C; the decoder stays usable.
         """
-        with ending(streamer):
+        try:
             parsed = GenerateOptions(**options)
             rows = self._rows(input_ids, attention_mask, teacher_inputs, parsed)
             return self._decode(rows, parsed, streamer)
+        except BaseException:
+            end(streamer)
+            raise
 
     @takes(GenerateOptions)
     def __call__(
@@ -99,7 +101,7 @@ class AnyDecoder(Reading, ABC):
             streamer: as for :meth:`generate`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
-        with ending(streamer):
+        try:
             budget = self._budget_of(budget)
             ids, teachers_ids = self._texts(text, budget)
             parsed = GenerateOptions(**options)
@@ -107,6 +109,9 @@ class AnyDecoder(Reading, ABC):
                 parsed = replace(parsed, max_teacher_calls=none)
             inputs = teachers_ids if teacher_inputs is None else teacher_inputs
             out = self._decode(self._rows(ids, None, inputs, parsed), parsed, streamer)
+        except BaseException:
+            end(streamer)
+            raise
         out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
         return out
 
@@ -177,15 +182,10 @@ class AnyDecoder(Reading, ABC):
 
 def is_text_streamer(streamer: Any) -> bool:
     """Whether it is one of Hugging Face's, with ``put`` and ``end``."""
-    return hasattr(streamer, "put") and hasattr(streamer, "end")
+    return streamer is not None and hasattr(streamer, "put") and hasattr(streamer, "end")
 
 
-@contextmanager
-def ending(streamer: Any) -> Iterator[None]:
-    """An exception from inside ends a Hugging Face streamer, so that whoever reads it does not wait for ever."""
-    try:
-        yield
-    except BaseException:
-        if is_text_streamer(streamer):
-            streamer.end()
-        raise
+def end(streamer: Any) -> None:
+    """Ends a Hugging Face streamer, after an error too, so that whoever reads it does not wait for ever."""
+    if is_text_streamer(streamer):
+        streamer.end()

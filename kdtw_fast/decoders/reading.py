@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdtw_fast.budgets import fill_prompt, join_phrases, resolve_budgets
 from kdtw_fast.inputs import Item, check_ids, check_text, source, token_list, token_rows
@@ -13,8 +12,7 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, GenerateOptions
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The source tokens of one row: of the model that writes, and of each of its teachers (empty = the same)."""
 
     own: list[int]

@@ -289,8 +289,8 @@ class Decoder:
             row = Row(
                 student=Lane(self.student, sources[source]),
                 teachers=[Lane(model, own[source]) for model, own in zip(self.teachers, theirs, strict=True)],
-                student_warp=Warp(*told.sampling()),
-                teacher_warp=Warp(*told.sampling("teacher_")),
+                student_warp=Warp(*told.sampling),
+                teacher_warp=Warp(*told.teacher_sampling),
                 options=told,
                 key=index if told.row_ids is None else told.row_ids[index],
                 max_teacher_fraction=limits[0][source],
