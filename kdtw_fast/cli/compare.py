@@ -117,9 +117,9 @@ def compare(
     require_matplotlib()
     check_metric(metric)
     base, settings = (QUICK, QUICK_SETTINGS) if quick else (Choices(), Settings())
-    given = {name: value for name, value in made.items() if value is not None}
-    settings = replace(settings, **{name: given.pop(name) for name in set(given) - _LISTS}, threads=threads)
-    chosen = {name: _values(name, text) for name, text in given.items()}
+    asked = {name: value for name, value in made.items() if value is not None}
+    settings = replace(settings, **{name: asked.pop(name) for name in set(asked) - _LISTS}, threads=threads)
+    chosen = {name: _values(name, text) for name, text in asked.items()}
     if methods is not None:
         chosen["groups"] = _split(methods)
     budgets = chosen.get("budgets", base.budgets)
