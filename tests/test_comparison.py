@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
 from kdtw_fast import SingleModelDecoder
-from kdtw_fast.comparison import figures, table, verdicts
+from kdtw_fast.comparison import claims, figures, table
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
 from kdtw_fast.comparison.contenders import chosen, load_contender
 from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
@@ -360,7 +360,7 @@ def test_verdicts_follow_the_intervals() -> None:
         name: Statistics.of(["a b c"] * 2, [text] * 2) for name, text in [("pair/kdtw/0", "a b c"), ("x", "d e f")]
     }
     samples = Samples(resample(2, 0), drawn | {"pair/kdtw/0.1": drawn["x"]})
-    text = verdicts.claims_tables(records, {"pair": samples}, points, found, "rouge2")
+    text = claims.claims_tables(records, {"pair": samples}, points, found, "rouge2")
     rows = [line.removesuffix(" |").split(" | ") for line in text.splitlines()]
     table = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 5}
     assert table["claim"] == ["holds", "b0 (0)", "b0.1 (0.1)", "mean"]

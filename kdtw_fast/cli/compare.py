@@ -175,12 +175,11 @@ _BAR = "{percentage:3.0f}%|{bar:20}| {elapsed} done, about {remaining} left; {de
 
 
 def _present(folder: Path, metric: str) -> None:
-    from kdtw_fast.comparison.claims import claims
+    from kdtw_fast.comparison.claims import claims, claims_tables
     from kdtw_fast.comparison.figures import draw
     from kdtw_fast.comparison.records import read
     from kdtw_fast.comparison.summary import sample, summarise
     from kdtw_fast.comparison.table import FOOTNOTE, points_tables, terminal_tables
-    from kdtw_fast.comparison.verdicts import claims_tables
 
     records = read(folder / "results.jsonl")
     samples = {pair: sample(records, pair) for pair in records.pairs}
