@@ -6,7 +6,8 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,14 +107,21 @@ def gemm_rate(threads: int, rounds: int = 1, size: int = GEMM_SIZE) -> float:
 
 def _best(threads: int, rounds: int, run: Callable[[], Any]) -> float:
     """Least seconds of ``rounds`` runs by torch with so many threads, after one that is not counted."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         times = []
         for _ in range(1 + rounds):
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
         return min(times[1:])
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Runs torch with so many threads, and then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)

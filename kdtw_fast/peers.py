@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kdtw_fast.decoders import SingleModelDecoder
+from kdtw_fast.machine import torch_threads
 from kdtw_fast.model import NativeT5
 
 HUGGING_FACE = "Hugging Face generate"
@@ -51,9 +52,7 @@ def hugging_face(
 
     def generate(ids: Rows) -> Decoded:
         ids, mask = (part.to(model.device) for part in padded(ids, model.config.pad_token_id))
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -64,8 +63,6 @@ def hugging_face(
                 use_cache=True,
                 **options,
             )
-        finally:
-            torch.set_num_threads(before)
         rows = out[:, 1:].tolist()
         return Decoded([cut(row, end) for row in rows] if least < new_tokens else rows)
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from kdtw_fast import __version__
+from kdtw_fast.cli.info import described, show
 from kdtw_fast.cli.options import Device
 
 
@@ -24,8 +26,7 @@ def selftest(
 
     chosen = _core.resolve_device(device)
     cuda = _core.build_info()["cuda"]
-    for line in _described(chosen):
-        print(line)
+    show({"device": chosen, "kdtw_fast": __version__, **described()})
     print()
     count = failed = 0
     for item in run_checks(chosen):
@@ -44,22 +45,3 @@ def selftest(
             print(f"{row.shape:16s} {row.dtype:5s} {row.first:9.2f} {row.following:9.3f}", flush=True)
     if failed:
         raise typer.Exit(1)
-
-
-def _described(device: str) -> list[str]:
-    """Machine, build and versions, a line each."""
-    from kdtw_fast.machine import machine
-
-    told = machine()
-    build = told["build"]
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-    lines = {
-        "device": device,
-        "processor": f"{told['processor']}, {told['cores']} cores, {told['memory'] / 2**30:.0f} GiB, {told['system']}",
-        "versions": versions,
-        "build": f"{build['compiler']}, torch {build['torch']}, {build['simd']}",
-    }
-    if build["cuda"] is not None:
-        lines["CUDA"] = f"{build['cuda']['kind']} for {build['cuda']['architectures']}"
-        lines["devices"] = "; ".join(build["cuda"]["devices"]) or "none"
-    return [f"{name:<10} {value}" for name, value in lines.items()]
