@@ -80,57 +80,40 @@ def load_contender(
         FileNotFoundError: a folder or file is not there.
         ValueError: an unknown pair, a folder that holds none, data that is none.
     """
-    place = _place(pair)
-    samples = place.samples() if data is None else read_samples(data)
-    folders = {"student": place.student, "teacher": place.teacher}
+    name, folders, own_samples = _find(pair)
+    samples = own_samples() if data is None else read_samples(data)
     if draft_student is not None and not draft_student.is_dir():
         raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
-    if (drafter := draft_student or place.drafter) is not None:
-        folders[DRAFT_STUDENT] = drafter
+    tokenizer = load_tokenizer(folders.pop("tokenizer"))
+    if draft_student is not None:
+        folders[DRAFT_STUDENT] = draft_student
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
-    tokenizer = load_tokenizer(place.tokenizer)
-    return Contender(place.name, folders, models, tokenizer, chosen(samples, sentences))
+    return Contender(name, folders, models, tokenizer, chosen(samples, sentences))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a pair lies: its folders, and how to read the sentences that come with it."""
+def _find(pair: str) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
+    """A pair's name, its folders ("student", "teacher", "tokenizer", perhaps "gkd"), and what reads its sentences."""
+    shipped = pair in pair_names()
+    if not shipped and not Path(pair).is_dir():
+        from kdtw_fast.training import recipes
 
-    name: str
-    student: Path
-    teacher: Path
-    tokenizer: Path
-    samples: Callable[[], list[Sample]]
-    drafter: Path | None = None
-
-
-def _place(pair: str) -> _Place:
-    if pair in pair_names():
-        return _folder(pair_folder(pair), pair, lambda: load_samples(pair))
-    if Path(pair).is_dir():
-        return _folder(Path(pair), Path(pair).resolve().name, lambda: _no_sentences(pair))
-    from kdtw_fast.training import recipes
-
-    if pair in recipes.recipe_names() or Path(pair).suffix in (".yaml", ".yml"):
-        return _trained(recipes.resolve(pair).settings, pair)
-    return _folder(pair_folder(pair), pair, list)  # says which pairs there are
-
-
-def _folder(home: Path, name: str, samples: Callable[[], list[Sample]]) -> _Place:
-    for part in ("student", "teacher", "tokenizer"):
-        if not (home / part).is_dir():
-            raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
-    drafter = home / DRAFT_STUDENT
-    folders = home / "student", home / "teacher", home / "tokenizer"
-    return _Place(name, *folders, samples, drafter if drafter.is_dir() else None)
+        if pair in recipes.recipe_names() or Path(pair).suffix in (".yaml", ".yml"):
+            return _trained(recipes.resolve(pair).settings, Path(pair))
+    home = Path(pair) if Path(pair).is_dir() and not shipped else pair_folder(pair)  # which says what pairs there are
+    folders = {part: home / part for part in ("student", "teacher", "tokenizer", DRAFT_STUDENT)}
+    if not folders[DRAFT_STUDENT].is_dir():
+        del folders[DRAFT_STUDENT]
+    if not all(folder.is_dir() for folder in folders.values()):
+        raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
+    return home.resolve().name, folders, lambda: load_samples(pair) if shipped else _no_sentences(pair)
 
 
 def _no_sentences(pair: str) -> list[Sample]:
     raise ValueError(f"{pair} ships with no sentences; name a JSONL file with --data")
 
 
-def _trained(settings: Any, recipe: str) -> _Place:
+def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
     """What a recipe trained: its best student, beside its teacher, on the test split of its data."""
     from kdtw_fast.training import tasks
 
@@ -138,14 +121,10 @@ def _trained(settings: Any, recipe: str) -> _Place:
     for folder, what in ((student, "student"), (teacher, "teacher")):
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"recipe {recipe} has no {what} in {folder} yet; train it first (kdtw train)")
-
-    def samples() -> list[Sample]:
-        return [Sample(row.source, row.target) for row in tasks.read_examples(settings.data, "test")]
-
-    path = Path(recipe)
-    saved = path.name == "recipe.yaml"  # by a run, in its folder
-    name = path.resolve().parent.name if saved else "-".join(path.with_suffix("").parts[-2:])
-    return _Place(name, student, teacher, student, samples)
+    saved = recipe.name == "recipe.yaml"  # by a run, in its folder
+    name = recipe.resolve().parent.name if saved else "-".join(recipe.with_suffix("").parts[-2:])
+    folders = {"student": student, "teacher": teacher, "tokenizer": student}
+    return name, folders, lambda: tasks.read_examples(settings.data, "test")
 
 
 def chosen(items: Sequence[Any], count: int) -> list[Any]:
