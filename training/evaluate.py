@@ -41,8 +41,6 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
     }
 
 
-
-
 def greedy(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
