@@ -56,12 +56,14 @@ docs-serve: $(VENV)/.extra-docs
 # Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench
 	mkdir -p build
-	$(BIN)/python -m bench --json build/bench.json
+	$(BIN)/python -m pytest bench --ignore=bench/test_training.py --benchmark-json=build/bench.json
 	$(BIN)/python -m bench.speed_tables build/bench.json
+	$(BIN)/python -m pytest bench/test_training.py --benchmark-json=build/training.json
+	$(BIN)/python -m bench.speed_tables build/training.json --region training
 
 # The benchmarks on tiny models: checks that they run, measures nothing.
 bench-tiny: $(VENV)/.extra-bench
-	$(BIN)/python -m bench --tiny
+	$(BIN)/python -m pytest bench --tiny
 
 # What fewer bits cost in quality: docs/results.md's table of number formats.
 quantisation: $(VENV)/.installed
@@ -79,7 +81,7 @@ compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 	$(BIN)/python -m bench.record_tables figure
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	rm -f kdtw_fast/_core*.so kdtw_fast/libkdtw_cuda.so $(VENV)/.installed
 
 distclean: clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,12 +24,12 @@ SMOKE = T5Shape("smoke", 64, 16, 4, 96, 2, 160)
 
 @dataclass(frozen=True)
 class Made:
-    """A random model, with tensors and config fields of its own or as it comes, built natively or as Hugging Face's."""
+    """A random model with some tensors and config fields of its own, to be built natively or as Hugging Face's."""
 
     shape: T5Shape
-    seed: int = 0
-    tensors: Mapping[str, Values] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int
+    tensors: Mapping[str, Values]
+    config: Mapping[str, Any]
 
     def native(self, name: str, dtype: str = "fp32", device: str = "cpu") -> NativeT5:
         return random_native(
@@ -38,6 +38,11 @@ class Made:
 
     def hugging_face(self) -> Any:
         return random_t5(self.shape, self.seed, tensors=self.tensors)
+
+
+def plain(shape: T5Shape, seed: int = 0) -> Made:
+    """A random model as it comes."""
+    return Made(shape, seed, {}, {})
 
 
 def asking_student(shape: T5Shape, seed: int = 1) -> Made:
@@ -85,7 +90,7 @@ def teacher_without(shape: T5Shape, tau: int, seed: int = 0) -> Made:
         weight[tau] = 0.0
         return weight
 
-    return Made(shape, seed, {"lm_head.weight": head})
+    return Made(shape, seed, {"lm_head.weight": head}, {})
 
 
 def ragged_pair(student: T5Shape, teacher: T5Shape, teacher_share: float, length: int) -> tuple[Made, Made]:
@@ -108,7 +113,7 @@ def _with_probabilities(shape: T5Shape, seed: int, wanted: Mapping[int, float]) 
     """
 
     def made(weights: Sequence[float]) -> Made:
-        return Made(shape, seed, _steered(shape, seed, dict(zip(wanted, weights))))
+        return Made(shape, seed, _steered(shape, seed, dict(zip(wanted, weights))), {})
 
     tokens = list(wanted)
     first = made([1.0] * len(tokens)).native("model")
@@ -152,7 +157,7 @@ def walker(shape: T5Shape, way: torch.Tensor, seed: int, strays: torch.Tensor | 
         weight[wanted] = codes[before] * shape.d_model**-0.5
         return weight
 
-    return Made(shape, seed, {"shared.weight": lambda: 20.0 * codes, "lm_head.weight": head})
+    return Made(shape, seed, {"shared.weight": lambda: 20.0 * codes, "lm_head.weight": head}, {})
 
 
 def strays(length: int, steps: int, share: float, seed: int = 0) -> torch.Tensor:

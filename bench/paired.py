@@ -1,8 +1,8 @@
 """Is one checkout slower than another? Runs benchmarks of both in turns and prints the ratio of each row's medians.
 
-    python -m bench.paired OLD_CHECKOUT NEW_CHECKOUT one_model two_models
+    python -m bench.paired OLD_CHECKOUT NEW_CHECKOUT -k "one_model or two_models"
 
-Both must be built. A row is one that `python -m bench` of both has; a ratio above 1 says that the new one is slower.
+Both must be built. A row is a pytest-benchmark case that both have; a ratio above 1 says that the new one is slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Annotated
 
 import typer
 
-from bench.rows import Row
 from kdtw_fast.tables import markdown_table
 
 Medians = dict[str, float]  # seconds by the name of a benchmark
@@ -29,12 +28,14 @@ def run(checkout: Path, options: Sequence[str]) -> Medians:
     own = checkout / ".venv/bin/python"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.json"
-        command = [str(own) if own.exists() else sys.executable, "-m", "bench", "--json", str(file), *options]
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        command = [str(own) if own.exists() else sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:xdist"]
+        done = subprocess.run(
+            [*command, f"--benchmark-json={file}", *options], cwd=checkout, capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise RuntimeError(f"the benchmarks of {checkout} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        rows = [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
-    return {row.name: row.median for row in rows}
+        results = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+    return {result["fullname"]: result["stats"]["median"] for result in results}
 
 
 def in_turns(old: Path, new: Path, rounds: int, options: Sequence[str]) -> dict[str, list[Medians]]:
@@ -57,14 +58,14 @@ def ratios_table(taken: Mapping[str, Sequence[Medians]]) -> str:
     turns = [*taken["old"], *taken["new"]]
     common = [name for name in turns[0] if all(name in turn for turn in turns)]
     if not common:
-        raise ValueError("the two checkouts have no benchmark in common; choose others")
+        raise ValueError("the two checkouts have no benchmark in common; choose others with -k")
     cells, medians = [], []
     for name in common:
         ratios = [new[name] / old[name] for old, new in zip(taken["old"], taken["new"], strict=True)]
         medians.append(median(ratios))
         milliseconds = (f"{1000 * median(turn[name] for turn in taken[which]):.3f}" for which in ("old", "new"))
         spread = f"{min(ratios):.3f}–{max(ratios):.3f}"
-        cells.append([name, *milliseconds, f"{medians[-1]:.3f}", spread])
+        cells.append([name.removeprefix("bench/"), *milliseconds, f"{medians[-1]:.3f}", spread])
     columns = ("benchmark", "old, ms", "new, ms", "new / old", "least–largest")
     lines = markdown_table(columns, cells)
     lines += [
@@ -78,12 +79,12 @@ def ratios_table(taken: Mapping[str, Sequence[Medians]]) -> str:
 def main(
     old: Annotated[Path, typer.Argument(help="A built checkout.", exists=True, file_okay=False)],
     new: Annotated[Path, typer.Argument(help="Another one.", exists=True, file_okay=False)],
-    names: Annotated[list[str] | None, typer.Argument(help="Which benchmarks; none = all.")] = None,
+    expression: Annotated[str, typer.Option("-k", help="Which benchmarks, as pytest's -k.")] = "",
     rounds: Annotated[int, typer.Option(help="Turns of each.", min=1)] = 5,
     tiny: Annotated[bool, typer.Option("--tiny", help="On tiny models: checks that it runs.")] = False,
 ) -> None:
     """Benchmarks of two checkouts in turns."""
-    options = [*(names or []), *(["--tiny"] if tiny else [])]
+    options = [*(["-k", expression] if expression else []), *(["--tiny"] if tiny else [])]
     print(ratios_table(in_turns(old.resolve(), new.resolve(), rounds, options)))
 
 

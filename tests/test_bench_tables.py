@@ -31,7 +31,7 @@ def test_a_file_without_its_markers_is_refused(text: str) -> None:
 
 def test_tiny_results_never_reach_a_table() -> None:
     with pytest.raises(ValueError, match="--tiny"):
-        speed_tables("bench", results() | {"tiny": True})
+        speed_tables({"machine_info": {"kdtw": {"tiny": True}}, "benchmarks": []})
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,12 @@ def test_tables_align_text_left_and_numbers_right() -> None:
 
 
 def results(*benchmarks: tuple[dict[str, object], float]) -> dict[str, object]:
-    """The JSON of `python -m bench` as far as the tables read it."""
+    """pytest-benchmark's JSON as far as the tables read it."""
+    kdtw = {"tiny": False, "cores": 2, "simd": "avx2", "versions": {"kdtw_fast": "1"}}
     return {
-        "machine": {
-            **{"processor": "Some CPU", "cores": 2, "system": "Linux", "build": {"simd": "avx2"}},
-            "versions": {"python": "3.11", "kdtw_fast": "1"},
-        },
-        "tiny": False,
-        "time": "2026-01-02T03:04",
-        "rows": [{"kind": info["kind"], "case": info, "found": {}, "seconds": [s]} for info, s in benchmarks],
+        "machine_info": {"kdtw": kdtw, "cpu": {}, "system": "Linux"},
+        "datetime": "2026-01-02T03:04",
+        "benchmarks": [{"extra_info": info, "stats": {"median": median}} for info, median in benchmarks],
     }
 
 
@@ -96,13 +93,12 @@ def one_model(system: str, dtype: str, threads: int, median: float) -> tuple[dic
 
 def test_ratios_stand_beside_their_marks() -> None:
     text = speed_tables(
-        "bench",
         results(
             one_model("kdtw_fast", "int8", 1, 0.02),
             one_model("CTranslate2 int8", "int8", 1, 0.05),
             one_model("kdtw_fast", "int8", 2, 0.01),
             one_model("CTranslate2 int8", "int8", 2, 0.02),
-        ),
+        )
     )
     assert "| kdtw_fast, int8 | 1 | 2.00 | 500 | 75 % (≥ 60 %) |  |" in text
     assert "| CTranslate2 int8 | 1 | 5.00 | 200 |  | 2.50× (≥ 2.5×) |" in text
@@ -116,7 +112,7 @@ def test_reading_several_tokens_is_shown_against_a_step() -> None:
     passes = [one("catch-up", n, 0.001 * n**0.5) for n in (1, 4, 8)] + [
         one("verification", n, 0.001 * n) for n in (1, 4, 8)
     ]
-    text = speed_tables("bench", results(*passes))
+    text = speed_tables(results(*passes))
     assert "| catch-up, int8 | 1.00 | 2.00× (≤ 1.5×) | 2.83× (≤ 2.2×) |" in text
     assert "| verification, int8 | 1.00 | 4.00× | 8.00× |" in text
 
@@ -127,14 +123,13 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
         return info | {"teacher": "t", "threads": 1} | more, median
 
     text = speed_tables(
-        "bench",
         results(
             method("teacher alone", 1.0),
             method("speculative, K = 5", 0.5, shares={"encode": 0.2, "student": 0.5, "teacher": 0.3}),
             method("Training Wheels", 0.25, shares={"encode": 0.4, "student": 0.25, "teacher": 0.35}),
             method("Hugging Face fp32, teacher alone", 2.0, 4),
             method("Hugging Face fp32, assisted", 1.0, 4),
-        ),
+        )
     )
     assert "| speculative, K = 5 | – | 10 | 50.00 | 10.00 | 25.00 | 15.00 | 2.00× (≥ 1.5×) |" in text
     assert "| Hugging Face fp32, assisted | – | 4 | 250.00 |  |  |  | 2.00× |" in text
@@ -145,7 +140,7 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
         return info, median
 
     text = speed_tables(
-        "bench", results(batch("kdtw_fast", "x", 1.0), batch("CTranslate2", "a", 4.0), batch("CTranslate2", "b", 2.0))
+        results(batch("kdtw_fast", "x", 1.0), batch("CTranslate2", "a", 4.0), batch("CTranslate2", "b", 2.0))
     )
     assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
 
@@ -155,9 +150,7 @@ def test_a_device_has_its_roof_beside_it() -> None:
         info = {"kind": "cuda", "method": method, "device": "T4", "dtype": "fp16", "student": "s", "teacher": "t"}
         return info | {"new_tokens": 10, "roof": roof}, median
 
-    text = speed_tables(
-        "bench", results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2))
-    )
+    text = speed_tables(results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2)))
     assert "**T4: s with t, fp16**" in text and "| teacher alone | 10.000 | 5.000 | 1.00× |" in text
     assert "| Hugging Face fp16, assisted | 20.000 |  | 0.50× |" in text
 
@@ -167,9 +160,7 @@ def test_streams_stand_in_one_line_per_method_and_batch() -> None:
         info = {"kind": "stream", "method": "m", "student": "s", "teacher": "t", "threads": 2, "tokens": 100}
         return info | {"contestant": contestant, "rows": rows}, median
 
-    text = speed_tables(
-        "bench", results(one("half", 8, 1.0), one("all", 8, 2.0), one("half", 16, 0.5), one("all", 16, 0.25))
-    )
+    text = speed_tables(results(one("half", 8, 1.0), one("all", 8, 2.0), one("half", 16, 0.5), one("all", 16, 0.25)))
     assert "| method | rows | half | all |" in text
     assert "| m | 8 | 100 | 50 |" in text and "| m | 16 | 200 | 400 |" in text
 
@@ -183,18 +174,17 @@ def test_training_stands_beside_its_marks() -> None:
         for (models, system), rate in rates.items()
     ]
     parts = [({"kind": "phase 2", "part": part}, s) for part, s in (("batch", 2.0), ("renewal", 0.01))]
-    text = speed_tables("training", results(*rollouts, *parts))
+    text = speed_tables(results(*rollouts, *parts))
     assert "| rollouts | kdtw_fast | HF | faster by |" in text
     assert "| student and teacher (phase 2) | 900 | – | – |" in text
     assert "| student alone (GKD) | 800 | 200 | 4.0× (≥ 5×) |" in text
     assert "both models together write 4.5 times HF's of the student and 9.0 times HF's of the teacher alone." in text
-    assert speed_tables("bench", results(*rollouts)) == ""
     assert "takes 2.00 s, renewing the decoder's weights 10.0 ms of it: 0.50 % (≤ 2 %)" in text
 
 
 def test_results_without_a_table_are_refused() -> None:
     with pytest.raises(ValueError, match="kind 'new', for which there is no table"):
-        speed_tables("bench", results(({"kind": "new"}, 1.0)))
+        speed_tables(results(({"kind": "new"}, 1.0)))
 
 
 def test_of_several_runs_the_later_part_counts() -> None:
@@ -202,14 +192,14 @@ def test_of_several_runs_the_later_part_counts() -> None:
         info = {"kind": "large teacher", "method": "teacher alone", "student": None, "new_tokens": 10, "dtype": "int8"}
         return info | {"teacher": "t", "threads": 1}, median
 
-    first, second = results(method(1.0)), results(method(2.0)) | {"time": "2027-02-03T00:00"}
-    text = speed_tables("bench", first, second)
+    first, second = results(method(1.0)), results(method(2.0)) | {"datetime": "2027-02-03T00:00"}
+    text = speed_tables(first, second)
     assert "`make bench` on 2026-01-02 and 2027-02-03, in 2 runs" in text
     assert "| 200.00 |" in text and "| 100.00 |" not in text
-    assert "| 100.00 |" in speed_tables("bench", first, results())
-    second["machine"] = {"cores": 3}
+    assert "| 100.00 |" in speed_tables(first, results())
+    second["machine_info"] = {"kdtw": {"tiny": False, "cores": 3}}
     with pytest.raises(ValueError, match="different machines or builds"):
-        speed_tables("bench", first, second)
+        speed_tables(first, second)
 
 
 def test_the_figure_has_the_points_of_the_table() -> None:

@@ -8,14 +8,18 @@ steps take many times as long.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
 from bench.models import LARGER_TEACHER, SMOKE, TINY_STUDENT, TINY_TEACHER, ragged_pair, source
-from bench.rows import How, Row
+from bench.replay import replay_timer, report
 from kdtw_fast import SpeculativeDecoder, TrainingWheelsDecoder
-from kdtw_fast.paired_timing import take_turns
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.shapes import T5Shape
 
 LENGTH = 16  # mean length of a row
@@ -44,38 +48,60 @@ CASES = [
 Texts = list[list[int]]  # the tokens of every item
 
 
-def measure(how: How) -> Iterator[Row]:
-    """Kind "stream"."""
-    for case in CASES:
-        yield from _policies(how, *case)
+@dataclass(frozen=True)
+class Turns:
+    student: T5Shape
+    teacher: T5Shape
+    method: str
+    rows: int
+    threads: int
+    recorded: dict[str, Recorded]
 
 
-def _policies(how: How, student: T5Shape, teacher: T5Shape, method: str, rows: int) -> Iterator[Row]:
-    shapes = (SMOKE, SMOKE) if how.tiny else (student, teacher)
-    rows, length = (rows // 8, 8) if how.tiny else (rows, LENGTH)
+@pytest.fixture(
+    scope="module", params=CASES, ids=lambda case: f"{case[1].name}-{case[2]}-{case[3]}-rows".replace(" ", "-")
+)
+def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Turns:
+    student, teacher, method, rows = request.param
+    shapes = (SMOKE, SMOKE) if tiny else (student, teacher)
+    rows, length = (rows // 8, 8) if tiny else (rows, LENGTH)
     make, share, _ = METHODS[method]
     asking, asked = ragged_pair(*shapes, share, length)
-    decoder = make(asking.native("student"), asked.native("teacher"), num_threads=how.threads)
+    decoder = make(asking.native("student"), asked.native("teacher"), num_threads=threads)
     lengths = random.Random(0)
     items = [source(shapes[0], lengths.randint(16, 64), seed=seed)[0].tolist() for seed in range(2 * rows)]
     settings: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 4 * length}
 
     def stream(teacher_batch: int | None) -> Texts:
         outputs = decoder.stream(items, batch_size=rows, in_order=True, teacher_batch=teacher_batch, **settings)
-        return [out.sequences[0, 1:].tolist() for out in outputs]
+        return [out.output_ids[0] for out in outputs]
 
     def fixed() -> Texts:
         texts: Texts = []
         for first in range(0, len(items), rows):
             keys = range(first, first + rows)
             out = decoder.generate(items[first : first + rows], row_ids=keys, **settings)
-            texts += [out.sequences[r, 1 : 1 + length].tolist() for r, length in enumerate(out.lengths.tolist())]
+            texts += out.output_ids
         return texts
 
     contestants: dict[str, Callable[[], Texts]] = {name: partial(stream, POLICIES[name](rows)) for name in POLICIES}
-    taken = take_turns({**contestants, FIXED: fixed}, how.rounds(3))
-    for contestant, recorded in taken.items():
-        (texts, *_), pair = recorded.results, {"student": shapes[0].name, "teacher": shapes[1].name}
-        case = {**pair, "method": method, "rows": rows, "contestant": contestant}
-        yield Row("stream", case, recorded.seconds, {"threads": how.threads, "tokens": sum(map(len, texts))})
-        assert texts == taken[FIXED].results[0], f"{contestant} changed what was written"
+    return Turns(*shapes, method, rows, threads, take_turns({**contestants, FIXED: fixed}, rounds or 3))
+
+
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("contestant", [*POLICIES, FIXED])
+def test_stream(benchmark: BenchmarkFixture, taken: Turns, contestant: str) -> None:
+    recorded = taken.recorded[contestant]
+    benchmark.group = f"{taken.method}, {taken.student.name} + {taken.teacher.name}, {taken.rows} rows"
+    report(benchmark, recorded.seconds)
+    benchmark.extra_info |= {
+        "kind": "stream",
+        "contestant": contestant,
+        "method": taken.method,
+        "student": taken.student.name,
+        "teacher": taken.teacher.name,
+        "threads": taken.threads,
+        "rows": taken.rows,
+        "tokens": sum(map(len, recorded.results[0])),
+    }
+    assert recorded.results[0] == taken.recorded[FIXED].results[0]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 from kdtw_fast.training.allocations import Instructions
 from kdtw_fast.training.batches import encode, prompt_ids
@@ -20,11 +20,12 @@ from kdtw_fast.training.path_consistency import PathConsistency
 from kdtw_fast.training.recipes import resolve
 from kdtw_fast.training.rollouts import Rollouts, Tasks
 from kdtw_fast.training.settings import PhaseSettings
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.rows import How, Row
+from bench.replay import replay_timer, report
 from kdtw_fast import BUDGETS, SingleModelDecoder
 from kdtw_fast.options import NO_LIMIT
-from kdtw_fast.paired_timing import take_turns
+from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.pairs import Pair, load_pair
 
 MOST_NEW = 80
@@ -33,21 +34,20 @@ MODELS = ("student", "teacher")
 ROLLOUTS = [("both", "kdtw_fast"), *((model, system) for model in MODELS for system in ("kdtw_fast", HUGGING_FACE))]
 
 
-def measure(how: How) -> Iterator[Row]:
-    """Kinds "rollout" and "phase 2"."""
-    pair = load_pair("debian-de-en")
-    yield from _rollouts(how, pair)
-    yield from _phase_2(how, pair)
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return load_pair("debian-de-en")
 
 
-def _rollouts(how: How, pair: Pair) -> Iterator[Row]:
-    torch.set_num_threads(how.threads)
-    rows = encode(pair.samples()[: 6 if how.tiny else 48], pair.tokenizer)
+@pytest.fixture(scope="module")
+def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tuple[str, str], Recorded]:
+    torch.set_num_threads(threads)
+    rows = encode(pair.samples()[: 6 if tiny else 48], pair.tokenizer)
     budgets = [i % len(BUDGETS) for i in range(len(rows))]
     instructions = Instructions(pair.student.config.student_prompt)
     own = prompt_ids(pair.tokenizer, instructions.texts)
     (told,) = prompt_ids(pair.tokenizer, [pair.student.config.teacher_prompt])
-    settings = PhaseSettings(max_new_tokens=MOST_NEW, threads=how.threads)
+    settings = PhaseSettings(max_new_tokens=MOST_NEW, threads=threads)
     rollouts = Rollouts(pair.student, [pair.teacher], own, told, instructions.fractions, settings)
 
     def ours() -> int:
@@ -58,7 +58,7 @@ def _rollouts(how: How, pair: Pair) -> Iterator[Row]:
         prompts = [own[b] for b in budgets] if name == "student" else [told] * len(rows)
         sources = [[*prompt, *row.source, model.config.eos_token_id] for prompt, row in zip(prompts, rows)]
         batch = pair.tokenizer.pad({"input_ids": sources}, return_tensors="pt")
-        decoder = SingleModelDecoder(model, num_threads=how.threads)
+        decoder = SingleModelDecoder(model, num_threads=threads)
 
         def native() -> int:
             options = {"max_source_length": NO_LIMIT, "temperature": 1.0, "output_logprobs": True}
@@ -80,27 +80,29 @@ def _rollouts(how: How, pair: Pair) -> Iterator[Row]:
         return native if system == "kdtw_fast" else theirs
 
     both, *others = ROLLOUTS
-    taken = take_turns({", ".join(both): ours} | {", ".join(one): alone(*one) for one in others}, how.rounds(5))
-    for (models, system), recorded in zip(ROLLOUTS, taken.values(), strict=True):
-        rates = sorted(tokens / seconds for tokens, seconds in zip(recorded.results, recorded.seconds))
-        seen = {"tokens_per_second": rates[len(rates) // 2]}
-        yield Row("rollout", {"models": models, "system": system}, recorded.seconds, seen)
-        assert min(recorded.results) > 0
+    return take_turns({both: ours} | {one: alone(*one) for one in others}, rounds or 5)
 
 
-def _phase_2(how: How, pair: Pair) -> Iterator[Row]:
-    with TemporaryDirectory() as name:
-        algorithm = _algorithm(how, pair, Path(name))
-    numbers = count()
-    parts: dict[str, Callable[[], object]] = {
-        "batch": lambda: algorithm.train_batch(next(numbers)),
-        "renewal": lambda: algorithm.rollouts.decoder.student.update_weights(algorithm.student),
-    }
-    for part, recorded in take_turns(parts, how.rounds(7)).items():
-        yield Row("phase 2", {"part": part}, recorded.seconds)
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("contestant", ROLLOUTS, ids=", ".join)
+def test_rollouts(
+    benchmark: BenchmarkFixture, rolled: dict[tuple[str, str], Recorded], contestant: tuple[str, str]
+) -> None:
+    recorded = rolled[contestant]
+    benchmark.group = "rollouts"
+    rates = sorted(tokens / seconds for tokens, seconds in zip(recorded.results, recorded.seconds))
+    report(benchmark, recorded.seconds)
+    models, system = contestant
+    rate = rates[len(rates) // 2]
+    benchmark.extra_info |= {"kind": "rollout", "models": models, "system": system, "tokens_per_second": rate}
+    assert min(recorded.results) > 0
 
 
-def _algorithm(how: How, pair: Pair, folder: Path) -> PathConsistency:
+@pytest.fixture(scope="module")
+def trained(
+    pair: Pair, tiny: bool, rounds: int | None, threads: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Recorded]]:
+    folder: Path = tmp_path_factory.mktemp("phase2")
     write_jsonl(folder / "train.jsonl", pair.samples()[120:])
     write_jsonl(folder / "validation.jsonl", pair.samples()[:120])
     places = {
@@ -109,10 +111,25 @@ def _algorithm(how: How, pair: Pair, folder: Path) -> PathConsistency:
         "student.path": pair.folder / "student",
         "teacher.path": pair.folder / "teacher",
         "tokenizer": pair.folder / "tokenizer",
-        "threads": how.threads,
-        "tasks": 6 if how.tiny else 24,
+        "threads": threads,
+        "tasks": 6 if tiny else 24,
     }
     recipe = resolve("debian-de-en/phase2", [f"{name}={value}" for name, value in places.items()])
     algorithm = recipe.build()
     assert isinstance(algorithm, PathConsistency)
-    return algorithm
+    numbers = count()
+    yield take_turns(
+        {
+            "batch": lambda: algorithm.train_batch(next(numbers)),
+            "renewal": lambda: algorithm.rollouts.decoder.student.update_weights(algorithm.student),
+        },
+        rounds or 7,
+    )
+
+
+@pytest.mark.benchmark(timer=replay_timer)
+@pytest.mark.parametrize("part", ["batch", "renewal"])
+def test_batch_of_phase_2(benchmark: BenchmarkFixture, trained: dict[str, Recorded], part: str) -> None:
+    benchmark.group = "phase 2"
+    report(benchmark, trained[part].seconds)
+    benchmark.extra_info |= {"kind": "phase 2", "part": part}
