@@ -105,6 +105,12 @@ class SessionOptions:
         threads: int,
     ) -> None: ...
 
+class Bell:
+    """Rung from another thread, it ends a run of a session that waits for a row to finish."""
+
+    def ring(self) -> None: ...
+    def clear(self) -> None: ...
+
 class Session:
     """Rows decoded together in so many slots; RuntimeError when two calls meet, or after one ended in an exception."""
 
@@ -123,8 +129,17 @@ class Session:
         is empty or missing is the student's.
         """
 
-    def run(self, to_the_end: bool, pad: int, streamer: Callable[[int, int, int, int], None] | None) -> dict[str, Any]:
-        """Decodes until a row has finished, or all have, or one is at fault; the finished rows as arrays."""
+    def run(
+        self,
+        to_the_end: bool,
+        pad: int,
+        streamer: Callable[[int, int, int, int], None] | None,
+        bell: Bell | None = None,
+    ) -> dict[str, Any]:
+        """Decodes until a row has finished, or all have, or one is at fault; the finished rows as arrays.
+
+        With `to_the_end` false, a bell that is rung ends it too, perhaps with no row.
+        """
 
     @property
     def free_slots(self) -> int: ...

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -43,6 +45,18 @@ PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.7, 20.0
 FEWEST_CALLS, LAST_CALLS = 3, 9
 CALIBRATION_DRAFT = 5  # drafts per check while calibrating
 STREAM_SOURCE = 64  # tokens of a source of a stream, for the prediction
+
+
+_alive: weakref.WeakSet[AutoDecoder] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held a decoder's lock, and there is no such thread in the child to let it go."""
+    for decoder in _alive:
+        decoder._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Share:
@@ -176,6 +190,7 @@ class AutoDecoder(AnyDecoder):
         self._decoders: dict[tuple[str, int], Decoder] = {}
         self._lengths: deque[float] = deque(maxlen=LAST_CALLS)  # mean output length of each of the last calls
         self._lock = threading.Lock()  # of what calls measure and learn
+        _alive.add(self)
         for candidate in candidates:  # what cannot be built is refused now, not at the first call that chooses it
             self._decoder(candidate, 1)
 
@@ -198,19 +213,29 @@ class AutoDecoder(AnyDecoder):
         return out
 
     def _stream(
-        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
+        self,
+        inputs: Iterable[Any],
+        batch_size: int,
+        budget: Any,
+        in_order: bool,
+        on_error: str,
+        options: GenerateOptions,
     ) -> Stream:
         self._refuse_limits(options)
         prediction, _ = self._choose(batch_size, min(STREAM_SOURCE, options.max_source_length), options)
         alone = prediction.method in (TEACHER, STUDENT)
         if alone:
-            inputs = _for_one_model(inputs, prediction.method == TEACHER)
+            made = _for_one_model(inputs, prediction.method == TEACHER)
+            inputs = list(made) if isinstance(inputs, Sequence) else made
         options = replace(options, **self._limits_of(prediction.method))
-        stream = self._decoder_of(prediction)._stream(inputs, batch_size, None if alone else budget, in_order, options)
+        own_budget = None if alone else budget
+        decoder = self._decoder_of(prediction)
+        stream = decoder._stream(inputs, batch_size, own_budget, in_order, on_error, options)
 
         def learn(out: GenerationOutput) -> None:
-            with self._lock:
-                self.chooser.count(prediction.method, out)
+            if out.error is None:
+                with self._lock:
+                    self.chooser.count(prediction.method, out)
             out.prediction = prediction
 
         stream.on_output = learn

@@ -47,10 +47,18 @@ def takes(options: type) -> Callable[[F], F]:
 
         @functools.wraps(method)
         def checked(self: Any, *args: Any, **keywords: Any) -> Any:
-            if not keywords.keys() <= names:
-                name = next(name for name in keywords if name not in names)
-                raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}{nearest(name, known)}")
-            return method(self, *args, **keywords)
+            try:
+                if not keywords.keys() <= names:
+                    name = next(name for name in keywords if name not in names)
+                    raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}{nearest(name, known)}")
+                return method(self, *args, **keywords)
+            except TypeError as error:
+                # Arguments that do not fit: the method, which would have ended its streamer, has not begun.
+                streamer: Any = keywords.get("streamer")
+                begun = error.__traceback__ is None or error.__traceback__.tb_next is not None
+                if not begun and hasattr(streamer, "put") and hasattr(streamer, "end"):
+                    streamer.end()
+                raise
 
         checked.__doc__ = _with_entries(method.__doc__ or f"{_SHARED}\n\nArgs:\n    **{rest.name}:", rest.name, options)
         checked.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]

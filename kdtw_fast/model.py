@@ -76,7 +76,7 @@ class NativeModel:
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
         self.vocab_size: int = self.spec["vocabulary"]
         eos = config.get("eos_token_id")
-        if eos is None:
+        if eos is None or eos == []:
             raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
         self.eos_token_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
         pad = config.get("pad_token_id")
@@ -88,6 +88,8 @@ class NativeModel:
         self.tau_token_ids = tau_token_ids(config.get, name)
         self.student_prompt: str | None = config.get("student_prompt")
         self.teacher_prompt: str | None = config.get("teacher_prompt")
+        if not isinstance(self.teacher_prompt, str | None):
+            raise ValueError(f"{name}: config field teacher_prompt must be a string, got {self.teacher_prompt!r}")
         if self.student_prompt is not None:
             with named(name):
                 fill_prompt(self.student_prompt, "")
@@ -99,9 +101,9 @@ class NativeModel:
         }
         for field, tokens in special.items():
             for token in tokens:
-                if not 0 <= token < self.vocab_size:
+                if type(token) is not int or not 0 <= token < self.vocab_size:
                     raise ValueError(
-                        f"{name}: config field {field}={token} is outside the vocabulary of {self.vocab_size}"
+                        f"{name}: config field {field}={token!r} is outside the vocabulary of {self.vocab_size}"
                     )
         if self.tau_token_id is not None and not self.num_teachers:
             raise ValueError(
@@ -174,7 +176,8 @@ class NativeModel:
             TypeError: ``model`` is not such a model.
             ValueError: its config is another one, naming what differs; or a tensor is missing or of another shape.
             RuntimeError: a decode or a stream with this model is under way. Then, and after any other error, the
-                weights are the old ones.
+                weights are the old ones. A decode that begins in another thread before this returns is a RuntimeError
+                there.
         """
         config, tensors = read_module(model, self.name)
         described = describe(config, tensors, self.name, self._ignored)

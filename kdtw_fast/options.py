@@ -14,8 +14,11 @@ from kdtw_fast.messages import Message, OptionName
 DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")  # of weights
 CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")  # of keys and values
 LIMITS = ("max_teacher_calls", "max_teacher_fraction")  # options that bound a row's calls
+ON_ERROR = ("raise", "return")  # what a stream does with a wrong item
 LARGEST_COUNT = 2**31 - 1
-NO_LIMIT = 2**20  # max_source_length of evaluations: held-out sources are never left out or cut
+MOST_TOKENS = 2**20  # of an output or a source
+MOST_ROWS = 2**16  # decoded together
+NO_LIMIT = MOST_TOKENS  # max_source_length of evaluations: held-out sources are never left out or cut
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -54,12 +57,17 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
     return number
 
 
+def check_word(option: str, word: Any, known: Sequence[str]) -> None:
+    """Raises TypeError or ValueError, naming the nearest known one, unless ``word`` is in ``known``."""
+    if not isinstance(word, str):
+        raise TypeError(Message(OptionName(option), f" must be one of {', '.join(map(repr, known))}, got {word!r}"))
+    if word not in known:
+        raise ValueError(Message("unknown ", OptionName(option), f" {word!r}{nearest(word, known)}"))
+
+
 def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
-    """Raises TypeError or ValueError, naming the nearest known one, unless ``dtype`` is in ``known``."""
-    if not isinstance(dtype, str):
-        raise TypeError(Message(OptionName(option), f" must be one of {', '.join(map(repr, known))}, got {dtype!r}"))
-    if dtype not in known:
-        raise ValueError(Message("unknown ", OptionName(option), f" {dtype!r}{nearest(dtype, known)}"))
+    """:func:`check_word` for number formats."""
+    check_word(option, dtype, known)
 
 
 def check_limit(name: str, value: Any, label: str | None = None) -> None:
@@ -114,7 +122,7 @@ class GenerateOptions:
         teacher_top_p: the teacher's ``top_p``; None = as the student.
         seed: random numbers are a function of (seed, row number or id, position) and of nothing else; 0 to 2^64 - 1.
         row_ids: names of the rows to the random numbers, one per output row, each 0 to 2^64 - 1; None = 0, 1, 2, …
-        num_return_sequences: outputs per input row, >= 1 (they differ only when sampling).
+        num_return_sequences: outputs per input row, 1 to 2^16 (they differ only when sampling).
         forced_tokens: ids every output begins with, fewer than ``max_new_tokens``.
         max_teacher_fraction: at most this fraction of every prefix of the output is written by the teacher, in [0, 1].
             <tau> is masked otherwise. For Training Wheels and its controls; one value, or one per input row. Of several
@@ -122,8 +130,8 @@ class GenerateOptions:
             names, each alone: {1: 0.3, 2: 0.05}.
         max_teacher_calls: most calls of a row, >= 0. For whom, for how many rows and teachers: as above.
         max_time: seconds, > 0, after which a row stops where it is, from when its decoding began; None = no limit.
-        max_source_length: longest source in tokens, its prompt included, >= 1; longer ones are an error, or cut with
-            ``truncation``. On a CUDA device a stream takes memory for so many tokens of every row when it begins.
+        max_source_length: longest source in tokens, its prompt included, 1 to 2^20; longer ones are an error, or cut
+            with ``truncation``. On a CUDA device a stream takes memory for so many tokens of every row when it begins.
         truncation: cut longer sources, keeping the end token, instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
         output_reads: also return how many tokens each pass read.
@@ -157,10 +165,10 @@ class GenerateOptions:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_int("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_int("max_new_tokens", self.max_new_tokens, 1, MOST_TOKENS)
         check_int("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
-        check_int("num_return_sequences", self.num_return_sequences, 1)
-        check_int("max_source_length", self.max_source_length, 1)
+        check_int("num_return_sequences", self.num_return_sequences, 1, MOST_ROWS)
+        check_int("max_source_length", self.max_source_length, 1, MOST_TOKENS)
         check_int("seed", self.seed, 0, 2**64 - 1)
         for prefix in ("", "teacher_"):
             temperature, top_k, top_p = (getattr(self, prefix + n) for n in ("temperature", "top_k", "top_p"))

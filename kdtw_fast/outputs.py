@@ -67,6 +67,7 @@ class GenerationOutput(ModelOutput):
         texts: decoded outputs, when strings went in.
         prediction: of :class:`kdtw_fast.AutoDecoder`: the method that ran, and its predicted time.
         index: of a stream's row, the place of its item in the input; None otherwise.
+        error: of a stream with ``on_error="return"``, what was wrong with the item; all but ``index`` is None then.
     """
 
     sequences: torch.Tensor | None = None
@@ -92,6 +93,7 @@ class GenerationOutput(ModelOutput):
     texts: list[str] | None = None
     prediction: Prediction | None = None
     index: int | None = None
+    error: Exception | None = None
 
     experts = renamed_field("GenerationOutput", "experts", "teacher_index")
     expert_calls = renamed_field("GenerationOutput", "expert_calls", "calls_by_teacher")

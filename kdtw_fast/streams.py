@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Any, Self
 
 from kdtw_fast import _core
+from kdtw_fast.feeds import Feed
 from kdtw_fast.inputs import Item
 from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
 
@@ -21,11 +21,17 @@ RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.L
 class Stream:
     """The outputs of one ``decoder.stream`` call: an iterator that decodes as it is asked.
 
+    Rows that run go on while the input is waited for: an iterable that is no sequence is read in a thread of its own,
+    never further than there is room for.
+
     An item that is wrong, or an exception from reading the input, ends the reading: rows that run then are decoded
     to their end and yielded, and the exception, which names the item by its index, comes after them. The same holds
     for a row whose logits are not finite (FloatingPointError). With ``in_order`` the exception takes its item's
     place, and what follows it is dropped. Ctrl-C and other exceptions of the machine come out at once. After any
     exception the stream is closed, and the decoder as usable as before.
+
+    With ``on_error="return"`` a wrong item, or a row at fault, is instead an output of its own, which has ``index``
+    and ``error`` and nothing else, and the stream goes on. An exception of the input itself still ends it.
 
     A stream belongs to one thread at a time; RuntimeError otherwise.
 
@@ -38,20 +44,22 @@ class Stream:
         session: _core.Session,
         inputs: Iterable[Any],
         read: Callable[[Any, int], Item],
-        rows: Callable[[list[Item], int], Iterator[RowArguments]],
+        rows: Callable[[list[Item], list[int]], Iterator[RowArguments]],
         tokenizer: Any,
         pad: int,
         in_order: bool,
+        on_error: str = "raise",
     ):
         # Called with every output before it is yielded.
         self.on_output: Callable[[GenerationOutput], None] = lambda out: None
         self.failed: int | None = None
         self._session: _core.Session | None = session
-        self._inputs: Iterator[Any] | None = iter(inputs)
+        self._inputs = Feed(inputs)
         self._read, self._rows = read, rows
         self._tokenizer, self._pad, self._in_order = tokenizer, pad, in_order
-        self._admitted = 0
-        self._running: dict[int, bool] = {}  # row -> whether it was a text
+        self._returns_errors = on_error == "return"
+        self._read_items = self._added = 0
+        self._running: dict[int, tuple[int, bool]] = {}  # row -> its item's index, and whether that was a text
         self._finished: dict[int, GenerationOutput] = {}  # in_order: those whose turn has not come
         self._ready: deque[GenerationOutput] = deque()
         self._turn = 0  # in_order: the index to be yielded next
@@ -119,18 +127,28 @@ class Stream:
         assert self._session is not None
         self._admit()
         if not self._running:
-            self._shut()
+            if self._inputs.ended and not self._ready:
+                self._shut()
             return
-        result = self._session.run(False, self._pad, None)
-        for index, fault in result["faults"]:
-            del self._running[index]
-            self._fail(index, FloatingPointError(fault))
-        outputs = dict(one_by_one(result))
-        self._add_texts([out for index, out in outputs.items() if self._running.pop(index)])
+        result = self._session.run(False, self._pad, None, self._inputs.bell)
+        for row, fault in result["faults"]:
+            index, _ = self._running.pop(row)
+            self._fail_item(index, FloatingPointError(fault.replace(f"row {row},", f"row {index},", 1)))
+        texts = []
+        outputs = [out for _, out in one_by_one(result)]
+        for out in outputs:
+            assert out.index is not None
+            out.index, was_text = self._running.pop(out.index)
+            texts += [out] * was_text
+        self._add_texts(texts)
+        self._hand_out(outputs)
+
+    def _hand_out(self, outputs: list[GenerationOutput]) -> None:
+        """Makes ready what may be yielded now."""
         if not self._in_order:
-            self._ready.extend(outputs.values())
+            self._ready.extend(outputs)
             return
-        self._finished |= outputs
+        self._finished |= {out.index: out for out in outputs if out.index is not None}
         while self._turn in self._finished:
             self._ready.append(self._finished.pop(self._turn))
             self._turn += 1
@@ -145,28 +163,49 @@ class Stream:
             out.texts = [text]
 
     def _admit(self) -> None:
-        if self._inputs is None or self._session is None:
+        if self._inputs.ended or self._session is None:
             return
-        items: list[Item] = []
-        room = self._session.free_slots
+        items: list[tuple[int, Item]] = []
         try:
-            for value in islice(self._inputs, room):
-                items.append(self._read(value, self._admitted + len(items)))
-            if len(items) < room:
-                self._inputs = None
+            for value in self._inputs.take(self._session.free_slots, wait=not self._running):
+                index, self._read_items = self._read_items, self._read_items + 1
+                try:
+                    items.append((index, self._read(value, index)))
+                except Exception as error:
+                    self._fail_item(index, error)
+                    if not self._returns_errors:
+                        break
         except Exception as error:
-            self._fail(self._admitted + len(items), error)
+            self._fail(self._read_items, error)
+        self._add(items)
+
+    def _add(self, items: list[tuple[int, Item]]) -> None:
+        """Tokenizes the items together and makes rows of them."""
+        assert self._session is not None
+        added = 0
         try:
-            for item, arguments in zip(items, self._rows(items, self._admitted)):
+            rows = self._rows([item for _, item in items], [index for index, _ in items])
+            for (index, item), arguments in zip(items, rows):
                 self._session.add(*arguments)
-                self._running[self._admitted] = item.text is not None
-                self._admitted += 1
+                self._running[self._added] = index, item.text is not None
+                self._added += 1
+                added += 1
         except Exception as error:
-            self._fail(self._admitted, error)
+            if self._returns_errors and len(items) - added > 1:  # each alone shows which of them it is
+                for one in items[added:]:
+                    self._add([one])
+            else:
+                self._fail_item(items[added][0], error)
+
+    def _fail_item(self, index: int, error: Exception) -> None:
+        if self._returns_errors:
+            self._hand_out([GenerationOutput(index=index, error=error)])
+        else:
+            self._fail(index, error)
 
     def _fail(self, index: int, error: Exception) -> None:
         """Ends the reading; of several errors the first item's stays."""
-        self._inputs = None
+        self._inputs.close()
         if self.failed is None or index < self.failed:
             self.failed, self._error = index, error
 
@@ -174,7 +213,7 @@ class Stream:
         """Lets go of the session and of what waits for its turn."""
         if self._session is not None:
             self._totals, self._session = self._sums(), None
-        self._inputs = None
+        self._inputs.close()
         self._running.clear()
         self._finished.clear()
 

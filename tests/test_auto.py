@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
@@ -390,3 +391,20 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises(error, match=message):
         call(device)
+
+
+def test_a_fork_while_another_thread_measures_does_not_hang() -> None:
+    student, teacher = random_pair("noisy", 1, VOCAB)
+    auto = AutoDecoder(student, teacher, costs=DRAFTING_PAYS)
+    rows = [[5, 6, EOS]]
+    expected = auto.generate(rows, max_new_tokens=4).sequences.tolist()
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=lambda: answers.put(auto.generate(rows, max_new_tokens=4).sequences.tolist()))
+    with auto._lock:  # as the thread that measures has it
+        child.start()
+    try:
+        assert answers.get(timeout=60) == expected
+    finally:
+        child.join(10)
+        child.kill()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -139,3 +141,57 @@ def test_what_nobody_foresaw_is_one_sentence_and_status_1(kdtw, monkeypatch: pyt
     assert result.stderr == "kdtw: KeyError: 'shape'; set KDTW_TRACEBACK=1 to see where this comes from\n"
     monkeypatch.setenv("KDTW_TRACEBACK", "1")
     assert isinstance(kdtw("info").exception, KeyError)
+
+
+def test_lines_come_out_while_the_pipe_is_open(pair: TinyPair) -> None:  # noqa: F811
+    command = [sys.executable, "-m", "kdtw_fast", "generate", *map(str, pair.folders), *SMALL]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        for line in (b"die doku\n", b"paket\n"):
+            child.stdin.write(line)
+            child.stdin.flush()
+            assert child.stdout.readline().endswith(b"\n")  # before the next line is there
+        child.stdin.close()
+        assert child.stdout.read() == b"" and child.wait() == 0
+
+
+def test_ctrl_c_while_a_pipe_is_waited_for(pair: TinyPair) -> None:  # noqa: F811
+    command = [sys.executable, "-m", "kdtw_fast", "generate", *map(str, pair.folders), *SMALL]
+    start = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    run_it = start + "sys.argv = sys.argv[1:]; runpy.run_module('kdtw_fast', run_name='__main__')"
+    command = [sys.executable, "-c", run_it, *command[2:]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+        child.stdin.write(b"die doku\n")
+        child.stdin.flush()
+        assert child.stdout.readline().endswith(b"\n")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 130
+        assert child.stderr.read() == b"kdtw: interrupted\n"
+
+
+def test_lines_that_cannot_be_decoded_are_told_and_others_follow(kdtw, pair: TinyPair) -> None:  # noqa: F811
+    lines = b"die doku\n\nenth\xe4lt\n" + b"paket " * 30 + b"\npaket\n"
+    arguments = ["generate", *pair.folders, *SMALL, "--max-source-length", "20"]
+    status, out, err = run(*arguments, "--on-error", "return", stdin=lines)
+    assert status == 0
+    whole = run(*arguments, stdin=b"die doku\npaket\n")[1].splitlines()
+    assert out.splitlines() == [whole[0], b"", b"", b"", whole[1]]
+    assert [line[:14] for line in err.splitlines()] == ["kdtw: line 3 i", "kdtw: line 4: "]
+    assert "--max-source-length=20" in err and "--truncate" in err
+    status, out, err = run(*arguments, "--jsonl", "--on-error", "return", stdin=lines)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["finish_reason"] == "error" for record in records] == [False, False, True, True, False]
+    assert "not UTF-8" in records[2]["error"] and "tokens" in records[3]["error"]
+    status, out, err = run(*arguments, stdin=lines)
+    assert status == 2 and out.splitlines() == [whole[0], b""] and "line 3" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--batch-size", 2**31 - 1), ("--batch-size", 2**31), ("--max-source-length", 2**31 - 1), ("--batch-size", 2**70)],
+)
+def test_sizes_that_no_machine_has_are_named_as_they_were_written(option: str, value: int) -> None:
+    status, out, err = run("generate", "a text", option, value)
+    assert (status, out) == (2, b"")
+    assert option in err and str(value) in err and len(err.splitlines()) == 1

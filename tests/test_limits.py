@@ -21,7 +21,9 @@ import torch
 torch.set_num_threads(1)
 from factories import T5Shape, random_t5
 from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast.families import describe
 from kdtw_fast.options import GenerateOptions
+from kdtw_fast.weights import read_module, tensor_reader
 
 # Wide enough that its products are shared between threads.
 SHAPE = T5Shape("limited", 64, 16, 4, 256, 1)
@@ -114,12 +116,21 @@ def check(prepare, expected):
         n += 1 if n < 20 else 29
     assert refused > 5, refused
 
-arrays = {name: value.numpy() for name, value in MODELS[0].state_dict().items()}
+config, tensors = read_module(MODELS[0], "model")
+read = tensor_reader(describe(config, tensors, "model", ()), tensors, "model", {})
+arrays = {}  # made before anything fails
+
+def reading(name, *shape):
+    if name not in arrays:
+        arrays[name] = read(name, *shape)
+    return arrays[name]
+
 for dtype in ("fp32", "int8"):
     model = NativeT5.from_model(MODELS[0], dtype=dtype)
+    model.core.update("cpu", reading)
     packed = [blob.tobytes() for blob in model.core.blobs]
     def update():
-        return lambda: model.core.update("cpu", arrays.get) or model, lambda it: [b.tobytes() for b in it.core.blobs]
+        return lambda: model.core.update("cpu", reading) or model, lambda it: [b.tobytes() for b in it.core.blobs]
     check(update, packed)
     for call in calls(dtype, 2).values():
         def run():

@@ -118,6 +118,17 @@ def test_hugging_face_streamers(name: str, options: dict[str, Any], device: str)
     assert streamer.ended == 1
 
 
+@pytest.mark.parametrize("options", [{"max_new_token": 3}, {"attention_masks": None}, {}])
+def test_arguments_that_do_not_fit_end_a_streamer(options: dict[str, Any]) -> None:
+    decoder = make(*METHODS[0], device="cpu")
+    for call in (decoder.generate, decoder):
+        streamer = PutStreamer()
+        rows = [[[5, 6, 1]]] if options else []
+        with pytest.raises(TypeError):
+            call(*rows, streamer=streamer, **options)
+        assert streamer.ended == 1
+
+
 # --- Time ------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,11 @@ import _thread
 import gc
 import itertools
 import math
+import multiprocessing
+import queue
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +38,7 @@ import kdtw_fast
 from kdtw_fast import GenerationOutput, NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, _core
 from kdtw_fast.selftest import decodes
 from kdtw_fast.selftest.agreement import as_array
+from kdtw_fast.shapes import T5Shape, random_native
 
 VOCAB = 43
 MATRICES = ("sequences", "owners", "student_logprobs", "teacher_logprobs")
@@ -392,6 +396,9 @@ BAD_OPTIONS: list[tuple[Any, dict[str, Any], type[Exception], list[str]]] = [
     (5, {}, TypeError, ["inputs", "int"]),
     ([GOOD], {"batch_size": 0}, ValueError, ["batch_size", "0"]),
     ([GOOD], {"batch_size": 2.0}, TypeError, ["batch_size", "2.0"]),
+    ([GOOD], {"batch_size": 2**31 - 1}, ValueError, ["batch_size", "65536", "2147483647"]),
+    ([GOOD], {"on_error": "retrun"}, ValueError, ["on_error", "'retrun'", "'return'"]),
+    ([GOOD], {"on_error": None}, TypeError, ["on_error", "None"]),
     ([GOOD], {"budget": "ligth"}, ValueError, ["'ligth'", '"light"']),
     ([GOOD], {"row_ids": [0]}, ValueError, ["row_ids", "row_id"]),
     ([GOOD], {"num_return_sequences": 2}, ValueError, ["num_return_sequences", "2"]),
@@ -488,6 +495,183 @@ def test_ctrl_c_while_a_stream_decodes(device: str) -> None:
         next(stream)
     assert list(stream) == []
     assert len(list(decoder.stream([[5, 6, EOS]] * 3, batch_size=2, max_new_tokens=3))) == 3
+
+
+# --- Slow input, and errors that are returned -------------------------------------------------------------
+
+
+def by_hand() -> tuple[queue.Queue[Any], Iterator[Any]]:
+    """An input that gives what is put into the queue, and ends with None."""
+    given: queue.Queue[Any] = queue.Queue()
+    return given, iter(given.get, None)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_rows_go_on_while_the_input_is_waited_for(in_order: bool, device: str) -> None:
+    """Each output comes before the next item does: with room for four, none waits for the others."""
+    decoder, rows = make(SpeculativeDecoder, {}, natives(device)), ragged(5)
+    whole = decoder.generate(rows, max_new_tokens=9)
+    given, inputs = by_hand()
+    stream = decoder.stream(inputs, batch_size=4, in_order=in_order, max_new_tokens=9)
+    outputs = []
+    for row in rows:
+        given.put(row)
+        outputs.append(next(stream))
+    given.put(None)
+    assert list(stream) == []
+    assert_rows(outputs, whole)
+
+
+def test_an_item_that_comes_late_joins_the_rows_that_run() -> None:
+    decoder = SingleModelDecoder(slow_model("cpu"))
+    given, inputs = by_hand()
+    endless = {"min_new_tokens": 10**5, "max_new_tokens": 10**5, "max_time": 4.0}
+    stream = decoder.stream(inputs, batch_size=2, **endless)
+    given.put([5, 6, EOS])
+    outputs: list[GenerationOutput] = []
+    thread = threading.Thread(target=lambda: outputs.extend(itertools.islice(stream, 1)))
+    thread.start()
+    time.sleep(0.3)
+    given.put([7, EOS])
+    limit = time.monotonic() + 60
+    while stream._added < 2 and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert stream._added == 2 and not outputs  # the first still runs
+    thread.join(60)
+    assert len(outputs) == 1
+    stream.close()
+    given.put(None)
+
+
+def test_a_stream_that_is_closed_reads_no_more() -> None:
+    decoder = make(SingleModelDecoder, {}, natives("cpu"))
+    before = threading.active_count()
+    given, inputs = by_hand()
+    stream = decoder.stream(inputs, batch_size=3, max_new_tokens=4)
+    given.put(ragged(1)[0])
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    given.put(ragged(1)[0])  # what it was in the middle of
+    limit = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    given.put(ragged(1)[0])
+    assert given.qsize() == 1
+
+
+def test_a_list_needs_no_thread() -> None:
+    decoder = make(SingleModelDecoder, {}, natives("cpu"))
+    before = threading.active_count()
+    with decoder.stream(ragged(9), batch_size=2) as stream:
+        next(stream)
+        assert threading.active_count() == before
+
+
+def test_without_another_thread_the_input_is_read_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    decoder, rows = make(SingleModelDecoder, {}, natives("cpu")), ragged(7)
+    whole = decoder.generate(rows, max_new_tokens=9)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert_rows(list(decoder.stream(iter(rows), batch_size=2, max_new_tokens=9)), whole)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_while_the_input_is_waited_for() -> None:
+    decoder = make(SingleModelDecoder, {}, natives("cpu"))
+    given, inputs = by_hand()
+    stream = decoder.stream(inputs)
+    here = threading.get_ident()
+    threading.Timer(0.2, lambda: signal.pthread_kill(here, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert list(stream) == []
+    given.put(None)
+
+
+def test_a_fork_does_not_wait_for_its_parents_input() -> None:
+    decoder = make(SingleModelDecoder, {}, natives("cpu"))
+    given, inputs = by_hand()
+    stream = decoder.stream(inputs, max_new_tokens=4)
+    given.put(ragged(1)[0])
+    next(stream)
+
+    def ask(answers: Any) -> None:
+        try:
+            next(stream)
+        except RuntimeError as error:
+            answers.put(str(error))
+
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=ask, args=(answers,))
+    child.start()
+    assert "not in a fork of it" in answers.get(timeout=60)
+    child.join(60)
+    given.put(None)
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("make_inputs", [list, iter])
+def test_errors_that_are_returned_are_outputs_of_their_items(make_inputs: Any, in_order: bool, device: str) -> None:
+    decoder = make(TrainingWheelsDecoder, {}, natives(device, "noisy", 2))
+    rows = ragged(7)
+    bad = {2: BAD_ITEMS[0], 4: BAD_ITEMS[-1]}
+    items = [bad[i][0] if i in bad else row for i, row in enumerate(rows)]
+    whole = decoder.generate(rows, max_new_tokens=8)
+    for batch_size in (1, 2, 3, 9) if device == "cpu" else (2,):
+        settings = {"batch_size": batch_size, "in_order": in_order, "max_new_tokens": 8, "max_source_length": 40}
+        stream = decoder.stream(make_inputs(items), on_error="return", **settings)
+        outputs = list(stream)
+        assert stream.failed is None
+        if in_order:
+            assert [out.index for out in outputs] == list(range(7))
+        assert sorted(out.index for out in outputs) == list(range(7))
+        for out in outputs:
+            if out.index in bad:
+                _, expected, parts = bad[out.index]
+                assert_sentence(out.error, expected, [part.replace("item 2", f"item {out.index}") for part in parts])
+                assert out.sequences is None
+            else:
+                assert out.error is None and row_of(out, 0) == row_of(whole, out.index)
+
+
+def test_texts_that_cannot_be_tokenized_are_told_from_those_beside_them() -> None:
+    class Choosy(Tokenizer):
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            if any("bad" in text for text in texts):
+                raise ValueError("a bad text")
+            return super().__call__(texts)
+
+    decoder = make(SingleModelDecoder, {}, natives("cpu"), tokenizer=Choosy())
+    texts = ["one", "bad", "two", "three", "bad"]
+    outputs = list(decoder.stream(texts, batch_size=5, in_order=True, on_error="return", max_new_tokens=4))
+    said = [None if out.error is None else str(out.error) for out in outputs]
+    assert said == [None, "a bad text", None, None, "a bad text"]
+    assert [out.texts is not None for out in outputs] == [True, False, True, True, False]
+
+
+def test_a_row_at_fault_that_is_returned_names_its_item(device: str) -> None:
+    native, rows = nan_for(9, device)
+    decoder = SingleModelDecoder(native)
+    outputs = list(decoder.stream([None, *rows], batch_size=4, in_order=True, on_error="return", max_new_tokens=12))
+    assert [out.index for out in outputs if out.error is not None] == [0, 3]
+    assert [type(outputs[i].error) for i in (0, 3)] == [ValueError, FloatingPointError]
+    assert "row 3, step 0" in str(outputs[3].error)
+
+
+def test_an_exception_of_the_input_is_never_returned() -> None:
+    def broken() -> Iterator[list[int]]:
+        yield from ragged(2)
+        raise LookupError("no more")
+
+    decoder = make(SpeculativeDecoder, {}, natives("cpu"))
+    outputs, error = drain(decoder.stream(broken(), on_error="return", max_new_tokens=4))
+    assert len(outputs) == 2 and type(error) is LookupError
 
 
 # --- Closing, threads, memory ----------------------------------------------------------------------------
@@ -591,6 +775,18 @@ def test_a_long_capacity_costs_only_what_is_used() -> None:
     before = resident_bytes()
     stream = decoder.stream(ragged(80), batch_size=64, max_new_tokens=2**15, max_source_length=2**15, max_time=0.05)
     next(stream)
+    assert resident_bytes() - before < 64 << 20
+
+
+def test_the_longest_sources_that_may_come_are_not_paid_for() -> None:
+    """Keys and values of 64 slots of 2^20 source tokens would be tens of gigabytes, more than a machine promises."""
+    if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+        pytest.skip("this machine promises no memory that it does not have")
+    native = random_native(T5Shape("wide", 64, 64, 12, 64, 2, 50))
+    decoder = SingleModelDecoder(native)
+    before = resident_bytes()
+    stream = decoder.stream([[5, 6, EOS]] * 70, batch_size=64, max_new_tokens=4, max_source_length=2**20)
+    assert len(list(stream)) == 70
     assert resident_bytes() - before < 64 << 20
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
+from typing import Any
 
 import pytest
 import torch
 from factories import EOS, SHAPES, START, random_t5, with_tau
 
-from kdtw_fast import NativeT5, SingleModelDecoder, TrainingWheelsDecoder
+from kdtw_fast import NativeT5, SingleModelDecoder, TrainingWheelsDecoder, weights
 
 VOCAB = 43
 ROWS = [[4, 8, EOS], [5, 6, 7, 30, EOS]]
@@ -74,6 +76,78 @@ def test_weights_do_not_change_under_a_stream(device: str) -> None:
         assert out.sequences[0].tolist() == whole[: 1 + int(out.lengths[0])]
     native.update_weights(student(2))
     assert logits(native) == logits(NativeT5.from_model(student(2), device=device))
+
+
+def test_weights_do_not_change_under_a_generate_of_another_thread(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decode begins before the update, or between two tensors that the update packs: one of the two is refused."""
+    native = NativeT5.from_model(student(1), device=device)
+    decoder = SingleModelDecoder(native)
+    outputs = {}
+    for seed in (1, 2):
+        native.update_weights(student(seed))
+        outputs[seed] = decoder.generate(ROWS, max_new_tokens=9).sequences.tolist()
+    refused = []
+
+    def between_tensors(*arguments: Any) -> Any:
+        read = weights.tensor_reader(*arguments)
+
+        def reading(*which: Any) -> Any:
+            try:
+                decoder.generate(ROWS, max_new_tokens=9)
+            except RuntimeError as error:
+                refused.append(str(error))
+            return read(*which)
+
+        return reading
+
+    monkeypatch.setattr("kdtw_fast.model.tensor_reader", between_tensors)
+    native.update_weights(student(1))  # at any tensor, any other thread's Python may run
+    assert len(refused) > 3 and set(refused) == {
+        "model: another thread is replacing the weights; call when it has done so"
+    }
+    assert decoder.generate(ROWS, max_new_tokens=9).sequences.tolist() == outputs[1]
+
+    def broken(*which: Any) -> Any:
+        raise LookupError(which)
+
+    monkeypatch.setattr("kdtw_fast.model.tensor_reader", lambda *arguments: broken)
+    with pytest.raises(LookupError):
+        native.update_weights(student(2))
+    assert decoder.generate(ROWS, max_new_tokens=9).sequences.tolist() == outputs[1]  # nobody holds it any more
+
+
+def test_threads_that_decode_while_weights_change() -> None:
+    native = NativeT5.from_model(student(1))
+    decoder = SingleModelDecoder(native)
+    models = [student(seed) for seed in (1, 2)]
+    known = []
+    for model in models:
+        native.update_weights(model)
+        known.append(decoder.generate(ROWS, max_new_tokens=9).sequences.tolist())
+    stop = threading.Event()
+    seen: list[object] = []
+
+    def decode() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(decoder.generate(ROWS, max_new_tokens=9).sequences.tolist())
+            except RuntimeError as error:
+                assert "replacing the weights" in str(error)
+
+    threads = [threading.Thread(target=decode) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    changed = 0
+    for turn in range(200):
+        try:
+            native.update_weights(models[turn % 2])
+            changed += 1
+        except RuntimeError as error:
+            assert "while the model decodes" in str(error)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert seen and all(tokens in known for tokens in seen)
 
 
 def test_packed_bytes_that_are_looked_at_stay() -> None:

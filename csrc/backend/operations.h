@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -18,6 +19,9 @@
 #include "core/pass.h"
 
 namespace kdtw {
+
+// Called while long work goes on so that it can be stopped; throws to stop.
+using Poll = std::function<void()>;
 
 // Number format of a weight or a cache. Arithmetic accumulates in fp32 (int8: exactly, in int32, then scaled).
 enum class DType : uint8_t { kFp32, kBf16, kInt8, kFp16 };
@@ -116,6 +120,10 @@ class Operations {
  public:
   virtual ~Operations() = default;
 
+  // Polls on the calling thread inside operations that take long, as far as the device can, until it is told another
+  // or none (null). An operation that is stopped leaves its output undefined.
+  virtual void listen(const Poll*) {}
+
   virtual Buffer allocate(size_t floats) = 0;
   virtual void upload(Buffer& to, std::span<const float> from) = 0;
   virtual void download(std::span<float> to, const float* from) = 0;
@@ -163,6 +171,18 @@ class Operations {
   // Projects hidden [n, M] on the vocabulary and decides each request there; n results come back.
   virtual void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
                     std::span<PickResult> results) = 0;
+};
+
+// Listens as long as it lives.
+class Listening {
+ public:
+  Listening(Operations& operations, const Poll& poll) : operations_(operations) { operations.listen(&poll); }
+  ~Listening() { operations_.listen(nullptr); }
+  Listening(const Listening&) = delete;
+  Listening& operator=(const Listening&) = delete;
+
+ private:
+  Operations& operations_;
 };
 
 std::unique_ptr<Operations> make_cpu_operations(int threads);

@@ -13,9 +13,6 @@
 
 namespace kdtw {
 
-// Called between layers so that a long pass can be stopped; throws to stop.
-using Poll = std::function<void()>;
-
 // A model's decoder over placed tokens: gives the normed hidden states of those wanted, [wanted, M]. It reads what its
 // rows' caches hold and adds the tokens to them.
 using DecoderPass = std::function<const float*(const PassTokens& placed, const Poll& poll)>;

@@ -110,7 +110,7 @@ py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
   return out;
 }
 
-py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer) {
+py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer, Bell* bell) {
   SignalPoll signals;
   TokenStream stream;
   if (!streamer.is_none()) {
@@ -122,7 +122,8 @@ py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& s
   std::vector<Row> rows;
   {
     py::gil_scoped_release unlocked;
-    rows = session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream);
+    rows =
+        session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream, bell);
   }
   return to_python(std::move(rows), session, pad);
 }
@@ -215,6 +216,8 @@ void bind_decoders(py::module_& m) {
            py::arg("student_sampling"), py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"),
            py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("want_reads"), py::arg("threads"));
 
+  py::class_<Bell>(m, "Bell").def(py::init<>()).def("ring", &Bell::ring).def("clear", &Bell::clear);
+
   py::class_<Session>(m, "Session")
       .def(py::init([](std::shared_ptr<Decoder> decoder, SessionOptions options, int slots, int source_capacity) {
              return std::make_unique<Session>(std::move(decoder), std::move(options), slots, source_capacity);
@@ -222,7 +225,7 @@ void bind_decoders(py::module_& m) {
            py::arg("decoder"), py::arg("options"), py::arg("slots"), py::arg("source_capacity"))
       .def("add", &Session::add, py::arg("key"), py::arg("ledger"), py::arg("student_source"),
            py::arg("teacher_sources"), py::arg("own_ledgers") = std::vector<Ledger>())
-      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"))
+      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"), py::arg("bell") = py::none())
       .def_property_readonly("free_slots", &Session::free_slots)
       .def_property_readonly("student_passes", [](const Session& s) { return s.totals().student_passes; })
       .def_property_readonly("teacher_passes", [](const Session& s) { return s.totals().teacher_passes; })

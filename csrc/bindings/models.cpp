@@ -167,6 +167,8 @@ std::shared_ptr<Transformer> make_model(const py::dict& spec, const std::string&
   const Config config = config_of(spec);
   const TensorSource source = tensor_source(config.name, tensors);
   const Backend backend = make_backend(device, 0);
+  const Poll poll = SignalPoll();
+  const Listening listening(*backend.operations, poll);
   if (!blobs) return std::make_shared<Transformer>(*backend.operations, config, source);
   size_t next = 0;
   const BlobSource packed = [&]() -> Blob {
@@ -205,9 +207,10 @@ FloatArray decode_logits(const Transformer& model, const std::string& device, co
   FloatArray out({T, V});
   ModelState state(model, 1, static_cast<int>(source.size()), T);
   Workspace work;
-  SignalPoll poll;
+  const Poll poll = SignalPoll();
+  const Listening listening(operations, poll);
   const int row = 0;
-  model.open(operations, state, work, std::span(&row, 1), std::span(&source, 1), [&] { poll(); });
+  model.open(operations, state, work, std::span(&row, 1), std::span(&source, 1), poll);
   int begin = 0;
   for (const int size : chunks) {
     std::vector<InputToken> pass;
@@ -217,7 +220,7 @@ FloatArray decode_logits(const Transformer& model, const std::string& device, co
       wanted.push_back(i);
     }
     TokenLists lists;
-    model.decode(operations, state, work, operations.place(model.list(state, pass, wanted, lists)), [&] { poll(); });
+    model.decode(operations, state, work, operations.place(model.list(state, pass, wanted, lists)), poll);
     Buffer logits = operations.allocate(static_cast<size_t>(size) * V);
     operations.linear(model.head(), work.gathered, size, logits.data, false);
     operations.download(std::span(out.mutable_data() + static_cast<size_t>(begin) * V, static_cast<size_t>(size) * V),
@@ -256,7 +259,10 @@ void bind_models(py::module_& m) {
       .def(
           "update",
           [](Transformer& model, const std::string& device, const py::function& tensors) {
-            model.update(*make_backend(device, 0).operations, tensor_source(model.config().name, tensors));
+            const Backend backend = make_backend(device, 0);
+            const Poll poll = SignalPoll();
+            const Listening listening(*backend.operations, poll);
+            model.update(*backend.operations, tensor_source(model.config().name, tensors));
           },
           py::arg("device"), py::arg("tensors"))
       .def("decode_logits", &decode_logits, py::arg("device"), py::arg("source"), py::arg("tokens"), py::arg("marked"),

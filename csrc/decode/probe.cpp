@@ -18,6 +18,7 @@ class Probe::ProfiledOperations : public Operations {
   ProfiledOperations(std::unique_ptr<Operations> inner, int width, Costs& costs)
       : inner_(std::move(inner)), width_(width), costs_(costs) {}
 
+  void listen(const Poll* poll) override { inner_->listen(poll); }
   Buffer allocate(size_t floats) override { return inner_->allocate(floats); }
   void upload(Buffer& to, std::span<const float> from) override { inner_->upload(to, from); }
   void download(std::span<float> to, const float* from) override { inner_->download(to, from); }
@@ -182,6 +183,7 @@ PassCosts Probe::encode(int repeats, const Poll& poll) {
   std::vector<std::vector<int32_t>> sources(state_.rows, std::vector<int32_t>(source_tokens_));
   for (int row = 0; row < state_.rows; ++row)
     for (int i = 0; i < source_tokens_; ++i) sources[row][i] = random_id(row, i);
+  const Listening listening(operations_, poll);
   return repeated(repeats, [&] { model_->open(operations_, state_, encoding_, rows, sources, poll); });
 }
 
@@ -208,6 +210,7 @@ PassCosts Probe::decode(int tokens, int asked, int repeats, const Poll& poll) {
   TokenLists lists;
   const PassTokens pass = model_->list(state_, input, wanted, lists);
   std::vector<PickResult> results(requests.size());
+  const Listening listening(operations_, poll);
   return repeated(repeats, [&] {
     runner_->answer(pass, requests, results, poll);
     for (const auto& result : results)

@@ -48,6 +48,13 @@ struct MethodRules {
   bool marks_teacher = false;  // the student reads which tokens which teacher wrote (beta, Eq. 13-15)
   CallRule call;
   AcceptRule accept;
+
+  // Whether every call and every token that the teacher writes asks the ledger first: the student's <tau> does, and so
+  // do calls by themselves, unless a draft's length or the student's doubt calls beside them, or a check replaces.
+  bool keeps_ledger() const {
+    const bool others = call.draft_length > 0 || call.min_confidence > 0 || accept.checks_all;
+    return !others && (call.on_tau || (call.by_itself() && accept.check == Check::kNone));
+  }
 };
 
 // The hard bound on teacher tokens of one row: at every prefix of the output, teacher tokens <= max_calls
@@ -56,6 +63,7 @@ struct Ledger {
   int max_calls = std::numeric_limits<int>::max();
   double max_fraction = 1.0;
 
+  bool bounds() const { return max_calls != std::numeric_limits<int>::max() || max_fraction < 1.0; }
   bool allows(int calls, int position) const {
     return calls < max_calls && calls + 1 <= std::floor(max_fraction * (position + 1) + 1e-9);
   }

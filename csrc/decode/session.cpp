@@ -56,7 +56,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   rules_.max_uniform = method_.call.max_uniform;
   rules_.sampling = options_.student_sampling;
   rules_.teachers = asked_teachers();
-  rules_.draft_length = method_.call.draft_length;
+  rules_.draft_length = std::min(method_.call.draft_length, options_.max_new_tokens + 1);  // memory is made for so many
   rules_.most_outputs = options_.max_new_tokens;
   rules_.most_drafted =
       options_.max_new_tokens - (method_.accept.checks_all && method_.accept.teacher_continues ? 1 : 0);
@@ -77,6 +77,8 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
           teacher_sources.size(), " sources and ", own_ledgers.size(), " ledgers for them");
   teacher_sources.resize(n);
   own_ledgers.resize(n);
+  const bool bound = ledger.bounds() || std::ranges::any_of(own_ledgers, &Ledger::bounds);
+  require(!bound || method_.keeps_ledger(), "this method asks no ledger before it calls the teacher; leave out limits");
   size_t longest = student_source.size();
   for (auto& source : teacher_sources) {
     if (source.empty()) source = student_source;
@@ -100,13 +102,14 @@ void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sour
   free_.pop_back();
 }
 
-std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream) {
+std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream, Bell* bell) {
   Turn turn(*this);
   broken_ = true;  // until this call has come through
   // A streamer is to be handed every token, and the clock is looked at between tokens.
   const bool step_by_step = stream || options_.max_seconds > 0;
   {
     Stopwatch watch(seconds_);
+    const Listening listening(*backend_.operations, poll);
     student_->begin();
     for (Lane& teacher : teachers_) teacher.begin();
     admit(poll);
@@ -116,7 +119,7 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       if (stream)
         for (const int slot : running_) hand_tokens(rows_[slot], stream);
       retire();
-      const bool enough = until == Until::kSomeFinished ? !finished_.empty() : fault_;
+      const bool enough = until == Until::kSomeFinished ? !finished_.empty() || (bell && bell->rung()) : fault_;
       if (enough || running_.empty()) break;
       select(drafting_, [](const Row& row) { return !row.waiting(); });
       bool called = false;

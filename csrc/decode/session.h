@@ -40,6 +40,18 @@ struct Totals {
 // Called with every settled token, in order of each row's positions (0 = first output).
 using TokenStream = std::function<void(int row, int position, int32_t token, Owner owner)>;
 
+// Rung from another thread, it ends a run that waits for a row to finish: something else is to be done.
+class Bell {
+ public:
+  void ring() { rung_.store(true, std::memory_order_release); }
+  void clear() { rung(); }
+  // Whether it has been rung since this was asked last.
+  bool rung() { return rung_.exchange(false, std::memory_order_acq_rel); }
+
+ private:
+  std::atomic<bool> rung_{false};
+};
+
 enum class Until { kSomeFinished, kAllFinished };
 
 class Session {
@@ -54,10 +66,10 @@ class Session {
            std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers);
 
   // Decodes until a row has finished, or all have; a row at fault (Row::fault) ends either. Hands out what has
-  // finished, in the order of the rows' numbers; nothing when no row is left.
+  // finished, in the order of the rows' numbers; nothing when no row is left, or when the bell ended kSomeFinished.
   //
   // An exception (of `poll`, which is called often, or of `stream`) ends the session: caches may be out of step.
-  std::vector<Row> run(Until until, const Poll& poll, const TokenStream& stream);
+  std::vector<Row> run(Until until, const Poll& poll, const TokenStream& stream, Bell* bell = nullptr);
 
   int free_slots() const { return static_cast<int>(free_.size()); }
   const SessionOptions& options() const { return options_; }

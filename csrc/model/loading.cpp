@@ -4,6 +4,7 @@
 // `.i.feed_forward` with `.gate`, `.in`, `.out`; of each of the three `.before`, `.inside` and `.after`, the norms.
 // What is multiplied or is a norm may have a `.bias`.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "model/transformer.h"
@@ -214,11 +215,40 @@ Transformer::Transformer(Operations& operations, Config config, const TensorSour
   Loader(*this, operations, tensors, blobs).load();
 }
 
-void Transformer::update(Operations& operations, const TensorSource& tensors) {
-  if (holds_.use_count() > 1)
-    throw std::runtime_error(concat(config_.name, ": weights cannot change while the model decodes; end its ",
+std::shared_ptr<const void> Holders::hold(const std::string& model) {
+  const std::lock_guard lock(mutex_);
+  if (claimed_)
+    throw std::runtime_error(concat(model, ": another thread is replacing the weights; call when it has done so"));
+  return held_;
+}
+
+void Holders::claim(const std::string& model) {
+  const std::lock_guard lock(mutex_);
+  if (claimed_ || held_.use_count() > 1)
+    throw std::runtime_error(concat(model, ": weights cannot change while the model decodes; end its ",
                                     "generate calls and close its streams first"));
-  *this = Transformer(operations, config_, tensors);
+  std::atomic_thread_fence(std::memory_order_acquire);  // what the last holder read comes before what is written now
+  claimed_ = true;
+}
+
+void Holders::release() {
+  const std::lock_guard lock(mutex_);
+  claimed_ = false;
+}
+
+// Packing calls back into the program, which may begin a decode: the claim comes before it.
+void Transformer::update(Operations& operations, const TensorSource& tensors) {
+  const std::shared_ptr<Holders> holders = holders_;
+  holders->claim(config_.name);
+  try {
+    Transformer other(operations, config_, tensors);
+    other.holders_ = holders;
+    *this = std::move(other);
+  } catch (...) {
+    holders->release();
+    throw;
+  }
+  holders->release();
 }
 
 }  // namespace kdtw

@@ -5,6 +5,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -73,6 +74,20 @@ struct InputToken {
   uint8_t marked;  // k: written by teacher k, embedded with its beta (Eq. 13, 15); 0: by none
 };
 
+// Who reads the weights, and whether somebody is about to replace them: never both.
+class Holders {
+ public:
+  // The messages name `model`.
+  std::shared_ptr<const void> hold(const std::string& model);
+  void claim(const std::string& model);
+  void release();
+
+ private:
+  std::mutex mutex_;
+  bool claimed_ = false;
+  std::shared_ptr<const void> held_ = std::make_shared<char>();  // by how many: its use count
+};
+
 class Transformer {
  public:
   // With `blobs`, weights are made of them and `tensors` is asked for norms, biases and tables only.
@@ -84,7 +99,7 @@ class Transformer {
   const std::vector<const Weight*>& weights() const { return weights_; }
 
   // As long as the result is held, the weights do not change.
-  std::shared_ptr<const void> hold() const { return holds_; }
+  std::shared_ptr<const void> hold() const { return holders_->hold(config_.name); }
   // Takes other weights of the same config. std::runtime_error while somebody holds the present ones; when `tensors`
   // throws, they stay.
   void update(Operations& operations, const TensorSource& tensors);
@@ -163,7 +178,7 @@ class Transformer {
                     std::span<const std::vector<int32_t>> sources, const Poll& poll) const;
 
   Config config_;
-  std::shared_ptr<const void> holds_ = std::make_shared<char>();
+  std::shared_ptr<Holders> holders_ = std::make_shared<Holders>();
   std::vector<const Weight*> weights_;
   std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied
   Buffer mark_;

@@ -67,6 +67,11 @@ class OneSentence(TyperGroup):
             raise typer.Exit(_fail(_with_notes(said, error), FAULT)) from error
 
 
+def tell(error: BaseException, parameters: Sequence[Any]) -> None:
+    """Says on stderr what was wrong, where a command with these parameters goes on."""
+    _fail(_sentence(error, parameters))
+
+
 def _fail(message: str, status: int = USER_ERROR) -> int:
     print(f"kdtw: {visible(' '.join(message.split()))}", file=sys.stderr)
     return status

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from kdtw_fast.budgets import BUDGETS, resolve_budgets, written_budget
 from kdtw_fast.cli.decoding_options import METHOD, decoding_options
+from kdtw_fast.cli.errors import tell
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
 from kdtw_fast.cli.models import load_models
@@ -18,7 +19,7 @@ from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype,
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method, make_decoder
-from kdtw_fast.options import GenerateOptions, check_dtype, check_int, check_limit
+from kdtw_fast.options import MOST_ROWS, ON_ERROR, GenerateOptions, check_dtype, check_int, check_limit, check_word
 from kdtw_fast.owners_view import LEGEND
 
 OUTPUT = "Output"  # a panel of the help page
@@ -47,6 +48,7 @@ An empty line gives an empty line, so line n of the output always belongs to lin
 
 @takes(decoding_options(), after="budget")
 def generate(
+    ctx: typer.Context,
     text: Annotated[
         list[str] | None, typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.")
     ] = None,
@@ -76,6 +78,13 @@ def generate(
     ] = "training-wheels",
     budget: Annotated[str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, rich_help_panel=METHOD)] = None,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            help="A line that cannot be decoded (too long, not UTF-8, …): 'raise' ends there; 'return' says so on "
+            "stderr, gives an empty line (with --jsonl, the error) and goes on."
+        ),
+    ] = "raise",
     num_threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
@@ -112,7 +121,8 @@ def generate(
     call, settings = _checked(method, chosen, budget, options)
     if jsonl and show_owners:
         raise ValueError("--jsonl holds the owners already; leave out --show-owners")
-    check_int("batch_size", batch_size, 1)
+    check_int("batch_size", batch_size, 1, MOST_ROWS)
+    check_word("on_error", on_error, ON_ERROR)
     if num_threads is not None:
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
@@ -128,9 +138,11 @@ def generate(
         print(LEGEND, file=sys.stderr)
     lines_are_seen = output is None and sys.stdout.isatty()
     hidden = lines.total is None or lines_are_seen or not sys.stderr.isatty()
-    decoded = decode(decoder, lines, call)
+    decoded = decode(decoder, lines, call, on_error)
     with writer(output) as write, tqdm(total=lines.total, unit="line", file=sys.stderr, disable=hidden) as bar:
         for line in decoded:
+            if line.error is not None:
+                tell(line.error, ctx.command.params)
             write(render(line))
             bar.update()
 

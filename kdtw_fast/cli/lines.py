@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A source line: its number from 1, its text; and what came out (None for an empty line)."""
+    """A source line: its number from 1, its text; and what came out (None for an empty line), or what was wrong."""
 
     number: int
     source: str
     out: GenerationOutput | None = None
+    error: Exception | None = None
 
     @property
     def text(self) -> str:
@@ -50,7 +52,7 @@ class Line:
 class Lines:
     """Where lines come from; ``total`` where it is known before reading."""
 
-    lines: Iterable[str]
+    lines: Iterable[str | ValueError]  # an error stands for a line that is no text
     total: int | None
     batch_size: int
 
@@ -68,7 +70,7 @@ class Lines:
             if sys.stdin.isatty():
                 print("kdtw: reading lines from the keyboard; Ctrl-D ends", file=sys.stderr)
                 batch_size = 1
-            return cls(_read(sys.stdin.buffer), None, batch_size)
+            return cls(_read(_stdin()), None, batch_size)
         with file.open("rb") as stream:
             lines = list(_read(stream))
         return cls(lines, len(lines), batch_size)
@@ -81,24 +83,47 @@ def _file_number(stream: TextIO) -> list[int]:
         return []
 
 
-def _read(stream: Iterable[bytes]) -> Iterator[str]:
+def _stdin() -> Iterable[bytes]:
+    """The lines of stdin as they come, read without its buffer.
+
+    The buffer has a lock, and a thread that waits for a line inside it would keep Python from ending after Ctrl-C.
+    """
+    numbers = _file_number(sys.stdin)
+    if not numbers:
+        yield from sys.stdin.buffer
+        return
+    rest = b""
+    while more := os.read(numbers[0], 1 << 16):
+        *whole, rest = (rest + more).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
+
+
+def _read(stream: Iterable[bytes]) -> Iterator[str | ValueError]:
     for number, raw in enumerate(stream, start=1):
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             byte = f"byte 0x{raw[error.start]:02x} at place {error.start}"
-            raise ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8") from None
+            yield ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8")
 
 
-def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any]) -> Iterator[Line]:
-    """The lines with their outputs; empty ones are not decoded. An error names its line, after those before it.
+def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error: str = "raise") -> Iterator[Line]:
+    """The lines with their outputs; empty ones are not decoded.
 
+    An error names its line, after those before it; with ``on_error="return"`` it is the line's, and others follow.
     Options are checked at once, before the first line is asked for.
     """
     read: deque[Line] = deque()  # and not given out yet
 
     def items() -> Iterator[dict[str, Any]]:
         for number, source in enumerate(lines.lines, start=1):
+            if isinstance(source, ValueError):
+                if on_error == "raise":
+                    raise source
+                read.append(Line(number, "", error=source))
+                continue
             read.append(Line(number, source))
             if source.strip():
                 yield {"text": source, "row_id": number - 1}
@@ -107,21 +132,28 @@ def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any]) -> Iterat
         while read and not read[0].source.strip():
             yield read.popleft()
 
-    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, **options)
+    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, on_error=on_error, **options)
 
     def decoded() -> Iterator[Line]:
         try:
             for out in stream:
                 yield from empty_lines()
                 line = read.popleft()
-                yield Line(line.number, line.source, out)
+                if out.error is None:
+                    yield Line(line.number, line.source, out)
+                else:
+                    yield Line(line.number, line.source, error=_of_line(line.number, out.error, out.index))
         except (ValueError, FloatingPointError) as error:
             yield from empty_lines()
             if not read:  # it is the next line that could not be read
                 raise
-            said = Message.of(error).reworded(f"item {stream.failed}", "it")
-            said = said.reworded(f" at row {stream.failed},", " at")
-            raise type(error)(Message(f"line {read[0].number}: ", said)) from error
+            raise _of_line(read[0].number, error, stream.failed) from error
         yield from empty_lines()
 
     return decoded()
+
+
+def _of_line(number: int, error: Exception, index: int | None) -> Exception:
+    """What a stream says of its item `index`, said of the line."""
+    said = Message.of(error).reworded(f"item {index}", "it").reworded(f" at row {index},", " at")
+    return type(error)(Message(f"line {number}: ", said))

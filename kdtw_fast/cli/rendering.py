@@ -57,7 +57,9 @@ def as_json(method: str) -> Render:
         if line.out is not None and index is not None:
             record |= {"teacher_index": index, "calls_by_teacher": line.out["calls_by_teacher"][0].tolist()}
         reasons = None if line.out is None else line.out.finish_reasons
-        record["finish_reason"] = "empty" if reasons is None else reasons[0]
+        record["finish_reason"] = "error" if line.error else "empty" if reasons is None else reasons[0]
+        if line.error is not None:
+            record["error"] = str(line.error)
         return json.dumps(record, ensure_ascii=False)
 
     return render

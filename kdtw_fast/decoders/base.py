@@ -58,7 +58,13 @@ class Decoder(AnyDecoder):
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
 
     def _stream(
-        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
+        self,
+        inputs: Iterable[Any],
+        batch_size: int,
+        budget: Any,
+        in_order: bool,
+        on_error: str,
+        options: GenerateOptions,
     ) -> Stream:
         limits = self._limits(options, 1)[0]
         if budget is not None:
@@ -68,9 +74,8 @@ class Decoder(AnyDecoder):
         def read(value: Any, index: int) -> Item:
             return self._item(value, f"item {index}", budget)
 
-        def rows(items: list[Item], first: int) -> Iterator[RowArguments]:
-            read_rows = self._item_rows(items, first, budget, options)
-            for index, (item, row) in enumerate(zip(items, read_rows), first):
+        def rows(items: list[Item], indices: list[int]) -> Iterator[RowArguments]:
+            for index, item, row in zip(indices, items, self._item_rows(items, indices, budget, options)):
                 own_limits = (getattr(item, name) for name in LIMITS)
                 bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
                 if item.text is not None and bounds == [None, None]:
@@ -78,7 +83,7 @@ class Decoder(AnyDecoder):
                 ledger, ledgers = self._ledgers(bounds)
                 yield index if item.row_id is None else item.row_id, ledger, row.own, row.teachers, ledgers
 
-        return Stream(session, inputs, read, rows, self.tokenizer, self.model.pad_token_id, in_order)
+        return Stream(session, inputs, read, rows, self.tokenizer, self.model.pad_token_id, in_order, on_error)
 
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
         repeats = options.num_return_sequences

@@ -14,7 +14,16 @@ from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reading, Row
 from kdtw_fast.keywords import takes
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import LIMITS, GenerateKeywords, GenerateOptions, check_int, is_sequence
+from kdtw_fast.options import (
+    LIMITS,
+    MOST_ROWS,
+    ON_ERROR,
+    GenerateKeywords,
+    GenerateOptions,
+    check_int,
+    check_word,
+    is_sequence,
+)
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.streams import Stream
 
@@ -32,7 +41,13 @@ class AnyDecoder(Reading, ABC):
 
     @abstractmethod
     def _stream(
-        self, inputs: Iterable[Any], batch_size: int, budget: Any, in_order: bool, options: GenerateOptions
+        self,
+        inputs: Iterable[Any],
+        batch_size: int,
+        budget: Any,
+        in_order: bool,
+        on_error: str,
+        options: GenerateOptions,
     ) -> Stream:
         """A call of `stream` with options that were checked."""
 
@@ -123,6 +138,7 @@ class AnyDecoder(Reading, ABC):
         batch_size: int = 16,
         budget: str | float | Sequence[Any] | None = None,
         in_order: bool = False,
+        on_error: str = "raise",
         **options: Unpack[GenerateKeywords],
     ) -> Stream:
         """Decodes any number of items, ``batch_size`` at a time: a row that has finished makes room for the next item.
@@ -134,13 +150,16 @@ class AnyDecoder(Reading, ABC):
         have a "row_id", and may be given several times.
 
         Args:
-            inputs: an iterable, read only as room comes free. Items are strings (prompts as in a call), lists of
-                token ids (rows as ``generate`` takes them), or mappings with the keys of
-                :class:`kdtw_fast.inputs.Item`: "text" or "input_ids", and where the item differs from the others
-                "teacher_input_ids", "budget", "row_id", "max_teacher_fraction", "max_teacher_calls".
-            batch_size: rows decoded together, at least 1.
+            inputs: an iterable, read only as room comes free, and in a thread of its own unless it is a sequence, so
+                that a slow one holds up no row. Items are strings (prompts as in a call), lists of token ids (rows as
+                ``generate`` takes them), or mappings with the keys of :class:`kdtw_fast.inputs.Item`: "text" or
+                "input_ids", and where the item differs from the others "teacher_input_ids", "budget", "row_id",
+                "max_teacher_fraction", "max_teacher_calls".
+            batch_size: rows decoded together, 1 to 2^16.
             budget: for strings, as in a call.
             in_order: yield outputs in the items' order instead of as they finish.
+            on_error: what becomes of an item that is wrong: "raise" ends the stream with its exception; "return"
+                yields an output with its ``index`` and ``error`` and goes on.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
 
         Returns:
@@ -151,7 +170,8 @@ class AnyDecoder(Reading, ABC):
             TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
         """
         parsed = GenerateOptions(**options)
-        check_int("batch_size", batch_size, 1)
+        check_int("batch_size", batch_size, 1, MOST_ROWS)
+        check_word("on_error", on_error, ON_ERROR)
         if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
             raise TypeError(
                 f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
@@ -167,7 +187,7 @@ class AnyDecoder(Reading, ABC):
         for name in LIMITS:
             if is_sequence(getattr(parsed, name)):
                 raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
-        return self._stream(inputs, batch_size, self._budget_of(budget), in_order, parsed)
+        return self._stream(inputs, batch_size, self._budget_of(budget), in_order, on_error, parsed)
 
     def _budget_of(self, budget: Any) -> Any:
         """The budget that goes into the student's prompt, where a call was given this one."""

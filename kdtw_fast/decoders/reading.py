@@ -69,12 +69,14 @@ class Reading:
                 self._check_takes_limits(f"{label}: {name}")
         return item
 
-    def _item_rows(self, items: Sequence[Item], first: int, budget: Any, options: GenerateOptions) -> Iterator[Row]:
-        """The rows of a stream's items ``first``, ``first`` + 1, …; their texts are tokenized together."""
+    def _item_rows(
+        self, items: Sequence[Item], indices: Sequence[int], budget: Any, options: GenerateOptions
+    ) -> Iterator[Row]:
+        """The rows of a stream's items of those indices; their texts are tokenized together."""
         texts = [item for item in items if item.text is not None]
         budgets = [budget if item.budget is None else item.budget for item in texts]
         tokenized = iter(self.tokenize([item.text for item in texts], budgets))
-        for index, item in enumerate(items, first):
+        for index, item in zip(indices, items):
             label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
             ids, teacher_ids = item.input_ids, item.teacher_input_ids
             if item.text is not None:

@@ -41,7 +41,7 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: It
         close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
         near = f"; the nearest is {close[0]!r}" if close else ""
         raise ValueError(f"{name}: model_type is {kind!r}; the core decodes {known}{near}")
-    fields = Fields(config, name, ignored)
+    fields = Fields(config, name, len(tensors), ignored)
     model = FAMILIES[kind](fields, tensors)
     if "teacher_token_embedding" in tensors:
         shape = tensors["teacher_token_embedding"]().shape

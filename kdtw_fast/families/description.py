@@ -45,8 +45,11 @@ _GENERATION = frozenset({"early_stopping", "length_penalty", "max_length", "min_
 class Fields:
     """A model's config. What a family reads is known; what is left and not known to be without effect is refused."""
 
-    def __init__(self, config: Mapping[str, Any], name: str, ignored: Iterable[str] = (), prefix: str = ""):
+    def __init__(
+        self, config: Mapping[str, Any], name: str, tensors: int, ignored: Iterable[str] = (), prefix: str = ""
+    ):
         self._config, self.name, self._ignored, self._prefix = config, name, frozenset(ignored), prefix
+        self._tensors = tensors
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -55,15 +58,18 @@ class Fields:
         value = self._config.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """An integer that is not less than ``least``; without a default it must be there."""
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
+        """An integer from ``least`` to ``most``; without a default it must be there.
+
+        No number of layers is larger than that of the tensors: nothing is made for layers that cannot be there.
+        """
+        if key.endswith("layers"):
+            most = min(most, self._tensors)
         value = self._required(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be a number, got {value!r}")
-        if not least <= value < 2**31:
-            raise ValueError(
-                f"{self.name}: config field {self._prefix}{key} must be {least} to {2**31 - 1}, got {value}"
-            )
+        if not least <= value <= most:
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} must be {least} to {most}, got {value}")
         return value
 
     def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
@@ -75,10 +81,17 @@ class Fields:
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be above {above:g}, got {value}")
         return float(value)
 
+    def flag(self, key: str, default: bool | None = None) -> bool | None:
+        """True or false, or ``default``."""
+        value = self.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise ValueError(f"{self.name}: config field {self._prefix}{key} must be true or false, got {value!r}")
+        return value
+
     def function(self, key: str, default: str | None = None) -> str:
         """The core's name of an activation function."""
         value = self._required(key, default)
-        if value not in FUNCTIONS:
+        if not isinstance(value, str) or value not in FUNCTIONS:
             known = ", ".join(f"'{each}'" for each in FUNCTIONS)
             raise ValueError(
                 f"{self.name}: config field {self._prefix}{key} is {value!r}; the core knows the functions {known}"
@@ -98,7 +111,7 @@ class Fields:
         value = self._required(key, None)
         if not isinstance(value, Mapping):
             raise ValueError(f"{self.name}: config field {key} must be a config of its own, got {value!r}")
-        return Fields(value, self.name, self._ignored, f"{key}.")
+        return Fields(value, self.name, self._tensors, self._ignored, f"{key}.")
 
     def as_transformers(self) -> Any:
         """transformers' config of these fields, which fills in its defaults and reads old names of fields."""
@@ -181,7 +194,7 @@ class Description:
                 )
         self.parts["embedding"] = Part(found[0])
         self.unused |= set(found[1:])
-        tied = fields.get("tie_word_embeddings", tied_default)
+        tied = fields.flag("tie_word_embeddings", tied_default)
         stored = f"{head}.weight"
         own = stored in tensors and not (found[0] in tensors and same_bytes(tensors[stored](), tensors[found[0]]()))
         if not tied and stored not in tensors:

@@ -25,7 +25,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
     layers = {"encoder": fields.integer("num_layers")}
     layers["decoder"] = fields.integer("num_decoder_layers", layers["encoder"])
     activation = fields.get("feed_forward_proj", "relu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = ", ".join(f"'{each}'" for each in _ACTIVATIONS)
         raise ValueError(f"{fields.name}: feed_forward_proj is {activation!r}; the core knows {known}")
     function, gated, dense = _ACTIVATIONS[activation]
@@ -35,7 +35,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
                 f"{fields.name}: config says feed_forward_proj={activation!r} but {key}={fields.get(key)!r}"
             )
     size, heads, head_size = (fields.integer(key) for key in ("d_model", "num_heads", "d_kv"))
-    buckets = fields.integer("relative_attention_num_buckets", 32, 4)
+    buckets = fields.integer("relative_attention_num_buckets", 32, 4, 2**13)
     if buckets % 2:
         raise ValueError(
             f"{fields.name}: config field relative_attention_num_buckets must be even and at least 4, got {buckets}"
@@ -50,7 +50,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         "gated": gated,
         "epsilon": fields.number("layer_norm_epsilon", 1e-6),
         "bias_buckets": buckets,
-        "bias_max_distance": fields.integer("relative_attention_max_distance", 128, buckets // 2 + 1),
+        "bias_max_distance": fields.integer("relative_attention_max_distance", 128, buckets // 2 + 1, 2**14),
         "bias_per_layer": kind == "umt5",
     }
     model = Description(
@@ -58,7 +58,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
     )
     copies = ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
     model.embeddings(tensors, fields, copies, "lm_head", True)
-    tied, scaled = fields.get("tie_word_embeddings", True), fields.get("scale_decoder_outputs")
+    tied, scaled = fields.flag("tie_word_embeddings", True), fields.flag("scale_decoder_outputs")
     scales = kind != "mt5" and (tied if scaled is None else scaled)
     factor = torch.tensor(np.float32(1) / np.sqrt(np.float32(size)))
 

@@ -26,9 +26,14 @@ int round_up(int value, int multiple) { return (value + multiple - 1) / multiple
 // Below this many multiply-adds an operation stays on the calling thread: waking a worker costs about 2 us.
 constexpr long kParallelWork = 1 << 17;
 
+// Between two polls inside an operation, a few milliseconds: a poll costs little, but more than a small operation.
+constexpr long kUnheardWork = 1 << 24;
+
 class CpuOperations : public Operations {
  public:
   explicit CpuOperations(int threads) : kernels_(kernels()), threads_(threads) {}
+
+  void listen(const Poll* poll) override { poll_ = poll; }
 
   Buffer allocate(size_t floats) override {
     auto memory = zeroed(floats * sizeof(float));
@@ -45,7 +50,8 @@ class CpuOperations : public Operations {
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype, WeightRole) override {
     require(dtype != DType::kFp16, "dtype 'fp16' is for device 'cuda'; on 'cpu' choose 'fp32', 'bf16' or 'int8'");
-    return PackedWeight::pack(kernels_, parts, part_outputs, inputs, dtype, threads_);
+    return PackedWeight::pack(kernels_, parts, part_outputs, inputs, dtype, threads_,
+                              [this](const Range& range, long work) { done(range, work); });
   }
 
   std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) override {
@@ -92,12 +98,18 @@ class CpuOperations : public Operations {
     const auto& packed = static_cast<const PackedWeight&>(weight);
     const Operand& operand = prepare(packed, x, tokens);
     parallel_for(packed.panels(), 1, threads_for(static_cast<long>(tokens) * weight.inputs * weight.outputs),
-                 [&](const Range& r) {
-                   float* const to = out + r.begin * kPanel;
-                   multiply(kernels_, packed, operand, r.begin, r.end, r.ahead, to, weight.outputs, accumulate);
-                   for (int t = 0; t < tokens; ++t)
-                     finish(weight, r.begin * kPanel, std::min(weight.outputs, r.end * kPanel) - r.begin * kPanel,
-                            to + static_cast<size_t>(t) * weight.outputs);
+                 [&](const Range& range) {
+                   // All blocks of tokens of a few panels before the next panels: those panels stay in the cache.
+                   for (int p = range.begin; p < range.end; p += kGroup) {
+                     float* const to = out + p * kPanel;
+                     multiply_group(kernels_, packed, operand, p, std::min(p + kGroup, range.end),
+                                    p + kGroup < range.ahead ? p + kGroup : p, to, weight.outputs, accumulate);
+                     const int columns =
+                         std::min(weight.outputs, std::min(p + kGroup, range.end) * kPanel) - p * kPanel;
+                     for (int t = 0; t < tokens; ++t)
+                       finish(weight, p * kPanel, columns, to + static_cast<size_t>(t) * weight.outputs);
+                     done(range, static_cast<long>(tokens) * weight.inputs * kGroup * kPanel);
+                   }
                  });
   }
 
@@ -189,6 +201,7 @@ class CpuOperations : public Operations {
              .scratch = scratch + range.part * needed,
              .out = out + (static_cast<size_t>(t) * H + h) * D,
              .out_stride = H * D});
+        done(range, static_cast<long>(tokens[t].length) * count * D * 2);
       }
     });
   }
@@ -229,6 +242,7 @@ class CpuOperations : public Operations {
           summaries_[static_cast<size_t>(i) * chunks + c] =
               summarise(kernels_, logits, first, count, V, requests[i], draft_logits[i]);
         }
+        done(range, static_cast<long>(n) * head.inputs * kVocabularyChunk);
       }
     });
 
@@ -245,6 +259,7 @@ class CpuOperations : public Operations {
         results[i] =
             decide(kernels_, requests[i], V, std::span(summaries_).subspan(static_cast<size_t>(i) * chunks, chunks),
                    needs_all_logits(requests[i], V) ? kept[i] : nullptr, recompute, own.weights);
+        done(range, needs_all_logits(requests[i], V) ? 64L * V : V);
       }
     });
   }
@@ -258,6 +273,15 @@ class CpuOperations : public Operations {
   }
 
   int threads_for(long work) const { return work >= kParallelWork ? threads_ : 1; }
+
+  // To be called when a body has done so many multiply-adds: the calling thread polls every few milliseconds, and the
+  // others stop when it, or any of them, has failed.
+  void done(const Range& range, long work) {
+    range.stop_if_failed();
+    if (range.part != 0 || poll_ == nullptr || (unheard_ += work) < kUnheardWork) return;
+    unheard_ = 0;
+    (*poll_)();
+  }
 
   template <typename Body>
   void for_tokens(int tokens, long work_per_token, Body&& body) {
@@ -334,6 +358,8 @@ class CpuOperations : public Operations {
 
   const Kernels& kernels_;
   const int threads_;
+  const Poll* poll_ = nullptr;
+  long unheard_ = 0;
   Operand operand_;
   std::vector<float> scratch_;
   std::vector<Decider> deciders_;

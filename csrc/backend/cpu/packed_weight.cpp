@@ -44,7 +44,8 @@ PackedWeight::PackedWeight(int outputs, int inputs, DType dtype, Blob blob)
 
 std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::span<const float* const> parts,
                                                  std::span<const int> part_outputs, int inputs, DType dtype,
-                                                 int threads) {
+                                                 int threads,
+                                                 const std::function<void(const Range&, long work)>& done) {
   require(dtype != DType::kInt8 || inputs <= kMostInt8Inputs, "int8 weights take at most ", kMostInt8Inputs,
           " inputs, got ", inputs, "; use bf16");
   std::vector<const float*> lines;  // of every output
@@ -54,10 +55,10 @@ std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::sp
   const size_t panel_bytes = bytes_of_panel(dtype, inputs);
   const auto memory = zeroed(panels * panel_bytes);
   auto* data = reinterpret_cast<std::byte*>(aligned(memory));
-  parallel_for(panels, 1, threads, [&](int first, int last) {
+  parallel_for(panels, 1, threads, [&](const Range& range) {
     // The lines of one panel in its number format, as 32-bit words: one word of every line makes a row.
     std::vector<uint32_t> words(static_cast<size_t>(kPanel) * rows);
-    for (int p = first; p < last; ++p) {
+    for (int p = range.begin; p < range.end; ++p) {
       std::byte* panel = data + p * panel_bytes;
       auto* scales = reinterpret_cast<float*>(panel + static_cast<size_t>(rows) * kPanelRow);
       auto* sums = reinterpret_cast<int32_t*>(scales + kPanel);
@@ -82,6 +83,7 @@ std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::sp
       auto* row = reinterpret_cast<uint32_t*>(panel);
       for (int i = 0; i < rows; ++i, row += kPanel)
         for (int n = 0; n < kPanel; ++n) row[n] = words[static_cast<size_t>(n) * rows + i];
+      done(range, 8L * kPanel * inputs);
     }
   });
   return std::make_unique<PackedWeight>(outputs, inputs, dtype, Blob{{data, panels * panel_bytes}, memory});
@@ -133,14 +135,6 @@ void Operand::prepare(const Kernels& kernels, const PackedWeight& weight, const 
       }
     }
   });
-}
-
-void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int ahead,
-              float* out, int out_stride, bool accumulate) {
-  // All blocks of tokens of a few panels before the next panels: those panels stay in the cache.
-  for (int p = first; p < last; p += kGroup)
-    multiply_group(kernels, weight, x, p, std::min(p + kGroup, last), p + kGroup < ahead ? p + kGroup : p,
-                   out + (p - first) * kPanel, out_stride, accumulate);
 }
 
 void multiply_group(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int next,

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/thread_pool.h"
 #include "backend/operations.h"
 
 namespace kdtw::cpu {
@@ -29,9 +31,11 @@ class PackedWeight : public Weight {
  public:
   // Reads a blob that pack() made.
   PackedWeight(int outputs, int inputs, DType dtype, Blob blob);
-  // Packs row-major fp32 matrices [part_outputs[i], K], stacked along the outputs.
+  // Packs row-major fp32 matrices [part_outputs[i], K], stacked along the outputs; `done` hears of each panel's work,
+  // in multiply-adds' time, and may throw.
   static std::unique_ptr<PackedWeight> pack(const Kernels& kernels, std::span<const float* const> parts,
-                                            std::span<const int> part_outputs, int inputs, DType dtype, int threads);
+                                            std::span<const int> part_outputs, int inputs, DType dtype, int threads,
+                                            const std::function<void(const Range&, long work)>& done);
 
   size_t bytes() const override { return blob_.bytes.size(); }
   std::span<const std::byte> blob() const override { return blob_.bytes; }
@@ -73,12 +77,9 @@ class Operand {
   std::vector<float> memory_, scales_;
 };
 
-// out[t * out_stride + n] (+)= the product of token t of `x` with output n of the panels [first, last), n counted
-// from the first of these panels. Any thread may compute any panels; the bits do not depend on it. This one is likely
-// to go on to the panels [last, ahead), which may be fetched already.
-void multiply(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int ahead,
-              float* out, int out_stride, bool accumulate);
-// The same for at most kGroup panels; `next` is the first of those whose turn is next.
+// out[t * out_stride + n] (+)= the product of token t of `x` with output n of the panels [first, last), at most kGroup,
+// n counted from the first of these panels. Any thread may compute any panels; the bits do not depend on it. `next` is
+// the first of the panels whose turn is likely next, which may be fetched already.
 void multiply_group(const Kernels& kernels, const PackedWeight& weight, const Operand& x, int first, int last, int next,
                     float* out, int out_stride, bool accumulate);
 

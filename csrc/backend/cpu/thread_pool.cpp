@@ -153,7 +153,7 @@ class Pool {
       for (int i = 0; i < region.parts; ++i) {
         const int whose = (part + i) % region.parts;
         while (!failed_.load(std::memory_order_relaxed) && shares_[whose].take(i == 0, begin, end, ahead))
-          region.function(region.body, {item(begin), item(end), item(ahead), part});
+          region.function(region.body, {item(begin), item(end), item(ahead), part, &failed_});
       }
     } catch (...) {
       if (!failed_.exchange(true, std::memory_order_relaxed)) error_ = std::current_exception();

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 
 namespace kdtw::cpu {
@@ -12,6 +13,14 @@ namespace kdtw::cpu {
 // number in this region, the caller's is 0.
 struct Range {
   int begin, end, ahead, part;
+  const std::atomic<bool>* failed = nullptr;  // of the region; null where there is one thread
+
+  // A body that takes long calls it now and then: it throws when another thread's body has thrown, because nobody
+  // wants the result any more.
+  void stop_if_failed() const {
+    if (failed != nullptr && failed->load(std::memory_order_relaxed)) throw Stopped();
+  }
+  struct Stopped {};
 };
 
 using RangeFunction = void (*)(void* body, const Range& range);
