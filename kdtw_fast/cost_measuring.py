@@ -16,7 +16,7 @@ from kdtw_fast.options import check_int, check_real
 
 # Tokens per row of the passes that are timed; others are interpolated. The two that tell most come first.
 POINTS = (1, 17, 5, 9, 3, 2)
-# The core cuts longer passes into passes of this size (csrc/model/t5.h), so beyond it time grows with the tokens.
+# The core cuts longer passes into passes of this size (csrc/backend/runner.h), so beyond it time grows with the tokens.
 PASS_TOKENS = 256
 # A CUDA device drafts without the host, so its steps are timed this many at once.
 DRAFTED = 32
