@@ -50,10 +50,11 @@ struct MethodRules {
   AcceptRule accept;
 
   // Whether every call and every token that the teacher writes asks the ledger first: the student's <tau> does, and so
-  // do calls by themselves, unless a draft's length or the student's doubt calls beside them, or a check replaces.
+  // do calls by themselves, unless a draft's length or the student's doubt calls beside them, or a check replaces. A
+  // method that never calls keeps any.
   bool keeps_ledger() const {
     const bool others = call.draft_length > 0 || call.min_confidence > 0 || accept.checks_all;
-    return !others && (call.on_tau || (call.by_itself() && accept.check == Check::kNone));
+    return !others && !teacher_alone && (call.on_tau || accept.check == Check::kNone);
   }
 };
 
