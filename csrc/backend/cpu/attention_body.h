@@ -106,7 +106,9 @@ inline int visible(const Attention& a, int r) {
 }
 
 // Turns the scores of query r into weights exp(score + bias - largest) in place, and returns 1 / their sum. `scores`
-// points at the query's part of the first block. Keys from its length on get no weight, whatever lies there.
+// points at the query's part of the first block. Keys from its length on get no weight, whatever lies there. kPlain:
+// the rule has no scale, cap or window, and the loops over the keys need not ask.
+template <bool kPlain>
 inline float softmax(const Attention& a, int r, float* scores) {
   const int position = a.tokens[r].position - a.skipped, length = visible(a, r);
   const int first = a.window > 0 ? position - a.window + 1 : 0;  // the first key of the window
@@ -118,12 +120,14 @@ inline float softmax(const Attention& a, int r, float* scores) {
 #pragma GCC unroll 2
     for (int v = 0; v < kKeyBlock; v += kWidth) {
       V score = load(block + v);
-      if (a.scale != 1.0f) score = mul(score, set1(a.scale));
-      if (a.cap > 0.0f) score = soft_cap_vector(score, a.cap, 2.0f / a.cap);
+      if constexpr (!kPlain) {
+        score = mul(score, set1(a.scale));
+        if (a.cap > 0.0f) score = soft_cap_vector(score, a.cap, 2.0f / a.cap);
+      }
       if (a.bias) score = add(score, bias_at(a.bias, a.lowest, a.highest, b * kKeyBlock + v - position));
       if (b == last) score = min(score, load(kEdge.limit + kKeyBlock + hidden + v));
       const int before = first - (b * kKeyBlock + v);
-      if (before > 0) score = min(score, load(kEdge.limit + (before < kKeyBlock ? kKeyBlock - before : 0)));
+      if (!kPlain && before > 0) score = min(score, load(kEdge.limit + (before < kKeyBlock ? kKeyBlock - before : 0)));
       store(block + v, score);
       top = max(top, score);
     }
@@ -137,7 +141,8 @@ inline float softmax(const Attention& a, int r, float* scores) {
       V weight = exp_vector(sub(load(block + v), largest));
       if (b == last) weight = mul(weight, load(kEdge.factor + kKeyBlock + hidden + v));
       const int before = first - (b * kKeyBlock + v);
-      if (before > 0) weight = mul(weight, load(kEdge.factor + (before < kKeyBlock ? kKeyBlock - before : 0)));
+      if (!kPlain && before > 0)
+        weight = mul(weight, load(kEdge.factor + (before < kKeyBlock ? kKeyBlock - before : 0)));
       store(block + v, weight);
       total = add(total, weight);
     }
@@ -213,7 +218,9 @@ void attend_group(const Attention& a) {
   float* scores = a.scratch;
   score<Row, kQueries, kBlocks>(a, a.keys, (longest + kKeyBlock - 1) / kKeyBlock, scores);
   float factors[kQueries];
-  for (int r = 0; r < kQueries; ++r) factors[r] = softmax(a, r, scores + r * kKeyBlock);
+  const bool plain = a.scale == 1.0f && a.cap == 0.0f && a.window == 0;
+  for (int r = 0; r < kQueries; ++r)
+    factors[r] = plain ? softmax<true>(a, r, scores + r * kKeyBlock) : softmax<false>(a, r, scores + r * kKeyBlock);
   int column = 0;
   for (; column + kColumns * kWidth <= a.value_stride; column += kColumns * kWidth)
     weigh_tile<Row, kQueries, kColumns>(a, scores, shared, factors, column);

@@ -106,8 +106,9 @@ class CpuOperations : public Operations {
                                     p + kGroup < range.ahead ? p + kGroup : p, to, weight.outputs, accumulate);
                      const int columns =
                          std::min(weight.outputs, std::min(p + kGroup, range.end) * kPanel) - p * kPanel;
-                     for (int t = 0; t < tokens; ++t)
-                       finish(weight, p * kPanel, columns, to + static_cast<size_t>(t) * weight.outputs);
+                     if (weight.bias.data != nullptr || weight.cap > 0.0f)
+                       for (int t = 0; t < tokens; ++t)
+                         finish(weight, p * kPanel, columns, to + static_cast<size_t>(t) * weight.outputs);
                      done(range, static_cast<long>(tokens) * weight.inputs * kGroup * kPanel);
                    }
                  });
