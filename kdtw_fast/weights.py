@@ -95,7 +95,7 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
             f"{name} must be a Hugging Face model (a T5ForConditionalGeneration, a LlamaForCausalLM, …), a "
             f"NativeModel or a folder, got {type(model).__name__}"
         )
-    fields = {key: value for key, value in config.to_dict().items() if value is not None}
+    fields = config.to_dict()
     generation = getattr(model, "generation_config", None)
     for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
         if fields.get(field) is None and getattr(generation, field, None) is not None:

@@ -12,11 +12,12 @@ from kdtw_fast.families.description import Description, Fields, Tensors
 
 def describe(fields: Fields, tensors: Tensors) -> Description:
     """The model of such a config and tensors."""
+    fields = fields.completed()
     kind = fields.get("model_type")
     before = kind in ("mbart", "pegasus", "m2m_100")  # norms stand before the parts; else over them
     size, vocabulary = fields.integer("d_model"), fields.integer("vocab_size")
-    scale = math.sqrt(size) if fields.get("scale_embedding", kind == "m2m_100") else 1.0
-    length = fields.integer("max_position_embeddings", 1024)
+    scale = math.sqrt(size) if fields.flag("scale_embedding") else 1.0
+    length = fields.integer("max_position_embeddings")
     model = Description({"vocabulary": vocabulary})
     fields.only("share_encoder_decoder_embeddings", True)
     fields.only("decoder_vocab_size", vocabulary)
@@ -25,13 +26,13 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         if size % heads:
             raise ValueError(f"{fields.name}: d_model ({size}) must be a multiple of {name}_attention_heads ({heads})")
         model.spec[name] = {
-            "layers": fields.integer(f"{name}_layers"),
+            "layers": fields.layers(f"{name}_layers"),
             "model_size": size,
             "heads": heads,
             "key_heads": heads,
             "head_size": size // heads,
             "feed_forward": fields.integer(f"{name}_ffn_dim"),
-            "function": fields.function("activation_function", "relu" if kind == "m2m_100" else "gelu"),
+            "function": fields.function("activation_function"),
             "layer_norm": True,
             "epsilon": 1e-5,
             "embedding_scale": scale,
@@ -52,8 +53,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
             model.linear(f"{made}.feed_forward.out", f"{stored}.fc2", True)
             place = "before" if before else "after"
             for part, norm in [*parts, ("feed_forward", "final")]:
-                suffix = "layer_norm" if part == "feed_forward" else "_layer_norm".lstrip("_")
-                model.linear(f"{made}.{part}.{place}", f"{stored}.{norm}_{suffix}", True)
+                model.linear(f"{made}.{part}.{place}", f"{stored}.{norm}_layer_norm", True)
     copies = ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens")
     model.embeddings(tensors, fields, copies, "lm_head", True)
     if "final_logits_bias" in tensors:

@@ -44,34 +44,49 @@ _GENERATION = frozenset({"early_stopping", "length_penalty", "max_length", "min_
 
 
 class Fields:
-    """A model's config. What a family reads is known; what is left and not known to be without effect is refused."""
+    """A model's config. What a family reads is known; what is left and not known to be without effect is refused.
+
+    Args:
+        config: the fields that were given.
+        name: what messages call the model.
+        tensors: how many the checkpoint has.
+        ignored: fields that the user says to ignore.
+        prefix: of a config inside of another, in messages.
+        values: where values are read from, with defaults for what was not given; None = ``config``.
+    """
 
     def __init__(
-        self, config: Mapping[str, Any], name: str, tensors: int, ignored: Iterable[str] = (), prefix: str = ""
+        self,
+        config: Mapping[str, Any],
+        name: str,
+        tensors: int,
+        ignored: Iterable[str] = (),
+        prefix: str = "",
+        values: Mapping[str, Any] | None = None,
     ):
         self._config, self.name, self._ignored, self._prefix = config, name, frozenset(ignored), prefix
+        self._values = config if values is None else values
         self._tensors = tensors
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
         """The field's value, or ``default`` where it is absent or null."""
         self._read.add(key)
-        value = self._config.get(key)
+        value = self._values.get(key)
         return default if value is None else value
 
     def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 2**31 - 1) -> int:
-        """An integer from ``least`` to ``most``; without a default it must be there.
-
-        No number of layers is larger than that of the tensors: nothing is made for layers that cannot be there.
-        """
-        if key.endswith("layers"):
-            most = min(most, self._tensors)
+        """An integer from ``least`` to ``most``; without a default it must be there."""
         value = self._required(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be a number, got {value!r}")
         if not least <= value <= most:
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be {least} to {most}, got {value}")
         return value
+
+    def layers(self, key: str, default: int | None = None) -> int:
+        """A number of layers, at most that of the tensors: nothing is made for layers that cannot be there."""
+        return self.integer(key, default, 1, self._tensors)
 
     def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
         """A finite number greater than ``above``; without a default it must be there."""
@@ -100,7 +115,7 @@ class Fields:
         return FUNCTIONS[value]
 
     def only(self, key: str, *values: Any) -> None:
-        """Refuses the field where it is present and none of ``values``."""
+        """Refuses the field where it was given and is none of ``values``."""
         value = self._config.get(key)
         self._read.add(key)
         if key in self._config and value not in values and key not in self._ignored:
@@ -112,17 +127,31 @@ class Fields:
         value = self._required(key, None)
         if not isinstance(value, Mapping):
             raise ValueError(f"{self.name}: config field {key} must be a config of its own, got {value!r}")
-        return Fields(value, self.name, self._tensors, self._ignored, f"{key}.")
+        given = self._config.get(key)
+        return Fields(
+            given if isinstance(given, Mapping) else {}, self.name, self._tensors, self._ignored, f"{key}.", value
+        )
+
+    def completed(self, *layers: str) -> Fields:
+        """The same fields with transformers' defaults for those that were not given, and what it makes of old ones.
+
+        Published configs leave out much, and what that means is transformers' to say: which layers of Gemma 2 slide,
+        how many heads of keys Mistral has. The fields ``layers`` are checked before: it makes lists of that length.
+        """
+        for key in layers:
+            self.layers(key, 1)
+        values = self.as_transformers().to_dict()
+        return Fields(self._config, self.name, self._tensors, self._ignored, self._prefix, values)
 
     def as_transformers(self) -> Any:
-        """transformers' config of these fields, which fills in its defaults and reads old names of fields."""
+        """transformers' config of these fields."""
         from transformers import AutoConfig
 
         fields = {
-            key: value for key, value in self._config.items() if key not in ("model_type", "transformers_version")
+            key: value for key, value in self._values.items() if key not in ("model_type", "transformers_version")
         }
         try:
-            return AutoConfig.for_model(self._config["model_type"], **fields)
+            return AutoConfig.for_model(self._values["model_type"], **fields)
         except Exception as error:  # whatever its checks raise
             raise ValueError(f"{self.name}: transformers does not take this config: {error}") from None
 
@@ -130,7 +159,7 @@ class Fields:
         """ValueError naming a field that nobody has read and that may change the maths."""
         known = self._read | _GENERAL | _GENERATION | self._ignored | set(without_effect)
         for key, value in self._config.items():
-            if key not in known:
+            if key not in known and value is not None:
                 raise ValueError(
                     f"{self.name}: config field {self._prefix}{key!r} (= {value!r}) is unknown and may change the "
                     f"maths; if it does not, pass ignore_config_fields=({key!r},) to NativeModel.from_pretrained"

@@ -20,14 +20,17 @@ _WITHOUT_EFFECT = (
 
 def describe(fields: Fields, tensors: Tensors) -> Description:
     """The model of a Gemma 2's, Gemma 3's or T5Gemma's config and tensors."""
-    kind = fields.get("model_type")
-    if kind != "t5gemma":
+    if fields.get("model_type") != "t5gemma":
+        fields = fields.completed("num_hidden_layers")
         model = Description({"vocabulary": fields.integer("vocab_size")})
         stack(model, fields, "decoder", "model")
         model.spec["head_cap"] = cap(fields, "final_logit_softcapping")
         model.embeddings(tensors, fields, ("model.embed_tokens",), "lm_head", True)
         fields.refuse_others(_WITHOUT_EFFECT)
         return model
+    for name in ("encoder", "decoder"):
+        fields.inner(name).layers("num_hidden_layers")
+    fields = fields.completed()
     model = Description({"vocabulary": fields.inner("decoder").integer("vocab_size")})
     for name in ("encoder", "decoder"):
         inner = fields.inner(name)
@@ -52,7 +55,7 @@ def cap(fields: Fields, key: str) -> float:
 def stack(model: Description, fields: Fields, name: str, stored: str) -> None:
     """One stack of the model, from its config's fields and the tensors below ``stored``."""
     size, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers, bias = fields.integer("num_hidden_layers"), fields.get("attention_bias", False)
+    layers, bias = fields.layers("num_hidden_layers"), bool(fields.flag("attention_bias", False))
     gemma3 = fields.get("model_type") == "gemma3_text"
     spec: dict[str, Any] = {
         "layers": layers,
@@ -61,9 +64,9 @@ def stack(model: Description, fields: Fields, name: str, stored: str) -> None:
         "key_heads": fields.integer("num_key_value_heads", heads),
         "head_size": fields.integer("head_dim"),
         "feed_forward": fields.integer("intermediate_size"),
-        "function": fields.function("hidden_activation", "gelu_pytorch_tanh"),
+        "function": fields.function("hidden_activation"),
         "gated": True,
-        "epsilon": fields.number("rms_norm_eps", 1e-6),
+        "epsilon": fields.number("rms_norm_eps"),
         "embedding_scale": math.sqrt(size),
         "attention_scale": fields.number("query_pre_attn_scalar") ** -0.5,
         # transformers reads Gemma 3's and does not use it.

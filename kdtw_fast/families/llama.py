@@ -12,11 +12,12 @@ from kdtw_fast.families.rotary import rotary
 
 def describe(fields: Fields, tensors: Tensors) -> Description:
     """The model of such a config and tensors."""
+    fields = fields.completed("num_hidden_layers")
     kind = fields.get("model_type")
     size, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    layers = fields.integer("num_hidden_layers")
+    layers = fields.layers("num_hidden_layers")
     default_bias = kind == "qwen2"  # of queries, keys and values; that it has one is no field of its config
-    attention_bias = fields.get("attention_bias", False)
+    attention_bias, feed_forward_bias = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
     stack: dict[str, Any] = {
         "layers": layers,
         "model_size": size,
@@ -24,9 +25,9 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         "key_heads": fields.integer("num_key_value_heads", heads),
         "head_size": fields.integer("head_dim", max(size // heads, 1)),
         "feed_forward": fields.integer("intermediate_size"),
-        "function": fields.function("hidden_act", "silu"),
+        "function": fields.function("hidden_act"),
         "gated": True,
-        "epsilon": fields.number("rms_norm_eps", 1e-6),
+        "epsilon": fields.number("rms_norm_eps"),
         "windows": windows(fields, layers),
     }
     stack["query_norm_whole"] = kind == "olmo2"
@@ -40,12 +41,10 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
     for i in range(layers):
         stored, made = f"model.layers.{i}", f"decoder.{i}"
         for name, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")):
-            biased = attention_bias or (default_bias and name != "output")
+            biased = bool(attention_bias) or (default_bias and name != "output")
             model.linear(f"{made}.self.{name}", f"{stored}.self_attn.{letter}_proj", biased)
         for name, projection in (("gate", "gate"), ("in", "up"), ("out", "down")):
-            model.linear(
-                f"{made}.feed_forward.{name}", f"{stored}.mlp.{projection}_proj", fields.get("mlp_bias", False)
-            )
+            model.linear(f"{made}.feed_forward.{name}", f"{stored}.mlp.{projection}_proj", bool(feed_forward_bias))
         if kind in ("qwen3", "olmo2"):
             model.weight(f"{made}.self.query_norm", f"{stored}.self_attn.q_norm")
             model.weight(f"{made}.self.key_norm", f"{stored}.self_attn.k_norm")
@@ -73,12 +72,10 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
 
 def windows(fields: Fields, layers: int) -> list[int]:
     """Of each layer, the sliding window that its config means; 0 = it sees everything."""
-    width = fields.get("sliding_window")
-    types = fields.get("layer_types")
-    if types is None:
-        slides = width is not None and fields.get("use_sliding_window", fields.get("model_type") == "mistral")
-        first = fields.get("max_window_layers", 0) if fields.get("model_type") != "mistral" else 0
-        types = ["sliding_attention" if slides and i >= first else "full_attention" for i in range(layers)]
+    width, types = fields.get("sliding_window"), fields.get("layer_types")
+    if types is None:  # Mistral's layers are alike, and others without types have no windows
+        slides = width is not None and fields.get("model_type") == "mistral"
+        types = ["sliding_attention" if slides else "full_attention"] * layers
     if not isinstance(types, list) or len(types) != layers:
         raise ValueError(f"{fields.name}: config field layer_types must name {layers} layers, got {types!r}")
     for each in types:

@@ -22,8 +22,8 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 def describe(fields: Fields, tensors: Tensors) -> Description:
     """The model of a T5's, mT5's or umT5's config and tensors."""
     kind = fields.get("model_type", "t5")
-    layers = {"encoder": fields.integer("num_layers")}
-    layers["decoder"] = fields.integer("num_decoder_layers", layers["encoder"])
+    layers = {"encoder": fields.layers("num_layers")}
+    layers["decoder"] = fields.layers("num_decoder_layers", layers["encoder"])
     activation = fields.get("feed_forward_proj", "relu")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = ", ".join(f"'{each}'" for each in _ACTIVATIONS)
