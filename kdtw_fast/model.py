@@ -34,6 +34,7 @@ class NativeModel:
         vocab_size: rows of the vocabulary head, V.
         pad_token_id, decoder_start_token_id: token ids; a model without an encoder begins with its prompt instead.
         eos_token_ids: list of ids that end a row.
+        first_tokens: what an output begins with where a call has no ``forced_tokens``: forced_bos_token_id, if any.
         tau_token_ids: the <tau> rows of a Training Wheels student, one for each teacher; empty for other models.
         tau_token_id: the first of them, or None.
         student_prompt, teacher_prompt: prompt the model was trained with, or None.
@@ -93,7 +94,10 @@ class NativeModel:
         if self.student_prompt is not None:
             with named(name):
                 fill_prompt(self.student_prompt, "")
+        first = config.get("forced_bos_token_id")
+        self.first_tokens: list[int] = [] if first is None else [first]
         special = {
+            "forced_bos_token_id": self.first_tokens,
             "pad_token_id": [self.pad_token_id],
             "decoder_start_token_id": [self.decoder_start_token_id],
             "tau_token_id" if len(self.tau_token_ids) < 2 else "tau_token_ids": self.tau_token_ids,

@@ -123,7 +123,8 @@ class GenerateOptions:
         seed: random numbers are a function of (seed, row number or id, position) and of nothing else; 0 to 2^64 - 1.
         row_ids: names of the rows to the random numbers, one per output row, each 0 to 2^64 - 1; None = 0, 1, 2, …
         num_return_sequences: outputs per input row, 1 to 2^16 (they differ only when sampling).
-        forced_tokens: ids every output begins with, fewer than ``max_new_tokens``.
+        forced_tokens: ids every output begins with, fewer than ``max_new_tokens``; where there are none, the
+            checkpoint's forced_bos_token_id, if it has one (mBART's and NLLB's language).
         max_teacher_fraction: at most this fraction of every prefix of the output is written by the teacher, in [0, 1].
             <tau> is masked otherwise. For Training Wheels and its controls; one value, or one per input row. Of several
             teachers a number bounds all together, and a mapping from teachers' numbers to numbers bounds those it

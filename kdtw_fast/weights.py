@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from kdtw_fast.loaders import read_json
 # Last words of the names of tensors that the core packs; it reads others as they are.
 _PACKED = frozenset({"embedding", "head", "query", "key", "value", "output", "gate", "in", "out"})
 
+_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id")
+
 
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Path]]:
     """Config, tensors, the formats of matrices ("F32", "BF16", …) and the files of a folder with safetensors.
@@ -29,6 +31,9 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
         raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
     files = [folder / "config.json"]
     config = read_json(files[0], name)
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        config = _with_tokens(config, read_json(generation, name))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(index)
@@ -55,6 +60,12 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
             if len(stored.get_shape()) == 2:
                 formats[key] = stored.get_dtype()
     return config, tensors, formats, files
+
+
+def _with_tokens(config: dict[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what it does not say about tokens from the generation config, where transformers moved that."""
+    missing = (key for key in _TOKENS if config.get(key) is None and generation.get(key) is not None)
+    return config | {key: generation[key] for key in missing}
 
 
 def _shards(folder: Path, index: Path, name: str) -> list[str]:
@@ -95,11 +106,8 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
             f"{name} must be a Hugging Face model (a T5ForConditionalGeneration, a LlamaForCausalLM, …), a "
             f"NativeModel or a folder, got {type(model).__name__}"
         )
-    fields = config.to_dict()
     generation = getattr(model, "generation_config", None)
-    for field in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
-        if fields.get(field) is None and getattr(generation, field, None) is not None:
-            fields[field] = getattr(generation, field)
+    fields = _with_tokens(config.to_dict(), {} if generation is None else generation.to_dict())
     state = model.state_dict()
     for tensor_name, tensor in state.items():
         if tensor.device.type == "meta":

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from kdtw_fast import NativeModel, SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast import NativeModel, Owner, SingleModelDecoder, SpeculativeDecoder
 
 V = 61
 Make = Callable[[random.Random], Mapping[str, Any]]
@@ -320,3 +320,41 @@ def test_a_field_that_is_left_out_means_what_transformers_says(kind: str, seed: 
         expected = logits_of(model, source, tokens)
         whole = native.decode_logits(source, tokens)
         np.testing.assert_allclose(whole, expected, atol=2e-4 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_the_forced_first_token_of_a_checkpoint_is_obeyed(where: str, tmp_path: Path) -> None:
+    model = random_model("mbart", 3)
+    model.generation_config.forced_bos_token_id, model.generation_config.forced_eos_token_id = 17, None
+    model.save_pretrained(tmp_path)
+    decoder = SingleModelDecoder(model if where == "memory" else tmp_path)
+    (row,) = rows_of("mbart", 3, 1)
+    theirs = model.generate(torch.tensor([row]), max_new_tokens=8, do_sample=False, num_beams=1)[0].tolist()
+    out = decoder.generate([row], max_new_tokens=8)
+    assert out.sequences[0].tolist() == theirs and theirs[1] == 17
+    assert Owner(int(out.owners[0, 1])) is Owner.FORCED
+    assert decoder.generate([row], max_new_tokens=8, forced_tokens=[9]).output_ids[0][0] == 9
+
+
+def test_positions_beyond_the_table_are_refused() -> None:
+    model = random_model("bart", 0)
+    most = model.config.max_position_embeddings
+    decoder = SingleModelDecoder(model)
+    with pytest.raises(
+        ValueError, match=f"model: sources of up to {most + 1} tokens .* table of positions ends at {most}"
+    ):
+        decoder.generate([[5] * (most + 1)], max_new_tokens=4)
+    with pytest.raises(ValueError, match=f"model: outputs of up to {most + 1} tokens"):
+        decoder.generate([[5, 6]], max_new_tokens=most + 1)
+    assert decoder.generate([[5] * most], max_new_tokens=4, min_new_tokens=4).lengths.tolist() == [4]
+
+
+@pytest.mark.parametrize("kinds", [("t5", "llama"), ("llama", "t5")], ids="-".join)
+def test_a_pair_may_mix_models_with_and_without_an_encoder(kinds: tuple[str, str]) -> None:
+    student, teacher = (random_model(kind, 1) for kind in kinds)
+    rows = rows_of("mixed", 1, 4)
+    alone = SingleModelDecoder(teacher, role="teacher").generate(rows, max_new_tokens=9)
+    drafted = SpeculativeDecoder(student, teacher, draft_length=3).generate(rows, max_new_tokens=9)
+    assert drafted.output_ids == alone.output_ids
+    before = [[0]] * 4 if kinds[0] == "t5" else rows
+    assert [ids[: span.start] for ids, span in zip(drafted.sequences.tolist(), drafted.spans)] == before

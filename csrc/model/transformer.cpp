@@ -16,7 +16,8 @@ ModelState::ModelState(const Transformer& model, int rows, int source_capacity, 
   const auto fits = [&](const StackConfig& stack, int64_t needed, const char* what) {
     const int room = stack.positions - stack.first_position;
     require(stack.positions == 0 || needed <= room, config.name, ": ", what, " of up to ", needed,
-            " tokens were asked for, but the model's table of positions ends at ", room);
+            " tokens were asked for, but the model's table of positions ends at ", room,
+            "; lower max_source_length or max_new_tokens");
   };
   if (config.has_encoder()) fits(config.encoder, source_capacity, "sources");
   // A prompt's last token is read as the first of the outputs', and the last output is not read.

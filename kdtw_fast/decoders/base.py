@@ -106,7 +106,7 @@ class Decoder(AnyDecoder):
         """A session of the core with these options."""
         teacher = _sampling(*options.teacher_sampling)
         shared = _core.SessionOptions(
-            forced_tokens=[self._forced_token(token) for token in options.forced_tokens],
+            forced_tokens=[self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens,
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
             student_sampling=teacher if self._role == "teacher" else _sampling(*options.sampling),
