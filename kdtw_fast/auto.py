@@ -19,7 +19,7 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
-from kdtw_fast.decoders.base import Decoder, ModelLike, check_tokenizers, load_teacher, tokenizer_of
+from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, check_tokenizers, load_teacher, tokenizer_of
 from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.keywords import takes
@@ -182,6 +182,7 @@ class AutoDecoder(AnyDecoder):
         self.student = load(student, "student", options.dtype, options.device)
         loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.teachers = (loaded,)
+        check_padding(self.student, self.teachers, self.tokenizer)
         if options.tokenizer is None and self.tokenizer is not None:
             check_tokenizers(self.tokenizer, [("teacher", teacher)])
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)

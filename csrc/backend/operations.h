@@ -51,6 +51,8 @@ class Weight {
   virtual size_t bytes() const = 0;
   // What it is made of, in host memory, as Operations::adopt takes it; std::runtime_error where it is not kept there.
   virtual std::span<const std::byte> blob() const = 0;
+  // The same without the outputs from `count` on; shares this one's memory.
+  virtual std::unique_ptr<Weight> first(int count) const = 0;
   const int outputs, inputs;
   // Of a product with it: added to every token's outputs [N] where there is one; then, of a head, c tanh(x / c) with
   // c = cap where that is not 0.

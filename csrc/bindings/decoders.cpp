@@ -190,8 +190,11 @@ void bind_decoders(py::module_& m) {
              const size_t n = teachers ? teachers->size() : 0;
              const size_t asked = method.call.on_tau ? special.tau.size() : method.two_models ? 1 : 0;
              require(n == asked, "this method asks ", asked, " teachers, got ", n);
-             Decoder decoder{device, std::move(student), {}, method, std::move(special)};
+             Decoder decoder{device, std::move(student), {}, method, std::move(special), 0};
              if (teachers) decoder.teachers.assign(teachers->begin(), teachers->end());
+             decoder.vocabulary = decoder.student->config().vocabulary;
+             for (const auto& teacher : decoder.teachers)
+               decoder.vocabulary = std::min(decoder.vocabulary, teacher->config().vocabulary);
              return decoder;
            }),
            py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"));

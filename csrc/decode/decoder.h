@@ -26,6 +26,14 @@ struct Decoder {
       teachers;  // n: none for methods of one model, several where <tau> chooses
   MethodRules method;
   SpecialTokens special;
+  int vocabulary;  // the rows that all models have: others than the student's <tau> are never picked
+
+  // Ids that the student picks from.
+  int student_vocabulary() const {
+    int32_t rows = vocabulary;
+    for (const int32_t tau : special.tau) rows = std::max(rows, tau + 1);
+    return rows;
+  }
 };
 
 }  // namespace kdtw

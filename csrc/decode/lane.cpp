@@ -6,14 +6,15 @@
 
 namespace kdtw {
 
-Lane::Lane(Backend& backend, const Transformer& model, int source, bool reads_marks, int slots, int source_capacity,
-           int target_capacity)
+Lane::Lane(Backend& backend, const Transformer& model, int vocabulary, int source, bool reads_marks, int slots,
+           int source_capacity, int target_capacity)
     : operations_(*backend.operations),
       model_(model),
       source_(source),
       reads_marks_(reads_marks),
       state_(model, slots, source_capacity, target_capacity),
       read_(slots, 0),
+      head_(vocabulary < model.head().outputs ? model.head().first(vocabulary) : nullptr),
       runner_(backend.make_runner(
           [this](int tokens) -> DecoderPass {
             const auto work = std::make_shared<Workspace>();
@@ -23,7 +24,7 @@ Lane::Lane(Backend& backend, const Transformer& model, int source, bool reads_ma
               return work->gathered;
             };
           },
-          model.head(), slots)) {}
+          head_ ? *head_ : model.head(), slots)) {}
 
 Lane::Unopened Lane::unopened(std::span<const int> slots, std::span<const Row> rows) const {
   Unopened found;

@@ -23,9 +23,10 @@ struct Query {
 
 class Lane {
  public:
-  // source: which of a row's sources the model reads. reads_marks: it sees which tokens which teacher wrote.
-  Lane(Backend& backend, const Transformer& model, int source, bool reads_marks, int slots, int source_capacity,
-       int target_capacity);
+  // vocabulary: it picks ids below. source: which of a row's sources the model reads. reads_marks: it sees which tokens
+  // which teacher wrote.
+  Lane(Backend& backend, const Transformer& model, int vocabulary, int source, bool reads_marks, int slots,
+       int source_capacity, int target_capacity);
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
@@ -81,6 +82,7 @@ class Lane {
   std::vector<PickRequest> requests_;
   TokenLists lists_;
   Workspace encoding_, encoding_soon_;
+  const std::unique_ptr<Weight> head_;    // empty: the model's, whole
   const std::unique_ptr<Runner> runner_;  // uses what stands before it
 };
 

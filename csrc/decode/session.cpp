@@ -45,9 +45,11 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   banned_[0].insert(banned_[0].begin(), special.end.begin(), special.end.end());
 
   const int capacity = options_.max_new_tokens + 1;
-  student_.emplace(backend_, *decoder_->student, 0, method_.marks_teacher, slots, source_capacity, capacity);
+  student_.emplace(backend_, *decoder_->student, decoder_->student_vocabulary(), 0, method_.marks_teacher, slots,
+                   source_capacity, capacity);
   for (const auto& teacher : decoder_->teachers)
-    teachers_.emplace_back(backend_, *teacher, 1 + asked_teachers(), false, slots, source_capacity, capacity);
+    teachers_.emplace_back(backend_, *teacher, decoder_->vocabulary, 1 + asked_teachers(), false, slots,
+                           source_capacity, capacity);
 
   rules_.stops = stops_.data(), rules_.stop_count = static_cast<int32_t>(stops_.size());
   rules_.seed = options_.seed;
@@ -61,7 +63,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   rules_.most_drafted =
       options_.max_new_tokens - (method_.accept.checks_all && method_.accept.teacher_continues ? 1 : 0);
   rules_.checks_all = method_.accept.checks_all;
-  rules_.vocabulary = decoder_->student->config().vocabulary;
+  rules_.vocabulary = decoder_->student_vocabulary();
   rules_.want_log_prob = options_.want_log_probs;
   if (needs_draft_logits(method_.accept.check))
     draft_logits_ = backend_.operations->allocate(static_cast<size_t>(slots) * rules_.draft_length * rules_.vocabulary);

@@ -181,6 +181,7 @@ class TwoModelDecoder(Decoder):
         loaded = [load_teacher(*one, native, options) for one in zip(teachers, names, dtypes)]
         self.student, self.teachers = native, tuple(loaded)
         tokenizer = tokenizer_of(student, options)
+        check_padding(native, loaded, tokenizer)
         if options.tokenizer is None and tokenizer is not None:
             check_tokenizers(tokenizer, zip(names, teachers))
         super().__init__(native, loaded, rules, tokenizer, options)
@@ -202,13 +203,33 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
         mine, other = getattr(student, field), getattr(teacher, field)
         if mine != other:
             raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
-    own_rows = student.vocab_size - teacher.vocab_size
-    if own_rows and not 0 < own_rows <= len({row for row in student.tau_token_ids if row >= teacher.vocab_size}):
+    taus = student.tau_token_ids
+    between = [row for row in range(teacher.vocab_size, max(taus, default=0)) if row not in taus]
+    if between:
         raise ValueError(
-            f"student and teacher must share a vocabulary: the student has {student.vocab_size} rows, "
-            f"the teacher {teacher.vocab_size}"
+            f"the student's <tau> is row {max(taus)} of its vocabulary, behind row {between[0]}, which the teacher's "
+            f"{teacher.vocab_size} rows lack; begin its training from a model cut to that size"
         )
     return teacher
+
+
+def check_padding(student: NativeT5, teachers: Sequence[NativeT5], tokenizer: Any) -> None:
+    """Raises ValueError where rows that only some models have may be more than padding.
+
+    The rows that all have are decoded with; the student's <tau>s may stand behind them.
+    """
+    taus = set(student.tau_token_ids)
+    common = min(model.vocab_size for model in (student, *teachers))
+    largest = max(model.vocab_size for model in teachers)
+    if largest == common and taus.issuperset(range(common, student.vocab_size)):
+        return
+    found = f"the student has {student.vocab_size} rows of vocabulary, the teacher {largest}"
+    if tokenizer is None:
+        raise ValueError(f"{found}; pass tokenizer=…, which shows whether what the other lacks is padding")
+    beyond = {row: token for token, row in tokenizer.get_vocab().items() if row >= common and row not in taus}
+    if beyond:
+        row, token = min(beyond.items())
+        raise ValueError(f"{found}, and the tokenizer has {token!r} in row {row}; a pair must share a vocabulary")
 
 
 def check_asks(student: NativeT5, count: int) -> None:

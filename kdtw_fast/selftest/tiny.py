@@ -92,7 +92,7 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
         base = random_t5(other, vocab_size + extra_row, seed=int(rng.integers(1 << 31)))
         scale_row(base, EOS, float(rng.choice([0.5, 1.5, 2.2])))
     else:
-        base = _copy_with_rows(teacher, vocab_size + extra_row, seed=int(rng.integers(1 << 31)))
+        base = grow_vocabulary(copy.deepcopy(teacher), vocab_size + extra_row, seed=int(rng.integers(1 << 31)))
         head = base.lm_head.weight
         with torch.no_grad():
             if relation == "noisy":
@@ -106,18 +106,18 @@ def random_pair(relation: str, seed: int, vocab_size: int = 43) -> tuple[Trainin
     return with_tau(base, tau, beta_scale=float(rng.choice([0.0, 1.0])), seed=seed), teacher
 
 
-def _copy_with_rows(model: T5ForConditionalGeneration, vocab_size: int, seed: int) -> T5ForConditionalGeneration:
-    """A copy whose vocabulary may have more rows, random ones as large as the others."""
-    copied, rows = copy.deepcopy(model), model.config.vocab_size
+def grow_vocabulary(model: T5ForConditionalGeneration, vocab_size: int, seed: int = 0) -> T5ForConditionalGeneration:
+    """The model with rows added to its vocabulary up to ``vocab_size``: random ones as large as the others."""
+    rows = model.config.vocab_size
     if vocab_size > rows:
-        copied.resize_token_embeddings(vocab_size, mean_resizing=False)
+        model.resize_token_embeddings(vocab_size, mean_resizing=False)
         generator = torch.Generator().manual_seed(seed)
-        tied = copied.lm_head.weight is copied.shared.weight
+        tied = model.lm_head.weight is model.shared.weight
         with torch.no_grad():
-            for weight in [copied.shared.weight] if tied else [copied.shared.weight, copied.lm_head.weight]:
+            for weight in [model.shared.weight] if tied else [model.shared.weight, model.lm_head.weight]:
                 added = torch.randn(vocab_size - rows, weight.shape[1], generator=generator)
                 weight[rows:] = added * weight[:rows].std()
-    return copied.eval()
+    return model.eval()
 
 
 def random_batch(

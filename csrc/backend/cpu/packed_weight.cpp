@@ -42,6 +42,13 @@ PackedWeight::PackedWeight(int outputs, int inputs, DType dtype, Blob blob)
   require(reinterpret_cast<uintptr_t>(blob_.bytes.data()) % kLine == 0, "packed weights must begin on a cache line");
 }
 
+std::unique_ptr<Weight> PackedWeight::first(int count) const {
+  const Blob blob{blob_.bytes.first(panels_of(count) * panel_bytes_), blob_.owner};
+  auto some = std::make_unique<PackedWeight>(count, inputs, dtype_, blob);
+  some->bias = bias, some->cap = cap;
+  return some;
+}
+
 std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::span<const float* const> parts,
                                                  std::span<const int> part_outputs, int inputs, DType dtype,
                                                  int threads,

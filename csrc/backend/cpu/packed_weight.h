@@ -39,6 +39,7 @@ class PackedWeight : public Weight {
 
   size_t bytes() const override { return blob_.bytes.size(); }
   std::span<const std::byte> blob() const override { return blob_.bytes; }
+  std::unique_ptr<Weight> first(int count) const override;
   DType dtype() const { return dtype_; }
   int panels() const { return panels_; }
   size_t panel_bytes() const { return panel_bytes_; }

@@ -122,6 +122,20 @@ std::span<const std::byte> DeviceWeight::blob() const {
       "weights in device memory have no packed bytes to keep in a file; pack them for device 'cpu'");
 }
 
+DeviceWeight::DeviceWeight(const DeviceWeight& whole, int outputs)
+    : Weight(outputs, whole.inputs),
+      library_(whole.library_),
+      bytes_(whole.bytes_),
+      memory_(whole.memory_),
+      view_(whole.view_) {
+  view_.outputs = outputs;
+  bias = whole.bias, cap = whole.cap;
+}
+
+std::unique_ptr<Weight> DeviceWeight::first(int count) const {
+  return std::unique_ptr<Weight>(new DeviceWeight(*this, count));
+}
+
 DeviceCache::DeviceCache(Pool& pool, void* stream, int rows, int heads, int head_size, int capacity, DType dtype) {
   require(dtype != DType::kInt8, "keys and values are cached in fp32, fp16 or bf16, not in int8");
   view_.format = format_of(dtype);

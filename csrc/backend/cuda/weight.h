@@ -23,10 +23,13 @@ class DeviceWeight : public Weight {
 
   size_t bytes() const override { return bytes_; }
   std::span<const std::byte> blob() const override;
+  std::unique_ptr<Weight> first(int count) const override;
   const KdtwWeight& view() const { return view_; }
   const Library& library() const { return library_; }
 
  private:
+  DeviceWeight(const DeviceWeight& whole, int outputs);
+
   const Library& library_;
   size_t bytes_ = 0;
   std::shared_ptr<void> memory_;
