@@ -85,6 +85,49 @@ def check_text(text: Any, label: str) -> None:
         raise ValueError(f"{label} is empty ({text!r})")
 
 
+def check_chat(chat: Any, label: str) -> None:
+    """Raises TypeError for what is no list of messages, ValueError where one is not a role and a content."""
+    if not isinstance(chat, Sequence) or isinstance(chat, (str, bytes)):
+        raise TypeError(f"{label} must be a list of messages, got {chat!r} of type {type(chat).__name__}")
+    if not chat:
+        raise ValueError(f"{label} is empty; give at least one message, {{'role': 'user', 'content': …}}")
+    for i, message in enumerate(chat):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in _MESSAGE_KEYS):
+            raise ValueError(f"{label}: message {i} must have a 'role' and a 'content', both strings; got {message!r}")
+    if not any(message["role"] == "user" for message in chat):
+        raise ValueError(f"{label} has no message of the role 'user'")
+
+
+def encode_texts(tokenizer: Any, prompts: Sequence[str], texts: Sequence[Any]) -> list[list[int]]:
+    """Token ids of strings, each behind its prompt, or of conversations in the tokenizer's chat template.
+
+    In a conversation the prompt comes before the content of the user's last message.
+
+    Raises:
+        ValueError: there is a conversation, and the tokenizer has no chat template.
+    """
+    written: list[str] = []
+    chats = [i for i, text in enumerate(texts) if not isinstance(text, str)]
+    for prompt, text in zip(prompts, texts):
+        written.append(prompt + text if isinstance(text, str) else _in_template(tokenizer, prompt, text))
+    ids: list[list[int]] = tokenizer(written)["input_ids"]
+    for i in chats:  # the template has the special tokens
+        ids[i] = tokenizer(written[i], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _in_template(tokenizer: Any, prompt: str, chat: Sequence[Mapping[str, str]]) -> str:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "the tokenizer has no chat template; give strings instead of messages, or set tokenizer.chat_template"
+        )
+    last = max(i for i, message in enumerate(chat) if message["role"] == "user")
+    messages = [dict(message) for message in chat]
+    messages[last]["content"] = prompt + messages[last]["content"]
+    text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text
+
+
 def token_list(row: Any, label: str) -> list[int]:
     """A list, 1-D array or tensor of integers as a list of ints; TypeError otherwise."""
     if isinstance(row, (torch.Tensor, np.ndarray)):
@@ -105,6 +148,7 @@ class Item:
 
     Args:
         text: what to decode, for decoders with a tokenizer; or
+        messages: a conversation, see ``chat``; or
         input_ids: the student's source tokens, its prompt included.
         teacher_input_ids: the teacher's, where they differ; goes with ``input_ids``. Several teachers have a list of
             lists, one for each (None = the student's).
@@ -115,6 +159,7 @@ class Item:
     """
 
     text: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
     input_ids: Any = None
     teacher_input_ids: Any = None
     budget: Any = None
@@ -135,13 +180,21 @@ class Item:
         item._check(label)
         return item
 
+    @property
+    def words(self) -> Any:
+        """The text or the conversation; None = token ids."""
+        return self.messages if self.text is None else self.text
+
     def _check(self, label: str) -> None:
-        if (self.text is None) == (self.input_ids is None):
-            raise ValueError(f"{label} must have either 'text' or 'input_ids'")
-        if self.text is not None:
-            check_text(self.text, label)
+        if (self.text is not None) + (self.messages is not None) + (self.input_ids is not None) != 1:
+            raise ValueError(f"{label} must have either 'text', 'messages' or 'input_ids'")
+        if self.input_ids is None:
+            if self.text is not None:
+                check_text(self.text, label)
+            else:
+                check_chat(self.messages, label)
             if self.teacher_input_ids is not None:
-                raise ValueError(f"{label} has 'teacher_input_ids' beside 'text'; they go with 'input_ids'")
+                raise ValueError(f"{label} has 'teacher_input_ids' beside a text; they go with 'input_ids'")
         elif self.budget is not None:
             raise ValueError(
                 f"{label} has the budget {self.budget!r} beside 'input_ids'; a budget is put into a text's prompt, "
@@ -156,6 +209,7 @@ class Item:
             check_limit(name, getattr(self, name), f"{label}: {name}")
 
 
+_MESSAGE_KEYS = ("role", "content")
 _ITEM_KEYS = tuple(field.name for field in fields(Item))
 
 

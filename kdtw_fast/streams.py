@@ -187,7 +187,7 @@ class Stream:
             rows = self._rows([item for _, item in items], [index for index, _ in items])
             for (index, item), arguments in zip(items, rows):
                 self._session.add(*arguments)
-                self._running[self._added] = index, item.text is not None
+                self._running[self._added] = index, item.words is not None
                 self._added += 1
                 added += 1
         except Exception as error:

@@ -78,7 +78,7 @@ class Decoder(AnyDecoder):
             for index, item, row in zip(indices, items, self._item_rows(items, indices, budget, options)):
                 own_limits = (getattr(item, name) for name in LIMITS)
                 bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
-                if item.text is not None and bounds == [None, None]:
+                if item.words is not None and bounds == [None, None]:
                     bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
                 ledger, ledgers = self._ledgers(bounds)
                 yield index if item.row_id is None else item.row_id, ledger, row.own, row.teachers, ledgers

@@ -116,9 +116,36 @@ class AnyDecoder(Reading, ABC):
             streamer: as for :meth:`generate`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
+        return self._written(self._texts, text, budget, teacher_inputs, streamer, options)
+
+    @takes(GenerateOptions)
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        budget: str | float | Sequence[Any] | None = None,
+        *,
+        streamer: TokenStreamer | Any = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> GenerationOutput:
+        """Decodes what comes next in a conversation, in the tokenizer's chat template, and fills ``.texts``.
+
+        Args:
+            messages: a conversation, {"role": …, "content": …} in order, or a list of them. The prompt that a model was
+                trained with comes before the content of the user's last message.
+            budget, streamer, **options: as in a call with strings.
+
+        Raises:
+            ValueError: the tokenizer has no chat template; otherwise as a call with strings.
+        """
+        return self._written(self._chats, messages, budget, None, streamer, options)
+
+    def _written(
+        self, read: Callable[..., Any], texts: Any, budget: Any, teacher_inputs: Any, streamer: Any, options: Any
+    ) -> GenerationOutput:
+        """A call with texts, which ``read`` makes tokens of."""
         try:
             budget = self._budget_of(budget)
-            ids, teachers_ids = self._texts(text, budget)
+            ids, teachers_ids = read(texts, budget)
             parsed = GenerateOptions(**options)
             if all(getattr(parsed, name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
                 parsed = replace(parsed, max_teacher_calls=none)
@@ -152,9 +179,9 @@ class AnyDecoder(Reading, ABC):
         Args:
             inputs: an iterable, read only as room comes free, and in a thread of its own unless it is a sequence, so
                 that a slow one holds up no row. Items are strings (prompts as in a call), lists of token ids (rows as
-                ``generate`` takes them), or mappings with the keys of :class:`kdtw_fast.inputs.Item`: "text" or
-                "input_ids", and where the item differs from the others "teacher_input_ids", "budget", "row_id",
-                "max_teacher_fraction", "max_teacher_calls".
+                ``generate`` takes them), or mappings with the keys of :class:`kdtw_fast.inputs.Item`: "text",
+                "messages" or "input_ids", and where the item differs from the others "teacher_input_ids", "budget",
+                "row_id", "max_teacher_fraction", "max_teacher_calls".
             batch_size: rows decoded together, 1 to 2^16.
             budget: for strings, as in a call.
             in_order: yield outputs in the items' order instead of as they finish.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdtw_fast.budgets import fill_prompt, join_phrases, resolve_budgets
-from kdtw_fast.inputs import Item, check_ids, check_text, source, token_list, token_rows
+from kdtw_fast.inputs import Item, check_chat, check_ids, check_text, encode_texts, source, token_list, token_rows
 from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, GenerateOptions
@@ -52,6 +52,17 @@ class Reading:
             raise ValueError("the batch is empty; give at least one text")
         for i, item in enumerate(texts):
             check_text(item, f"text {i}")
+        return self._tokenized(texts, budget)
+
+    def _chats(self, messages: Any, budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+        """The same for one conversation or several."""
+        several = isinstance(messages, list | tuple) and bool(messages) and not isinstance(messages[0], Mapping)
+        chats = list(messages) if several else [messages]
+        for i, chat in enumerate(chats):
+            check_chat(chat, f"conversation {i}")
+        return self._tokenized(chats, budget)
+
+    def _tokenized(self, texts: list[Any], budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
         self._check_takes_text(budget)
         ids, teacher_ids = zip(*self.tokenize(texts, [budget] * len(texts)))
         return list(ids), [{"input_ids": list(own)} for own in zip(*teacher_ids)] if self._asked else None
@@ -59,7 +70,7 @@ class Reading:
     def _item(self, value: Any, label: str, budget: Any) -> Item:
         """A stream's item that ``value`` stands for, checked as far as can be before it is its turn."""
         item = Item.of(value, label)
-        if item.text is not None:
+        if item.words is not None:
             with named(label):
                 self._check_takes_text(budget if item.budget is None else item.budget)
         if item.teacher_input_ids is not None and not self._asked:
@@ -73,13 +84,13 @@ class Reading:
         self, items: Sequence[Item], indices: Sequence[int], budget: Any, options: GenerateOptions
     ) -> Iterator[Row]:
         """The rows of a stream's items of those indices; their texts are tokenized together."""
-        texts = [item for item in items if item.text is not None]
+        texts = [item for item in items if item.words is not None]
         budgets = [budget if item.budget is None else item.budget for item in texts]
-        tokenized = iter(self.tokenize([item.text for item in texts], budgets))
+        tokenized = iter(self.tokenize([item.words for item in texts], budgets))
         for index, item in zip(indices, items):
             label, teacher_label = f"item {index}", f"item {index}'s teacher_input_ids"
             ids, teacher_ids = item.input_ids, item.teacher_input_ids
-            if item.text is not None:
+            if item.words is not None:
                 ids, teacher_ids = next(tokenized)
             elif len(self._asked) > 1 and teacher_ids is not None:
                 teacher_ids = self._per_teacher(teacher_label, teacher_ids)
@@ -101,7 +112,7 @@ class Reading:
         """Each text's tokens for the model that writes and for its teachers, behind the prompts they were trained with.
 
         Args:
-            texts: R strings.
+            texts: R strings or conversations (see :meth:`chat`).
             budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
 
         A call does this before it decodes; :meth:`generate` takes what comes out.
@@ -110,7 +121,7 @@ class Reading:
             return []
 
         def encode(prompts: Iterable[str | None]) -> list[list[int]]:
-            return self.tokenizer([(prompt or "") + text for prompt, text in zip(prompts, texts)])["input_ids"]
+            return encode_texts(self.tokenizer, [prompt or "" for prompt in prompts], texts)
 
         template = self.model.student_prompt if self._role == "student" else None
         prompts: list[str | None] = [self.model.teacher_prompt] * len(texts)
