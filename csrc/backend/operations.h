@@ -165,6 +165,8 @@ class Operations {
   // cache.
   virtual void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
                      int stride) = 0;
+  // Copies the first `positions` of row `from` to row `to`; what stands behind them in that row is undefined then.
+  virtual void copy(KeyValueCache& cache, int from, int to, int positions) = 0;
   // out[T, heads * D] = the values' mean by the rule's weights
   virtual void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
                       const AttentionRule& rule, float* out) = 0;

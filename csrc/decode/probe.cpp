@@ -63,6 +63,10 @@ class Probe::ProfiledOperations : public Operations {
     const Timed timed(*this, Operation::kAttention);
     inner_->store(cache, tokens, keys, values, stride);
   }
+  void copy(KeyValueCache& cache, int from, int to, int positions) override {
+    const Timed timed(*this, Operation::kAttention);
+    inner_->copy(cache, from, to, positions);
+  }
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
     const Timed timed(*this, Operation::kAttention);

@@ -1,8 +1,29 @@
 #include "model/transformer.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace kdtw {
+namespace {
+
+// Fewer tokens of a prompt are read again rather than copied: copying may cut a pass in two.
+constexpr int kLeastShared = 16;
+
+// The row whose prompt begins with most of this one's tokens, and how many, but for the last; `row` itself if it is as
+// good as another. 0: too few to be worth it.
+std::pair<int, int> longest_shared(const ModelState& state, std::span<const int32_t> prompt, int row) {
+  const auto shared = [&](int other) {
+    const auto& held = state.prompts[other];
+    const auto end = std::mismatch(held.begin(), held.end(), prompt.begin(), prompt.end() - 1).first;
+    return static_cast<int>(end - held.begin());
+  };
+  int from = row, most = shared(row);
+  for (int other = 0; other < state.rows; ++other)
+    if (const int length = shared(other); length > most) from = other, most = length;
+  return {from, most < kLeastShared ? 0 : most};
+}
+
+}  // namespace
 
 ModelState::ModelState(const Transformer& model, int rows, int source_capacity, int target_capacity)
     : weights(model.hold()),
@@ -11,7 +32,8 @@ ModelState::ModelState(const Transformer& model, int rows, int source_capacity, 
       target_capacity(target_capacity),
       source_length(rows, 0),
       offset(rows, 0),
-      prompt_end(rows, 0) {
+      prompt_end(rows, 0),
+      prompts(rows) {
   const Config& config = model.config();
   const auto fits = [&](const StackConfig& stack, int64_t needed, const char* what) {
     const int room = stack.positions - stack.first_position;
@@ -209,17 +231,27 @@ void Transformer::read_prompts(Operations& operations, ModelState& state, Worksp
                                std::span<const std::vector<int32_t>> sources, const Poll& poll) const {
   std::vector<InputToken> tokens;
   TokenLists lists;
+  size_t unread = 0;  // of rows[unread] and what follows, tokens wait to be read
+  size_t i = 0;
   const auto read = [&] {
     decode(operations, state, work, operations.place(list(state, tokens, {}, lists)), poll);
     tokens.clear();
+    unread = i;
   };
-  for (size_t i = 0; i < rows.size(); ++i) {
+  for (; i < rows.size(); ++i) {
     const auto& prompt = sources[i];
     const int before = static_cast<int>(prompt.size()) - 1, row = rows[i];
+    const auto [from, shared] = longest_shared(state, prompt, row);
+    if (shared > 0 && from != row) {
+      const auto waiting = rows.subspan(unread, i - unread);
+      if (!tokens.empty() && std::ranges::find(waiting, from) != waiting.end()) read();
+      for (const auto& cache : state.self) operations.copy(*cache, from, row, shared);
+    }
     state.source_length[row] = before + 1;
     state.offset[row] = before;
     state.prompt_end[row] = prompt.back();
-    for (int t = 0; t < before; ++t) {
+    state.prompts[row].assign(prompt.begin(), prompt.end() - 1);
+    for (int t = shared; t < before; ++t) {
       tokens.push_back({prompt[t], row, t - before, 0});
       if (tokens.size() == kMostTokens) read();
     }

@@ -46,6 +46,7 @@ struct ModelState {
   // token is what stands at position 0. With one: 0, and not looked at.
   std::vector<int> offset;
   std::vector<int32_t> prompt_end;
+  std::vector<std::vector<int32_t>> prompts;  // what fills these places, also of a row that has left
 };
 
 // Activations of one pass; grown to the largest pass seen.

@@ -162,6 +162,13 @@ class CpuOperations : public Operations {
                  [&](int first, int last) { blocked.store(tokens, keys, values, stride, first, last); });
   }
 
+  void copy(KeyValueCache& cache, int from, int to, int positions) override {
+    auto& blocked = static_cast<BlockedCache&>(cache);
+    const long work = static_cast<long>(positions) * blocked.heads * blocked.head_size;
+    parallel_for(blocked.heads, 1, threads_for(work),
+                 [&](int first, int last) { blocked.copy(from, to, positions, first, last); });
+  }
+
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
     const auto& blocked = static_cast<const BlockedCache&>(cache);

@@ -48,4 +48,14 @@ void BlockedCache::store(std::span<const TokenAt> tokens, const float* keys, con
   }
 }
 
+void BlockedCache::copy(int from, int to, int positions, int first, int last) {
+  const size_t key_places = round_up(positions, kKeyBlock) * key_stride_;
+  const size_t value_places = static_cast<size_t>(round_up(positions, numbers_) / numbers_) * value_stride;
+  for (int h = first; h < last; ++h) {
+    const size_t source = plane(from, h), target = plane(to, h);
+    std::memcpy(keys_ + target * key_plane_, keys_ + source * key_plane_, key_places * sizeof(float));
+    std::memcpy(values_ + target * value_plane_, values_ + source * value_plane_, value_places * sizeof(float));
+  }
+}
+
 }  // namespace kdtw::cpu

@@ -30,6 +30,9 @@ class BlockedCache : public KeyValueCache {
   // Puts the keys and values [T, H*D] of the heads [first, last) where the tokens stand.
   void store(std::span<const TokenAt> tokens, const float* keys, const float* values, int stride, int first, int last);
 
+  // Copies the first positions of row `from` to row `to`, of the heads [first, last).
+  void copy(int from, int to, int positions, int first, int last);
+
   const DType dtype;
   const int heads, head_size, value_stride;
 

@@ -130,6 +130,8 @@ class CudaOperations : public Operations, public GraphHost {
           "store");
   }
 
+  void copy(KeyValueCache&, int, int, int) override { refuse("prompts"); }
+
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
     if (tokens.empty()) return;
