@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from kdtw_fast.training.allocations import Instructions
-from kdtw_fast.training.batches import encode, prompt_ids
 from kdtw_fast.training.debian import write_jsonl
+from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.path_consistency import PathConsistency
 from kdtw_fast.training.recipes import resolve
 from kdtw_fast.training.rollouts import Rollouts, Tasks
@@ -42,11 +42,12 @@ def pair() -> Pair:
 @pytest.fixture(scope="module")
 def rolled(pair: Pair, tiny: bool, rounds: int | None, threads: int) -> dict[tuple[str, str], Recorded]:
     torch.set_num_threads(threads)
-    rows = encode(pair.samples()[: 6 if tiny else 48], pair.tokenizer)
+    frame = Frame(pair.tokenizer)
+    rows = frame.encode(pair.samples()[: 6 if tiny else 48])
     budgets = [i % len(BUDGETS) for i in range(len(rows))]
     instructions = Instructions(pair.student.config.student_prompt)
-    own = prompt_ids(pair.tokenizer, instructions.texts)
-    (told,) = prompt_ids(pair.tokenizer, [pair.student.config.teacher_prompt])
+    own = frame.prompts(instructions.texts)
+    (told,) = frame.prompts([pair.student.config.teacher_prompt])
     settings = PhaseSettings(max_new_tokens=MOST_NEW, threads=threads)
     rollouts = Rollouts(pair.student, [pair.teacher], own, told, instructions.fractions, settings)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         TrainingWheelsDecoder,
     )
     from kdtw_fast.model import NativeModel, NativeT5
-    from kdtw_fast.modeling import TrainingWheelsT5
+    from kdtw_fast.modeling import TrainingWheels, TrainingWheelsT5
     from kdtw_fast.options import GenerateOptions
     from kdtw_fast.outputs import GenerationOutput, Timings
     from kdtw_fast.owner import Owner
@@ -55,6 +55,7 @@ __all__ = [
     "SpeculativeCascadeDecoder",
     "SpeculativeDecoder",
     "Timings",
+    "TrainingWheels",
     "TrainingWheelsDecoder",
     "TrainingWheelsT5",
     "build_info",

@@ -1,59 +1,133 @@
-"""The student: a T5 with the action <tau> ("let the teacher write this token") and the mark beta on teacher tokens.
+"""The student: a model with the action <tau> ("let the teacher write this token") and the mark beta on teacher tokens.
 
-Eq. 13-15 of the paper. A saved student is a plain T5 checkpoint with one more tensor, so Hugging Face loads it.
+Eq. 13-15 of the paper. A saved student is a plain checkpoint with one more tensor, so Hugging Face loads it.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import transformers
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
+from transformers.models.auto import modeling_auto
 
 from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
 from kdtw_fast.deprecation import warn_renamed
+from kdtw_fast.families import FAMILIES, unknown_kind
 from kdtw_fast.options import check_int, tau_token_ids
 
 T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
 BETA = "teacher_token_embedding"
-_VOCABULARY_TENSORS = (
-    "shared.weight",
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "lm_head.weight",
-)
+MARKS = "decoder_from_teacher"
+_PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+if TYPE_CHECKING:
+    _Model = PreTrainedModel
+else:
+    _Model = object
 
 
-class TrainingWheelsT5(T5ForConditionalGeneration):
-    """A T5 with <tau> in a row of its vocabulary, and beta, a vector added to what its teacher wrote (Eq. 15).
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Hugging Face's class of the models with such a config that write text; ValueError for an unknown family."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise ValueError(unknown_kind(config.name_or_path or "a model", kind))
+    names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    if not config.is_encoder_decoder:
+        names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    found: type[PreTrainedModel] = getattr(transformers, names[kind])
+    return found
 
-    Make one with `from_t5`, or load one with `from_pretrained`. Its config has
+
+@functools.cache
+def student_class(base: type[PreTrainedModel]) -> type[TrainingWheels]:
+    """The class of students that are such a Hugging Face model, of any family that the core decodes."""
+    if base is T5ForConditionalGeneration:
+        return TrainingWheelsT5
+    name = f"TrainingWheels{base.__name__}"
+    made = type(name, (TrainingWheels, base), {"__module__": __name__, "__doc__": f"{base.__name__} as a student."})
+    globals()[name] = made  # pickle finds it here
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """The class of students of that name, TrainingWheelsLlamaForCausalLM and so on."""
+    base = (
+        getattr(transformers, name.removeprefix("TrainingWheels"), None) if name.startswith("TrainingWheels") else None
+    )
+    if isinstance(base, type) and issubclass(base, PreTrainedModel):
+        return student_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def decoder_embedding(model: PreTrainedModel) -> nn.Module:
+    """What embeds a model's outputs."""
+    found: nn.Module = model.get_decoder().get_input_embeddings()
+    return found
+
+
+def vocabulary_rows(config: PreTrainedConfig) -> int:
+    """Rows of the vocabulary that outputs are of."""
+    rows: int = getattr(getattr(config, "decoder", None), "vocab_size", None) or config.vocab_size
+    return rows
+
+
+class TrainingWheels(_Model):
+    """A model with <tau> in a row of its vocabulary, and beta, a vector added to what its teacher wrote (Eq. 15).
+
+    Make one with `from_model`, or load one with `from_pretrained`: both choose the class by the model, which is a
+    Hugging Face class with this mixed in (`TrainingWheelsT5`, `TrainingWheelsLlamaForCausalLM`, …). Its config has
 
     - `tau_token_id`: <tau>'s row. A student of n > 1 teachers has one for each, `tau_token_ids`, and beta is [n, M]
       instead of [M];
     - `student_prompt` (with "{budget}" in it) and `teacher_prompt`: the instructions the pair was trained with.
 
+    Hugging Face's `generate` never writes <tau>: its generation config suppresses it. That is the student alone;
+    `TrainingWheelsDecoder` asks a teacher. Beta is added to what the decoder's embedding gives; models that scale
+    embeddings behind it (Pegasus, Marian, T5Gemma) scale beta too.
+
     Raises ValueError if the config names no valid tau_token_id.
     """
 
-    def __init__(self, config: T5Config):
+    base: ClassVar[type[PreTrainedModel]]  # Hugging Face's class
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if TrainingWheels in cls.__bases__:
+            cls.base = next(base for base in cls.__bases__ if base is not TrainingWheels)
+            cls.forward = _with_marks(cls.base.forward)  # type: ignore[method-assign]
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         taus = tau_token_ids(lambda field: getattr(config, field, None), "student")
         named: list[int | None] = [*taus] or [None]
+        rows = vocabulary_rows(config)
         for tau in named:
-            if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < config.vocab_size:
+            if isinstance(tau, bool) or not isinstance(tau, int) or not 0 <= tau < rows:
                 raise ValueError(
                     f"config.tau_token_id is {tau!r}, but a Training Wheels student needs a row of its vocabulary "
-                    f"(0 to {config.vocab_size - 1}); make a student from a plain T5 with "
-                    f"TrainingWheelsT5.from_t5(model)"
+                    f"(0 to {rows - 1}); make a student from a plain model with TrainingWheels.from_model(model) "
+                    f"(TrainingWheelsT5.from_t5(model))"
                 )
-        super().__init__(config)
-        # One embedding even where the config unties the head, which unties these too.
-        self.set_input_embeddings(self.shared)
-        shape = (config.d_model,) if len(taus) == 1 else (len(taus), config.d_model)
-        self.teacher_token_embedding = nn.Parameter(torch.zeros(shape))
+        super().__init__(config, *args, **kwargs)
+        if hasattr(self, "shared"):
+            # One embedding even where a T5's config unties the head, which unties these too.
+            self.set_input_embeddings(self.shared)
+        size = decoder_embedding(self).weight.shape[1]
+        self.teacher_token_embedding = nn.Parameter(torch.zeros(size if len(taus) == 1 else (len(taus), size)))
+        self._suppress()
+
+    def _suppress(self) -> None:
+        """Let Hugging Face's `generate` write no <tau>."""
+        if self.generation_config is not None:
+            found = {*(self.generation_config.suppress_tokens or []), *self.tau_token_ids}
+            self.generation_config.suppress_tokens = sorted(found)
 
     @property
     def tau_token_ids(self) -> list[int]:
@@ -63,56 +137,78 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
     @property
     def marks(self) -> torch.Tensor:
         """Beta as [n, M], a vector for each teacher."""
-        return self.teacher_token_embedding.view(-1, self.config.d_model)
+        return self.teacher_token_embedding.view(-1, self.teacher_token_embedding.shape[-1])
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, TrainingWheelsT5) and hasattr(module, BETA):
+        if isinstance(module, TrainingWheels) and hasattr(module, BETA):
             beta = module.teacher_token_embedding
             if not getattr(beta, "_is_hf_initialized", False):
                 beta.zero_()
 
     @classmethod
-    def from_t5(
+    def from_pretrained(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """As Hugging Face's; of this class itself, the student of the class that the config asks for.
+
+        Raises ValueError for a family that is not known, a config without <tau>, or a checkpoint without weights that
+        have no default, naming them.
+        """
+        if cls is TrainingWheels:
+            asked = {key: kwargs[key] for key in _PLACE if key in kwargs}
+            config = kwargs.get("config") or AutoConfig.from_pretrained(place, trust_remote_code=False, **asked)
+            found: Self = student_class(model_class(config)).from_pretrained(place, *args, **kwargs)  # type: ignore
+            return found
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in info["missing_keys"] if name != BETA)
+        if missing:
+            raise ValueError(
+                f"{place} lacks {len(missing)} of the tensors of a {cls.base.__name__}, the first of them "
+                f"{missing[0]!r}; save the whole model again"
+            )
+        model._suppress()
+        return (model, info) if wants_info else model  # type: ignore[return-value]
+
+    @classmethod
+    def from_model(
         cls,
-        model: T5ForConditionalGeneration,
+        model: PreTrainedModel,
         tau_token_id: int | None = None,
         tokenizer_size: int | None = None,
         student_prompt: str | None = None,
         teacher_prompt: str | None = None,
         teachers: int = 1,
-        experts: int | None = None,
-    ) -> TrainingWheelsT5:
+    ) -> Self:
         """A student with a copy of `model`'s weights, beta zero, and <tau> in a spare row of the vocabulary.
 
         Spare are the rows that the tokenizer does not use. Where none is, the vocabulary grows, by rows that are the
         mean of the others.
 
         Args:
-            model: a T5; of a student that has betas already, they are kept.
+            model: of any family that the core decodes; of a student that has betas already, they are kept.
             tau_token_id: <tau>'s row; None = the first spare one.
-            tokenizer_size: rows that the tokenizer uses; None = 32,100 of a vocabulary of 32,128 rows (Google's T5s),
+            tokenizer_size: rows that the tokenizer uses; None = 32,100 of a T5's vocabulary of 32,128 rows (Google's),
                 all of another one.
             student_prompt: the student's instruction, with "{budget}" in it; None = the model's, or the paper's.
             teacher_prompt: the teacher's instruction; None = the model's, or the paper's.
             teachers: how many it may ask, 1 to 32, with a <tau> (in rows that follow one another) and a beta for each.
-            experts: deprecated name of `teachers`.
 
         Raises:
-            TypeError: `model` is no T5.
+            TypeError: `model` is no such model, or not of this class.
             ValueError: `tau_token_id` is a row that the tokenizer uses or that is not there.
         """
-        if not isinstance(model, T5ForConditionalGeneration):
-            raise TypeError(f"from_t5 expects a T5ForConditionalGeneration, got {type(model).__name__}")
-        rows = model.config.vocab_size
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"from_model expects a Hugging Face model, got {type(model).__name__}")
+        made = cls if cls is not TrainingWheels else student_class(model_class(model.config))
+        if not isinstance(model, made.base):
+            raise TypeError(f"{made.__name__} is made of a {made.base.__name__}, got {type(model).__name__}")
+        rows, kind = vocabulary_rows(model.config), model.config.model_type
         if tokenizer_size is None:
-            tokenizer_size = T5_TOKENS if rows == T5_ROWS else rows if tau_token_id is None else tau_token_id
+            google = kind == "t5" and rows == T5_ROWS
+            tokenizer_size = T5_TOKENS if google else rows if tau_token_id is None else tau_token_id
         if not 0 <= tokenizer_size <= rows:
             raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but the model has {rows} rows")
-        if experts is not None:
-            warn_renamed("from_t5(experts=…)", "teachers=…")
-            teachers = experts
         check_int("teachers", teachers, 1, 32)
         tau = tokenizer_size if tau_token_id is None else tau_token_id
         if not tokenizer_size <= tau <= rows:
@@ -126,25 +222,25 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             config.tau_token_ids = list(range(tau, tau + teachers))
         elif hasattr(config, "tau_token_ids"):
             del config.tau_token_ids
-        config.vocab_size = max(rows, tau + teachers)
+        _set_rows(config, max(rows, tau + teachers))
         config.student_prompt = student_prompt or getattr(config, "student_prompt", None) or STUDENT_PROMPT
         config.teacher_prompt = teacher_prompt or getattr(config, "teacher_prompt", None) or TEACHER_PROMPT
-        config.architectures = ["T5ForConditionalGeneration"]
-        student = cls(config)
-        if model.lm_head.weight is not model.shared.weight:
-            student.lm_head.weight = nn.Parameter(torch.empty_like(student.shared.weight))
-        state = {key: value for key, value in model.state_dict().items() if key != BETA}
-        if config.vocab_size > rows:
-            for key in _VOCABULARY_TENSORS:
-                if key in state:
-                    mean = state[key].mean(0, keepdim=True)
-                    state[key] = torch.cat((state[key], mean.expand(config.vocab_size - rows, -1)))
+        config.architectures = [made.base.__name__]
+        student: Any = made(config)
+        head = model.get_output_embeddings()
+        if head.weight is not decoder_embedding(model).weight:
+            student.get_output_embeddings().weight = nn.Parameter(torch.empty_like(decoder_embedding(student).weight))
+        own = student.state_dict()
+        state = {key: _grown(value, own[key].shape) for key, value in model.state_dict().items() if key != BETA}
         missing, unexpected = student.load_state_dict(state, strict=False)
         assert not unexpected and set(missing) <= {BETA}, (missing, unexpected)
-        if isinstance(model, TrainingWheelsT5):
+        if isinstance(model, TrainingWheels):
             with torch.no_grad():
                 kept = min(len(student.marks), len(model.marks))
                 student.marks[:kept].copy_(model.marks[:kept])
+        if model.generation_config is not None:
+            student.generation_config = copy.deepcopy(model.generation_config)
+            student._suppress()
         nn.Module.to(student, device=model.device, dtype=model.dtype)
         return student.train(model.training)
 
@@ -159,7 +255,7 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
 
         Marks are bool for one teacher; integers say which of several wrote the token, 1 to n, or 0.
         """
-        embedded = self.shared(decoder_input_ids)
+        embedded: torch.Tensor = decoder_embedding(self)(decoder_input_ids)
         if decoder_from_teacher is None:
             return embedded
         if decoder_from_teacher.shape != decoder_input_ids.shape:
@@ -175,30 +271,83 @@ class TrainingWheelsT5(T5ForConditionalGeneration):
             embedded = embedded + (decoder_from_teacher == number).unsqueeze(-1).to(embedded.dtype) * beta
         return embedded
 
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        decoder_from_teacher: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """T5's forward; `decoder_from_teacher` [R, T] marks the decoder inputs that a teacher wrote (see above).
-
-        Raises ValueError for marks without decoder_input_ids or of another shape.
-        """
-        if decoder_from_teacher is not None:
-            if decoder_input_ids is None:
-                raise ValueError("decoder_from_teacher marks decoder_input_ids, but none were given")
-            kwargs["decoder_inputs_embeds"] = self.embed_decoder_inputs(decoder_input_ids, decoder_from_teacher)
-            decoder_input_ids = None
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids, **kwargs
-        )
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's; ValueError where <tau>'s row would be cut off."""
+        last = max(self.tau_token_ids)
+        if new_num_tokens is not None and new_num_tokens <= last:
+            raise ValueError(
+                f"resize_token_embeddings({new_num_tokens}) would cut off <tau>, which is row {last}; keep at least "
+                f"{last + 1} rows, or make the student anew from a resized model (TrainingWheels.from_model)"
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's; the saved config names T5ForConditionalGeneration, so that every T5 loader takes it."""
+        """As Hugging Face's; the saved config names its class, so that every loader of such models takes it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            self.config.architectures = ["T5ForConditionalGeneration"]
+            self.config.architectures = [self.base.__name__]
             self.config.save_pretrained(save_directory)
+
+
+def _with_marks(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Hugging Face's forward, with its arguments in their order, and the keyword `decoder_from_teacher`."""
+    known = inspect.signature(plain)
+    names = list(known.parameters)[1:]
+    ids, embedded = "input_ids", "inputs_embeds"
+    if f"decoder_{ids}" in names:
+        ids, embedded = f"decoder_{ids}", f"decoder_{embedded}"
+
+    @functools.wraps(plain)
+    def forward(
+        self: TrainingWheels, *args: Any, decoder_from_teacher: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        if decoder_from_teacher is not None:
+            kwargs |= dict(zip(names, args))
+            args = ()
+            tokens = kwargs.pop(ids, None)
+            if tokens is None:
+                raise ValueError(f"decoder_from_teacher marks {ids}, but none were given")
+            kwargs[embedded] = self.embed_decoder_inputs(tokens, decoder_from_teacher)
+        return plain(self, *args, **kwargs)
+
+    forward.__doc__ = (
+        f"The model's own forward; the keyword `decoder_from_teacher` [R, T] marks the {ids} that a teacher wrote (see "
+        f"`embed_decoder_inputs`). Raises ValueError for marks without {ids} or of another shape.\n\n{plain.__doc__}"
+    )
+    marks = inspect.Parameter(MARKS, inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = list(known.parameters.values())
+    place = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    forward.__signature__ = known.replace(parameters=[*parameters[:place], marks, *parameters[place:]])  # type: ignore
+    return forward
+
+
+def _set_rows(config: PreTrainedConfig, rows: int) -> None:
+    """Give a config, and those in it, a vocabulary of so many rows."""
+    for each in (config, getattr(config, "encoder", None), getattr(config, "decoder", None)):
+        for field in ("vocab_size", "decoder_vocab_size"):
+            if each is not None and getattr(each, field, None) is not None:
+                setattr(each, field, rows)
+
+
+def _grown(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A tensor of the vocabulary with more rows, the mean of the others; of the logits' bias, zeros."""
+    more = shape[0] - tensor.shape[0]
+    if more > 0:
+        return torch.cat((tensor, tensor.mean(0, keepdim=True).expand(more, -1)))
+    return nn.functional.pad(tensor, (0, shape[-1] - tensor.shape[-1])) if tensor.shape != shape else tensor
+
+
+class TrainingWheelsT5(TrainingWheels, T5ForConditionalGeneration):
+    """A T5 as a student: see `TrainingWheels`."""
+
+    @classmethod
+    def from_t5(
+        cls, model: T5ForConditionalGeneration, *args: Any, experts: int | None = None, **options: Any
+    ) -> TrainingWheelsT5:
+        """`from_model` of a T5, with its arguments; TypeError for another model. `experts` is `teachers`' old name."""
+        if not isinstance(model, T5ForConditionalGeneration):
+            raise TypeError(f"from_t5 expects a T5ForConditionalGeneration, got {type(model).__name__}")
+        if experts is not None:
+            warn_renamed("from_t5(experts=…)", "teachers=…")
+            options["teachers"] = experts
+        return cls.from_model(model, *args, **options)

@@ -109,7 +109,14 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
     generation = getattr(model, "generation_config", None)
     fields = _with_tokens(config.to_dict(), {} if generation is None else generation.to_dict())
     state = model.state_dict()
+    quantised = getattr(model, "hf_quantizer", None) is not None
     for tensor_name, tensor in state.items():
+        codes = not isinstance(tensor, torch.Tensor) or tensor.is_quantized
+        if codes or (quantised and not tensor.dtype.is_floating_point):
+            raise ValueError(
+                f"{name} is quantised: '{tensor_name}' holds codes ({getattr(tensor, 'dtype', type(tensor).__name__)}), "
+                "not numbers; load the model without quantisation, and let the decoder quantise it (dtype='int8')"
+            )
         if tensor.device.type == "meta":
             raise ValueError(f"{name}: tensor '{tensor_name}' is on the meta device and has no values")
     if all(tensor.dtype.is_floating_point and tensor.element_size() > 1 for tensor in state.values()):

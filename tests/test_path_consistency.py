@@ -12,18 +12,17 @@ import torch
 from factories import EOS, SHAPES, random_t5, scale_row, with_tau
 from kdtw_fast.training import losses
 from kdtw_fast.training.allocations import Instructions
-from kdtw_fast.training.batches import Encoded, encode, prompt_ids
+from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.debian import Example, write_jsonl
 from kdtw_fast.training.episodes import (
     Episode,
     ReplayBuffer,
     ValueNetwork,
     collate_episodes,
-    decoder_states,
-    logits_at,
-    special_tokens,
 )
 from kdtw_fast.training.evaluate import rank
+from kdtw_fast.training.frames import Frame
+from kdtw_fast.training.models import decoder_states, logits_at, special_tokens
 from kdtw_fast.training.optimisation import NonFiniteLossError
 from kdtw_fast.training.path_consistency import PathConsistency, Settings
 from kdtw_fast.training.rewards import Lagrangian, RewardStatistics
@@ -86,7 +85,7 @@ def pair(tokenizer):
 
 @pytest.fixture
 def prompts(tokenizer):
-    return prompt_ids(tokenizer, Instructions(STUDENT_PROMPT).texts), prompt_ids(tokenizer, [TEACHER_PROMPT])[0]
+    return Frame(tokenizer).prompts(Instructions(STUDENT_PROMPT).texts), Frame(tokenizer).prompts([TEACHER_PROMPT])[0]
 
 
 def rolling(pair, prompts, max_new_tokens=10, **wanted):
@@ -388,7 +387,7 @@ def test_replay_state(count):
 @pytest.mark.parametrize("temperature, teacher_temperature", [(0.0, 0.0), (1.0, 0.0), (0.7, 1.3)])
 def test_episodes_are_what_the_reference_decoder_says(pair, tokenizer, prompts, temperature, teacher_temperature):
     student, teacher = pair
-    (own, told), rows, budgets = prompts, encode(examples(8), tokenizer), [0, 1, 2, 3, 4, 5, 1, 2]
+    (own, told), rows, budgets = prompts, Frame(tokenizer).encode(examples(8)), [0, 1, 2, 3, 4, 5, 1, 2]
     seed = rollout_seed(3, 4)
     rollouts = rolling(pair, prompts, teacher_temperature=teacher_temperature)
     found = rollouts.on_policy(Tasks(rows, budgets), temperature, seed)
@@ -421,7 +420,7 @@ def test_episodes_are_what_the_reference_decoder_says(pair, tokenizer, prompts, 
 def test_scoring_fills_what_was_never_read_and_keeps_the_rest(pair, tokenizer, prompts):
     _, teacher = pair
     _, told = prompts
-    rows = encode(examples(12), tokenizer)
+    rows = Frame(tokenizer).encode(examples(12))
     rollouts = rolling(pair, prompts)
     raw = rollouts.on_policy(Tasks(rows, [1] * 12), temperature=1.0, seed=5)
     scored = rollouts.scored(raw)
@@ -444,7 +443,7 @@ def test_scoring_fills_what_was_never_read_and_keeps_the_rest(pair, tokenizer, p
 def test_oracle_rollouts(pair, tokenizer, prompts):
     student, teacher = pair
     own, told = prompts
-    rows, budgets = encode(examples(9), tokenizer), [0, 1, 2, 3, 4, 5, 5, 5, 3]
+    rows, budgets = Frame(tokenizer).encode(examples(9)), [0, 1, 2, 3, 4, 5, 5, 5, 3]
     decoder = SingleModelDecoder(teacher, role="teacher", num_threads=1)
     rollouts = rolling(pair, prompts)
     plain = rollouts.of_judge(Tasks(rows, budgets))
@@ -471,7 +470,7 @@ def test_oracle_rollouts(pair, tokenizer, prompts):
 
 
 def test_trajectories_with_tau_are_left_out(pair, tokenizer, prompts):
-    rows = encode(examples(6), tokenizer)
+    rows = Frame(tokenizer).encode(examples(6))
     every = rolling(pair, prompts).of_judge(Tasks(rows, [0] * 6))
     first = int(every[0].tokens[0])
     left = without_tokens(every, first)

@@ -12,9 +12,9 @@ from factories import random_teachers
 from kdtw_fast.training import allocations, losses, oracle, recipes
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.checkpoints import load_checkpoint
-from kdtw_fast.training.episodes import collate_episodes, special_tokens
+from kdtw_fast.training.episodes import collate_episodes
 from kdtw_fast.training.evaluate import rank
-from kdtw_fast.training.models import load_student
+from kdtw_fast.training.models import load_student, special_tokens
 from kdtw_fast.training.rollouts import Rollouts, Tasks, _readers
 from kdtw_fast.training.settings import Model, PhaseSettings
 from toy_training import SHAPE, fit, oracle_positions, toy_recipe

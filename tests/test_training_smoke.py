@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from kdtw_fast.training import losses, optimisation, oracle, recipes
-from kdtw_fast.training.batches import encode
 from kdtw_fast.training.checkpoints import load_checkpoint
 from kdtw_fast.training.evaluate import scores
+from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.models import load_student, new_t5
 from kdtw_fast.training.settings import Data, Model, Optimiser, RunSettings
 from kdtw_fast.training.tasks import Task, teacher_trajectories
@@ -244,7 +244,7 @@ def test_trajectories_go_on_where_they_stopped(toy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
     task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
-    rows = encode(toy_examples(10), tokenizer)
+    rows = Frame(tokenizer).encode(toy_examples(10))
     cache = tmp_path / "trajectories.jsonl"
     whole = teacher_trajectories(teacher, task, rows, cache, chunk=4)
     lines = cache.read_text().splitlines(keepends=True)
@@ -263,7 +263,7 @@ def test_recipes_share_trajectories_even_at_once(toy, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
     task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
-    rows, cache = encode(toy_examples(24), tokenizer), tmp_path / "trajectories.jsonl"
+    rows, cache = Frame(tokenizer).encode(toy_examples(24)), tmp_path / "trajectories.jsonl"
     parts = [rows[:16], rows[8:], rows[::-1]]
     alone = [teacher_trajectories(teacher, task, part, tmp_path / f"{i}.jsonl") for i, part in enumerate(parts)]
     with ThreadPoolExecutor(3) as pool:
@@ -313,7 +313,9 @@ def test_oracle_curve_runs_from_student_to_teacher(toy):
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
     student = load_student(toy / "student/model", len(tokenizer)).eval()
     examples = toy_examples(6, 60)
-    rows = encode(examples, tokenizer)
-    curve = oracle.oracle_curve(student, teacher, tokenizer, rows, [e.target for e in examples], max_new_tokens=12)
+    rows = Frame(tokenizer).encode(examples)
+    curve = oracle.oracle_curve(
+        student, teacher, Frame(tokenizer), rows, [e.target for e in examples], max_new_tokens=12
+    )
     assert [row["fraction"] for row in curve] == [budget.fraction for budget in BUDGETS]
     assert curve[0]["achieved"] == 0 and curve[-1]["achieved"] > 0

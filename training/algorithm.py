@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
-from kdtw_fast.model import NativeT5
+from kdtw_fast.model import NativeModel
 
 from .allocations import Instructions, as_option, moderate
 from .debian import Example
@@ -85,7 +85,7 @@ class Learning(ABC):
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples, what a teacher wrote in brackets."""
         decoder, options = self.shown_by(index)
-        return shown(decoder, self.held_out(count), self.settings.max_new_tokens, **options)
+        return shown(decoder, self.held_out(count), self.settings.max_new_tokens, self.task.frame, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `train_batch` depends on: tensors, numbers, lists and dicts of them."""
@@ -97,7 +97,7 @@ class Learning(ABC):
             getattr(self, name).load_state_dict(state[name])
 
     def save_model(self, folder: Path) -> None:
-        """The model, as every T5 loader takes it, and its tokenizer."""
+        """The model, as every loader of such models takes it, and its tokenizer."""
         save_pair_member(self.model, self.tokenizer, folder)
 
 
@@ -105,7 +105,7 @@ class LearningToAsk(Learning):
     """A student that asks its teachers, which both phases train: measured at its budgets."""
 
     settings: PhaseSettings
-    native_teachers: Sequence[NativeT5]
+    native_teachers: Sequence[NativeModel]
     instructions: Instructions
     moves_use: str  # which setting does
 
@@ -127,7 +127,7 @@ class LearningToAsk(Learning):
             num_threads=self.settings.threads or None,
         )
         budgets, limit = self.instructions.budgets, self.settings.max_new_tokens
-        return measure_budgets(decoder, self.held_out(rows), budgets, max_new_tokens=limit)
+        return measure_budgets(decoder, self.held_out(rows), budgets, self.task.frame, max_new_tokens=limit)
 
     def rank(self, table: Table) -> tuple[float, ...]:
         """Tables that hold every budget come first."""

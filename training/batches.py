@@ -13,17 +13,29 @@ import numpy as np
 import torch
 
 from . import processes
-from .debian import Example
 
 IGNORED = -100
+PLACE = -1  # in a source: where the prompt stands
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one example; `source` without prompt and without EOS, `target` with EOS."""
+    """Token ids of one example; `source` without prompt, `target` with EOS.
+
+    A source with PLACE in it is all that a model reads, but for the prompt there; one without stands between prompt and
+    EOS (see frames.py, which makes them).
+    """
 
     source: tuple[int, ...]
     target: tuple[int, ...]
+
+
+def with_prompt(prompt: Sequence[int], source: Sequence[int], eos: int) -> list[int]:
+    """What a model reads of a source: the prompt in its place, or before it and EOS behind."""
+    if PLACE not in source:
+        return [*prompt, *source, eos]
+    place = list(source).index(PLACE)
+    return [*source[:place], *prompt, *source[place + 1 :]]
 
 
 @dataclass
@@ -44,24 +56,6 @@ class Batch:
     def to(self, device: str | torch.device) -> Self:
         """The same batch on another device."""
         return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-def encode(examples: Sequence[Example], tokenizer: Any, max_source: int = 96, max_target: int = 80) -> list[Encoded]:
-    """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt)."""
-    if not examples:  # of which transformers' tokenizers raise IndexError
-        return []
-    sources = tokenizer([e.source for e in examples], add_special_tokens=False)["input_ids"]
-    targets = tokenizer([e.target for e in examples])["input_ids"]
-    return [
-        Encoded(tuple(source), tuple(target))
-        for source, target in zip(sources, targets, strict=True)
-        if 0 < len(source) <= max_source and 1 < len(target) <= max_target
-    ]
-
-
-def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, to stand before a source's."""
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def ceil_to(n: int, multiple: int) -> int:
@@ -106,11 +100,14 @@ def padded(
 def collate(
     rows: Sequence[Encoded], prompts: Sequence[Sequence[int]], eos: int, pad: int, count: int | None = None
 ) -> Batch:
-    """One batch: prompts[i] before row i, lengths padded to multiples of 8, and empty rows added up to `count`."""
+    """One batch: prompts[i] in row i's place for it, lengths in multiples of 8, and empty rows added up to `count`."""
     count = max(len(rows), count or 1)
-    source_ids = padded([[*prompt, *row.source, eos] for prompt, row in zip(prompts, rows, strict=True)], pad, count)
-    source_ids[len(rows) :, 0] = eos
-    return Batch(source_ids, (source_ids != pad).long(), padded([row.target for row in rows], IGNORED, count))
+    sources = [with_prompt(prompt, row.source, eos) for prompt, row in zip(prompts, rows, strict=True)]
+    sources += [[eos]] * (count - len(rows))
+    lengths = torch.tensor([len(source) for source in sources])
+    source_ids = padded(sources, pad)
+    mask = (torch.arange(source_ids.shape[1]) < lengths[:, None]).long()
+    return Batch(source_ids, mask, padded([row.target for row in rows], IGNORED, count))
 
 
 @dataclass

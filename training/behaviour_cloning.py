@@ -15,9 +15,9 @@ from kdtw_fast.options import check_int, check_real
 from . import processes
 from .algorithm import LearningToAsk
 from .allocations import Instructions
-from .batches import IGNORED, prompt_ids
+from .batches import IGNORED
 from .losses import behaviour_cloning
-from .models import autocast, forced_logits, pack_teachers, prepare_teacher
+from .models import autocast, encoded, forced_logits, pack_teachers, prepare_teacher
 from .oracle import oracle_teachers, shift_marks, teacher_gains
 from .settings import Optimiser, PhaseSettings
 from .tasks import teacher_trajectories
@@ -56,7 +56,7 @@ class BehaviourCloning(LearningToAsk):
         sources = self.task.draw(settings.trajectories)
         rows = teacher_trajectories(self.teachers[-1], self.task, sources, settings.trajectories_file)
         self.instructions = Instructions(settings.student_prompt, n, settings.paraphrases, settings.budgets)
-        self.batches = self.task.batches(rows, prompt_ids(self.tokenizer, self.instructions.texts))
+        self.batches = self.task.batches(rows, self.task.frame.prompts(self.instructions.texts))
         self.teach(self.student)
         for teacher in self.teachers:
             prepare_teacher(teacher, settings)
@@ -71,17 +71,16 @@ class BehaviourCloning(LearningToAsk):
         drawn = processes.mine(self.batches.draws(index).tolist())
         fractions[: len(drawn)] = self.instructions.fractions[drawn]
         kept = own.labels != IGNORED
-        common = {"decoder_input_ids": student._shift_right(own.labels), "use_cache": False}
+        with torch.no_grad():
+            teacher_logits = [forced_logits(one, theirs, settings) for one in self.teachers]
         with autocast(settings):
-            with torch.no_grad():
-                teacher_logits = [forced_logits(one, theirs, settings) for one in self.teachers]
-            encoded = student.get_encoder()(input_ids=own.source_ids, attention_mask=own.source_mask)
-            common |= {"encoder_outputs": encoded, "attention_mask": own.source_mask}
-            with torch.no_grad():
-                unmarked = student(**common).logits
+            hidden = encoded(student, own.source_ids, own.source_mask)
+        with torch.no_grad():
+            unmarked = forced_logits(student, own, settings, hidden=hidden)
+        with autocast(settings):
             gains = teacher_gains(unmarked, teacher_logits, student.tau_token_ids).transpose(0, 1)
             asked = oracle_teachers(gains, kept, fractions.to(settings.device), self.costs, settings.rounding)
-            logits = student(**common, decoder_from_teacher=student.as_marks(shift_marks(asked))).logits
+        logits = forced_logits(student, own, settings, student.as_marks(shift_marks(asked)), hidden)
         parts = behaviour_cloning(logits, teacher_logits[-1], asked, kept, student.tau_token_ids, settings.abstain)
         share = processes.share(int(kept.sum()))
         parts = {name: value * share for name, value in parts.items()}

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder, SpeculativeDecoder
-from kdtw_fast.model import NativeT5
+from kdtw_fast.model import NativeModel
 from kdtw_fast.options import NO_LIMIT, check_int, check_real
 
 from . import processes
 from .algorithm import Learning
-from .batches import Batch, Encoded, collate, keyed_generator, prompt_ids
+from .batches import Batch, Encoded, collate, keyed_generator, with_prompt
 from .debian import Example
-from .evaluate import Table, greedy_scores, longest_source
-from .models import fit_together, forced_logits, load_t5, load_teacher, prepare_teacher
+from .evaluate import Table, greedy_scores, stream_inputs
+from .models import fit_together, forced_logits, load_plain, load_teacher, prepare_teacher
 from .settings import Optimiser, RunSettings, one_of
 from .tasks import teacher_trajectories
 
@@ -61,7 +61,7 @@ class Distillation(Learning):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        (self.student_prompt,) = prompt_ids(self.tokenizer, [student_prompt("no", settings.student_prompt)])
+        (self.student_prompt,) = self.task.frame.prompts([student_prompt("no", settings.student_prompt)])
         self.teacher_prompt = self.task.teacher_prompt
         self.teacher = load_teacher(settings)
         self.student = load_plain_student(settings)
@@ -71,7 +71,7 @@ class Distillation(Learning):
             rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)
         self.batches = self.task.batches(rows, [self.student_prompt])
         decodes = self.teacher_decodes or settings.speculative_draft_length
-        self.native_teacher = NativeT5.from_model(self.teacher, "teacher") if decodes else None
+        self.native_teacher = NativeModel.from_model(self.teacher, "teacher") if decodes else None
         self.teach(self.student)
         prepare_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
@@ -95,11 +95,11 @@ class Distillation(Learning):
             key, limit = (self.settings.seed, index), self.settings.max_new_tokens
             options: dict[str, Any] = {"temperature": self.settings.temperature, "max_new_tokens": limit}
             prompts = self.student_prompt, self.teacher_prompt
-            return sample(self.sampler, rows, *prompts, self.tokenizer.eos_token_id, key, **options)
+            return sample(self.sampler, rows, *prompts, self.task.frame.eos, key, **options)
 
     def collated(self, rows: Sequence[Encoded], prompt: Sequence[int]) -> Batch:
         """Rows behind one prompt, on the device."""
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        eos, pad = self.task.frame.eos, self.task.frame.pad
         return collate(rows, [prompt] * len(rows), eos, pad).to(self.settings.device)
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class Distillation(Learning):
     def validate(self, index: int, rows: int | None) -> Table:
         """BLEU and ROUGE-2 of the student alone, greedy; as a drafter also the share of drafts that are accepted."""
         examples, limit = self.held_out(rows), self.settings.max_new_tokens
-        found = greedy_scores(self.student, self.tokenizer, examples, self.student_prompt, limit)
+        found = greedy_scores(self.student, self.task.frame, examples, self.student_prompt, limit)
         if self.settings.speculative_draft_length:
             found |= self.measured_as_drafter(examples)
         return [found]
@@ -132,8 +132,8 @@ class Distillation(Learning):
         length = self.settings.speculative_draft_length
         decoder = SpeculativeDecoder(self.student, self.native_teacher, draft_length=length, tokenizer=self.tokenizer)
         options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
-        options["max_source_length"] = longest_source(decoder, examples)
-        outs = list(decoder.stream([example.source for example in examples], **options))
+        inputs, more = stream_inputs(decoder, examples, self.task.frame)
+        outs = list(decoder.stream(inputs, **options, **more))
         total = {name: sum(int(out[name][0]) for out in outs) for name in ("accepted", "drafted", "lengths")}
         calls = sum(int(out["teacher_calls"][0]) for out in outs)
         return {
@@ -142,9 +142,9 @@ class Distillation(Learning):
         }
 
 
-def load_plain_student(settings: RunSettings) -> T5ForConditionalGeneration:
-    """The student as a plain T5 in float32; what a Training Wheels student has besides is left behind."""
-    student = load_t5(settings.student.path, "student.path")
+def load_plain_student(settings: RunSettings) -> PreTrainedModel:
+    """The student as a plain model in float32; what a Training Wheels student has besides is left behind."""
+    student = load_plain(settings.student.path, "student.path")
     student.config.tau_token_id = None
     if hasattr(student.config, "tau_token_ids"):
         del student.config.tau_token_ids
@@ -169,8 +169,8 @@ def sample(
     Args:
         decoder: of one model, or of two.
         rows: whose sources are decoded.
-        student_prompt, teacher_prompt: token ids that stand before the source.
-        eos: the token that stands behind it.
+        student_prompt, teacher_prompt: token ids that stand in the source's place for them.
+        eos: the token that ends it, where it has no such place.
         key: (seed, batch) of the random numbers.
         **options: to `generate`: temperature, max_new_tokens.
     """
@@ -179,8 +179,8 @@ def sample(
     if not rows:
         return processes.gathered([])
     if decoder.teacher is not None:
-        options["teacher_inputs"] = {"input_ids": [[*teacher_prompt, *row.source, eos] for row in rows]}
-    sources = [[*student_prompt, *row.source, eos] for row in rows]
+        options["teacher_inputs"] = {"input_ids": [with_prompt(teacher_prompt, row.source, eos) for row in rows]}
+    sources = [with_prompt(student_prompt, row.source, eos) for row in rows]
     seed = int(keyed_generator(*key, 1 << 20).integers(2**63))
     out = decoder.generate(sources, seed=seed, row_ids=list(keys), max_source_length=NO_LIMIT, **options)
     return processes.gathered([Encoded(row.source, tuple(ids)) for row, ids in zip(rows, out.output_ids, strict=True)])

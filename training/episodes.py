@@ -1,4 +1,4 @@
-"""Episodes: one, the buffer of the last ones, a batch of them as tensors, and what student and value network see."""
+"""Episodes: one, the buffer of the last ones, a batch of them as tensors, and the value network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from transformers import T5ForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.modeling import TrainingWheels, decoder_embedding
 
 from .batches import IGNORED, Batch, Encoded, collate, keyed_generator, padded
 from .losses import Taus, tau_list
-from .models import end_tokens
+from .models import decoder_states, scales_states
 
 _REPLAY = 103  # what the random numbers are for
 _DTYPES = {"source": np.int32, "tokens": np.int32, "from_teacher": np.bool_, "teacher_logprobs": np.float32}
@@ -28,7 +26,7 @@ class Episode:
     """One output of T >= 1 tokens and how it came about.
 
     Args:
-        source: int32 [S], the source's tokens without prompt and without EOS.
+        source: int32 [S], as in Encoded.
         budget: number of the instruction that the student was given (allocations.Instructions): with one teacher, one
             wording and all budgets, the budget's in BUDGETS.
         tokens: int32 [T], the output (with EOS if it was reached).
@@ -109,14 +107,6 @@ class ReplayBuffer:
             self.episodes.append(Episode(budget=int(state["budget"][i]), ended=bool(state["ended"][i]), **own))
 
 
-def special_tokens(model: T5ForConditionalGeneration) -> tuple[int, int, int]:
-    """The ids of start, EOS (the first, where there are several) and padding; TypeError if the model lacks one."""
-    start, ends, pad = model.config.decoder_start_token_id, end_tokens(model), model.config.pad_token_id
-    if not (isinstance(start, int) and ends and isinstance(pad, int)):
-        raise TypeError(f"training needs a start, an EOS and a padding token, the config has {start}, {ends} and {pad}")
-    return start, ends[0], pad
-
-
 @dataclass
 class EpisodeBatch(Batch):
     """A batch of R episodes; its labels are their tokens.
@@ -172,51 +162,21 @@ def collate_episodes(
     )
 
 
-def decoder_states(
-    model: T5ForConditionalGeneration,
-    source_ids: torch.Tensor,
-    source_mask: torch.Tensor,
-    inputs: torch.Tensor,
-    marks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """What the vocabulary head would read at each input: [R, T, M]. Marks need a TrainingWheelsT5.
-
-    The head is left to the caller, who seldom needs it everywhere: with a small model it costs more than all the rest.
-    """
-    encoded: BaseModelOutput = model.get_encoder()(input_ids=source_ids, attention_mask=source_mask)
-    if marks is None:
-        embedded = model.get_input_embeddings()(inputs)
-    else:
-        assert isinstance(model, TrainingWheelsT5)
-        embedded = model.embed_decoder_inputs(inputs, marks)
-    decoded = model.get_decoder()(
-        inputs_embeds=embedded,
-        encoder_hidden_states=encoded.last_hidden_state,
-        encoder_attention_mask=source_mask,
-        use_cache=False,
-    ).last_hidden_state
-    return decoded * model.config.d_model**-0.5 if model.config.scale_decoder_outputs else decoded
-
-
-def logits_at(model: T5ForConditionalGeneration, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """float32 logits [N, V] at the N true places of `where` (bool [R, T]), of states [R, T, M]."""
-    return model.lm_head(states[where]).float()
-
-
 class ValueNetwork(nn.Module):
     """V(s_i) of the student's states, marks included. The body starts as a copy of `student`, the head at zero.
 
     Dropout is off whatever the mode, as the paper has it.
     """
 
-    def __init__(self, student: TrainingWheelsT5):
+    def __init__(self, student: TrainingWheels):
         super().__init__()
         self.body = copy.deepcopy(student)
-        if self.body.lm_head.weight is not self.body.shared.weight:
-            self.body.lm_head.weight.requires_grad_(False)  # nothing here reads it
-        self.head = nn.Linear(student.config.d_model, 1)
+        unread = self.body.get_output_embeddings().weight
+        if unread is not decoder_embedding(self.body).weight:
+            unread.requires_grad_(False)  # nothing here reads it
+        self.head = nn.Linear(student.marks.shape[-1], 1)
         # The states carry the scale of the vocabulary head's input; the head takes it off again.
-        self.scale = student.config.d_model**0.5 if student.config.scale_decoder_outputs else 1.0
+        self.scale = student.config.d_model**0.5 if scales_states(student) else 1.0
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.eval()

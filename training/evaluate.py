@@ -11,14 +11,15 @@ import torch
 from rouge_score import rouge_scorer
 from transformers import PreTrainedModel
 
-from kdtw_fast.budgets import BUDGETS, Budget, join_phrases, student_prompt
+from kdtw_fast.budgets import BUDGETS, Budget, fill_prompt, join_phrases, resolve_budgets, student_prompt
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owners_view import marked, spans
 
 from .allocations import as_option, measured
-from .batches import Encoded
+from .batches import Encoded, with_prompt
 from .debian import Example
+from .frames import HERE, Frame
 
 Table = list[dict[str, Any]]  # of a validation
 
@@ -49,22 +50,52 @@ def greedy(
     max_new_tokens: int = 96,
     size: int = 64,
 ) -> list[list[int]]:
-    """Greedy outputs of the native decoder, in the order of `rows`, whose sources stand between prompt and `eos`."""
+    """Greedy outputs of the native decoder, in the order of `rows`, with the prompt in their sources' place for it."""
     decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
-    sources = [[*prompt, *row.source, eos] for row in rows]
+    sources = [with_prompt(prompt, row.source, eos) for row in rows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": max(map(len, sources), default=1)}
     return [out.output_ids[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]
 
 
 def greedy_scores(
-    model: PreTrainedModel, tokenizer: Any, examples: Sequence[Example], prompt: Sequence[int], max_new_tokens: int = 96
+    model: PreTrainedModel, frame: Frame, examples: Sequence[Example], prompt: Sequence[int], max_new_tokens: int = 96
 ) -> dict[str, float | str]:
     """The scores of one model alone, greedy, behind a prompt of token ids."""
-    sources = tokenizer([example.source for example in examples], add_special_tokens=False)["input_ids"]
-    outputs = greedy(
-        model, [Encoded(tuple(ids), ()) for ids in sources], prompt, tokenizer.eos_token_id, max_new_tokens
-    )
-    return scores(tokenizer.batch_decode(outputs, skip_special_tokens=True), [example.target for example in examples])
+    sources = [Encoded(source, ()) for source in frame.sources([example.source for example in examples])]
+    outputs = greedy(model, sources, prompt, frame.eos, max_new_tokens)
+    found = frame.tokenizer.batch_decode(outputs, skip_special_tokens=True)
+    return scores(found, [example.target for example in examples])
+
+
+def stream_inputs(
+    decoder: Any, examples: Sequence[Example], frame: Frame | None, budget: str | list[str] | None = None
+) -> tuple[list[Any], dict[str, Any]]:
+    """The examples as a stream takes them, at a budget, and its options for it: texts where the frame is theirs.
+
+    Else token ids of student and teachers, behind the prompts they were trained with; told "no" a teacher is not asked,
+    as with texts.
+    """
+    if frame is None or frame.reads_texts(examples):
+        asking: dict[str, Any] = {} if budget is None else {"budget": budget}
+        longest = longest_source(decoder, examples, *asking.values())
+        return [example.source for example in examples], {**asking, "max_source_length": longest}
+    model, told = decoder.model, resolve_budgets("no" if budget is None else budget)
+    text = model.teacher_prompt or ""
+    if model.student_prompt is not None:
+        text = fill_prompt(model.student_prompt, join_phrases(told))
+    own, *theirs = frame.prompts([text, *(teacher.teacher_prompt or "" for teacher in decoder.teachers)])
+    shared: dict[str, Any] = {}
+    if budget is not None and (none := {k: 0 for k, one in enumerate(told, 1) if one.fraction == 0}):
+        shared["max_teacher_calls"] = none
+    items, longest = [], 0
+    for source in frame.sources([example.source for example in examples]):
+        mine, *read = [frame.reads(prompt, source) for prompt in (own, *theirs)]
+        item = {"input_ids": mine, **shared}
+        if read:
+            item["teacher_input_ids"] = read if len(read) > 1 else read[0]
+        items.append(item)
+        longest = max(longest, *map(len, (mine, *read)))
+    return items, {"max_source_length": longest}
 
 
 def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list[str] = "no") -> int:
@@ -76,17 +107,27 @@ def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list
     return max(map(len, ids))
 
 
-def shown(decoder: Any, examples: Sequence[Example], max_new_tokens: int, **options: Any) -> list[dict[str, str]]:
+def shown(
+    decoder: Any, examples: Sequence[Example], max_new_tokens: int, frame: Frame | None = None, **options: Any
+) -> list[dict[str, str]]:
     """Decoded examples with marks on what the teacher wrote, as `kdtw generate --show-owners` shows them."""
     if not examples:
         return []
     options = {"max_new_tokens": max_new_tokens, "max_source_length": NO_LIMIT} | options
-    out = decoder([example.source for example in examples], **options)
+    if frame is None or frame.reads_texts(examples):
+        out = decoder([example.source for example in examples], **options)
+    else:
+        items, _ = stream_inputs(decoder, examples, frame, options.pop("budget", None))
+        theirs = [item.get("teacher_input_ids") for item in items]
+        if theirs[0] is not None:
+            columns = [theirs] if len(decoder.teachers) == 1 else zip(*theirs)
+            options["teacher_inputs"] = [{"input_ids": list(column)} for column in columns]
+        out = decoder.generate([item["input_ids"] for item in items], **options)
     several = out.calls_by_teacher.shape[1] > 1
     rows = zip(examples, out.sequences.tolist(), out.owners.tolist(), out.teacher_index.tolist(), strict=True)
     return [
         {
-            "source": example.source,
+            "source": example.source.replace(HERE, ""),
             "text": marked(spans(ids, owners, decoder.tokenizer, teachers if several else None)).plain,
             "target": example.target,
         }
@@ -120,18 +161,21 @@ def measure_use(
 
 
 def measure_budgets(
-    decoder: TrainingWheelsDecoder, examples: Sequence[Example], budgets: Sequence[Budget] = BUDGETS, **options: Any
+    decoder: TrainingWheelsDecoder,
+    examples: Sequence[Example],
+    budgets: Sequence[Budget] = BUDGETS,
+    frame: Frame | None = None,
+    **options: Any,
 ) -> Table:
     """Use asked and achieved, BLEU and ROUGE-2 for each of the budgets; `options` are the stream's.
 
-    Of several teachers for the allocations of `measured`, with the uses of all together, and of each in lists.
+    `frame`: what reads the examples; None = the decoder's tokenizer, as texts. Of several teachers for the allocations
+    of `measured`, with the uses of all together, and of each in lists.
     """
     table = []
     for allocation in measured(len(decoder.teachers), budgets):
-        sources = (example.source for example in examples)
-        asking: dict[str, Any] = {"budget": as_option(allocation)}
-        asking["max_source_length"] = longest_source(decoder, examples, asking["budget"])
-        found = measure_use(decoder, examples, sources, **asking, **options)
+        inputs, asking = stream_inputs(decoder, examples, frame, as_option(allocation))
+        found = measure_use(decoder, examples, inputs, **asking, **options)
         asked: dict[str, Any] = {"budget": join_phrases(allocation), "asked": sum(b.fraction for b in allocation)}
         if len(allocation) > 1:
             asked["asked_of"] = [budget.fraction for budget in allocation]

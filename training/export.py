@@ -17,19 +17,19 @@ from typing import Any
 import jinja2
 import torch
 import yaml
-from transformers import PreTrainedModel, T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import TrainingWheelsDecoder
 from kdtw_fast.loaders import load_tokenizer
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.modeling import TrainingWheels
 from kdtw_fast.pairs import DATA
 
 from . import recipes
-from .batches import prompt_ids
 from .debian import Example, keyed_hash, read_jsonl, write_jsonl
 from .evaluate import greedy_scores, measure_budgets
-from .models import fit_together
+from .frames import Frame
+from .models import fit_together, load_plain
 
 DOES = {
     "debian-de-en": "to translate German package descriptions of Debian into English",
@@ -48,7 +48,8 @@ def save_bf16(model: PreTrainedModel, folder: Path) -> None:
     """Write config and safetensors with bf16 weights; the model itself stays in float32."""
     shipped = copy.deepcopy(model)
     shipped.bfloat16().save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    if not isinstance(model, TrainingWheels):  # whose generation config keeps Hugging Face's generate from <tau>
+        (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
 
 
@@ -61,13 +62,14 @@ def choose_sample(examples: Sequence[Example], count: int, key: str = "kdtw") ->
 
 
 def measure(
-    models: dict[str, T5ForConditionalGeneration], tokenizer: Any, examples: Sequence[Example]
+    models: dict[str, PreTrainedModel], tokenizer: Any, examples: Sequence[Example]
 ) -> dict[str, dict[str, float | str]]:
     """BLEU and ROUGE-2 of each model alone, greedy, behind the teacher's prompt or the student's with "no"."""
     texts = models["teacher"].config.teacher_prompt, student_prompt("no", models["student"].config.student_prompt)
-    teachers, students = prompt_ids(tokenizer, texts)
+    frame = Frame(tokenizer, models["student"].config.is_encoder_decoder, texts)
+    teachers, students = frame.prompts(texts)
     return {
-        role: greedy_scores(model, tokenizer, examples, teachers if role == "teacher" else students)
+        role: greedy_scores(model, frame, examples, teachers if role == "teacher" else students)
         for role, model in models.items()
     }
 
@@ -128,11 +130,11 @@ def export(
     `sample`: test sentences that ship, 0 = all; `draft_student`: GKD's student, to ship as "gkd".
     """
     tokenizer = load_tokenizer(teacher_folder)
-    teacher = T5ForConditionalGeneration.from_pretrained(teacher_folder, dtype=torch.float32).eval()
-    student = TrainingWheelsT5.from_pretrained(student_folder, dtype=torch.float32).eval()
+    teacher = load_plain(str(teacher_folder), "--teacher").eval()
+    student = TrainingWheels.from_pretrained(student_folder, dtype=torch.float32).eval()
     models = {"teacher": teacher, "student": student}
     if draft_student is not None:
-        models["gkd"] = T5ForConditionalGeneration.from_pretrained(draft_student, dtype=torch.float32).eval()
+        models["gkd"] = load_plain(str(draft_student), "--draft-student").eval()
     fit_together(tokenizer, *models.values())
     test = read_jsonl(data / "test.jsonl")
     numbers: dict = {"sentences": len(test), "float32": measure(models, tokenizer, test)}
@@ -140,7 +142,8 @@ def export(
         round_to_bf16(model)
     numbers |= measure(models, tokenizer, test)
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
-    numbers["budgets"] = measure_budgets(decoder, test)
+    frame = Frame(tokenizer, decoder.model.has_encoder, [decoder.model.student_prompt, teacher.config.teacher_prompt])
+    numbers["budgets"] = measure_budgets(decoder, test, frame=frame)
     numbers["parameters"] = {role: model.num_parameters() for role, model in models.items()}
     if oracle is not None:
         numbers["oracle"], numbers["oracle_rows"] = json.loads(oracle.read_text()), oracle_rows

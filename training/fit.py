@@ -1,4 +1,4 @@
-"""Cross-entropy fitting of a T5, on references or on the teacher's outputs, mixed with the teacher's distribution.
+"""Cross-entropy fitting of a model, on references or on the teacher's outputs, mixed with the teacher's distribution.
 
 One algorithm, three baselines: plain fitting, supervised distillation (`distill`) and sequence-level distillation
 (`targets: teacher`; Kim & Rush 2016).
@@ -9,20 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from kdtw_fast.options import check_real
 
 from . import processes
 from .algorithm import Learning
 from .allocations import Instructions
-from .batches import IGNORED, Batches, encode, prompt_ids
+from .batches import IGNORED, Batches
 from .evaluate import Table, greedy_scores
 from .losses import cross_entropy, distillation
 from .models import (
     fit_together,
     forced_logits,
-    load_t5,
+    load_plain,
     load_teacher,
     new_t5,
     prepare_teacher,
@@ -60,6 +60,10 @@ class Settings(RunSettings):
                 f"teacher.path"
             )
 
+    def prompts(self) -> list[str]:
+        """The teacher's prompt alone where no student is fitted."""
+        return super().prompts() if self.role == "student" else [self.teacher_prompt]
+
     def places(self) -> dict[str, str]:
         """Those of every run, without a model that is not read."""
         read = {self.role, "teacher"} if self.needs_teacher or not self.tokenizer else {self.role}
@@ -76,22 +80,22 @@ class Fitting(Learning):
     """The algorithm of this file, for the trainer."""
 
     settings: Settings
-    model: T5ForConditionalGeneration
+    model: PreTrainedModel
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
         wordings = Instructions(settings.student_prompt, paraphrases=settings.paraphrases).texts
-        self.prompts = prompt_ids(self.tokenizer, [settings.teacher_prompt] if settings.role == "teacher" else wordings)
+        self.prompts = self.task.frame.prompts([settings.teacher_prompt] if settings.role == "teacher" else wordings)
         shape = getattr(settings, settings.role)
         if shape.path:
-            model = load_t5(shape.path, f"{settings.role}.path")
+            model = load_plain(shape.path, f"{settings.role}.path")
         else:
             model = new_t5(shape, len(self.tokenizer), settings.seed)
         model.config.teacher_prompt = settings.teacher_prompt
         if settings.role == "student":
             model.config.student_prompt = settings.student_prompt
         rows = self.task.train
-        self.teacher: T5ForConditionalGeneration | None = None
+        self.teacher: PreTrainedModel | None = None
         if settings.needs_teacher:
             self.teacher = load_teacher(settings)
             fit_together(self.tokenizer, model, self.teacher)
@@ -100,7 +104,7 @@ class Fitting(Learning):
             prepare_teacher(self.teacher, settings)
         self.teach(model, settings.dropout)
         self.batches = self.task.batches(rows, self.prompts)
-        held_out = encode(self.task.validation, self.tokenizer, settings.data.max_source, settings.data.max_target)
+        held_out = self.task.frame.encode(self.task.validation, settings.data.max_source, settings.data.max_target)
         self.checks: Batches | None = self.task.batches(held_out, self.prompts[:1]) if held_out else None
 
     def train_batch(self, index: int) -> dict[str, float]:
@@ -139,7 +143,7 @@ class Fitting(Learning):
     def validate(self, index: int, rows: int | None) -> Table:
         """Validation loss, BLEU and ROUGE-2 of greedy outputs, in one row."""
         examples, limit = self.held_out(rows), self.settings.max_new_tokens
-        found = greedy_scores(self.model, self.tokenizer, examples, self.prompts[0], limit)
+        found = greedy_scores(self.model, self.task.frame, examples, self.prompts[0], limit)
         return [{"validation_loss": self.validation_loss(), **found}]
 
 

@@ -1,7 +1,8 @@
-"""The two models of a run: built from a shape, or loaded from a folder or the hub; and copies that can be saved."""
+"""The two models of a run: built from a shape, or loaded from a folder or the hub; what they compute; their copies."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from kdtw_fast import loaders
-from kdtw_fast.model import NativeT5
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.model import NativeModel
+from kdtw_fast.modeling import TrainingWheels, decoder_embedding, model_class, vocabulary_rows
 
 from . import processes
-from .batches import Batch
+from .batches import IGNORED, Batch
 from .optimisation import use_fast_operators
 from .settings import Model, PhaseSettings, RunSettings
 from .tokenizer import padded_vocabulary
@@ -90,18 +92,42 @@ def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGene
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The ids that end an output; behind sources stands the tokenizer's, which is one of them."""
-    found = model.config.eos_token_id
-    return [found] if isinstance(found, int) else list(found or [])
+    """The ids that end an output, those of the generation config included."""
+    ends: list[int] = []
+    for config in (model.config, model.generation_config):
+        found = getattr(config, "eos_token_id", None)
+        ends += [end for end in ([found] if isinstance(found, int) else found or []) if end not in ends]
+    return ends
 
 
-def fit_together(tokenizer: Any, *models: T5ForConditionalGeneration) -> None:
+def special_tokens(model: PreTrainedModel) -> tuple[int, int, int]:
+    """The ids of start, EOS (the first, where there are several) and padding; TypeError if the model lacks one.
+
+    A model without an encoder has no start token and need not have padding: what is masked is then EOS.
+    """
+    start, ends, pad = (
+        getattr(model.config, "decoder_start_token_id", None),
+        end_tokens(model),
+        model.config.pad_token_id,
+    )
+    if not model.config.is_encoder_decoder and ends:
+        pad = ends[0] if pad is None else pad
+        start = pad
+    if not (isinstance(start, int) and ends and isinstance(pad, int)):
+        raise TypeError(f"training needs a start, an EOS and a padding token, the config has {start}, {ends} and {pad}")
+    return start, ends[0], pad
+
+
+def fit_together(tokenizer: Any, *models: PreTrainedModel) -> None:
     """Make models of one tokenizer a pair: rows that pad the vocabularies of some, but not of all, are cut off.
 
     A student's <tau>s may stand in the rows behind those that are left. Raises ValueError where they stand farther off,
     where a vocabulary is smaller than the tokenizer's, and where the tokenizer's EOS does not end a model's outputs.
     """
-    common = min(model.config.vocab_size for model in models)
+    kinds = {bool(model.config.is_encoder_decoder) for model in models}
+    if len(kinds) > 1:
+        raise ValueError("a pair is trained whose models both have an encoder, or both none; choose such a pair")
+    common = min(vocabulary_rows(model.config) for model in models)
     for model in models:
         name, ends = model.name_or_path or "a model", end_tokens(model)
         if common < len(tokenizer):
@@ -114,49 +140,54 @@ def fit_together(tokenizer: Any, *models: T5ForConditionalGeneration) -> None:
                 f"the tokenizer ends texts with token {tokenizer.eos_token_id}, but {name} ends outputs with {ends}; "
                 f"add it to eos_token_id in its config.json, or set tokenizer"
             )
-        taus = model.tau_token_ids if isinstance(model, TrainingWheelsT5) else []
+        taus = model.tau_token_ids if isinstance(model, TrainingWheels) else []
         if taus and taus[0] > common:
             raise ValueError(
                 f"{name} has <tau> in row {taus[0]} of its vocabulary, but its teacher has {common} rows; begin "
                 f"phase 1 with this teacher, from a student without <tau>"
             )
         rows = max([common, *(tau + 1 for tau in taus)])
-        if rows < model.config.vocab_size:
-            log.info("%s: of %d rows of vocabulary the %d that all have are kept", name, model.config.vocab_size, rows)
+        if rows < (found := vocabulary_rows(model.config)):
+            log.info("%s: of %d rows of vocabulary the %d that all have are kept", name, found, rows)
             model.resize_token_embeddings(rows)
 
 
-def load_t5(path: str, name: str) -> T5ForConditionalGeneration:
-    """A plain T5 in float32 (of a Training Wheels student, without beta)."""
-    return T5ForConditionalGeneration.from_pretrained(located(path, name), dtype=torch.float32)
+def load_plain(path: str, name: str) -> PreTrainedModel:
+    """A plain model in float32 (of a Training Wheels student, without beta); `name` is the setting that names it."""
+    config = AutoConfig.from_pretrained(located(path, name), trust_remote_code=False)
+    return model_class(config).from_pretrained(path, dtype=torch.float32)
 
 
-def load_teachers(settings: PhaseSettings) -> list[T5ForConditionalGeneration]:
+def continues_prompts(settings: RunSettings) -> bool:
+    """Whether the models of a run have no encoder, so that a source is a prompt which the output continues."""
+    path = settings.student.path or settings.teacher.path
+    return bool(path) and not AutoConfig.from_pretrained(path, trust_remote_code=False).is_encoder_decoder
+
+
+def load_teachers(settings: PhaseSettings) -> list[PreTrainedModel]:
     """All teachers of a run, the judge last; each as `load_teacher` loads it."""
     others = [load_teacher(settings, model.path, f"teachers[{k}].path") for k, model in enumerate(settings.teachers)]
     return [*others, load_teacher(settings)]
 
 
-def load_teacher(
-    settings: RunSettings, path: str | None = None, setting: str = "teacher.path"
-) -> T5ForConditionalGeneration:
+def load_teacher(settings: RunSettings, path: str | None = None, setting: str = "teacher.path") -> PreTrainedModel:
     """The teacher in float32 and eval mode, with `settings.teacher_prompt` if its config names no prompt.
 
     `path` and the setting that names it: of another teacher.
     """
-    teacher = load_t5(settings.teacher.path if path is None else path, setting).eval()
+    teacher = load_plain(settings.teacher.path if path is None else path, setting).eval()
     if getattr(teacher.config, "teacher_prompt", None) is None:
         teacher.config.teacher_prompt = settings.teacher_prompt
     return teacher.requires_grad_(False)
 
 
-def pack_teachers(teachers: Sequence[T5ForConditionalGeneration]) -> list[NativeT5]:
+def pack_teachers(teachers: Sequence[PreTrainedModel]) -> list[NativeModel]:
     """The teachers for the native decoders, named as errors name them."""
     names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
-    return [NativeT5.from_model(teacher, name) for teacher, name in zip(teachers, names, strict=True)]
+    return [NativeModel.from_model(teacher, name) for teacher, name in zip(teachers, names, strict=True)]
 
 
-def prepare_teacher(teacher: T5ForConditionalGeneration, settings: RunSettings) -> None:
+def prepare_teacher(teacher: PreTrainedModel, settings: RunSettings) -> None:
     """Make a loaded teacher ready for the training passes: fast operators, its device, its shards.
 
     What packs its weights for the native decoders comes before.
@@ -167,7 +198,7 @@ def prepare_teacher(teacher: T5ForConditionalGeneration, settings: RunSettings) 
         processes.shard(teacher)
 
 
-def load_pair(settings: PhaseSettings, tokenizer: Any) -> tuple[TrainingWheelsT5, list[T5ForConditionalGeneration]]:
+def load_pair(settings: PhaseSettings, tokenizer: Any) -> tuple[TrainingWheels, list[PreTrainedModel]]:
     """The student of a phase and its teachers, fitted together."""
     teachers = load_teachers(settings)
     student = load_student(settings.student.path, len(tokenizer), settings, len(teachers))
@@ -177,25 +208,25 @@ def load_pair(settings: PhaseSettings, tokenizer: Any) -> tuple[TrainingWheelsT5
 
 def load_student(
     path: str | Path, tokenizer_size: int, settings: RunSettings | None = None, teachers: int = 1
-) -> TrainingWheelsT5:
-    """A student with <tau> and beta in float32; a plain T5 is given them (and the prompts of `settings`) first.
+) -> TrainingWheels:
+    """A student with <tau> and beta in float32; a plain model is given them (and the prompts of `settings`) first.
 
     So is a student of fewer teachers than `teachers`; ValueError for one of more.
     """
     path = located(str(path), "student.path")
     if hasattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "tau_token_id"):
-        student = TrainingWheelsT5.from_pretrained(path, dtype=torch.float32)
+        student = TrainingWheels.from_pretrained(path, dtype=torch.float32)
         found = student.tau_token_ids
         if len(found) > teachers:
             raise ValueError(f"student.path={path} asks {len(found)} teachers, but this run has {teachers}")
         if len(found) == teachers:
             return student
-        return TrainingWheelsT5.from_t5(student, tau_token_id=found[0], teachers=teachers)
-    plain = T5ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        return TrainingWheels.from_model(student, tau_token_id=found[0], teachers=teachers)
+    plain = load_plain(path, "student.path")
     prompts: dict[str, Any] = {}
     if settings is not None and getattr(plain.config, "student_prompt", None) is None:
         prompts = {"student_prompt": settings.student_prompt, "teacher_prompt": settings.teacher_prompt}
-    return TrainingWheelsT5.from_t5(plain, tokenizer_size=tokenizer_size, teachers=teachers, **prompts)
+    return TrainingWheels.from_model(plain, tokenizer_size=tokenizer_size, teachers=teachers, **prompts)
 
 
 def to_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
@@ -208,19 +239,135 @@ def autocast(settings: RunSettings) -> torch.autocast:
     return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16, enabled=settings.bf16 is True)
 
 
-def forced_logits(model: T5ForConditionalGeneration, batch: Batch, settings: RunSettings) -> torch.Tensor:
-    """A model's logits [R, T, V] along a batch's labels, in the run's number format."""
+# ---------------------------------------------------------------- the only door to what a model computes
+
+
+def shifted(labels: torch.Tensor, start: int, pad: int) -> torch.Tensor:
+    """What a decoder reads to write labels [R, T]: start token, then all but the last of them, padding as `pad`."""
+    inputs = torch.full_like(labels, start)
+    inputs[:, 1:] = labels[:, :-1]
+    return inputs.masked_fill(inputs == IGNORED, pad)
+
+
+def encoded(model: PreTrainedModel, source_ids: torch.Tensor, source_mask: torch.Tensor) -> torch.Tensor | None:
+    """What the encoder makes of sources, [R, S, M]; None of a model without one, whose decoder reads them."""
+    if not model.config.is_encoder_decoder:
+        return None
+    found: torch.Tensor = model.get_encoder()(input_ids=source_ids, attention_mask=source_mask).last_hidden_state
+    return found
+
+
+def decoder_states(
+    model: PreTrainedModel,
+    source_ids: torch.Tensor,
+    source_mask: torch.Tensor,
+    inputs: torch.Tensor,
+    marks: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What the vocabulary head would read at each input: [R, T, M]. Marks need a student.
+
+    Without an encoder the source's last token stands in the place of the start token, inputs [R, 0]. `hidden`: of
+    `encoded`, where it is known. The head is left to the caller, who seldom needs it everywhere: with a small model it
+    costs more than all the rest.
+    """
+    return Reading(model, source_ids, source_mask, hidden).states(inputs, marks)
+
+
+class Reading:
+    """Sources that a model has before it, whose outputs it then reads: at once, or on and on where `keeps` is true.
+
+    source_ids, source_mask [R, S]: padded at their ends. `hidden`: as in `decoder_states`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        source_ids: torch.Tensor,
+        source_mask: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        keeps: bool = False,
+    ):
+        self.model, self.mask = model, source_mask
+        self.hidden = encoded(model, source_ids, source_mask) if hidden is None else hidden
+        self.prompt: torch.Tensor | None = None
+        if self.hidden is None:  # a decoder reads on behind its prompt: padding stands in front
+            places = torch.arange(source_ids.shape[1], device=source_ids.device) + source_mask.sum(1, keepdim=True)
+            self.prompt = source_ids.gather(1, places % source_ids.shape[1])
+            self.mask = source_mask.gather(1, places % source_ids.shape[1])
+        self.cache: Any = None
+        if keeps:
+            self.cache = DynamicCache() if self.hidden is None else EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def states(self, inputs: torch.Tensor, marks: torch.Tensor | None = None) -> torch.Tensor:
+        """What the head would read at each of the next inputs [R, T], which begin with the start token: [R, T, M]."""
+        model, given, count = self.model, dict[str, Any](use_cache=self.cache is not None), inputs.shape[1]
+        decoder = model.get_decoder()
+        if self.cache is not None:
+            named = inspect.signature(decoder.forward).parameters
+            given["cache" if "cache" in named else "past_key_values"] = self.cache
+        if self.hidden is not None:
+            given |= {"encoder_hidden_states": self.hidden, "encoder_attention_mask": self.mask}
+        else:
+            before = inputs[:, :0]
+            if self.prompt is not None:
+                before, inputs = self.prompt, inputs[:, 1:]
+            self.mask = torch.cat((self.mask, torch.ones_like(inputs)), 1)
+            inputs = torch.cat((before, inputs), 1)
+            if marks is not None and before.shape[1]:
+                marks = torch.cat((torch.zeros_like(before).to(marks.dtype), marks[:, 1:]), 1)
+            positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+            given |= {"attention_mask": self.mask, "position_ids": positions[:, -inputs.shape[1] :]}
+        self.prompt = None
+        if marks is None:
+            embedded = decoder_embedding(model)(inputs)
+        else:
+            assert isinstance(model, TrainingWheels)
+            embedded = model.embed_decoder_inputs(inputs, marks)
+        states: torch.Tensor = decoder(inputs_embeds=embedded, **given).last_hidden_state[:, -count:]
+        return states * model.config.d_model**-0.5 if scales_states(model) else states
+
+
+def scales_states(model: PreTrainedModel) -> bool:
+    """Whether what the head reads is scaled, as T5 v1.0 and umT5 have it."""
+    return bool(getattr(model.config, "scale_decoder_outputs", False)) and model.config.model_type != "mt5"
+
+
+def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """The model's logits [..., V] of states [..., M]."""
+    logits: torch.Tensor = model.get_output_embeddings()(states)
+    bias = getattr(model, "final_logits_bias", None)
+    if bias is not None:
+        logits = logits + bias[0]
+    cap = getattr(getattr(model.config, "decoder", model.config), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def logits_at(model: PreTrainedModel, states: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """float32 logits [N, V] at the N true places of `where` (bool [R, T]), of states [R, T, M]."""
+    return logits_of(model, states[where]).float()
+
+
+def forced_logits(
+    model: PreTrainedModel,
+    batch: Batch,
+    settings: RunSettings,
+    marks: torch.Tensor | None = None,
+    hidden: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A model's logits [R, T, V] along a batch's labels, in the run's number format.
+
+    `marks` [R, T] of what is read there, and `hidden`, as in `decoder_states`.
+    """
+    start, _, pad = special_tokens(model)
     with autocast(settings):
-        return model(
-            input_ids=batch.source_ids,
-            attention_mask=batch.source_mask,
-            decoder_input_ids=model._shift_right(batch.labels),
-            use_cache=False,
-        ).logits
+        inputs = shifted(batch.labels, start, pad)
+        states = decoder_states(model, batch.source_ids, batch.source_mask, inputs, marks, hidden)
+        return logits_of(model, states)
 
 
 def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its tokenizer to `folder`, as every T5 loader takes it: with Hugging Face's own modules."""
+    """Write a model with its tokenizer to `folder`, with Hugging Face's own modules, as every loader takes it."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     copy.eval().save_pretrained(folder)

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -36,13 +37,26 @@ def decided(settings: RunSettings) -> RunSettings:
             return replace(settings, bf16=kept)
     model = settings.teacher if getattr(settings, "role", "student") == "teacher" else settings.student
     config = AutoConfig.from_pretrained(model.path, trust_remote_code=False) if model.path else model
-    sizes = (config.d_model, config.d_kv, config.num_heads, config.d_ff)
+    sizes = _sizes(config)
     bf16 = False
     if not settings.device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False):
         seconds = [processes.from_first(seconds_of_a_pass(settings.device, sizes, chosen)) for chosen in (False, True)]
         bf16 = seconds[True] < 0.95 * seconds[False]
         log.info("bf16=auto: %s; a pass took %.4f s in float32, %.4f s in bf16", str(bf16).lower(), *seconds)
     return replace(settings, bf16=bf16)
+
+
+def _sizes(config: Any) -> tuple[int, int, int, int]:
+    """Width, head size, heads and feed-forward of a model's decoder, by the names of its family."""
+    config = getattr(config, "decoder", config)
+    heads = ("num_heads", "num_attention_heads", "decoder_attention_heads")
+    wide = ("d_ff", "intermediate_size", "decoder_ffn_dim")
+    size, count, inner = (
+        next(getattr(config, name) for name in names if hasattr(config, name))
+        for names in (("d_model", "hidden_size"), heads, wide)
+    )
+    head = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or size // count
+    return size, head, count, inner
 
 
 @cache

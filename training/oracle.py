@@ -9,21 +9,31 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.loaders import load_tokenizer
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.modeling import TrainingWheels
 
 from .allocations import Instructions
-from .batches import IGNORED, Batch, Encoded, collate, encode, in_order, prompt_ids
+from .batches import IGNORED, Batch, Encoded, collate, in_order
 from .debian import read_jsonl
 from .evaluate import scores
+from .frames import Frame
 from .losses import Taus, position_divergence
-from .models import end_tokens, fit_together, load_student
+from .models import (
+    Reading,
+    decoder_states,
+    end_tokens,
+    fit_together,
+    load_plain,
+    load_student,
+    logits_of,
+    shifted,
+    special_tokens,
+)
 
 
 def oracle_teachers(
@@ -78,21 +88,24 @@ def shift_marks(asked: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def divergences(student: TrainingWheelsT5, teacher: T5ForConditionalGeneration, own: Batch, its: Batch) -> torch.Tensor:
+def divergences(student: TrainingWheels, teacher: PreTrainedModel, own: Batch, its: Batch) -> torch.Tensor:
     """KL_i along the labels of a batch, no token marked: [R, T].
 
     `own` is the student's batch, `its` the teacher's: they differ in the prompt only.
     """
-    inputs = student._shift_right(own.labels)
-    mine = student(own.source_ids, own.source_mask, decoder_input_ids=inputs, use_cache=False).logits
-    theirs = teacher(its.source_ids, its.source_mask, decoder_input_ids=inputs, use_cache=False).logits
+    start, _, pad = special_tokens(student)
+    inputs = shifted(own.labels, start, pad)
+    mine, theirs = (
+        logits_of(model, decoder_states(model, batch.source_ids, batch.source_mask, inputs))
+        for model, batch in ((student, own), (teacher, its))
+    )
     return position_divergence(mine, theirs, student.config.tau_token_id)
 
 
 @torch.no_grad()
 def decode_with_threshold(
-    student: TrainingWheelsT5,
-    teacher: T5ForConditionalGeneration,
+    student: TrainingWheels,
+    teacher: PreTrainedModel,
     own: Batch,
     its: Batch,
     threshold: float,
@@ -102,36 +115,22 @@ def decode_with_threshold(
 
     Returns each row's outputs (with EOS if reached) and how many of them the teacher wrote.
     """
-    config = student.config
-    rows = len(own.source_ids)
-    encoded = [
-        model.get_encoder()(input_ids=batch.source_ids, attention_mask=batch.source_mask)
-        for model, batch in ((student, own), (teacher, its))
-    ]
-    ids = torch.full((rows, 1), config.decoder_start_token_id)
+    tau, rows = student.config.tau_token_id, len(own.source_ids)
+    mine = Reading(student, own.source_ids, own.source_mask, keeps=True)
+    theirs = Reading(teacher, its.source_ids, its.source_mask, keeps=True)
+    ids = torch.full((rows, 1), special_tokens(student)[0])
     marks = torch.zeros(rows, 1, dtype=torch.bool)
-    caches = [None, None]
     outputs: list[list[int]] = [[] for _ in range(rows)]
     calls = [0] * rows
     alive, ends = [True] * rows, end_tokens(student)
     for _ in range(max_new_tokens):
-        common = {"use_cache": True, "decoder_input_ids": ids}
-        mine = student(
-            encoder_outputs=encoded[0],
-            attention_mask=own.source_mask,
-            past_key_values=caches[0],
-            decoder_from_teacher=marks,
-            **common,
-        )
-        theirs = teacher(
-            encoder_outputs=encoded[1], attention_mask=its.source_mask, past_key_values=caches[1], **common
-        )
-        caches = [mine.past_key_values, theirs.past_key_values]
-        marks = position_divergence(mine.logits, theirs.logits, config.tau_token_id) > threshold
-        pick = mine.logits.clone()
-        pick[..., config.tau_token_id] = -torch.inf
-        teacher_pick = theirs.logits.clone()
-        teacher_pick[..., config.tau_token_id :][..., :1] = -torch.inf  # of a teacher without that row, nothing
+        own_logits = logits_of(student, mine.states(ids, marks))
+        teacher_logits = logits_of(teacher, theirs.states(ids))
+        marks = position_divergence(own_logits, teacher_logits, tau) > threshold
+        pick = own_logits.clone()
+        pick[..., tau] = -torch.inf
+        teacher_pick = teacher_logits.clone()
+        teacher_pick[..., tau:][..., :1] = -torch.inf  # of a teacher without that row, nothing
         ids = torch.where(marks, teacher_pick.argmax(-1), pick.argmax(-1))
         for r in range(rows):
             if alive[r]:
@@ -144,9 +143,9 @@ def decode_with_threshold(
 
 
 def oracle_curve(
-    student: TrainingWheelsT5,
-    teacher: T5ForConditionalGeneration,
-    tokenizer: Any,
+    student: TrainingWheels,
+    teacher: PreTrainedModel,
+    frame: Frame,
     rows: Sequence[Encoded],
     references: Sequence[str],
     size: int = 64,
@@ -156,9 +155,9 @@ def oracle_curve(
 
     The threshold of a budget b is the (1 - b) quantile of KL_i along the teacher-forced references.
     """
-    (teacher_prompt,) = prompt_ids(tokenizer, [student.config.teacher_prompt])
-    student_prompts = prompt_ids(tokenizer, Instructions(student.config.student_prompt).texts)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    (teacher_prompt,) = frame.prompts([student.config.teacher_prompt])
+    student_prompts = frame.prompts(Instructions(student.config.student_prompt).texts)
+    eos, pad = frame.eos, frame.pad
 
     def pair(chosen: list[int], prompt: list[int]) -> tuple[Batch, Batch]:
         some = [rows[i] for i in chosen]
@@ -176,7 +175,7 @@ def oracle_curve(
             asked += sum(calls)
             for i, ids in zip(chosen, written, strict=True):
                 outputs[i] = ids
-        measured = scores(tokenizer.batch_decode(outputs, skip_special_tokens=True), references)
+        measured = scores(frame.tokenizer.batch_decode(outputs, skip_special_tokens=True), references)
         curve.append(
             {
                 "budget": budget.phrase,
@@ -198,14 +197,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--out", type=Path, default=None, help="also write the curve to this JSON file")
     args = parser.parse_args()
-    teacher = T5ForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32).eval()
+    teacher = load_plain(str(args.teacher), "--teacher").eval()
     tokenizer = load_tokenizer(args.teacher)
     student = load_student(args.student, len(tokenizer)).eval()
     fit_together(tokenizer, student, teacher)
     examples = read_jsonl(args.data)[: args.rows]
-    curve = oracle_curve(
-        student, teacher, tokenizer, encode(examples, tokenizer, 10**6, 10**6), [e.target for e in examples]
-    )
+    prompts = [student.config.student_prompt, student.config.teacher_prompt]
+    frame = Frame(tokenizer, student.config.is_encoder_decoder, prompts)
+    curve = oracle_curve(student, teacher, frame, frame.encode(examples, 10**6, 10**6), [e.target for e in examples])
     for row in curve:
         print(json.dumps(row))
     if args.out is not None:

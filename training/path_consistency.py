@@ -19,11 +19,11 @@ from kdtw_fast.options import check_int, check_real
 from . import processes
 from .algorithm import LearningToAsk
 from .allocations import Instructions
-from .batches import Encoded, encode, keyed_generator, prompt_ids
+from .batches import Encoded, keyed_generator
 from .debian import Example
-from .episodes import Episode, EpisodeBatch, ReplayBuffer, ValueNetwork, decoder_states, logits_at
+from .episodes import Episode, EpisodeBatch, ReplayBuffer, ValueNetwork
 from .losses import path_consistency, training_wheels_reward
-from .models import autocast, prepare_teacher
+from .models import autocast, decoder_states, logits_at, prepare_teacher
 from .optimisation import guarded_gradients, make_optimiser, rate_at, set_rate
 from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
@@ -129,12 +129,12 @@ class PathConsistency(LearningToAsk):
         self.rollouts = Rollouts(
             student,
             self.teachers,
-            prompts=prompt_ids(self.tokenizer, self.instructions.texts),
-            teacher_prompt=prompt_ids(self.tokenizer, [student.config.teacher_prompt])[0],
+            prompts=self.task.frame.prompts(self.instructions.texts),
+            teacher_prompt=self.task.frame.prompts([student.config.teacher_prompt])[0],
             fractions=self.instructions.fractions,
             settings=settings,
             teacher_temperature=settings.teacher_temperature,
-            eos=self.tokenizer.eos_token_id,
+            eos=self.task.frame.eos,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau
         self.teach(student)
@@ -242,7 +242,7 @@ class PathConsistency(LearningToAsk):
     def _rows_to_watch(self) -> list[Encoded]:
         """The validation sources whose use drives lambda, with `held_out_rows`."""
         data, count = self.settings.data, self.settings.held_out_rows
-        found = encode(self.examples if count else [], self.tokenizer, data.max_source, data.max_target)
+        found = self.task.frame.encode(self.examples if count else [], data.max_source, data.max_target)
         if len(found) < count:
             raise ValueError(
                 f"held_out_rows={count} of a batch, but only {len(found)} validation examples are within "

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 Row = TypeVar("Row")
 
@@ -94,8 +94,8 @@ def average_gradients(model: torch.nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def shard(model: T5ForConditionalGeneration) -> None:
-    """Leave each process its part of the parameters of a T5's blocks, which gather a block's when they run it (FSDP).
+def shard(model: PreTrainedModel) -> None:
+    """Leave each process a part of the parameters of a model's blocks, which gather a block's when they run it (FSDP).
 
     Embedding and head stay whole. From here on every process must run the model equally often. With one process nothing
     happens.
@@ -106,8 +106,9 @@ def shard(model: T5ForConditionalGeneration) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(_device(), (number(),))
-    for stack in (model.encoder, model.decoder):
-        for block in stack.block:
+    stacks = [model.get_encoder()] if model.config.is_encoder_decoder else []
+    for stack in (*stacks, model.get_decoder()):
+        for block in stack.block if hasattr(stack, "block") else stack.layers:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 

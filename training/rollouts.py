@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.modeling import TrainingWheels
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.outputs import GenerationOutput
 
 from . import processes
-from .batches import Encoded, keyed_generator
-from .episodes import Episode, EpisodeBatch, collate_episodes, decoder_states, logits_at, special_tokens
+from .batches import Encoded, keyed_generator, with_prompt
+from .episodes import Episode, EpisodeBatch, collate_episodes
 from .losses import Taus, tau_list
-from .models import pack_teachers
+from .models import decoder_states, logits_at, pack_teachers, special_tokens
 from .oracle import oracle_teachers, teacher_gains
 from .settings import PhaseSettings
 
@@ -57,7 +57,7 @@ class Rollouts:
     Args:
         student: acts; `decoder.student.update_weights` brings its weights of now to the decoder.
         teachers: one for each <tau>, the judge last (see allocations.py).
-        prompts: token ids of each instruction, which stand before the student's source.
+        prompts: token ids of each instruction, which stand in the student's source's place for them.
         teacher_prompt: token ids of the one prompt of all teachers.
         fractions: what each instruction allows each teacher, float32 [instructions, n].
         settings: the run's costs, rounding, max_new_tokens (what it cuts off is marked as not ended) and threads.
@@ -69,8 +69,8 @@ class Rollouts:
         teacher_decoder: of the judge alone.
     """
 
-    student: TrainingWheelsT5
-    teachers: Sequence[T5ForConditionalGeneration]
+    student: TrainingWheels
+    teachers: Sequence[PreTrainedModel]
     prompts: Sequence[Sequence[int]]
     teacher_prompt: Sequence[int]
     fractions: torch.Tensor
@@ -89,7 +89,7 @@ class Rollouts:
         self.costs = tuple(self.settings.costs) or (1.0,) * len(self.teachers)
 
     @property
-    def judge(self) -> T5ForConditionalGeneration:
+    def judge(self) -> PreTrainedModel:
         """The last teacher."""
         return self.teachers[-1]
 
@@ -133,7 +133,7 @@ class Rollouts:
         return self._episodes(tasks, out, np.zeros(out.sequences.shape, np.bool_), out.teacher_logprobs.numpy())
 
     def _source(self, prompt: Sequence[int], row: Encoded) -> list[int]:
-        return [*prompt, *row.source, self.special[1]]
+        return with_prompt(prompt, row.source, self.special[1])
 
     def _decoded(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, resolve_budget, student_prompt, wording_place
 from kdtw_fast.options import check_int, check_real
@@ -38,7 +39,11 @@ class Data:
     hub: str = ""
     subset: str = ""  # the hub data set's configuration, "de-en"
     source: str = "source"  # the column of the source; dots go into nested ones, "translation.de"
-    target: str = "target"  # the column of the reference
+    # The column of the reference; empty = the source is a conversation (a list of {"role", "content"}) whose last
+    # answer is the reference. Sources and targets may be conversations apart, too ("prompt" and "completion").
+    target: str = "target"
+    chat: bool = False  # sources that are texts are a user's message in the tokenizer's chat template
+    template: dict[str, Any] = field(default_factory=dict)  # what the template is given: {enable_thinking: false}
     train_rows: int = 0  # so many training examples, drawn by the seed; 0 = all
     max_source: int = 96  # training sources longer than this (in tokens, without prompt) are left out
     max_target: int = 80  # training targets longer than this (in tokens, with EOS) are left out
@@ -53,7 +58,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """A T5: the folder or hub name to start from, or, where `path` is empty, the shape to build from scratch."""
+    """The folder or hub name of a model to start from, or, where `path` is empty, the shape of a T5 from scratch."""
 
     path: str = ""
     d_model: int = 192
@@ -129,6 +134,10 @@ class RunSettings:
         if self.bf16 not in (True, False, "auto"):
             raise ValueError(f"bf16 must be true, false or auto, got {self.bf16!r}")
 
+    def prompts(self) -> list[str]:
+        """What may stand before sources."""
+        return [self.student_prompt, self.teacher_prompt, *getattr(self, "paraphrases", [])]
+
     def places(self) -> dict[str, str]:
         """The folders and hub names that the run reads, by their settings."""
         found = {
@@ -186,3 +195,5 @@ HOUSEKEEPING = frozenset(
     )
 )
 RENAMED = {"experts": "teachers"}  # settings by their old names, which recipes and checkpoints may still have
+# Settings that came later, with what runs did before: at that value they make no other run of one.
+LATER: dict[str, Any] = {"data.chat": False}

@@ -10,27 +10,32 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 
 from . import processes
-from .batches import Batches, Encoded, encode, keyed_generator, prompt_ids
+from .batches import Batches, Encoded, keyed_generator
 from .debian import Example, read_jsonl
 from .evaluate import greedy
-from .models import end_tokens
+from .frames import Frame, is_conversation, rendered
+from .models import continues_prompts, end_tokens
 from .settings import Data, RunSettings
 
 
-def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0) -> list[Example]:
+def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0, tokenizer: Any = None) -> list[Example]:
     """The examples of "train", "validation" or "test"; with `limit` so many, drawn by `seed`, in drawn order.
+
+    A conversation becomes its last answer, and the text that the tokenizer's chat template makes of what is before it.
 
     Raises FileNotFoundError where the folder lacks the split, ValueError for a column that is not there.
     """
     if not data.hub:
         folder = Path(data.folder)
         path = folder / f"{split}.jsonl"
-        if path.is_file() and data.source == "source" and data.target == "target":
+        plain = data.source == "source" and data.target == "target" and not data.chat
+        if path.is_file() and plain:
             rows = read_jsonl(path)
-            return [rows[i] for i in _drawn(len(rows), seed, limit)]
+            if all(isinstance(text, str) for row in rows for text in (row.source, row.target)):
+                return [rows[i] for i in _drawn(len(rows), seed, limit)]
         found = [folder / f"{split}.{kind}" for kind in ("jsonl", "parquet") if (folder / f"{split}.{kind}").is_file()]
         if not data.folder or not found:
             raise FileNotFoundError(
@@ -45,25 +50,45 @@ def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0) -> list
         kind = {"jsonl": "json", "parquet": "parquet"}[found[0].suffix[1:]]
         rows = datasets.load_dataset(kind, data_files={split: str(found[0])}, split=split)
     place = f"{data.hub or found[0]} ({split})"
-    return [
-        Example(_column(row, data.source, place), _column(row, data.target, place), "")
-        for row in (rows.select(_drawn(len(rows), seed, limit)) if limit else rows)
-    ]
+    rows = rows.select(_drawn(len(rows), seed, limit)) if limit else rows
+    return [Example(*_pair(row, data, place, tokenizer)) for row in rows]
 
 
 def _drawn(count: int, seed: int, limit: int) -> Sequence[int]:
     return keyed_generator(seed).permutation(count)[:limit].tolist() if limit else range(count)
 
 
-def _column(row: Any, column: str, place: str) -> str:
+def _pair(row: Any, data: Data, place: str, tokenizer: Any) -> tuple[str, str]:
+    """Source and target of a row of columns."""
+    messages = None if data.target else _column(row, data.source, place)
+    if messages is not None:
+        if not is_conversation(messages) or len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{place}: with data.target empty, column {data.source!r} must hold messages of which the last is the "
+                f"assistant's, got {messages!r}"
+            )
+        source, target = messages[:-1], messages[-1]["content"]
+    else:
+        source, target = _column(row, data.source, place), _column(row, data.target, place)
+        if is_conversation(target) and len(target) == 1:
+            target = target[0]["content"]
+    if data.chat or (not isinstance(source, str) and is_conversation(source)):
+        source = rendered(source, tokenizer, data.template, place)
+    for column, value in ((data.source, source), (data.target, target)):
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{place}: column {column!r} holds {type(value).__name__}, not text; set data.source/target"
+            )
+    return source, target
+
+
+def _column(row: Any, column: str, place: str) -> Any:
     value = row
     for part in column.split("."):
         if not isinstance(value, dict) or part not in value:
             known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
             raise ValueError(f"{place} has no column {column!r}: {part!r} is not among {known}; set data.source/target")
         value = value[part]
-    if not isinstance(value, str):
-        raise ValueError(f"{place}: column {column!r} holds {type(value).__name__}, not text; set data.source/target")
     return value
 
 
@@ -75,22 +100,23 @@ class Task:
         train: training examples within data.max_source and data.max_target.
         validation: held-out examples, all of them.
         teacher_prompt: token ids of the teacher's prompt.
+        frame: makes token ids of texts.
     """
 
     def __init__(self, settings: RunSettings, tokenizer: Any):
         self.settings, self.tokenizer = settings, tokenizer
+        self.frame = Frame(tokenizer, not continues_prompts(settings), settings.prompts())
         data = settings.data
-        examples = read_examples(data, "train", settings.seed, data.train_rows)
-        self.train = encode(examples, tokenizer, data.max_source, data.max_target)
-        self.validation = read_examples(data, "validation")
+        examples = read_examples(data, "train", settings.seed, data.train_rows, tokenizer)
+        self.train = self.frame.encode(examples, data.max_source, data.max_target)
+        self.validation = read_examples(data, "validation", tokenizer=tokenizer)
         if not self.validation:
             raise ValueError(f"there are no validation examples in {data.folder or data.hub}")
-        (self.teacher_prompt,) = prompt_ids(tokenizer, [settings.teacher_prompt])
+        (self.teacher_prompt,) = self.frame.prompts([settings.teacher_prompt])
 
     def batches(self, rows: Sequence[Encoded], prompts: Sequence[Sequence[int]]) -> Batches:
         """Training batches of `rows`, each behind one of `prompts`."""
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, eos, pad)
+        return Batches(rows, prompts, self.settings.seed, self.settings.target_tokens, self.frame.eos, self.frame.pad)
 
     def draw(self, count: int) -> list[Encoded]:
         """`count` training examples drawn by the seed; all, in their order, with 0."""
@@ -102,7 +128,7 @@ class Task:
 
 
 def teacher_trajectories(
-    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], file: str, chunk: int = 1024
+    teacher: PreTrainedModel, task: Task, rows: Sequence[Encoded], file: str, chunk: int = 1024
 ) -> list[Encoded]:
     """The teacher's greedy output for each source, in place of the reference; only outputs that reached EOS.
 
@@ -119,10 +145,10 @@ def teacher_trajectories(
 
 
 def _teacher_outputs(
-    teacher: T5ForConditionalGeneration, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
+    teacher: PreTrainedModel, task: Task, rows: Sequence[Encoded], cache: Path, chunk: int
 ) -> dict[str, list[int]]:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    prompt, eos, limit = task.teacher_prompt, task.tokenizer.eos_token_id, task.settings.max_new_tokens
+    prompt, eos, limit = task.teacher_prompt, task.frame.eos, task.settings.max_new_tokens
     with FileLock(f"{cache}.lock"):
         found = _read_outputs(cache, teacher, task)
         left = list({_key(row.source): row for row in rows if _key(row.source) not in found}.values())
@@ -141,7 +167,7 @@ def _teacher_outputs(
     return found
 
 
-def _read_outputs(cache: Path, teacher: T5ForConditionalGeneration, task: Task) -> dict[str, list[int]]:
+def _read_outputs(cache: Path, teacher: PreTrainedModel, task: Task) -> dict[str, list[int]]:
     """The outputs that `cache` holds, by key."""
     if not cache.exists():
         return {}

@@ -30,7 +30,7 @@ from .algorithm import Learning
 from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
 from .evaluate import Table, best_rouge2
 from .optimisation import NonFiniteLossError
-from .settings import HOUSEKEEPING, RENAMED, RunSettings
+from .settings import HOUSEKEEPING, LATER, RENAMED, RunSettings
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Trainer:
         self.recipe = {"algorithm": name, **asdict(settings)}
         # An empty list is left out: a setting that came later, and is not used, makes no other run of one.
         named = {key: value for key, value in self.recipe.items() if key not in HOUSEKEEPING and value != []}
-        self.identity = flat(named)
+        self.identity = {key: value for key, value in flat(named).items() if LATER.get(key, ...) != value}
         self.out = Path(settings.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.writes = processes.rank() == 0

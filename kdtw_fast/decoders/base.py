@@ -236,13 +236,13 @@ def check_asks(student: NativeT5, count: int) -> None:
     """Raises ValueError for a student that was not made to ask so many teachers."""
     if student.tau_token_id is None:
         raise ValueError(
-            "the student has no <tau> (config.tau_token_id); make one with TrainingWheelsT5.from_t5 and train it"
+            "the student has no <tau> (config.tau_token_id); make one with TrainingWheels.from_model and train it"
         )
     wanted = len(student.tau_token_ids)
     if count != wanted:
         raise ValueError(
             f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
-            f"TrainingWheelsT5.from_t5(model, teachers={count}) makes one for {count}"
+            f"TrainingWheels.from_model(model, teachers={count}) makes one for {count}"
         )
 
 

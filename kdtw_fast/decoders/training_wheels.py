@@ -16,9 +16,9 @@ class TrainingWheelsDecoder(TwoModelDecoder):
     """KDTW: the student writes, and where it chose <tau> the teacher writes that one token (arXiv 2502.17717).
 
     Args:
-        student: a TrainingWheelsT5, a NativeT5 with <tau>, or a folder of one.
-        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary. A student of several teachers
-            takes a list of them, one for each of its <tau>s.
+        student: a TrainingWheels, a NativeModel with <tau>, or a folder of one.
+        teacher: a Hugging Face model, NativeModel or a folder; shares the student's vocabulary. A student of several
+            teachers takes a list of them, one for each of its <tau>s.
         verify_lenience: l in [0, 1]. 0 is the paper. Above 0, the teacher's catch-up pass, which happens at a
             call anyway, also checks what was drafted since the last call with Algorithm 1's test
             p(x) >= l max p, and replaces the first token that fails. Of several teachers the one that is called checks
@@ -54,8 +54,8 @@ class ControlDecoder(TwoModelDecoder):
     wrote, and ``max_teacher_fraction`` and ``max_teacher_calls`` bound the calls.
 
     Args:
-        student: a TrainingWheelsT5 of one teacher, a NativeT5 with <tau>, or a folder of one; <tau> is never used.
-        teacher: Hugging Face T5, NativeT5 or a folder; shares the student's vocabulary.
+        student: a TrainingWheels of one teacher, a NativeModel with <tau>, or a folder of one; <tau> is never used.
+        teacher: a Hugging Face model, NativeModel or a folder; shares the student's vocabulary.
         threshold: see the class; None = its default.
     """
 

@@ -20,7 +20,15 @@ FAMILIES: dict[str, Callable[[Fields, Tensors], Description]] = {
     **dict.fromkeys(("gemma2", "gemma3_text", "t5gemma"), gemma.describe),
 }
 
-__all__ = ["FAMILIES", "Description", "Fields", "Part", "Tensors", "describe"]
+__all__ = ["FAMILIES", "Description", "Fields", "Part", "Tensors", "describe", "unknown_kind"]
+
+
+def unknown_kind(name: str, kind: object) -> str:
+    """What is said of a model of an unknown model_type: which are known, and the nearest."""
+    known = ", ".join(repr(each) for each in FAMILIES)
+    close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
+    near = f"; the nearest is {close[0]!r}" if close else ""
+    return f"{name}: model_type is {kind!r}; the core decodes {known}{near}"
 
 
 def describe(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: Iterable[str] = ()) -> Description:
@@ -37,16 +45,14 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: It
     """
     kind = config.get("model_type", "t5")
     if kind not in FAMILIES:
-        known = ", ".join(repr(each) for each in FAMILIES)
-        close = difflib.get_close_matches(str(kind), FAMILIES, n=1)
-        near = f"; the nearest is {close[0]!r}" if close else ""
-        raise ValueError(f"{name}: model_type is {kind!r}; the core decodes {known}{near}")
+        raise ValueError(unknown_kind(name, kind))
     fields = Fields(config, name, len(tensors), ignored)
     model = FAMILIES[kind](fields, tensors)
     if "teacher_token_embedding" in tensors:
         shape = tensors["teacher_token_embedding"]().shape
         model.spec["teachers"] = shape[0] if len(shape) == 2 else 1
-        model.parts["mark"] = Part("teacher_token_embedding")
+        scale = model.mark_scale
+        model.parts["mark"] = Part("teacher_token_embedding", (lambda x: x * scale) if scale != 1.0 else None)
     stored = {part.stored for part in model.parts.values() if isinstance(part, Part)}
     missing = sorted(stored - set(tensors))
     if missing:

@@ -18,7 +18,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
     size, vocabulary = fields.integer("d_model"), fields.integer("vocab_size")
     scale = math.sqrt(size) if fields.flag("scale_embedding") else 1.0
     length = fields.integer("max_position_embeddings")
-    model = Description({"vocabulary": vocabulary})
+    model = Description({"vocabulary": vocabulary}, mark_scale=scale if kind in ("pegasus", "marian") else 1.0)
     fields.only("share_encoder_decoder_embeddings", True)
     fields.only("decoder_vocab_size", vocabulary)
     for name in ("encoder", "decoder"):

@@ -189,11 +189,13 @@ class Description:
         parts: the core's tensors (csrc/model/loading.cpp has their names) by where they come from, or their values
             where no checkpoint stores them.
         unused: names in the checkpoint that say nothing.
+        mark_scale: what Hugging Face multiplies an embedding by after a student's beta is added to it.
     """
 
     spec: dict[str, Any]
     parts: dict[str, Part | torch.Tensor] = field(default_factory=dict)
     unused: set[str] = field(default_factory=set)
+    mark_scale: float = 1.0
 
     def weight(self, name: str, stored: str, make: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         """Tensor ``name`` is the checkpoint's ``stored``.weight."""

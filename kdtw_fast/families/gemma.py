@@ -41,6 +41,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         inner.only("vocab_size", model.spec["vocabulary"])
         inner.only("cross_attention_hidden_size", model.spec["encoder"]["model_size"])
         inner.refuse_others((*_WITHOUT_EFFECT, "tie_word_embeddings"))
+    model.mark_scale = model.spec["decoder"]["embedding_scale"]
     model.parts["encoder.embedding"] = Part("model.encoder.embed_tokens.weight")
     model.embeddings(tensors, fields, ("model.decoder.embed_tokens",), "lm_head.out_proj", True)
     fields.refuse_others(("classifier_dropout_rate", "vocab_size"))

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from kdtw_fast.options import GenerateKeywords, GenerateOptions
@@ -59,30 +59,33 @@ class ReferenceRow:
 
 
 class Lane:
-    """One model reading one source. The encoder output depends on the source alone and is kept."""
+    """One model reading one source. The encoder output depends on the source alone and is kept.
 
-    def __init__(self, model: T5ForConditionalGeneration, source: Sequence[int]) -> None:
+    Without an encoder the source is a prompt, which the outputs continue.
+    """
+
+    def __init__(self, model: PreTrainedModel, source: Sequence[int]) -> None:
         self.model = model
-        self.start: int = model.config.decoder_start_token_id
-        self.hidden = model.get_encoder()(input_ids=torch.tensor([list(source)]))[0]
+        self.before: list[int] = list(source)  # what the decoder reads before the outputs
+        self.hidden: Tensor | None = None
+        if model.config.is_encoder_decoder:
+            self.before = [model.config.decoder_start_token_id]
+            self.hidden = model.get_encoder()(input_ids=torch.tensor([list(source)]))[0]
 
     def logits(self, tokens: Sequence[int], teacher_index: Sequence[int] | None = None) -> Tensor:
-        """Logits [len(tokens) + 1, V]; row j predicts output position j from start + tokens[:j].
+        """Logits [len(tokens) + 1, V]; row j predicts output position j from what stands before + tokens[:j].
 
         `teacher_index` marks the tokens whose embedding gets beta, teacher k's where it is k > 0 (Eq. 13 to 15); None =
         plain tokens.
         """
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([[*self.before, *tokens]])}
         if teacher_index is not None:
-            marks = torch.tensor([[0, *teacher_index]])
+            marks = torch.tensor([[0] * len(self.before) + list(teacher_index)])
             inputs["decoder_from_teacher"] = marks if len(taus_of(self.model)) > 1 else marks.bool()
-        output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=self.hidden),
-            decoder_input_ids=torch.tensor([[self.start, *tokens]]),
-            use_cache=False,
-            **inputs,
-        )
-        return output.logits[0]
+        if self.hidden is not None:
+            inputs["decoder_input_ids"] = inputs.pop("input_ids")
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=self.hidden)
+        return self.model(**inputs, use_cache=False).logits[0, len(self.before) - 1 :]
 
 
 @dataclass(kw_only=True)
@@ -176,8 +179,8 @@ class Decoder:
 
     def __init__(
         self,
-        student: T5ForConditionalGeneration,
-        teacher: T5ForConditionalGeneration | Sequence[T5ForConditionalGeneration] = (),
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | Sequence[PreTrainedModel] = (),
         **settings: Any,
     ) -> None:
         self.student = student
