@@ -114,7 +114,7 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
         codes = not isinstance(tensor, torch.Tensor) or tensor.is_quantized
         if codes or (quantised and not tensor.dtype.is_floating_point):
             raise ValueError(
-                f"{name} is quantised: '{tensor_name}' holds codes ({getattr(tensor, 'dtype', type(tensor).__name__)}), "
+                f"{name} is quantised: '{tensor_name}' holds codes ({getattr(tensor, 'dtype', type(tensor))}), "
                 "not numbers; load the model without quantisation, and let the decoder quantise it (dtype='int8')"
             )
         if tensor.device.type == "meta":
