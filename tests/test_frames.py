@@ -35,7 +35,7 @@ def byte_level(single: str = "$A", **more: Any) -> PreTrainedTokenizerFast:
     special = ["<pad>", "</s>", "<s>", "<|user|>", "<|assistant|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        TEXTS * 3, trainers.BpeTrainer(350, special_tokens=special, initial_alphabet=alphabet)
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=350, special_tokens=special, initial_alphabet=alphabet)
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, special_tokens=[("</s>", 1), ("<s>", 2), ("<pad>", 0)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention, T5DenseGatedActDense, T5LayerNorm
 
 from . import processes
@@ -111,7 +112,7 @@ def use_fast_operators(model: nn.Module, dropout: float = 0.0) -> None:
     if isinstance(model, PreTrainedModel):
         model.set_attn_implementation("eager")
     for module in list(model.modules()):
-        if isinstance(module, T5DenseGatedActDense):
+        if isinstance(module, T5DenseGatedActDense) and isinstance(module.act, NewGELUActivation):
             module.act = nn.GELU(approximate="tanh")
         for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
             if isinstance(getattr(module, name, None), float):
