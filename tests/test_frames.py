@@ -166,7 +166,7 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="here holds messages, but the tokenizer has no chat_template"):
         rendered(TALK[:1], tokenizer, {}, "here")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
-    with pytest.raises(ValueError, match="shows the last message 2 times"):
+    with pytest.raises(ValueError, match="shows the user's message 2 times"):
         rendered(TALK[:1], tokenizer, {}, "here")
     with pytest.raises(ValueError, match=r"column 'source' holds list, not text"):
         read_examples(written(tmp_path, source=[1], target="x"), "train", tokenizer=tokenizer)

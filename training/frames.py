@@ -19,7 +19,7 @@ class Frame:
 
     Models with an encoder read prompt and source as the tokenizer frames them (T5's: EOS behind). Models without one go
     on with prompt and source: what the tokenizer puts in front (BOS) stands there, nothing behind. A conversation is
-    framed by the tokenizer's chat template, and the prompt stands before its last message.
+    framed by the tokenizer's chat template, and the prompt stands before the user's last message, as in `decoder.chat`.
 
     Args:
         tokenizer: of both models.
@@ -116,7 +116,7 @@ class Frame:
 def rendered(value: Any, tokenizer: Any, options: Mapping[str, Any], place: str) -> str:
     """A conversation (messages with "role" and "content") by the tokenizer's chat template, up to the answer.
 
-    A string is the one message of a user. HERE stands at the beginning of the last message. `place` names the data in
+    A string is the one message of a user. HERE stands at the beginning of the user's last message. `place` names the data in
     errors: ValueError for what is no conversation, or a tokenizer without template.
     """
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
@@ -126,11 +126,14 @@ def rendered(value: Any, tokenizer: Any, options: Mapping[str, Any], place: str)
         raise ValueError(
             f"{place} holds messages, but the tokenizer has no chat_template; set tokenizer to one that has"
         )
-    *before, last = [dict(message) for message in messages]
-    last["content"] = HERE + last["content"]
-    text: str = tokenizer.apply_chat_template([*before, last], tokenize=False, add_generation_prompt=True, **options)
+    marked = [dict(message) for message in messages]
+    asks = [message for message in marked if message["role"] == "user"]
+    if not asks:
+        raise ValueError(f"{place} holds a conversation without a message of the role 'user' before its answer")
+    asks[-1]["content"] = HERE + asks[-1]["content"]
+    text: str = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True, **options)
     if text.count(HERE) != 1:
-        raise ValueError(f"{place}: the chat template shows the last message {text.count(HERE)} times, expected once")
+        raise ValueError(f"{place}: the chat template shows the user's message {text.count(HERE)} times, expected once")
     return text
 
 
