@@ -116,8 +116,8 @@ class Frame:
 def rendered(value: Any, tokenizer: Any, options: Mapping[str, Any], place: str) -> str:
     """A conversation (messages with "role" and "content") by the tokenizer's chat template, up to the answer.
 
-    A string is the one message of a user. HERE stands at the beginning of the user's last message. `place` names the data in
-    errors: ValueError for what is no conversation, or a tokenizer without template.
+    A string is the one message of a user. HERE stands at the beginning of the user's last message. `place` names the
+    data in errors: ValueError for what is no conversation, or a tokenizer without template.
     """
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not is_conversation(messages):
