@@ -92,12 +92,11 @@ def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGene
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The ids that end an output, those of the generation config included."""
-    ends: list[int] = []
-    for config in (model.config, model.generation_config):
-        found = getattr(config, "eos_token_id", None)
-        ends += [end for end in ([found] if isinstance(found, int) else found or []) if end not in ends]
-    return ends
+    """The ids that end an output: the config's, or where it has none the generation config's, as decoders have them."""
+    found = model.config.eos_token_id
+    if found is None and model.generation_config is not None:
+        found = model.generation_config.eos_token_id
+    return [found] if isinstance(found, int) else list(found or [])
 
 
 def special_tokens(model: PreTrainedModel) -> tuple[int, int, int]:
