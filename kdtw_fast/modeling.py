@@ -161,11 +161,13 @@ class TrainingWheels(_Model):
             return found
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
-        missing = sorted(name for name in info["missing_keys"] if name != BETA)
+        missing = {name for name in info["missing_keys"] if name != BETA}
+        if kwargs.get("device_map") is None:  # which may leave weights on a disk
+            missing |= {name for name, value in model.named_parameters() if value.is_meta}
         if missing:
             raise ValueError(
                 f"{place} lacks {len(missing)} of the tensors of a {cls.base.__name__}, the first of them "
-                f"{missing[0]!r}; save the whole model again"
+                f"{min(missing)!r}; save the whole model again"
             )
         model._suppress()
         return (model, info) if wants_info else model  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from kdtw_fast import TrainingWheelsDecoder
 from kdtw_fast.modeling import TrainingWheels
 
-KINDS = ("llama", "qwen3", "bart")
+KINDS = ("llama", "bart")
 SMALL_PHASE2 = {
     "tasks": 4,
     "on_policy_rows": 4,
@@ -27,7 +27,10 @@ SMALL_PHASE2 = {
     "value_batches": 1,
     "updates_per_batch": 2,
 }
-RUN = [name for name in recipes.recipe_names() if name.startswith(("qwen3-de-en/", "smollm2-xsum/"))]
+RUN = [name for name in recipes.recipe_names() if name.startswith("qwen3-de-en/")] + [
+    "smollm2-xsum/phase1",
+    "qwen3-xsum/gkd",
+]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -111,7 +114,6 @@ def test_the_oracle_curve_of_a_pair_without_an_encoder(tmp_path_factory: Any) ->
     references = [example.target for example in examples]
     curve = oracle.oracle_curve(student, teacher, frame, frame.encode(examples), references, max_new_tokens=12)
     assert curve[0]["achieved"] == 0 and curve[-1]["achieved"] > 0
-    assert curve[-1]["bleu"] > curve[0]["bleu"]
 
 
 def test_a_pair_of_two_kinds_is_not_trained(toy: Path, tmp_path_factory: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_hugging_face_never_writes_tau(kind: str, where: str, tmp_path: Path) ->
     assert asked.teacher_calls[0] > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["t5", "bart", "pegasus", "llama", "gemma2"])
 def test_positional_arguments_are_the_base_class_own(kind: str) -> None:
     student = random_student(kind)
     ids = torch.tensor(rows_of(kind, 6, 1))
@@ -248,7 +249,9 @@ def test_resizing_below_tau_is_refused(kind: str) -> None:
         student.resize_token_embeddings(V)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("t5", "shared.weight"), ("llama", "model.embed_tokens.weight")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("t5", "shared.weight"), ("bart", "model.shared.weight"), ("llama", "model.embed_tokens.weight")]
+)
 def test_a_checkpoint_without_its_embedding_says_so(kind: str, name: str, tmp_path: Path) -> None:
     random_student(kind).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -273,6 +276,8 @@ def test_a_student_alone_decodes_without_tau() -> None:
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_quantised_module_gets_a_sentence(kind: str) -> None:
-    quantised = torch.ao.quantization.quantize_dynamic(random_model(kind, 1), {torch.nn.Linear}, dtype=torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this way of quantising is deprecated
+        quantised = torch.ao.quantization.quantize_dynamic(random_model(kind, 1), {torch.nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match=r"student is quantised: '.*' holds codes .* load the model without"):
         NativeModel.from_model(quantised, "student")
