@@ -46,14 +46,15 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-@functools.cache
 def student_class(base: type[PreTrainedModel]) -> type[TrainingWheels]:
     """The class of students that are such a Hugging Face model, of any family that the core decodes."""
     if base is T5ForConditionalGeneration:
         return TrainingWheelsT5
     name = f"TrainingWheels{base.__name__}"
-    made = type(name, (TrainingWheels, base), {"__module__": __name__, "__doc__": f"{base.__name__} as a student."})
-    globals()[name] = made  # pickle finds it here
+    if name not in globals():  # where pickle finds it
+        about = {"__module__": __name__, "__doc__": f"{base.__name__} as a student."}
+        globals()[name] = type(name, (TrainingWheels, base), about)
+    made: type[TrainingWheels] = globals()[name]
     return made
 
 
@@ -67,9 +68,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def decoder_embedding(model: PreTrainedModel) -> nn.Module:
+def decoder_embedding(model: PreTrainedModel) -> nn.Embedding:
     """What embeds a model's outputs."""
-    found: nn.Module = model.get_decoder().get_input_embeddings()
+    found: nn.Embedding = model.get_decoder().get_input_embeddings()
     return found
 
 
@@ -102,7 +103,7 @@ class TrainingWheels(_Model):
         super().__init_subclass__(**kwargs)
         if TrainingWheels in cls.__bases__:
             cls.base = next(base for base in cls.__bases__ if base is not TrainingWheels)
-            cls.forward = _with_marks(cls.base.forward)  # type: ignore[method-assign]
+            cls.forward = _with_marks(cls.base.forward)
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         taus = tau_token_ids(lambda field: getattr(config, field, None), "student")
@@ -116,11 +117,12 @@ class TrainingWheels(_Model):
                     f"(TrainingWheelsT5.from_t5(model))"
                 )
         super().__init__(config, *args, **kwargs)
-        if hasattr(self, "shared"):
+        if isinstance(shared := getattr(self, "shared", None), nn.Module):
             # One embedding even where a T5's config unties the head, which unties these too.
-            self.set_input_embeddings(self.shared)
+            self.set_input_embeddings(shared)
         size = decoder_embedding(self).weight.shape[1]
-        self.teacher_token_embedding = nn.Parameter(torch.zeros(size if len(taus) == 1 else (len(taus), size)))
+        shape = (size,) if len(taus) == 1 else (len(taus), size)
+        self.teacher_token_embedding = nn.Parameter(torch.zeros(shape))
         self._suppress()
 
     def _suppress(self) -> None:
@@ -160,7 +162,8 @@ class TrainingWheels(_Model):
             found: Self = student_class(model_class(config)).from_pretrained(place, *args, **kwargs)  # type: ignore
             return found
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing = {name for name in info["missing_keys"] if name != BETA}
         if kwargs.get("device_map") is None:  # which may leave weights on a disk
             missing |= {name for name, value in model.named_parameters() if value.is_meta}
@@ -170,7 +173,8 @@ class TrainingWheels(_Model):
                 f"{min(missing)!r}; save the whole model again"
             )
         model._suppress()
-        return (model, info) if wants_info else model  # type: ignore[return-value]
+        result: Self = (model, info) if wants_info else model
+        return result
 
     @classmethod
     def from_model(

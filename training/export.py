@@ -142,7 +142,9 @@ def export(
         round_to_bf16(model)
     numbers |= measure(models, tokenizer, test)
     decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
-    frame = Frame(tokenizer, decoder.model.has_encoder, [decoder.model.student_prompt, teacher.config.teacher_prompt])
+    frame = Frame(
+        tokenizer, decoder.model.has_encoder, [decoder.model.student_prompt or "", teacher.config.teacher_prompt]
+    )
     numbers["budgets"] = measure_budgets(decoder, test, frame=frame)
     numbers["parameters"] = {role: model.num_parameters() for role, model in models.items()}
     if oracle is not None:
