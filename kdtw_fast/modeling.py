@@ -173,8 +173,8 @@ class TrainingWheels(_Model):
                 f"{min(missing)!r}; save the whole model again"
             )
         model._suppress()
-        result: Self = (model, info) if wants_info else model
-        return result
+        result: Any = (model, info) if wants_info else model
+        return result  # type: ignore[no-any-return]
 
     @classmethod
     def from_model(
