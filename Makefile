@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -53,6 +53,10 @@ docs: $(VENV)/.extra-docs
 docs-serve: $(VENV)/.extra-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
+# sdist and wheel in dist/, and the wheel tried where nothing else is installed. KDTW_CUDA=0 leaves CUDA out.
+package: $(VENV)/.extra-package
+	$(BIN)/python .ci/package.py
+
 # Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench
 	mkdir -p build
@@ -87,7 +91,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
-# torch comes first: the build asks which one it is beside, and must not bring another.
+# torch comes first: pip would bring the build that an index has for all machines.
 $(VENV)/.tools:
 	@$(PYTHON) -c 'import sys; sys.exit("kdtw_fast needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "kdtw_fast needs a C++20 compiler (g++ 12 or newer)"; exit 1; }

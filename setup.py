@@ -1,13 +1,12 @@
-"""Builds kdtw_fast._core and, where nvcc is, the library of CUDA kernels beside it.
+"""Builds kdtw_fast._core and, where nvcc is, the library of CUDA kernels beside it; torch is not needed for either.
 
-The core includes no torch header; torch is needed beside it, so it is asked for here. KDTW_CUDA=0 leaves the library
-out, 1 makes a missing nvcc an error, auto (the default) takes what is there; KDTW_CUDA_ARCHS names the compute
-capabilities, "75 80 86 89 90 100 120" by default, of which the last is also there as PTX.
+KDTW_CUDA=0 leaves the library out, 1 makes a missing nvcc an error, auto (the default) takes what is there;
+KDTW_CUDA_ARCHS names the compute capabilities, "75 80 86 89 90 100 120" by default, of which the last is also there as
+PTX.
 """
 
 import functools
 import glob
-import importlib.util
 import os
 import re
 import shutil
@@ -17,17 +16,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
-
-if importlib.util.find_spec("torch") is None:
-    sys.exit(
-        "kdtw_fast needs PyTorch installed before it is built: install the build for your machine first\n"
-        "(for a CPU: pip install torch==2.13.0), then: pip install --no-build-isolation ."
-    )
-
-from importlib.metadata import version
-
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
@@ -98,8 +88,27 @@ def build_cuda(library: Path, objects: Path) -> None:
     subprocess.run([nvcc, "-shared", "-cudart=static", *codes, *compiled, "-o", library], check=True)
 
 
+def check_compiler() -> None:
+    """One sentence for pip to show where the compiler or Python's headers are missing, or it is too old."""
+    compiler = os.environ.get("CXX") or "g++"
+    asked = [*compiler.split(), "-std=c++20", "-fsyntax-only", f"-I{sysconfig.get_paths()['include']}", "-xc++", "-"]
+    needed = b"#include <Python.h>\n#include <span>\n#include <concepts>\n"
+    try:
+        subprocess.run(asked, input=needed, check=True, capture_output=True)
+    except OSError:
+        said = f"there is no {compiler}: install it (Debian: apt install g++), or name another in CXX"
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").splitlines()
+        found = next((line.partition("error: ")[2] for line in lines if "error: " in line), "".join(lines[-1:]))
+        said = f"{compiler} says {found!r}: install what is missing (Debian: apt install g++ python3-dev)"
+    else:
+        return
+    sys.exit(f"kdtw_fast is built by g++ 12 or newer with Python's headers, but {said}")
+
+
 class Build(build_ext):
     def run(self) -> None:
+        check_compiler()
         super().run()
         core = Path(self.get_ext_fullpath("kdtw_fast._core")).absolute()
         build_cuda(core.with_name("libkdtw_cuda.so"), ROOT / self.build_temp)
@@ -107,7 +116,11 @@ class Build(build_ext):
 
 ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()
 
+TRAINING = ["kdtw_fast." + name for name in find_packages(include=["training", "training.*"])]
+
 setup(
+    packages=[*find_packages(include=["kdtw_fast", "kdtw_fast.*"]), *TRAINING],
+    package_dir={"kdtw_fast.training": "training"},
     cmdclass={"build_ext": Build},
     ext_modules=[
         Pybind11Extension(
@@ -119,7 +132,6 @@ setup(
             # -ffp-contract=off: every fused multiply-add is written as one, so templates cannot differ in bits.
             extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", "-Wextra", "-pthread"],
             extra_link_args=["-pthread"],
-            define_macros=[("KDTW_TORCH_VERSION", f'"{version("torch")}"')],
         )
     ],
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import kdtw_fast
+from kdtw_fast import extras
 
 HEAVY = ("torch", "transformers", "numpy", "kdtw_fast._core")
 LIGHT = {
@@ -56,3 +60,38 @@ def test_without_pytorch_the_import_is_one_sentence() -> None:
     code = "import sys; sys.modules['torch'] = None; import kdtw_fast"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("ImportError: kdtw_fast needs PyTorch; install")
+
+
+@pytest.mark.parametrize("command", [["demo"], ["compare", "--quick"], ["report", "."], ["train", "--list"]])
+def test_a_command_names_the_packages_that_are_missing(command: list[str]) -> None:
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("rouge_score", "sacrebleu"):
+            raise ModuleNotFoundError(name=name)
+import kdtw_fast.extras as extras
+extras.find_spec = lambda name: None if name in ("rouge_score", "sacrebleu") else find_spec(name)
+sys.meta_path.insert(0, Missing())
+from kdtw_fast.cli import main
+sys.argv = ["kdtw", *{command!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    packages = "rouge-score and sacrebleu; install with: pip install rouge-score sacrebleu"
+    assert (done.returncode, done.stderr) == (2, f"kdtw: kdtw {command[0]} needs {packages}\n")
+
+
+def test_packages_that_are_named_are_those_of_the_extras() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {found[0] for one in requirements if (found := re.match(r"[a-z0-9-]+", one))}
+
+    optional = project["optional-dependencies"]
+    assert set(extras.NEEDED["comparing"].values()) == names(optional["compare"])
+    needed = {package for packages in extras.NEEDED.values() for package in packages.values()}
+    assert needed <= names(optional["compare"]) | names(optional["train"])
+    assert not needed & names(project["dependencies"])

@@ -84,7 +84,8 @@ def test_simd_files_define_nothing_shared(level: str) -> None:
 
 # A module may import those of its own layer and of the layers before it; a package stands for all that is in it.
 LAYERS = {
-    "foundations": "_core budgets deprecation keywords loaders machine messages options owner random tables visible",
+    "foundations": "_core budgets deprecation extras keywords loaders machine messages options owner random "
+    "tables visible",
     "models": "families model modeling packed pairs shapes torch_allocator weights",
     "inputs and outputs": "costs feeds inputs outputs owners_view streams",
     "decoding": "auto cost_measuring decoders methods",

@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditional
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from kdtw_fast import loaders
+from kdtw_fast.extras import require
 from kdtw_fast.model import NativeModel
 from kdtw_fast.modeling import TrainingWheels, decoder_embedding, model_class, vocabulary_rows
 
@@ -54,6 +55,7 @@ def _kept(name: str, kind: str) -> bool:
     """Whether an earlier run has left a copy of what is on the hub."""
     if kind == "model":
         return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    require("reading data sets", f"data.hub={name}")
     import datasets
 
     return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___").lower()).is_dir()

@@ -12,6 +12,8 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedModel
 
+from kdtw_fast.extras import require
+
 from . import processes
 from .batches import Batches, Encoded, keyed_generator
 from .debian import Example, read_jsonl
@@ -42,6 +44,7 @@ def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0, tokeniz
                 f"data.folder={data.folder!r} has no {split}.jsonl and no {split}.parquet; build the data first, "
                 f"or name another folder or a hub data set (data.hub)"
             )
+    require("reading data sets", f"data.hub={data.hub}" if data.hub else str(found[0]))
     import datasets
 
     if data.hub:

@@ -70,7 +70,6 @@ py::object cuda_info() {
 py::dict build_info() {
   py::dict info;
   info["compiler"] = "g++ " __VERSION__;
-  info["torch"] = KDTW_TORCH_VERSION;
   info["cuda"] = cuda_info();
   info["simd_levels"] = cpu::simd_levels();
   info["simd"] = cpu::kernels().name;

@@ -20,9 +20,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Two T5 models decode together: a small student writes, a large teacher adds the tokens it is asked for.
 
-Begin with [bold]kdtw demo[/bold] (every method on a held-out sample, one table) or translate something:
+Begin with a sentence, and who wrote what in it:
 
-    kdtw generate "Dieses Paket enthält die Dokumentation."
+    kdtw generate --show-owners --budget moderate "Dieses Paket enthält die Dokumentation."
+
+Then [bold]kdtw demo[/bold]: every method on a held-out sample, one table (it also needs the packages of the extra
+"compare", and names those that are missing).
 """,
 )
 

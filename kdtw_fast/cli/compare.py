@@ -19,6 +19,7 @@ from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, make_plan
+from kdtw_fast.extras import require
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.pairs import DEFAULT_PAIR
 
@@ -112,9 +113,9 @@ def compare(
 
         kdtw compare debian-de-en/phase2    # what that recipe trained
     """
-    from kdtw_fast.comparison.figures import check_metric, require_matplotlib
+    require("comparing", "kdtw compare")
+    from kdtw_fast.comparison.figures import check_metric
 
-    require_matplotlib()
     check_metric(metric)
     base, settings = (QUICK, QUICK_SETTINGS) if quick else (Choices(), Settings())
     asked = {name: value for name, value in made.items() if value is not None}

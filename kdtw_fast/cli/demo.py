@@ -11,6 +11,7 @@ from rich.text import Text
 from kdtw_fast.cli.compare import compare
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.options import Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.extras import require
 from kdtw_fast.owners_view import LEGEND
 from kdtw_fast.pairs import DEFAULT_PAIR
 
@@ -27,6 +28,7 @@ def demo(
     The same as [bold]kdtw compare --quick[/bold] with a few of its sentences in full. The sentences were never trained
     on. Takes minutes; when called again it shows what it measured before.
     """
+    require("comparing", "kdtw demo")
     from kdtw_fast.comparison.examples import examples
     from kdtw_fast.comparison.records import read
 

@@ -29,7 +29,6 @@ def described() -> dict[str, str]:
         "processor": f"{told['processor']}, {told['cores']} cores, {told['memory'] / 2**30:.0f} GiB, {told['system']}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if name != "kdtw_fast"),
         "compiler": build["compiler"],
-        "torch at build": build["torch"],
         "CUDA": _cuda(build["cuda"]),
         "SIMD": f"{build['simd']} (built: {', '.join(build['simd_levels'])})",
         "threads": str(build["threads"]),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdtw_fast.cli.files import check_target
+from kdtw_fast.extras import require
 from kdtw_fast.options import check_int
 
 
@@ -29,6 +30,7 @@ def report(
 
         kdtw report out/compare/results.jsonl -o report.html
     """
+    require("comparing", "kdtw report")
     from kdtw_fast.comparison.html import write_report
     from kdtw_fast.comparison.records import read
 

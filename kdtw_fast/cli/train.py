@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from kdtw_fast.cli.console import make_console
+from kdtw_fast.extras import require
 
 
 def train(
@@ -31,6 +32,7 @@ def train(
 
         kdtw train debian-de-en/gkd steps=10 student.path=runs/mine/model out=runs/try
     """
+    require("training", "kdtw train")
     # Imported here: transformers and the training code take seconds that the other commands do not need.
     from kdtw_fast.training import processes, recipes
 

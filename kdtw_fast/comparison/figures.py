@@ -12,6 +12,7 @@ from math import cos, inf, pi, sin
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.extras import require
 from kdtw_fast.options import nearest
 
 from .plan import OUTSIDE
@@ -79,14 +80,6 @@ class Panel:
     corner: str = ""
 
 
-def require_matplotlib() -> None:
-    """Raises ImportError with what to do where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ImportError("kdtw compare draws with matplotlib; pip install 'kdtw_fast[compare]'") from None
-
-
 def check_metric(metric: str) -> None:
     """Raises ValueError for a metric that is not in :data:`kdtw_fast.comparison.quality.METRICS`."""
     if metric not in METRICS:
@@ -106,7 +99,7 @@ def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Pat
         ImportError: matplotlib is not installed.
     """
     check_metric(metric)
-    require_matplotlib()
+    require("comparing", "a figure")
     own_drafts = not any("drafter" in point.settings for point in points if point.group == "distillspec")
     labels = {"distillspec": OWN_DRAFTS} if own_drafts else {}
     by_pair = [[p for p in points if p.pair == pair] for pair in dict.fromkeys(point.pair for point in points)]
