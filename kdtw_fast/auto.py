@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Unpack
 
@@ -19,9 +20,10 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
-from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, check_tokenizers, load_teacher, tokenizer_of
+from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, load_teacher
 from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Row
+from kdtw_fast.decoders.tokenizers import words_of
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.methods import make_decoder
@@ -178,13 +180,13 @@ class AutoDecoder(AnyDecoder):
         self.measure_seconds = check_real("measure_seconds", measure_seconds, 0.0, open_low=True)
         options = PairOptions(**shared)
         self.num_threads = options.num_threads or _core.hardware_threads()
-        self.tokenizer = tokenizer_of(student, options)
-        self.student = load(student, "student", options.dtype, options.device)
+        self.student = load(student, "student", options.dtype, options.device, options.cache)
         loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.teachers = (loaded,)
-        check_padding(self.student, self.teachers, self.tokenizer)
-        if options.tokenizer is None and self.tokenizer is not None:
-            check_tokenizers(self.tokenizer, [("teacher", teacher)])
+        self._words = words_of(options.tokenizer, student, self.student.tau_token_ids, [("teacher", teacher)])
+        check_padding(self.student, self.teachers, self._words)
+        if isinstance(student, (str, Path)):
+            self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self.model, self._asked = self.student, self.teachers
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
@@ -325,8 +327,9 @@ class AutoDecoder(AnyDecoder):
                 teacher.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
             models = {"student": self.student, "teacher": teacher}
             settings = {"draft_length": draft_length} if method == SPECULATIVE else {}
-            made = make_decoder(method, models, self.tokenizer, self.num_threads, **settings)
+            made = make_decoder(method, models, None, self.num_threads, **settings)
             assert isinstance(made, Decoder)
+            made._words = lambda: self.tokenizer
             self._decoders[key] = made
         return self._decoders[key]
 

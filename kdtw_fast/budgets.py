@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kdtw_fast.messages import Message, OptionName
@@ -70,15 +70,25 @@ def resolve_budget(budget: str | float | Budget) -> Budget:
 AnyBudget = str | float | Budget
 
 
-def resolve_budgets(budget: AnyBudget | Sequence[AnyBudget]) -> tuple[Budget, ...]:
-    """One budget, or a sequence with one for each of several teachers, as a tuple; raises as `resolve_budget` does."""
+def resolve_budgets(budget: AnyBudget | Mapping[int, AnyBudget] | Sequence[AnyBudget]) -> tuple[Budget, ...]:
+    """One budget, or one for each of several teachers (by number, or in order), as a tuple.
+
+    Raises as `resolve_budget` does, and ValueError for a mapping whose keys are not the teachers' numbers, 1 to n.
+    """
+    if isinstance(budget, Mapping):
+        if set(budget) != set(range(1, 1 + len(budget))) or not budget:
+            raise ValueError(f"budget names the teachers by number, from 1 on, each once; got {dict(budget)!r}")
+        return tuple(resolve_budget(budget[number]) for number in sorted(budget))
     if isinstance(budget, Sequence) and not isinstance(budget, str) and len(budget) != 1:
         return tuple(resolve_budget(one) for one in budget)
     return (resolve_budget(budget),)  # type: ignore[arg-type]  # a list of one is refused there
 
 
-def written_budget(text: str) -> str | float | list[str | float]:
-    """What a text names: a phrase, a fraction, or with commas between them one for each of several teachers."""
+def written_budget(text: str) -> str | float | dict[int, str | float]:
+    """What a text names: a phrase, a fraction, or with commas between them one for each of several teachers, in order.
+
+    Those are a mapping from the teachers' numbers, as calls take it.
+    """
 
     def one(word: str) -> str | float:
         try:
@@ -86,7 +96,7 @@ def written_budget(text: str) -> str | float | list[str | float]:
         except ValueError:
             return word
 
-    return [one(word) for word in text.split(",")] if "," in text else one(text)
+    return {k: one(word) for k, word in enumerate(text.split(","), 1)} if "," in text else one(text)
 
 
 def join_phrases(budgets: Sequence[Budget]) -> str:

@@ -147,12 +147,12 @@ class Item:
     """One input of ``stream``. A mapping with these keys stands for one; so do a string and a list of token ids.
 
     Args:
-        text: what to decode, for decoders with a tokenizer; or
+        text: what to decode, for decoders with a tokenizer (a blank one gives an empty output); or
         messages: a conversation, see ``chat``; or
         input_ids: the student's source tokens, its prompt included.
         teacher_input_ids: the teacher's, where they differ; goes with ``input_ids``. Several teachers have a list of
             lists, one for each (None = the student's).
-        budget: a text's own budget, instead of the stream's.
+        budget: a text's own budget, instead of the stream's; for several teachers {1: …, 2: …}.
         row_id: its name to the random numbers; None = its place in the input.
         max_teacher_fraction: its own limit, instead of the stream's: a number, or by teacher.
         max_teacher_calls: the same.
@@ -185,14 +185,19 @@ class Item:
         """The text or the conversation; None = token ids."""
         return self.messages if self.text is None else self.text
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is a text in which there is nothing to decode."""
+        return isinstance(self.text, str) and not self.text.strip()
+
     def _check(self, label: str) -> None:
         if (self.text is not None) + (self.messages is not None) + (self.input_ids is not None) != 1:
             raise ValueError(f"{label} must have either 'text', 'messages' or 'input_ids'")
         if self.input_ids is None:
-            if self.text is not None:
-                check_text(self.text, label)
-            else:
+            if self.text is None:
                 check_chat(self.messages, label)
+            elif not self.is_blank:
+                check_text(self.text, label)
             if self.teacher_input_ids is not None:
                 raise ValueError(f"{label} has 'teacher_input_ids' beside a text; they go with 'input_ids'")
         elif self.budget is not None:

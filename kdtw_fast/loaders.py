@@ -20,6 +20,15 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return value
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The folder with the tokenizer of a model's folder: itself, or "tokenizer" beside it; None where neither is."""
+    places = [folder, folder.absolute().parent / "tokenizer"]
+    return next((place for place in places if any((place / name).is_file() for name in _TOKENIZER_FILES)), None)
+
+
 def load_tokenizer(place: str | Path) -> Any:
     """The tokenizer saved in a folder; a name on the hub, where it is no folder.
 

@@ -28,6 +28,7 @@ class NativeModel:
 
     Attributes:
         name: what messages call it ("student", "teacher", …).
+        folder: where it was loaded from; None where it was made of a model in memory.
         device: where the weights are and decodes run, "cpu" or "cuda:<index>".
         dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
         cache_dtype: number format of the keys and values that decodes keep, "fp32", "fp16" (CUDA only) or "bf16".
@@ -53,6 +54,7 @@ class NativeModel:
         device: str = "cpu",
     ):
         self.name = name
+        self.folder: Path | None = None
         self.device = check_device(device)
         self._ignored = frozenset(ignore_config_fields)
         check_dtype(dtype)
@@ -236,7 +238,18 @@ class NativeModel:
         if cache is not None and cache is not False:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
             packed = PackedFile(path, files, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device)
+        made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device)
+        made.folder = folder
+        return made
+
+    def __reduce__(self) -> Any:
+        raise unpicklable(self)
+
+    def __copy__(self) -> NativeModel:
+        """Another view of the same weights."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
 
     @property
     def num_teachers(self) -> int:
@@ -298,17 +311,35 @@ class NativeModel:
         return self.core.decode_logits(self.device, source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
 
 
+def unpicklable(what: Any) -> TypeError:
+    """What is said of an object that holds packed weights, where it is to go to another process or into a file."""
+    return TypeError(
+        f"a {type(what).__name__} holds weights in this process's memory and cannot be pickled or sent to another; "
+        f"make one from folders in each process, for example in a pool's initializer; cache=True lets them share one"
+    )
+
+
 NativeT5 = NativeModel  # its name as long as it held T5s only
 
 
 def load(
-    model: torch.nn.Module | NativeModel | str | Path, name: str, dtype: str = "auto", device: str | None = None
+    model: torch.nn.Module | NativeModel | str | Path,
+    name: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    cache: bool = False,
 ) -> NativeModel:
     """Returns ``model`` (a NativeModel, a Hugging Face model or a folder) as a NativeModel called ``name`` in messages.
 
     ``device`` None is "cpu", or where a NativeModel is already. Raises as the two constructors do, and ValueError when
-    ``dtype`` or ``device`` asks a NativeModel for another format or place than its own.
+    ``dtype`` or ``device`` asks a NativeModel for another format or place than its own, or ``cache`` is asked of
+    what is no folder.
     """
+    if cache and not isinstance(model, (str, Path)):
+        raise ValueError(
+            f"cache=True keeps the packed weights of folders, but the {name} is a {type(model).__name__}, in memory "
+            f"already; give its folder, or leave cache out"
+        )
     check_dtype(dtype)
     wanted = None if device is None else check_device(device)
     if isinstance(model, NativeModel):
@@ -324,7 +355,7 @@ def load(
             )
         return model
     if isinstance(model, (str, Path)):
-        return NativeModel.from_pretrained(model, name, dtype, device=wanted or "cpu")
+        return NativeModel.from_pretrained(model, name, dtype, cache=cache, device=wanted or "cpu")
     return NativeModel.from_model(model, name, dtype, device=wanted or "cpu")
 
 

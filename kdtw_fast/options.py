@@ -256,19 +256,28 @@ class DecoderOptions:
     """What every decoder takes as keywords when it is made.
 
     Args:
-        tokenizer: needed to decode strings; None = a folder's own.
+        tokenizer: needed to decode strings; None = the one in the folder that the student is or was loaded from, or in
+            the folder "tokenizer" beside it.
         num_threads: threads of its calls, at least 1; None = all the processor offers. Results do not depend on it.
         dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
             otherwise "cpu".
+        cache: True keeps the packed weights of models that are given as folders in files there, which the next start
+            maps into memory, and which processes share (see :meth:`NativeModel.from_pretrained`).
     """
 
     tokenizer: Any = None
     num_threads: int | None = None
     dtype: str = "auto"
     device: str | None = None
+    cache: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.cache, bool):
+            raise TypeError(
+                f"cache must be True or False, got {self.cache!r}; for a file of another name, pass "
+                f"NativeModel.from_pretrained(folder, cache=path) as the model"
+            )
         if self.num_threads is not None:
             check_int("num_threads", self.num_threads, 1)
 
@@ -292,6 +301,7 @@ class DecoderKeywords(TypedDict, total=False):
     num_threads: int | None
     dtype: str
     device: str | None
+    cache: bool
 
 
 class PairKeywords(DecoderKeywords, total=False):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from kdtw_fast import _core
 from kdtw_fast.costs import Prediction
 from kdtw_fast.deprecation import renamed_field
 from kdtw_fast.owner import Owner as Owner
+from kdtw_fast.owners_tensor import Owners
 
 FINISH_REASONS = ("running", "end", "length", "time")
 
@@ -43,7 +44,7 @@ class GenerationOutput(ModelOutput):
         sequences: int64 [R, T], each row its start token (of models without an encoder: its prompt), its output
             (with the end token) and padding, as Hugging Face's ``generate`` returns them for the row alone.
         prompt_lengths: int64 [R], tokens of ``sequences`` before the output.
-        owners: uint8 [R, T], an :class:`Owner` code per token of ``sequences``.
+        owners: uint8 [R, T], an :class:`Owner` code per token of ``sequences``; prints as names.
         lengths: int64 [R], output tokens per row (start token, prompt and padding not counted).
         teacher_index: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
         teacher_calls: int64 [R], passes of the teacher (of all teachers) that served the row.
@@ -53,7 +54,7 @@ class GenerationOutput(ModelOutput):
         drafted: int64 [R], tokens the student wrote, those later taken back included.
         accepted: int64 [R], student tokens that a check let stand.
         rolled_back: int64 [R], student tokens taken back.
-        finish_reasons: per row "end" (end token), "length" or "time".
+        finish_reasons: per row "end" (end token), "length", "time", or "empty" (a stream's text that was blank).
         student_passes: passes of the student's decoder over the batch.
         teacher_passes: passes of the teachers' decoders over the batch.
         timings: seconds by phase. None in a stream, like the passes: rows share them, the stream has the sums.
@@ -98,6 +99,45 @@ class GenerationOutput(ModelOutput):
     experts = renamed_field("GenerationOutput", "experts", "teacher_index")
     expert_calls = renamed_field("GenerationOutput", "expert_calls", "calls_by_teacher")
     expert_fraction = renamed_field("GenerationOutput", "expert_fraction", "fraction_by_teacher")
+
+    _words: ClassVar[Any] = None  # of an object that a decoder made: a function that gives its tokenizer; never saved
+
+    def show(self, tokenizer: Any = None) -> None:
+        """Prints each row, who wrote what in it, and the teachers' share; colours where there is a terminal.
+
+        Args:
+            tokenizer: None = the decoder's.
+
+        Raises:
+            ValueError: there is none: the decoder had none, or the output was saved and loaded.
+        """
+        from kdtw_fast.owners_view import print_output
+
+        print_output(self, self._tokenizer(tokenizer))
+
+    def _repr_html_(self) -> str | None:
+        """The same for notebooks, which otherwise show the fields."""
+        if self._words is None or self._words() is None:
+            return None
+        from kdtw_fast.owners_view import html_output
+
+        return html_output(self, self._words())
+
+    def _with_words(self, words: Callable[[], Any]) -> GenerationOutput:
+        object.__setattr__(self, "_words", words)
+        return self
+
+    def _tokenizer(self, given: Any) -> Any:
+        found = given if given is not None or self._words is None else self._words()
+        if found is None:
+            raise ValueError("this output has no tokenizer: its decoder had none, or it was saved; show(tokenizer=…)")
+        return found
+
+    def __reduce__(self) -> Any:
+        """ModelOutput's, without what belongs to the decoder."""
+        if self._words is None:
+            return super().__reduce__()
+        return GenerationOutput._of(dict(self.items())).__reduce__()
 
     @property
     def output_ids(self) -> list[list[int]]:
@@ -147,6 +187,7 @@ def together(result: Mapping[str, Any], session: _core.Session) -> GenerationOut
     """All rows of a session that has come to its end, as one output."""
     arrays, finish, _ = _parts(result)
     fields: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    fields["owners"] = Owners.of(fields["owners"])
     fields |= {name: result[name] for name in _LISTS if name in result}
     fields["finish_reasons"] = [FINISH_REASONS[code] for code in finish]
     fields |= {"student_passes": session.student_passes, "teacher_passes": session.teacher_passes}
@@ -164,11 +205,30 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
             )
             for name, value in arrays.items()
         }
+        row["owners"] = Owners.of(row["owners"])
         row |= {name: [result[name][r]] for name in _LISTS if name in result}
         row |= {"finish_reasons": [FINISH_REASONS[finish[r]]], "index": index[r]}
         yield index[r], GenerationOutput._of(row)
 
 
+def empty(index: int, teachers: int) -> GenerationOutput:
+    """A stream's output for a text in which there is nothing to decode."""
+    counts = {name: torch.zeros(1, dtype=torch.int64) for name in _COUNTS}
+    tokens = {name: torch.zeros(1, 0, dtype=dtype) for name, dtype in _TOKENS.items()}
+    by_teacher = {
+        "calls_by_teacher": torch.zeros(1, teachers, dtype=torch.int64),
+        "fraction_by_teacher": torch.zeros(1, teachers),
+    }
+    return GenerationOutput._of(
+        counts
+        | tokens
+        | by_teacher
+        | {"teacher_fraction": torch.zeros(1), "finish_reasons": ["empty"], "texts": [""], "index": index}
+    )
+
+
+_COUNTS = ("prompt_lengths", "lengths", "teacher_calls", "drafted", "accepted", "rolled_back")
+_TOKENS = {"sequences": torch.int64, "owners": torch.uint8, "teacher_index": torch.uint8}
 _BY_TEACHER = ("calls_by_teacher", "fraction_by_teacher")
 
 

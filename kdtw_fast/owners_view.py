@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.text import Text
 
 from kdtw_fast.owner import Owner
 from kdtw_fast.visible import visible
+
+if TYPE_CHECKING:
+    from kdtw_fast.outputs import GenerationOutput
 
 # How a span is marked (without colour) and coloured (on a terminal).
 MARKS: dict[Owner, tuple[str, str, str]] = {
@@ -125,3 +130,57 @@ def gauge(used: float, asked: float | None = None) -> Text:
     tick = " " if asked is None else "┿" if place < filled else "┼"
     words = f" {100 * used:3.0f} %" + ("         " if asked is None else f" of {100 * asked:3.0f} %")
     return Text.assemble(bar[:place], tick, bar[place:], (words, "dim"))
+
+
+def print_output(out: GenerationOutput, tokenizer: Any) -> None:
+    """Prints the rows of an output as :func:`marked` text, behind the :func:`gauge` where a teacher may write."""
+    console = Console(highlight=False, soft_wrap=True)
+    if out.error is not None:
+        console.print(Text(f"{type(out.error).__name__}: {visible(str(out.error))}", style="red"))
+        return
+    for row, used in _rows(out, tokenizer):
+        console.print(marked(row) if used is None else Text.assemble(gauge(used), "  ", marked(row)))
+    console.print(Text(LEGEND, style="dim"))
+
+
+# The background shows who wrote a span, the underline shows it again; text keeps the page's colour, light or dark.
+_HTML_STYLES: dict[Owner, tuple[str, str]] = {
+    Owner.STUDENT: ("", "student"),
+    Owner.TEACHER: ("background:rgba(46,160,67,.28);text-decoration:underline", "teacher"),
+    Owner.ACCEPTED: ("background:rgba(56,139,253,.2);text-decoration:underline dotted", "student, checked"),
+    Owner.CORRECTED: ("background:rgba(188,76,220,.28);text-decoration:underline double", "teacher's correction"),
+    Owner.FORCED: ("background:rgba(210,153,34,.28);text-decoration:underline dashed", "forced"),
+}
+
+
+def html_output(out: GenerationOutput, tokenizer: Any) -> str:
+    """The rows of an output as HTML for a notebook: a paragraph each, spans with the owner as their title."""
+    if out.error is not None:
+        return f"<p>{escape(f'{type(out.error).__name__}: {visible(str(out.error))}')}</p>"
+    seen: set[Owner] = set()
+    lines = []
+    for row, used in _rows(out, tokenizer):
+        seen |= {span.owner for span in row}
+        share = "" if used is None else f" <small>({100 * used:.0f} % by the teacher)</small>"
+        lines.append(f"<p>{''.join(map(_span_html, row))}{share}</p>")
+    key = " ".join(
+        f'<span style="{style}">{name}</span>' for owner, (style, name) in _HTML_STYLES.items() if owner in seen
+    )
+    return "\n".join([*lines, f"<p><small>{key}</small></p>"])
+
+
+def _span_html(span: Span) -> str:
+    style, name = _HTML_STYLES[span.owner]
+    title = f"{name} {span.teacher}" if span.teacher else name
+    return f'{span.space}<span style="{style}" title="{escape(title)}">{escape(visible(span.text))}</span>'
+
+
+def _rows(out: GenerationOutput, tokenizer: Any) -> Iterator[tuple[list[Span], float | None]]:
+    """The spans of each row, and the share that teachers wrote, None where only one model writes."""
+    assert out.sequences is not None and out.owners is not None and out.calls_by_teacher is not None
+    assert out.teacher_fraction is not None and out.teacher_index is not None
+    teachers = out.calls_by_teacher.shape[1]
+    for sequence, owners, index, used in zip(
+        out.sequences.tolist(), out.owners.tolist(), out.teacher_index.tolist(), out.teacher_fraction.tolist()
+    ):
+        yield spans(sequence, owners, tokenizer, index if teachers > 1 else None), used if teachers else None

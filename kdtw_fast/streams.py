@@ -13,7 +13,7 @@ from typing import Any, Self
 from kdtw_fast import _core
 from kdtw_fast.feeds import Feed
 from kdtw_fast.inputs import Item
-from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
+from kdtw_fast.outputs import GenerationOutput, Timings, empty, one_by_one
 
 RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger]]  # of _core.Session.add
 
@@ -33,6 +33,8 @@ class Stream:
     With ``on_error="return"`` a wrong item, or a row at fault, is instead an output of its own, which has ``index``
     and ``error`` and nothing else, and the stream goes on. An exception of the input itself still ends it.
 
+    A blank text is an output of no tokens, with the finish reason "empty" and the text "".
+
     A stream belongs to one thread at a time; RuntimeError otherwise.
 
     Attributes:
@@ -49,6 +51,7 @@ class Stream:
         pad: int,
         in_order: bool,
         on_error: str = "raise",
+        teachers: int = 0,
     ):
         # Called with every output before it is yielded.
         self.on_output: Callable[[GenerationOutput], None] = lambda out: None
@@ -56,6 +59,8 @@ class Stream:
         self._session: _core.Session | None = session
         self._inputs = Feed(inputs)
         self._read, self._rows = read, rows
+        self._teachers = teachers
+        self._words = lambda: tokenizer
         self._tokenizer, self._pad, self._in_order = tokenizer, pad, in_order
         self._returns_errors = on_error == "return"
         self._read_items = self._added = 0
@@ -93,6 +98,7 @@ class Stream:
                     raise self._error or StopIteration
                 self._advance()
             out = self._ready.popleft()
+            out._with_words(self._words)
             self.on_output(out)
             return out
         except BaseException:
@@ -117,6 +123,9 @@ class Stream:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Stream decodes in this process and cannot be pickled or sent to another; send its outputs")
 
     def _take(self) -> None:
         if not self._in_use.acquire(blocking=False):
@@ -170,7 +179,11 @@ class Stream:
             for value in self._inputs.take(self._session.free_slots, wait=not self._running):
                 index, self._read_items = self._read_items, self._read_items + 1
                 try:
-                    items.append((index, self._read(value, index)))
+                    item = self._read(value, index)
+                    if item.is_blank:
+                        self._hand_out([empty(index, self._teachers)])
+                    else:
+                        items.append((index, item))
                 except Exception as error:
                     self._fail_item(index, error)
                     if not self._returns_errors:

@@ -119,7 +119,10 @@ INPUTS: list[tuple[str, OnDevice, type[Exception], list[str]]] = [
     ("no budget", text("a"), ValueError, ["budget"]),
     ("unknown budget", text("a", budget="ligth"), ValueError, ["'ligth'", '"light"']),
     ("budget that is none of the six", text("a", budget=0.15), ValueError, ["0.15", "0.1", "0.2"]),
-    ("budget type", text("a", budget=[0.1]), TypeError, ["budget", "list"]),
+    ("budget of a row that is a list", text("a", budget=[[0.1]]), TypeError, ["budget of text 0", "[0.1]"]),
+    ("budgets for other rows", text(["a", "b"], budget=["no"] * 3), ValueError, ["3 values", "2 texts"]),
+    ("budget of a second teacher", text("a", budget={1: "no", 2: "light"}), ValueError, ["1 teacher", "'light'"]),
+    ("budget of no teacher", text("a", budget={0: "no"}), ValueError, ["budget", "from 1 on", "{0: 'no'}"]),
     ("text without tokenizer", lambda device: wheels(device)("a", budget="light"), ValueError, ["tokenizer"]),
 ]
 

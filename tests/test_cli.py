@@ -123,8 +123,8 @@ def test_several_teachers(kdtw, pair: TinyPair, tmp_path: Path) -> None:
     both = [*folders, "--teacher", pair.folder / "teacher", "--teacher", tmp_path / "second"]
     texts = [x for x in LINES if x.strip()]
     decoder = TrainingWheelsDecoder(student, [pair.teacher, second], tokenizer=pair.tokenizer)
-    assert decoder(texts, budget=["high", "no"], max_new_tokens=12).calls_by_teacher.sum(0)[1] == 0
-    out = decoder(texts, budget=["moderate-light", "high"], max_new_tokens=12)
+    assert decoder(texts, budget={1: "high", 2: "no"}, max_new_tokens=12).calls_by_teacher.sum(0)[1] == 0
+    out = decoder(texts, budget={1: "moderate-light", 2: "high"}, max_new_tokens=12)
     assert min(out.calls_by_teacher.sum(0)) > 0
     result = kdtw("generate", *both, *SMALL, "--budget", "moderate-light,high", "--jsonl", *texts)
     assert result.exit_code == 0, result.stderr

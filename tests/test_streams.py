@@ -322,7 +322,6 @@ BAD_ITEMS: list[tuple[Any, type[Exception], list[str]]] = [
     ([5, VOCAB], ValueError, ["item 2", str(VOCAB), "teacher"]),
     ([5] * 41, ValueError, ["item 2", "41 tokens", "max_source_length=40", "truncation"]),
     ("text", ValueError, ["item 2", "tokenizer"]),
-    ("", ValueError, ["item 2", "empty"]),
     ({}, ValueError, ["item 2", "'text'", "'input_ids'"]),
     ({"text": "a", "input_ids": [5]}, ValueError, ["item 2", "either"]),
     ({"input_id": [5]}, TypeError, ["item 2", "'input_id'", "'input_ids'"]),

@@ -224,20 +224,45 @@ def test_the_prompt_names_every_budget(device: str) -> None:
     student, teachers = student_and_teachers("noisy", 1, 2)
     words = Words()
     decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words, device=device)
-    decoder(["a", "b"], budget=["light", 0.5], max_new_tokens=2)
+    decoder(["a", "b"], budget={1: "light", 2: 0.5}, max_new_tokens=2)
     assert words.seen[:2] == [f"With light and very high teacher use, translate: {text}" for text in "ab"]
-    list(decoder.stream(["c", {"text": "d", "budget": ("no", "high")}], budget=("light", "light"), max_new_tokens=2))
+    own = {"text": "d", "budget": {1: "no", 2: "high"}}
+    list(decoder.stream(["c", own], budget={1: "light", 2: "light"}, max_new_tokens=2))
     assert "With light and light teacher use, translate: c" in words.seen
     assert "With no and high teacher use, translate: d" in words.seen
     SingleModelDecoder(student, tokenizer=words, device=device)("e", max_new_tokens=2)
     assert words.seen[-1] == "With no and no teacher use, translate: e"
-    for call in (lambda: decoder("a", budget="light"), lambda: decoder.stream(["a"], budget=["light"] * 3)):
-        with pytest.raises(ValueError, match="2 teachers, give a budget for each"):
+    decoder(["f", "g"], budget=[{1: "no", 2: "light"}, {2: "no", 1: "high"}], max_new_tokens=2)
+    assert "With no and light teacher use, translate: f" in words.seen
+    assert "With high and no teacher use, translate: g" in words.seen
+    for call in (
+        lambda: decoder("a", budget="light"),
+        lambda: decoder.stream(["a"], budget=dict.fromkeys((1, 2, 3), 0)),
+    ):
+        with pytest.raises(ValueError, match=r"2 teachers, give a budget for each: \{1: …, 2: …\}"):
             call()
     alone, one = pack(*random_pair("noisy", seed=2), device)
     alone.student_prompt = "With {budget} use: "
+    single = TrainingWheelsDecoder(alone, one, tokenizer=words)
     with pytest.raises(ValueError, match=r"has 1 teacher, give one budget; got \['light', 'no'\]"):
-        TrainingWheelsDecoder(alone, one, tokenizer=words)("a", budget=["light", "no"])
+        single("a", budget={1: "light", 2: "no"})
+    single(["h", "i"], budget=["no", {1: "high"}], max_new_tokens=2)
+    assert {"With no use: h", "With high use: i"} <= set(words.seen)
+
+
+def test_a_list_of_budgets_for_teachers_warns_and_means_them() -> None:
+    student, teachers = student_and_teachers("noisy", 1, 2)
+    words = Words()
+    decoder = TrainingWheelsDecoder(student, teachers, tokenizer=words)
+    for call in (
+        lambda: decoder(["a"], budget=["light", 0.5], max_new_tokens=2),
+        lambda: list(decoder.stream(["a"], budget=("light", 0.5), max_new_tokens=2)),
+        lambda: list(decoder.stream([{"text": "a", "budget": ["light", 0.5]}], max_new_tokens=2)),
+    ):
+        words.seen.clear()
+        with pytest.warns(DeprecationWarning, match=r"use budget=\{1: 'light', 2: 0.5\}; a list has one for each text"):
+            call()
+        assert words.seen[0] == "With light and very high teacher use, translate: a"
 
 
 STUDENT, TEACHERS = student_and_teachers("noisy", 1, 2)

@@ -195,7 +195,7 @@ def test_both_phases_train_a_student_of_two_teachers(runs, toy, phase):
     student = TrainingWheelsT5.from_pretrained(root / phase / "model")
     assert len(student.tau_token_ids) == 2 and float(student.marks.detach().abs().min(1).values.max()) > 0
     decoder = TrainingWheelsDecoder(root / phase / "model", [root / "second/model", toy / "teacher/model"])
-    out = decoder(["das paket", "ein programm mit"], budget=["very high", "very high"], max_new_tokens=12)
+    out = decoder(["das paket", "ein programm mit"], budget={1: "very high", 2: "very high"}, max_new_tokens=12)
     assert out.calls_by_teacher.shape == (2, 2)
     T5ForConditionalGeneration.from_pretrained(root / phase / "model")
 

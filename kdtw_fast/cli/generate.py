@@ -131,7 +131,7 @@ def generate(
     dtypes = {"student": dtype, "teacher": teacher_dtype or dtype}
     models, words = load_models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
     if budget is None and "budget" in call and len(models["student"].tau_token_ids) > 1:
-        call["budget"] = ["light"] * len(models["student"].tau_token_ids)
+        call["budget"] = dict.fromkeys(range(1, 1 + len(models["student"].tau_token_ids)), "light")
     decoder = make_decoder(method, models, words, num_threads, **settings)
     render = as_json(method) if jsonl else with_owners(words, chosen, call.get("budget")) if show_owners else as_text
     if show_owners and sys.stderr.isatty():

@@ -30,7 +30,7 @@ def load_models(
             role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
             for role in needed
         }
-        return shipped, _tokenizer([home / "tokenizer"])
+        return shipped, _tokenizer(home / "tokenizer")
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
     models: dict[str, Any] = {}
@@ -46,14 +46,14 @@ def load_models(
             for folder, name in zip(folders[role], names)
         ]
         models[role] = found if len(found) > 1 else found[0]
-    beside = folders[needed[0]][0]
-    return models, _tokenizer([beside, beside.parent / "tokenizer"] if tokenizer is None else [tokenizer])
+    return models, _tokenizer(folders[needed[0]][0] if tokenizer is None else tokenizer)
 
 
-def _tokenizer(folders: list[Path]) -> Any:
-    from kdtw_fast.loaders import load_tokenizer
+def _tokenizer(folder: Path) -> Any:
+    from kdtw_fast.loaders import find_tokenizer, load_tokenizer
 
-    for folder in folders:
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model")):
-            return load_tokenizer(folder)
-    raise FileNotFoundError(f"no tokenizer in {' or '.join(map(str, folders))}; name its folder with --tokenizer")
+    found = find_tokenizer(folder)
+    if found is None:
+        beside = folder.parent / "tokenizer"
+        raise FileNotFoundError(f"no tokenizer in {folder} or {beside}; name its folder with --tokenizer")
+    return load_tokenizer(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,8 +11,8 @@ import torch
 from kdtw_fast import _core
 from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
+from kdtw_fast.decoders.tokenizers import words_of
 from kdtw_fast.inputs import Item, row_keys
-from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
@@ -35,7 +35,7 @@ class Decoder(AnyDecoder):
 
     Attributes:
         model: the model that writes: the student, or the one model of a decoder.
-        tokenizer: for strings, or None.
+        tokenizer: for strings, or None; a folder's own is read when it is first asked for.
         num_threads: threads of a call that does not say.
         teachers: the models that may be asked; several where the student's <tau> chooses, none of a student alone.
     """
@@ -45,11 +45,11 @@ class Decoder(AnyDecoder):
         model: NativeT5,
         asked: Sequence[NativeT5],
         rules: _core.MethodRules,
-        tokenizer: Any,
+        words: Callable[[], Any],
         options: DecoderOptions,
         role: str = "student",
     ):
-        self.tokenizer = tokenizer
+        self._words = words
         self.num_threads = options.num_threads or _core.hardware_threads()
         self.model, self._asked = model, tuple(asked)
         self._role = role
@@ -83,7 +83,8 @@ class Decoder(AnyDecoder):
                 ledger, ledgers = self._ledgers(bounds)
                 yield index if item.row_id is None else item.row_id, ledger, row.own, row.teachers, ledgers
 
-        return Stream(session, inputs, read, rows, self.tokenizer, self.model.pad_token_id, in_order, on_error)
+        pad, teachers = self.model.pad_token_id, len(self._asked)
+        return Stream(session, inputs, read, rows, self.tokenizer, pad, in_order, on_error, teachers)
 
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
         repeats = options.num_return_sequences
@@ -172,7 +173,7 @@ class TwoModelDecoder(Decoder):
         dtypes = list(own) if isinstance(own, (list, tuple)) else [own] * len(teachers)
         if len(dtypes) != len(teachers):
             raise ValueError(f"teacher_dtype has {len(dtypes)} values for {len(teachers)} teachers; give one for each")
-        native = load(student, "student", options.dtype, options.device)
+        native = load(student, "student", options.dtype, options.device, options.cache)
         if self._keeps_limits:
             check_asks(native, len(teachers))
         if not self._chooses_teacher and len(teachers) != 1:
@@ -180,11 +181,11 @@ class TwoModelDecoder(Decoder):
         names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
         loaded = [load_teacher(*one, native, options) for one in zip(teachers, names, dtypes)]
         self.student, self.teachers = native, tuple(loaded)
-        tokenizer = tokenizer_of(student, options)
-        check_padding(native, loaded, tokenizer)
-        if options.tokenizer is None and tokenizer is not None:
-            check_tokenizers(tokenizer, zip(names, teachers))
-        super().__init__(native, loaded, rules, tokenizer, options)
+        words = words_of(options.tokenizer, student, native.tau_token_ids, list(zip(names, teachers)))
+        check_padding(native, loaded, words)
+        super().__init__(native, loaded, rules, words, options)
+        if isinstance(student, (str, Path)):
+            self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
 
 
 def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, options: DecoderOptions) -> NativeT5:
@@ -195,7 +196,7 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
     device = options.device
     if device is None and not isinstance(model, NativeT5):
         device = student.device
-    teacher = load(model, name, options.dtype if dtype is None else dtype, device)
+    teacher = load(model, name, options.dtype if dtype is None else dtype, device, options.cache)
     fields = ["device", "eos_token_ids"]
     if student.has_encoder and teacher.has_encoder:
         fields += ["pad_token_id", "decoder_start_token_id"]
@@ -213,7 +214,7 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
     return teacher
 
 
-def check_padding(student: NativeT5, teachers: Sequence[NativeT5], tokenizer: Any) -> None:
+def check_padding(student: NativeT5, teachers: Sequence[NativeT5], words: Callable[[], Any]) -> None:
     """Raises ValueError where rows that only some models have may be more than padding.
 
     The rows that all have are decoded with; the student's <tau>s may stand behind them.
@@ -223,6 +224,7 @@ def check_padding(student: NativeT5, teachers: Sequence[NativeT5], tokenizer: An
     largest = max(model.vocab_size for model in teachers)
     if largest == common and taus.issuperset(range(common, student.vocab_size)):
         return
+    tokenizer = words()
     found = f"the student has {student.vocab_size} rows of vocabulary, the teacher {largest}"
     if tokenizer is None:
         raise ValueError(f"{found}; pass tokenizer=…, which shows whether what the other lacks is padding")
@@ -244,30 +246,6 @@ def check_asks(student: NativeT5, count: int) -> None:
             f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
             f"TrainingWheels.from_model(model, teachers={count}) makes one for {count}"
         )
-
-
-def tokenizer_of(model: Any, options: DecoderOptions | None = None) -> Any:
-    """The tokenizer that was given, or else the one saved in the model's folder, if it is one and has one."""
-    if options is not None and options.tokenizer is not None:
-        return options.tokenizer
-    if not isinstance(model, (str, Path)) or not any(Path(model).glob("tokenizer*")):
-        return None
-    return load_tokenizer(model)
-
-
-def check_tokenizers(tokenizer: Any, teachers: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError where the tokenizer in a teacher's folder means another token by an id than the student's."""
-    mine = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-    for name, model in teachers:
-        other = tokenizer_of(model)
-        theirs = {} if other is None else {token_id: token for token, token_id in other.get_vocab().items()}
-        differing = [token_id for token_id in mine.keys() & theirs.keys() if mine[token_id] != theirs[token_id]]
-        if differing:
-            first = min(differing)
-            raise ValueError(
-                f"student and {name} must share a vocabulary: token id {first} is {mine[first]!r} in the "
-                f"student's tokenizer, {theirs[first]!r} in the {name}'s; pass tokenizer=… if only the files differ"
-            )
 
 
 def _sampling(temperature: float, top_k: int, top_p: float) -> _core.Sampling:

@@ -13,7 +13,8 @@ import torch
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reading, Row
 from kdtw_fast.keywords import takes
-from kdtw_fast.model import NativeT5
+from kdtw_fast.messages import named
+from kdtw_fast.model import NativeT5, unpicklable
 from kdtw_fast.options import (
     LIMITS,
     MOST_ROWS,
@@ -90,7 +91,7 @@ class AnyDecoder(Reading, ABC):
         try:
             parsed = GenerateOptions(**options)
             rows = self._rows(input_ids, attention_mask, teacher_inputs, parsed)
-            return self._decode(rows, parsed, streamer)
+            return self._decode(rows, parsed, streamer)._with_words(self._words)
         except BaseException:
             end(streamer)
             raise
@@ -99,7 +100,7 @@ class AnyDecoder(Reading, ABC):
     def __call__(
         self,
         text: str | Sequence[str],
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | Sequence[Any] | None = None,
         *,
         teacher_inputs: Any = None,
         streamer: TokenStreamer | Any = None,
@@ -110,8 +111,9 @@ class AnyDecoder(Reading, ABC):
         Args:
             text: one string or a list of strings.
             budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
-                prompt; None = "no" for decoders that do not ask. A list has one for each of several teachers. "no"
-                (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
+                prompt; None = "no" for decoders that do not ask. A list has one for each text. For a student of several
+                teachers each is a mapping from their numbers: {1: "light", 2: "no"}. "no" (0) is kept to the token: it
+                sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
             teacher_inputs: as for :meth:`generate`, instead of the text behind the teacher's prompt.
             streamer: as for :meth:`generate`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
@@ -122,7 +124,7 @@ class AnyDecoder(Reading, ABC):
     def chat(
         self,
         messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | Sequence[Any] | None = None,
         *,
         streamer: TokenStreamer | Any = None,
         **options: Unpack[GenerateKeywords],
@@ -142,18 +144,22 @@ class AnyDecoder(Reading, ABC):
     def _written(
         self, read: Callable[..., Any], texts: Any, budget: Any, teacher_inputs: Any, streamer: Any, options: Any
     ) -> GenerationOutput:
-        """A call with texts, which ``read`` makes tokens of."""
+        """A call with texts, which ``read`` checks and puts into a list."""
         try:
-            budget = self._budget_of(budget)
-            ids, teachers_ids = read(texts, budget)
+            texts = read(texts)
+            budgets = self._budgets(self._budget_of(budget), len(texts))
+            ids, teachers_ids = self._tokenized(texts, budgets)
             parsed = GenerateOptions(**options)
-            if all(getattr(parsed, name) is None for name in LIMITS) and (none := self._asked_for_none(budget)):
-                parsed = replace(parsed, max_teacher_calls=none)
+            if all(getattr(parsed, name) is None for name in LIMITS):
+                none = [self._asked_for_none(one) for one in budgets]
+                if any(none):
+                    parsed = replace(parsed, max_teacher_calls=none)
             inputs = teachers_ids if teacher_inputs is None else teacher_inputs
             out = self._decode(self._rows(ids, None, inputs, parsed), parsed, streamer)
         except BaseException:
             end(streamer)
             raise
+        out._with_words(self._words)
         out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
         return out
 
@@ -163,7 +169,7 @@ class AnyDecoder(Reading, ABC):
         inputs: Iterable[Any],
         *,
         batch_size: int = 16,
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | None = None,
         in_order: bool = False,
         on_error: str = "raise",
         **options: Unpack[GenerateKeywords],
@@ -183,7 +189,7 @@ class AnyDecoder(Reading, ABC):
                 "messages" or "input_ids", and where the item differs from the others "teacher_input_ids", "budget",
                 "row_id", "max_teacher_fraction", "max_teacher_calls".
             batch_size: rows decoded together, 1 to 2^16.
-            budget: for strings, as in a call.
+            budget: for strings, as in a call, one for all items.
             in_order: yield outputs in the items' order instead of as they finish.
             on_error: what becomes of an item that is wrong: "raise" ends the stream with its exception; "return"
                 yields an output with its ``index`` and ``error`` and goes on.
@@ -214,7 +220,12 @@ class AnyDecoder(Reading, ABC):
         for name in LIMITS:
             if is_sequence(getattr(parsed, name)):
                 raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
-        return self._stream(inputs, batch_size, self._budget_of(budget), in_order, on_error, parsed)
+        with named("budget of a stream, whose items may have their own"):
+            budget = self._one_budget(self._budget_of(budget))
+        return self._stream(inputs, batch_size, budget, in_order, on_error, parsed)
+
+    def __reduce__(self) -> Any:
+        raise unpicklable(self)
 
     def _budget_of(self, budget: Any) -> Any:
         """The budget that goes into the student's prompt, where a call was given this one."""

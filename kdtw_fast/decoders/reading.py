@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from kdtw_fast.budgets import fill_prompt, join_phrases, resolve_budgets
+from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.inputs import Item, check_chat, check_ids, check_text, encode_texts, source, token_list, token_rows
 from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import LIMITS, GenerateOptions
+from kdtw_fast.options import LIMITS, GenerateOptions, is_sequence
 
 
 class Row(NamedTuple):
@@ -24,14 +27,20 @@ class Reading:
 
     Attributes:
         model: the model that writes: the student, or the one model of a decoder.
-        tokenizer: for strings; None = token ids only.
     """
 
     model: NativeT5
-    tokenizer: Any
+    _words: Callable[[], Any]  # the tokenizer
     _asked: tuple[NativeT5, ...]  # the models that may be asked
     _keeps_limits = False  # single tokens are asked for: calls may be bounded, and strings come with a budget
     _role = "student"  # "teacher" where the one model is a teacher, which reads a teacher's prompt
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer for strings; None = token ids only."""
+        words = self._words()
+        self._words = lambda: words  # for outputs, which show themselves with it
+        return words
 
     def _rows(self, input_ids: Any, attention_mask: Any, teacher_inputs: Any, options: GenerateOptions) -> list[Row]:
         """The rows of a call of ``generate``; raises as documented there."""
@@ -45,31 +54,38 @@ class Reading:
             columns.append(_teachers_rows(teacher, inputs, name, own, options))
         return [Row(row, [column[r] for column in columns]) for r, row in enumerate(own)]
 
-    def _texts(self, text: str | Sequence[str], budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
-        """The ``input_ids`` and ``teacher_inputs`` of ``generate`` for one string or several."""
+    def _texts(self, text: str | Sequence[str]) -> list[str]:
+        """One string or several, checked."""
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("the batch is empty; give at least one text")
         for i, item in enumerate(texts):
             check_text(item, f"text {i}")
-        return self._tokenized(texts, budget)
+        return texts
 
-    def _chats(self, messages: Any, budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+    def _chats(self, messages: Any) -> list[Any]:
         """The same for one conversation or several."""
         several = isinstance(messages, list | tuple) and bool(messages) and not isinstance(messages[0], Mapping)
         chats = list(messages) if several else [messages]
         for i, chat in enumerate(chats):
             check_chat(chat, f"conversation {i}")
-        return self._tokenized(chats, budget)
+        return chats
 
-    def _tokenized(self, texts: list[Any], budget: Any) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
-        self._check_takes_text(budget)
-        ids, teacher_ids = zip(*self.tokenize(texts, [budget] * len(texts)))
+    def _tokenized(
+        self, texts: Sequence[Any], budgets: Sequence[Any]
+    ) -> tuple[list[list[int]], list[dict[str, Any]] | None]:
+        """The ``input_ids`` and ``teacher_inputs`` of ``generate`` for texts and the budget of each."""
+        for budget in budgets:
+            self._check_takes_text(budget)
+        ids, teacher_ids = zip(*self.tokenize(texts, budgets))
         return list(ids), [{"input_ids": list(own)} for own in zip(*teacher_ids)] if self._asked else None
 
     def _item(self, value: Any, label: str, budget: Any) -> Item:
         """A stream's item that ``value`` stands for, checked as far as can be before it is its turn."""
         item = Item.of(value, label)
+        if item.budget is not None:
+            with named(f"{label}: budget"):
+                item = replace(item, budget=self._one_budget(item.budget))
         if item.words is not None:
             with named(label):
                 self._check_takes_text(budget if item.budget is None else item.budget)
@@ -113,7 +129,7 @@ class Reading:
 
         Args:
             texts: R strings or conversations (see :meth:`chat`).
-            budgets: R phrases or fractions for the student's prompts (lists of them for several teachers); None = "no".
+            budgets: R phrases or fractions for the student's prompts (by teachers' numbers for several); None = "no".
 
         A call does this before it decodes; :meth:`generate` takes what comes out.
         """
@@ -132,15 +148,47 @@ class Reading:
         encoded = {prompt: encode([prompt] * len(texts)) for prompt in others}
         return [(ids[i], [encoded[teacher.teacher_prompt][i] for teacher in self._asked]) for i in range(len(texts))]
 
+    def _budgets(self, budget: Any, rows: int) -> list[Any]:
+        """A call's budget for each of its rows: one for all, or a list with one for each."""
+        budget = self._by_teacher(budget)
+        if not is_sequence(budget):
+            return [budget] * rows
+        if len(budget) != rows:
+            texts = "1 text" if rows == 1 else f"{rows} texts"
+            raise ValueError(
+                f"budget has {len(budget)} values for {texts}; give one for all, or a list with one for each"
+            )
+        for i, one in enumerate(budget):
+            with named(f"budget of text {i}"):
+                self._phrase(self._one_budget(one))
+        return [self._by_teacher(one) for one in budget]
+
+    def _one_budget(self, budget: Any) -> Any:
+        """The budget of one row, or of all rows of a stream; TypeError for a list."""
+        budget = self._by_teacher(budget)
+        if is_sequence(budget):
+            raise TypeError(f"one budget is wanted, or {{1: …, 2: …}} for several teachers; got {budget!r}")
+        return budget
+
+    def _by_teacher(self, budget: Any) -> Any:
+        """A list of phrases for a student of several teachers as the mapping that it stood for once."""
+        count = len(self.model.tau_token_ids)
+        if count < 2 or not is_sequence(budget) or any(isinstance(one, Mapping) or is_sequence(one) for one in budget):
+            return budget
+        named = dict(enumerate(budget, 1))
+        warn_renamed(f"budget={list(budget)!r} for teachers", f"budget={named!r}; a list has one for each text", 5)
+        return named
+
     def _phrase(self, budget: Any) -> str:
         """What the student's prompt says of a budget, or of one for each of its teachers; None = "no"."""
         count = max(1, len(self.model.tau_token_ids))
-        if budget is None:
-            budget = "no" if count == 1 else ["no"] * count
-        budgets = resolve_budgets(budget)
+        budgets = resolve_budgets(dict.fromkeys(range(1, 1 + count), "no") if budget is None else budget)
         if len(budgets) != count:
             asked = [one.phrase for one in budgets]
-            teachers = "1 teacher, give one budget" if count == 1 else f"{count} teachers, give a budget for each"
+            each = ", ".join(f"{k}: …" for k in range(1, 1 + count))
+            teachers = (
+                "1 teacher, give one budget" if count == 1 else f"{count} teachers, give a budget for each: {{{each}}}"
+            )
             raise ValueError(f"the student has {teachers}; got {asked}")
         return join_phrases(budgets)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Unpack
 
 from kdtw_fast import _core
-from kdtw_fast.decoders.base import Decoder, ModelLike, tokenizer_of
+from kdtw_fast.decoders.base import Decoder, ModelLike
+from kdtw_fast.decoders.tokenizers import words_of
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.keywords import takes
 from kdtw_fast.model import NativeT5, load
@@ -28,11 +29,11 @@ class SingleModelDecoder(Decoder):
         if role not in ROLES:
             raise ValueError(f"role must be 'student' or 'teacher', got {role!r}")
         options = DecoderOptions(**shared)
-        native = load(model, "model", options.dtype, options.device)
+        native = load(model, "model", options.dtype, options.device, options.cache)
         self.role = role
         self.teachers = (native,) if role == "teacher" else ()
         rules = _core.MethodRules(teacher_alone=role == "teacher")
-        super().__init__(native, [], rules, tokenizer_of(model, options), options, role)
+        super().__init__(native, [], rules, words_of(options.tokenizer, model, native.tau_token_ids), options, role)
 
     @property
     def student(self) -> NativeT5 | None:
