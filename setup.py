@@ -2,7 +2,10 @@
 
 KDTW_CUDA=0 leaves the library out, 1 makes a missing nvcc an error, auto (the default) takes what is there;
 KDTW_CUDA_ARCHS names the compute capabilities, "75 80 86 89 90 100 120" by default, of which the last is also there as
-PTX.
+PTX. KDTW_BUILD=debug, asan or tsan builds the core for looking into it (make debug, asan, tsan).
+
+Object files stay in build/, a folder for each kind of build, whatever pip does around it: what did not change is not
+compiled again. Precompiled headers were tried: pybind11's take as long to make as they save.
 """
 
 import functools
@@ -20,6 +23,18 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+# -ffp-contract=off: every fused multiply-add is written as one, so templates cannot differ in bits.
+COMMON = ["-ffp-contract=off", "-Wall", "-Wextra", "-pthread"]
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer"]
+KINDS = {
+    "release": ["-O3", "-g0"],
+    "debug": ["-O0", "-g", "-D_GLIBCXX_ASSERTIONS"],
+    "asan": [*SANITIZED, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-D_GLIBCXX_ASSERTIONS"],
+    "tsan": [*SANITIZED, "-fsanitize=thread"],
+}
+KIND = os.environ.get("KDTW_BUILD", "release")
+if KIND not in KINDS:
+    sys.exit(f"KDTW_BUILD must be {', '.join(KINDS)}, got {KIND!r}")
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
 
 
@@ -33,11 +48,11 @@ def included(source: str) -> frozenset[str]:
 
 
 def needs_recompile(compiled: str | Path, source: str) -> bool:
-    """True when the source or what it includes is newer than the object file."""
+    """True when the source, what it includes, or this file with the flags is newer than the object file."""
     target = Path(compiled)
     if not target.exists():
         return True
-    return any((ROOT / p).stat().st_mtime > target.stat().st_mtime for p in [source, *included(source)])
+    return any((ROOT / p).stat().st_mtime > target.stat().st_mtime for p in ["setup.py", source, *included(source)])
 
 
 def files(suffix: str) -> list[str]:
@@ -107,6 +122,10 @@ def check_compiler() -> None:
 
 
 class Build(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = f"build/objects-{sys.implementation.cache_tag}-{KIND}"
+
     def run(self) -> None:
         check_compiler()
         super().run()
@@ -129,9 +148,8 @@ setup(
             depends=files("h"),
             include_dirs=["csrc"],
             cxx_std=20,
-            # -ffp-contract=off: every fused multiply-add is written as one, so templates cannot differ in bits.
-            extra_compile_args=["-O3", "-ffp-contract=off", "-g0", "-Wall", "-Wextra", "-pthread"],
-            extra_link_args=["-pthread"],
+            extra_compile_args=[*KINDS[KIND], *COMMON],
+            extra_link_args=["-pthread", *(flag for flag in KINDS[KIND] if flag.startswith("-fsanitize"))],
         )
     ],
 )
