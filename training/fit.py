@@ -39,7 +39,7 @@ class Settings(RunSettings):
     targets: str = "data"  # "data": the references; "teacher": the teacher's greedy outputs
     trajectories_file: str = ""  # where those outputs are kept; empty = OUT/trajectories.jsonl
     distill: float = 0.0  # weight of KL(teacher || student) against cross-entropy
-    dropout: float = 0.1
+    dropout: float = 0.1  # of the model that is fitted, while it is
     # Further wordings of a student's prompt, each with "{budget}" or "{percent}" (0, 10, … 50) in it: every row of a
     # batch draws one of all. Empty = student_prompt alone.
     paraphrases: list[str] = field(default_factory=list)

@@ -43,7 +43,7 @@ class Settings(PhaseSettings):
 
     steps: int = 5000
     optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=2e-3, warmup=10))  # of the policy
-    value_optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-2))
+    value_optimiser: Optimiser = field(default_factory=lambda: Optimiser(rate=1e-2))  # of the value network
     bf16: bool | str = False
     # Episodes
     tasks: int = 24  # sources of a batch; the budgets are spread evenly over them
@@ -53,7 +53,7 @@ class Settings(PhaseSettings):
     temperatures: tuple[float, ...] = (1.0, 0.0)
     teacher_temperature: float = 0.0  # of the teachers' tokens, also along the oracle's trajectories
     # Updates
-    updates_per_batch: int = 4
+    updates_per_batch: int = 4  # of the policy and the value network, on episodes drawn anew
     on_policy_rows: int = 24  # episodes of this batch's rollouts in an update
     oracle_rows: int = 12  # episodes of this batch's oracle in an update
     replay_rows: int = 12  # episodes of earlier batches in an update, of both kinds
@@ -63,20 +63,20 @@ class Settings(PhaseSettings):
     window: int | None = 5  # d, steps of a path; None = all that remains
     discount: float = 1.0  # gamma
     normalise: bool = True  # rewards by running mean and deviation (Eq. 17); False = the log-likelihoods as they are
-    reward_clip: float = 2.0
+    reward_clip: float = 2.0  # largest absolute value of a token's reward, in deviations
     statistics_decay: float = 0.99  # of mu_r and sigma_r, per batch
     value_batches: int = 25  # first batches in which only the value network learns
     # Lagrangian, see rewards.py
-    multiplier_rate: float = 0.05
-    multiplier_cap: float = 2.0
+    multiplier_rate: float = 0.05  # what a budget's lambda rises by for each unit of excess use
+    multiplier_cap: float = 2.0  # largest lambda
     # One number for all budgets, or one for each of the six, those that are not trained too (of each teacher, or the
     # same for all of them). At 0 asking is free, and use rises first.
     multiplier_initial: tuple[float, ...] = (2.0, 0.55, 0.65, 0.7, 0.6, 0.55)
-    multiplier_proportional: float = 0.5
-    multiplier_derivative: float = 0.0
-    multiplier_fixed: float | None = None
-    trailing_batches: int = 6
-    pooled_use: bool = True
+    multiplier_proportional: float = 0.5  # times how the excess changed, added to lambda: it does not overshoot
+    multiplier_derivative: float = 0.0  # times how that change changed
+    multiplier_fixed: float | None = None  # lambda of every budget, never changed; None = learn it
+    trailing_batches: int = 6  # over which use is averaged
+    pooled_use: bool = True  # use is calls over tokens of all episodes together; False = the mean of their fractions
     # Of a batch: validation examples decoded greedily for their use alone, which then drives lambda in place of the
     # training rollouts'. A student asks more about sources that it was not fitted on, and budgets are kept there.
     # Drawn from all of them, those that select the checkpoint too: the fewer there are, the farther their use is from

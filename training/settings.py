@@ -35,8 +35,8 @@ class Data:
     folder laid out as one).
     """
 
-    folder: str = ""
-    hub: str = ""
+    folder: str = ""  # with train and validation (and test) as .jsonl or .parquet
+    hub: str = ""  # or a data set's name on the hub
     subset: str = ""  # the hub data set's configuration, "de-en"
     source: str = "source"  # the column of the source; dots go into nested ones, "translation.de"
     # The column of the reference; empty = the source is a conversation (a list of {"role", "content"}) whose last
@@ -60,13 +60,13 @@ class Data:
 class Model:
     """The folder or hub name of a model to start from, or, where `path` is empty, the shape of a T5 from scratch."""
 
-    path: str = ""
-    d_model: int = 192
-    d_ff: int = 768
-    d_kv: int = 32
-    num_heads: int = 6
-    encoder_layers: int = 4
-    decoder_layers: int = 3
+    path: str = ""  # folder or hub name; with it the shape below is not read
+    d_model: int = 192  # size of the stream between layers
+    d_ff: int = 768  # inner size of the feed-forward layers
+    d_kv: int = 32  # size of a head
+    num_heads: int = 6  # of every attention
+    encoder_layers: int = 4  # blocks that read the source
+    decoder_layers: int = 3  # blocks that write; each costs time at every token
 
     def __post_init__(self) -> None:
         for name in ("d_model", "d_ff", "d_kv", "num_heads", "encoder_layers", "decoder_layers"):
@@ -77,10 +77,10 @@ class Model:
 class Optimiser:
     """AdamW, with linear warm-up and, if `decay`, linear decay to zero at the last batch."""
 
-    rate: float = 1e-3
-    warmup: int = 0  # batches
-    decay: bool = True
-    weight_decay: float = 0.0
+    rate: float = 1e-3  # learning rate after the warm-up
+    warmup: int = 0  # batches in which the rate rises from 0
+    decay: bool = True  # let the rate fall to 0 at the last batch
+    weight_decay: float = 0.0  # AdamW's
     clip: float = 1.0  # largest norm of the gradient
     # Multiply each tensor's rate by the RMS of its initial values: T5's initial scales differ by a hundred, and from
     # scratch one rate for all hardly learns. Off for fine-tuning at the paper's rate.
@@ -99,13 +99,13 @@ class RunSettings:
 
     summary: str = ""  # one line for `kdtw train --list`
     out: str = ""  # folder for checkpoints, metrics and models
-    data: Data = field(default_factory=Data)
+    data: Data = field(default_factory=Data)  # where examples come from, and what of them is used
     tokenizer: str = ""  # folder or hub name; empty = the teacher's
-    student: Model = field(default_factory=Model)
-    teacher: Model = field(default_factory=Model)
+    student: Model = field(default_factory=Model)  # the model to start from, or the shape to build from scratch
+    teacher: Model = field(default_factory=Model)  # the same
     student_prompt: str = STUDENT_PROMPT  # with "{budget}" in it, where the phrase goes
-    teacher_prompt: str = TEACHER_PROMPT
-    optimiser: Optimiser = field(default_factory=Optimiser)
+    teacher_prompt: str = TEACHER_PROMPT  # what stands before the teacher's sources, where its config names no other
+    optimiser: Optimiser = field(default_factory=Optimiser)  # AdamW
     steps: int = 1000  # batches in all
     target_tokens: int = 1536  # labels in a batch, padding included: rows = target_tokens // length of the bucket
     max_new_tokens: int = 80  # longest output that is decoded in training

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import get_type_hints
 
 from kdtw_fast.training import recipes
-
-_FIELD = re.compile(r"    (\w+): ([^=#]+?) = (.+?)(?:  # (.*))?$")
+from kdtw_fast.training.explained import own_settings
 
 
 def page() -> str:
@@ -50,25 +48,13 @@ def _lines() -> Iterator[str]:
 
 
 def _settings(cls: type, title: str) -> Iterator[str]:
-    fields = list(_fields(cls))
+    fields = list(own_settings(cls))
     if fields:
         yield f"\n## {title}\n"
         yield _cell(inspect.cleandoc(cls.__doc__ or "")) + "\n"
         yield "| setting | default | |\n|---|---|---|"
         for name, default, text in fields:
             yield f"| `{name}` | {_cell(default)} | {_cell(text)} |"
-
-
-def _fields(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Name, default and comment (beside it, or a sentence above it) of the settings that a class adds."""
-    above: list[str] = []
-    for line in inspect.getsource(cls).splitlines():
-        match = _FIELD.match(line)
-        if match:
-            name, _, default, beside = match.groups()
-            sentence = " ".join(above)
-            yield name, "" if "field(" in default else f"`{default}`", beside or sentence * sentence.endswith(".")
-        above = [*above, line.strip()[2:]] if line.strip().startswith("# ") else []
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,276 @@
+"""`kdtw train --new`: the recipes of both phases for a pair and data of one's own, sized by the data and this machine.
+
+What is written is for reading and changing: each recipe names what it starts from and why a number is what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from kdtw_fast.loaders import find_tokenizer, load_tokenizer
+
+from .batches import keyed_generator
+from .debian import read_jsonl
+from .models import check_place
+
+SMALL = 20_000_000  # parameters up to which a student is trained with the rates of the shipped, small pairs
+HELD_OUT = 0.05  # of a single file, for validation and for test each; at most MOST_HELD_OUT
+MOST_HELD_OUT, FEWEST_ROWS = 1000, 40
+COVERED = 0.97  # of the examples fit into the lengths that are chosen
+LOOKED_AT = 2000  # examples that lengths are taken from
+SCRATCH = {"d_model": 64, "d_ff": 256, "d_kv": 16, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 1}
+NAMES = ("student", "phase1", "phase2")  # in the order in which they are run
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the recipes are made of.
+
+    Attributes:
+        rows: training examples.
+        held_out: validation examples.
+        max_source, max_target: lengths in tokens that `COVERED` of the examples keep to.
+        mean_target: tokens of a reference.
+        student, teacher: parameters.
+        target_tokens: labels in a batch that memory has room for.
+    """
+
+    rows: int
+    held_out: int
+    max_source: int
+    max_target: int
+    mean_target: float
+    student: int
+    teacher: int
+    target_tokens: int
+
+
+def write_recipes(
+    folder: Path, teacher: str, student: str | None, data: Path, prompt: str | None = None
+) -> tuple[list[Path], Found]:
+    """Writes the recipes into `folder`, and the data beside them where it is one file; returns what was written.
+
+    Args:
+        folder: made where it is not there.
+        teacher: folder or hub name of a T5 that does the task.
+        student: the same of a smaller one with its vocabulary; None = one is trained from scratch first.
+        data: a folder with train.jsonl and validation.jsonl, or one file, which is split.
+        prompt: what stands before a source, "summarize: "; None = the teacher's own, or "translate: ".
+
+    Raises:
+        FileExistsError: a recipe is there already.
+        FileNotFoundError: a model or the data is not.
+        ValueError: the data is too small, or has other columns.
+    """
+    check_place(teacher, "--teacher")
+    if student is not None:
+        check_place(student, "--student")
+    names = [name for name in NAMES if name != "student" or student is None]
+    for name in names:
+        if (folder / f"{name}.yaml").exists():
+            raise FileExistsError(f"{folder / name}.yaml is there already; remove it, or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    data_folder = data if data.is_dir() else split(data, folder / "data")
+    tokenizer = _tokenizer_place(teacher)
+    found = look(data_folder, tokenizer, teacher, student)
+    own = getattr(AutoConfig.from_pretrained(teacher, trust_remote_code=False), "teacher_prompt", None)
+    prompt = prompt if prompt is not None else own if own is not None else "translate: "
+    written = []
+    for name in names:
+        path = folder / f"{name}.yaml"
+        path.write_text(recipe(name, found, folder, data_folder, tokenizer, teacher, student, prompt), encoding="utf-8")
+        written.append(path)
+    return written, found
+
+
+def split(file: Path, folder: Path) -> Path:
+    """One JSONL file as train, validation and test in `folder`, drawn by a fixed seed; returns the folder."""
+    if not file.is_file():
+        raise FileNotFoundError(f"--data {file} is neither a folder nor a file")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) < FEWEST_ROWS:
+        raise ValueError(f"--data {file} has {len(lines)} examples; at least {FEWEST_ROWS} are needed")
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("source", "target")):
+            raise ValueError(
+                f'--data {file}, line {number}: an example is {{"source": "…", "target": "…"}}, got {line[:60]!r}'
+            )
+    order = keyed_generator(0).permutation(len(lines)).tolist()
+    count = min(MOST_HELD_OUT, max(8, round(HELD_OUT * len(lines))))
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"test": order[:count], "validation": order[count : 2 * count], "train": order[2 * count :]}
+    for name, rows in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(lines[i] + "\n" for i in sorted(rows)), encoding="utf-8")
+    return folder
+
+
+def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found:
+    """Lengths of the data, sizes of the models and room in memory."""
+    for name in ("train", "validation"):
+        if not (data / f"{name}.jsonl").is_file():
+            raise FileNotFoundError(f"--data {data} has no {name}.jsonl")
+    rows = read_jsonl(data / "train.jsonl")
+    if len(rows) < FEWEST_ROWS // 2:
+        raise ValueError(f"{data / 'train.jsonl'} has {len(rows)} examples; at least {FEWEST_ROWS // 2} are needed")
+    chosen = [rows[i] for i in keyed_generator(1).permutation(len(rows))[:LOOKED_AT].tolist()]
+    words = load_tokenizer(tokenizer)
+    sources, targets = (
+        [len(ids) for ids in words([getattr(row, side) for row in chosen])["input_ids"]]
+        for side in ("source", "target")
+    )
+    sizes = parameters(teacher), parameters(student) if student else 500_000
+    longest = _covering(targets)
+    vocabulary = len(words)
+    return Found(
+        rows=len(rows),
+        held_out=len(read_jsonl(data / "validation.jsonl")),
+        max_source=_covering(sources),
+        max_target=longest,
+        mean_target=float(np.mean(targets)),
+        student=sizes[1],
+        teacher=sizes[0],
+        target_tokens=room(sizes[1], sizes[0], vocabulary, longest),
+    )
+
+
+def parameters(model: str) -> int:
+    """How many a checkpoint has, by its config alone."""
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    with torch.device("meta"):
+        made = AutoModelForSeq2SeqLM.from_config(config)
+    return sum(p.numel() for p in made.parameters())
+
+
+def room(student: int, teacher: int, vocabulary: int, longest: int, memory: float | None = None) -> int:
+    """Labels of a batch, a power of two from 256 to 2048 that half of the free memory holds, and at least 4 rows.
+
+    Bytes: 16 a parameter of the student (weights, gradient, two moments), 8 of the teacher (to train with and to decode
+    with), and for each label about eight float32 logits of the vocabulary, with as much again for the layers.
+    """
+    free = psutil.virtual_memory().available / 2 if memory is None else memory
+    left = free - 16 * student - 8 * teacher
+    most = max(left, 0) / (2 * 8 * 4 * vocabulary)
+    chosen = 256
+    while chosen < 2048 and 2 * chosen <= most:
+        chosen *= 2
+    return max(chosen, 4 * longest)
+
+
+def recipe(
+    name: str, found: Found, folder: Path, data: Path, tokenizer: str, teacher: str, student: str | None, prompt: str
+) -> str:
+    """One of `NAMES` as YAML with comments."""
+    small = found.student <= SMALL
+    common: dict[str, Any] = {
+        "out": str(folder / name),
+        "data": {"folder": str(data), "max_source": found.max_source, "max_target": found.max_target},
+        "tokenizer": tokenizer,
+        "teacher": {"path": teacher},
+        "student_prompt": f"With {{budget}} teacher use, {prompt}",
+        "teacher_prompt": prompt,
+        "target_tokens": found.target_tokens,
+        "max_new_tokens": found.max_target,
+        "validation_rows": min(found.held_out, 400),
+    }
+    trajectories = min(found.rows, 16_000)
+    epoch = max(1.0, trajectories * found.mean_target / found.target_tokens)  # batches
+    rates = (
+        {
+            "rate": {"student": 2e-2, "phase1": 1e-2, "phase2": 3e-3}[name],
+            "warmup": {"student": 100, "phase1": 40, "phase2": 10}[name],
+        }
+        if small
+        else {"rate": 1e-5, "weight_decay": 1e-5, "warmup": 0, "decay": False, "scaled": False}
+    )
+    own: dict[str, Any]
+    if name == "student":
+        own = {
+            "algorithm": "fit",
+            "role": "student",
+            "student": SCRATCH,
+            "dropout": 0.0,
+            "steps": _steps(4 * epoch, 300, 12_000),
+            "optimiser": rates,
+        }
+        said = (
+            "The student from scratch, by cross-entropy: small, so that it is fast; its shape is what to change first."
+        )
+    elif name == "phase1":
+        first = student if student is not None else str(folder / "student/model")
+        own = {
+            "algorithm": "behaviour_cloning",
+            "student": {"path": first},
+            "steps": _steps(3 * epoch, 200, 1200),
+            "trajectories": trajectories,
+            "optimiser": rates,
+            "validate_every": 100,
+            "checkpoint_every": 50,
+        }
+        said = "Phase 1: the student learns to write like the teacher, and to ask where an oracle would."
+    else:
+        own = {
+            "algorithm": "path_consistency",
+            "student": {"path": str(folder / "phase1/best")},
+            "steps": 900 if found.rows > 2000 else 300,
+            "optimiser": rates,
+            "held_out_rows": min(96, found.held_out),
+            "tolerance": 0.02,
+            "validation_rows": 0,
+            "log_every": 10,
+            "validate_every": 100,
+            "checkpoint_every": 50,
+        }
+        if not small:
+            own["value_optimiser"] = {"rate": 1e-6, "weight_decay": 1e-6, "decay": False, "scaled": False}
+        said = "Phase 2: the student learns from the reward of whole outputs, and each budget has its price."
+    pretrained = (
+        "as the small pairs that ship were trained with"
+        if small
+        else "the paper's, for pretrained models, without scaling by each tensor's size (nobody here has run them)"
+    )
+    free = psutil.virtual_memory().available
+    head = [
+        said,
+        f"Run: kdtw train {folder / name}.yaml    All settings, explained: … --settings    One changed: … steps=10",
+        f"Data: {found.rows} training and {found.held_out} validation examples; {COVERED:.0%} of them have at most "
+        f"{found.max_source} and {found.max_target} tokens.",
+        f"Student of {found.student / 1e6:.1f} M parameters, teacher of {found.teacher / 1e6:.1f} M.",
+        f"Rates are {pretrained}.",
+        f"target_tokens is what half of the free memory held, at most 2048 ({free / 2**30:.0f} GiB were free).",
+    ]
+    text = OmegaConf.to_yaml(OmegaConf.create({"summary": said, **common, **own}))
+    return "".join(f"# {line}\n" for line in head) + text
+
+
+def _steps(wanted: float, fewest: int, most: int) -> int:
+    """A round number of batches."""
+    return int(min(most, max(fewest, 100 * round(wanted / 100))))
+
+
+def _covering(lengths: Sequence[int]) -> int:
+    """A length, a multiple of 8, that `COVERED` of those given do not exceed."""
+    return max(16, 8 * int(np.ceil(np.quantile(lengths, COVERED) / 8)))
+
+
+def _tokenizer_place(teacher: str) -> str:
+    """Where the teacher's tokenizer is: in its folder, or in one called tokenizer beside it, or on the hub."""
+    if not Path(teacher).is_dir():
+        return teacher
+    found = find_tokenizer(Path(teacher))
+    if found is None:
+        raise FileNotFoundError(f"there is no tokenizer in {teacher}, nor in a folder tokenizer beside it")
+    return str(found)
