@@ -44,7 +44,7 @@ lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(STYLED)
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest kdtw_fast._core --allowlist .ci/stubtest.allow
+	$(BIN)/python -m mypy.stubtest kdtw_fast._core --mypy-config-file .ci/stubtest.ini --allowlist .ci/stubtest.allow
 
 format: $(VENV)/.extra-dev
 	$(BIN)/ruff check --fix .

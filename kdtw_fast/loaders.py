@@ -23,9 +23,9 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
 
 
-def find_tokenizer(folder: Path) -> Path | None:
+def find_tokenizer(folder: Path, beside: bool = True) -> Path | None:
     """The folder with the tokenizer of a model's folder: itself, or "tokenizer" beside it; None where neither is."""
-    places = [folder, folder.absolute().parent / "tokenizer"]
+    places = [folder, *([folder.absolute().parent / "tokenizer"] if beside else [])]
     return next((place for place in places if any((place / name).is_file() for name in _TOKENIZER_FILES)), None)
 
 

@@ -176,7 +176,7 @@ class GenerationOutput(ModelOutput):
         for name in cls.__dataclass_fields__:
             if name in given:
                 OrderedDict.__setitem__(out, name, given[name])
-        vars(out).update(given)
+        out.__dict__.update(given)
         return out
 
 

@@ -307,7 +307,8 @@ class PathConsistency(LearningToAsk):
             batch = self.rollouts.collated(own)
             parts = self._loss(batch)
             parts["loss"] = parts["loss"] * processes.share(sum(map(len, own)))
-            clips = {self.student: settings.optimiser.clip, self.value: settings.value_optimiser.clip}
+            clips: dict[torch.nn.Module, float] = {self.student: settings.optimiser.clip}
+            clips[self.value] = settings.value_optimiser.clip
             norms = guarded_gradients(parts["loss"], clips, vars(batch))
             if policy_learns:
                 self.optimiser.step()

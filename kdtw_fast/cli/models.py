@@ -30,7 +30,7 @@ def load_models(
             role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
             for role in needed
         }
-        return shipped, _tokenizer(home / "tokenizer")
+        return shipped, _tokenizer(home / "tokenizer", beside=False)
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
     models: dict[str, Any] = {}
@@ -46,14 +46,14 @@ def load_models(
             for folder, name in zip(folders[role], names)
         ]
         models[role] = found if len(found) > 1 else found[0]
-    return models, _tokenizer(folders[needed[0]][0] if tokenizer is None else tokenizer)
+    return models, _tokenizer(folders[needed[0]][0]) if tokenizer is None else _tokenizer(tokenizer, beside=False)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, beside: bool = True) -> Any:
     from kdtw_fast.loaders import find_tokenizer, load_tokenizer
 
-    found = find_tokenizer(folder)
+    found = find_tokenizer(folder, beside)
     if found is None:
-        beside = folder.parent / "tokenizer"
-        raise FileNotFoundError(f"no tokenizer in {folder} or {beside}; name its folder with --tokenizer")
+        places = f"{folder} or {folder.parent / 'tokenizer'}" if beside else str(folder)
+        raise FileNotFoundError(f"no tokenizer in {places}; name its folder with --tokenizer")
     return load_tokenizer(found)
