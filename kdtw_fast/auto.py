@@ -23,7 +23,7 @@ from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, load_teacher
 from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Row
-from kdtw_fast.decoders.tokenizers import words_of
+from kdtw_fast.decoders.tokenizers import check_taus, words_of
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.methods import make_decoder
@@ -185,6 +185,8 @@ class AutoDecoder(AnyDecoder):
         self.teachers = (loaded,)
         self._words = words_of(options.tokenizer, student, self.student.tau_token_ids, [("teacher", teacher)])
         check_padding(self.student, self.teachers, self._words)
+        if options.tokenizer is not None:
+            check_taus(options.tokenizer, self.student.tau_token_ids)
         if isinstance(student, (str, Path)):
             self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)

@@ -11,7 +11,7 @@ import torch
 from kdtw_fast import _core
 from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
-from kdtw_fast.decoders.tokenizers import words_of
+from kdtw_fast.decoders.tokenizers import check_taus, words_of
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
@@ -49,6 +49,8 @@ class Decoder(AnyDecoder):
         options: DecoderOptions,
         role: str = "student",
     ):
+        if options.tokenizer is not None:
+            check_taus(options.tokenizer, model.tau_token_ids)
         self._words = words
         self.num_threads = options.num_threads or _core.hardware_threads()
         self.model, self._asked = model, tuple(asked)
