@@ -114,7 +114,9 @@ def fill_prompt(template: str, phrase: str) -> str:
     return before + phrase * bool(place) + after
 
 
-def student_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str = STUDENT_PROMPT) -> str:
+def student_prompt(
+    budget: AnyBudget | Mapping[int, AnyBudget] | Sequence[AnyBudget], template: str = STUDENT_PROMPT
+) -> str:
     """The student's instruction with the budget's phrase in it, ready to stand before the source text.
 
     With several teachers, `budget` has one for each. Raises ValueError if the template does not hold "{budget}" exactly
@@ -138,7 +140,7 @@ def wording_place(template: str) -> str:
     return found[0]
 
 
-def worded_prompt(budget: AnyBudget | Sequence[AnyBudget], template: str) -> str:
+def worded_prompt(budget: AnyBudget | Mapping[int, AnyBudget] | Sequence[AnyBudget], template: str) -> str:
     """`student_prompt` in any wording: "{percent}" becomes 0, 10, … 50, of several teachers "10 and 0"."""
     place = wording_place(template)
     if place == "{budget}":

@@ -21,9 +21,9 @@ def allocations(teachers: int, budgets: Sequence[Budget] = BUDGETS) -> list[Allo
     return [found for found in product(budgets, repeat=teachers) if sum(one.fraction for one in found) <= 1 + 1e-9]
 
 
-def as_option(allocation: Allocation) -> str | list[str]:
-    """An allocation as decoders take it: `budget=…`."""
-    return allocation[0].phrase if len(allocation) == 1 else [budget.phrase for budget in allocation]
+def as_option(allocation: Allocation) -> str | dict[int, str]:
+    """An allocation as decoders take it: `budget=…`, of several teachers by their numbers."""
+    return allocation[0].phrase if len(allocation) == 1 else {k: one.phrase for k, one in enumerate(allocation, 1)}
 
 
 def measured(teachers: int, budgets: Sequence[Budget] = BUDGETS) -> list[Allocation]:

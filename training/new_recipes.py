@@ -150,6 +150,11 @@ def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found
 def parameters(model: str) -> int:
     """How many a checkpoint has, by its config alone."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    if config.model_type != "t5":
+        raise ValueError(
+            f"{model} is a {config.model_type}; --new knows what suits T5s only: start from a shipped recipe "
+            f"(kdtw train --list); docs/howto/train.md says what differs"
+        )
     with torch.device("meta"):
         made = AutoModelForSeq2SeqLM.from_config(config)
     return sum(p.numel() for p in made.parameters())
