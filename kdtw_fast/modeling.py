@@ -29,7 +29,7 @@ MARKS = "decoder_from_teacher"
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 if TYPE_CHECKING:
-    _Model = PreTrainedModel
+    from transformers import PreTrainedModel as _Model
 else:
     _Model = object
 
@@ -150,7 +150,7 @@ class TrainingWheels(_Model):
                 beta.zero_()
 
     @classmethod
-    def from_pretrained(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """As Hugging Face's; of this class itself, the student of the class that the config asks for.
 
         Raises ValueError for a family that is not known, a config without <tau>, or a checkpoint without weights that
@@ -159,7 +159,7 @@ class TrainingWheels(_Model):
         if cls is TrainingWheels:
             asked = {key: kwargs[key] for key in _PLACE if key in kwargs}
             config = kwargs.get("config") or AutoConfig.from_pretrained(place, trust_remote_code=False, **asked)
-            found: Self = student_class(model_class(config)).from_pretrained(place, *args, **kwargs)  # type: ignore
+            found: Self = student_class(model_class(config)).from_pretrained(place, *args, **kwargs)
             return found
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
@@ -174,7 +174,7 @@ class TrainingWheels(_Model):
             )
         model._suppress()
         result: Any = (model, info) if wants_info else model
-        return result  # type: ignore[no-any-return]
+        return result
 
     @classmethod
     def from_model(

@@ -68,7 +68,7 @@ def greedy_scores(
 
 
 def stream_inputs(
-    decoder: Any, examples: Sequence[Example], frame: Frame | None, budget: str | list[str] | None = None
+    decoder: Any, examples: Sequence[Example], frame: Frame | None, budget: str | dict[int, str] | None = None
 ) -> tuple[list[Any], dict[str, Any]]:
     """The examples as a stream takes them, at a budget, and its options for it: texts where the frame is theirs.
 
