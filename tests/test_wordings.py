@@ -280,6 +280,7 @@ def test_mistakes_of_the_command_are_one_sentence(toy, asking, capsys, given, wo
 def test_words_need_a_tokenizer_one_teacher_and_examples(toy, asking):
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")
     decoder = TrainingWheelsDecoder(load_student(asking, 1), teacher)
+    decoder.tokenizer = None  # its folder has one
     with pytest.raises(ValueError, match="no tokenizer"):
         next(wordings.measure_wordings(decoder, toy_examples(1), [STUDENT_PROMPT]))
     with pytest.raises(ValueError, match="no examples"):
