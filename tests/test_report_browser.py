@@ -201,7 +201,7 @@ def test_tokens_tell_on_hover_and_by_keyboard(browser, plain: Path) -> None:
     assert {"teacher", "asking", "78", "22", "%"} <= {word.strip(",") for word in words}
     page.mouse.move(1, 1)
     assert tip.is_hidden()
-    assert row.locator(".bar").get_attribute("aria-label").endswith("33 % of 10 %")
+    assert row.locator(".bar").get_attribute("aria-label").endswith("33 % used, 10 % asked")
     page.locator("#search").focus()
     line = row.locator(".text")
     for _ in range(60):

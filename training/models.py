@@ -215,7 +215,7 @@ def load_student(
     So is a student of fewer teachers than `teachers`; ValueError for one of more.
     """
     path = located(str(path), "student.path")
-    if hasattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "tau_token_id"):
+    if getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "tau_token_id", None) is not None:
         student = TrainingWheels.from_pretrained(path, dtype=torch.float32)
         found = student.tau_token_ids
         if len(found) > teachers:

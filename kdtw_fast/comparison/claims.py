@@ -92,7 +92,7 @@ def claims(records: Records, samples: dict[str, Samples], points: Sequence[Point
         here = [point for point in points if point.pair == pair]
         wheels = sorted(_of(here, "training-wheels"), key=lambda p: p.budget or 0.0)
         lossy = _of(here, "distillspec")
-        rival_name = "DistillSpec" if any("drafter" in p.settings for p in lossy) else OWN_DRAFTS
+        rival_name = rival(points, pair)
         for i, point in enumerate(wheels):
             others = {"better than the student alone": _of(here, "student") if point.budget else []}
             others["better than the budget below"] = wheels[i - 1 : i] if i else []
@@ -109,6 +109,12 @@ def claims(records: Records, samples: dict[str, Samples], points: Sequence[Point
             ):
                 found += [compare_latency(records, question, point.id, rival.id) for rival in rivals[:1]]
     return [comparison for comparison in found if comparison is not None]
+
+
+def rival(points: Sequence[Point], pair: str) -> str | None:
+    """What a pair's lossy speculative points are called: DistillSpec where a GKD student drafts; None without any."""
+    lossy = [point for point in points if point.pair == pair and point.group == "distillspec"]
+    return ("DistillSpec" if any("drafter" in point.settings for point in lossy) else OWN_DRAFTS) if lossy else None
 
 
 def _of(points: Sequence[Point], group: str) -> list[Point]:
@@ -160,7 +166,7 @@ def claims_tables(
         budgets = [f"{point.settings.get('budget', point.label)} ({point.budget:g})" for point in wheels]
         blocks += [f"**{wheels[0].task} ({pair})**: {_costs(records, pair)}", ""]
         blocks += [*markdown_table(("claim", "holds", *budgets, "mean"), rows, text_columns=2), ""]
-    return "\n".join([*blocks, _note(metric)])
+    return "\n".join([*blocks, _note(metric, {rival(points, pair) for pair in records.pairs} - {None})])
 
 
 def _kept(what: str, uses: Sequence[Interval | None], wheels: Sequence[Point]) -> list[str]:
@@ -223,10 +229,11 @@ def _costs(records: Records, pair: str) -> str:
     )
 
 
-def _note(metric: str) -> str:
+def _note(metric: str, rivals: set[str | None]) -> str:
+    lacking = "".join(f": {name} has none as good, or none as fast" for name in sorted(map(str, rivals)))
     return (
         f"Differences in {METRICS[metric]} are paired over sentences, those in latency over turns; in brackets 95 % "
         "bootstrap intervals. A claim holds at a budget where the whole interval speaks for it, and is open where the "
-        f"interval holds 0. {NONE}: there is no point to compare with: DistillSpec has none as good, or none as fast. "
+        f"interval holds 0. {NONE}: there is no point to compare with{lacking}. "
         "The mean is that of the differences in quality on its left."
     )

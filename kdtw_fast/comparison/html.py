@@ -82,6 +82,7 @@ def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
         script=Markup((here / "report.js").read_text(encoding="utf-8")),
         title=" and ".join(records.pairs),
+        measured=_measured(records),
         captions=[caption([p for p in points if p.pair == pair]) for pair in records.pairs],
         figures=_figures(points, metric),
         tables=[_table([p for p in points if p.pair == pair]) for pair in records.pairs],
@@ -236,6 +237,22 @@ def _provenance(records: Records, pair: str) -> dict[str, Any]:
     if times:
         fields.append(("time", [times[0]] if len(times) == 1 else [f"{times[0]} to {times[-1]}"]))
     return {"pair": pair, "fields": fields}
+
+
+def _measured(records: Records) -> str:
+    """The machines and days of the records, in a line; empty where they do not say."""
+    recorded = [*records.outputs.values(), *records.timings.values()]
+    machines, days = [], []
+    for one in recorded:
+        machine = one.provenance.get("machine") or {}
+        words = [str(machine["processor"])] if machine.get("processor") else []
+        words += [f"{machine['cores']} cores"] if machine.get("cores") else []
+        machines.append(", ".join(words))
+        days.append(str(one.provenance.get("time") or "")[:10])
+    named = [name for name in dict.fromkeys(machines) if name]
+    known = sorted({day for day in days if day})
+    when = "" if not known else known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    return f"Measured on {'; '.join(named)}{f', {when}' if when else ''}." if named else ""
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -95,15 +95,15 @@
     const bar = el("span", "bar"), fill = el("span", "fill");
     fill.style.width = 100 * share + "%";
     bar.append(fill);
-    let words = share.toLocaleString("en", { style: "percent" }).replace("%", " %");
+    let words = share.toLocaleString("en", { style: "percent" }).replace("%", " %") + " used";
     if (point.budget !== null) {
       const tick = el("span", "tick");
       tick.style.left = 100 * point.budget + "%";
       bar.append(tick);
-      words += " of " + Math.round(100 * point.budget) + " %";
+      words += ", " + Math.round(100 * point.budget) + " % asked";
     }
     bar.setAttribute("role", "img");
-    bar.setAttribute("aria-label", "written by the teacher, " + (point.budget === null ? "" : "used of asked: ") + words);
+    bar.setAttribute("aria-label", "of the teacher: " + words);
     box.append(bar, el("span", "words", words));
     return box;
   };
@@ -210,7 +210,17 @@
   };
   const gain = (sentence) => sentence[3][+$("better").value][0] - sentence[3][+$("worse").value][0];
 
+  // The two selects beside the order say what they are for, and are there where they are for something.
+  const ORDERS = { gain: "Gain: the score of", loss: "Loss: the score of", use: "Teacher use of" };
+  const sayOrder = () => {
+    const order = $("order").value, label = $("better").closest("label");
+    label.hidden = !ORDERS[order];
+    label.querySelector("span").textContent = ORDERS[order] || "";
+    $("worse").closest("label").hidden = !ORDERS[order] || order === "use";
+  };
+
   const changed = (fromStart) => {
+    sayOrder();
     const words = $("search").value.trim().toLowerCase(), differ = $("differ").checked, shown = [...chosen];
     found = pair.sentences.filter((sentence) => {
       if (differ && new Set(shown.map((i) => text(sentence, i))).size < 2) return false;
