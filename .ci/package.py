@@ -94,6 +94,7 @@ def environment() -> Path:
     """An environment with what the wheel asks for and no more, borrowed from this one; returns its bin folder."""
     shutil.rmtree(WORK, ignore_errors=True)
     venv.create(WORK / "venv", with_pip=True)
+    run(WORK / "venv/bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools")  # an old one of its own
     borrowed = WORK / "site"
     borrowed.mkdir()
     for one in distributions():

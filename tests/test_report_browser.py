@@ -189,6 +189,76 @@ def test_it_renders_in_light_and_dark_and_on_a_phone(browser, plain: Path) -> No
         visit.close()
 
 
+# Every text against what is behind it: WCAG's ratio; 4.5 is what it asks of text that is not large.
+CONTRAST = """() => {
+  const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    paint.clearRect(0, 0, 1, 1);
+    paint.fillStyle = color;
+    paint.fillRect(0, 0, 1, 1);
+    return [...paint.getImageData(0, 0, 1, 1).data];
+  };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = rgba(getComputedStyle(node).backgroundColor);
+      if (color[3] === 255) return color;
+    }
+    return [255, 255, 255, 255];
+  };
+  const found = new Map();
+  const told = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (told.nextNode()) {
+    const node = told.currentNode.parentElement, words = told.currentNode.textContent.trim();
+    const off = ["SCRIPT", "STYLE", "NOSCRIPT", "OPTION"].includes(node.tagName) || node.closest(":disabled, [hidden]");
+    if (!words || off || !node.getClientRects().length) continue;
+    const style = getComputedStyle(node), color = rgba(node instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [light(color), light(behind(node))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    const name = node.className.baseVal ?? node.className;
+    if (ratio < 4.5) found.set(style.color + " " + name, words.slice(0, 40) + " " + ratio.toFixed(2));
+  }
+  return [...found];
+}"""
+# Cells of tables that are cut where nothing can be scrolled, and anything that is wider than the page.
+CUT = """() => [...document.querySelectorAll("main *")]
+  .filter((e) => e.getClientRects().length && !e.closest(".scroll, svg, #tip"))
+  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1
+    || (e.matches(".gauge") && e.scrollWidth > e.clientWidth + 1))
+  .map((e) => e.tagName + "." + e.className)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 880, 390])
+def test_everything_can_be_read(browser, plain: Path, width: int, scheme: str) -> None:
+    visit = Visit(browser, plain, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = visit.page
+    page.evaluate("() => { for (const d of document.querySelectorAll('details')) d.open = true; }")
+    page.click("button[data-methods=all]")
+    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(CUT) == []
+    if width == 1200:  # the table of points is there as a whole
+        assert page.evaluate("(([e]) => e.scrollWidth <= e.clientWidth + 1)(document.querySelectorAll('.scroll'))")
+    visit.close()
+
+
+def test_the_selects_say_what_they_compare(browser, plain: Path) -> None:
+    visit = Visit(browser, plain)
+    page = visit.page
+    better, worse = (page.locator("label", has=page.locator(f"#{name}")) for name in ("better", "worse"))
+    assert better.is_hidden() and worse.is_hidden()  # the order is the data's
+    page.select_option("#order", "gain")
+    assert better.inner_text().startswith("Gain: the score of") and worse.inner_text().startswith("minus the score of")
+    page.select_option("#order", "use")
+    assert better.inner_text().startswith("Teacher use of") and worse.is_hidden()
+    assert "made up" in page.locator("header").inner_text()  # the machine
+    visit.close()
+
+
 def test_tokens_tell_on_hover_and_by_keyboard(browser, plain: Path) -> None:
     visit = Visit(browser, plain)
     page = visit.page
