@@ -7,6 +7,7 @@ platform tag that an index accepts. KDTW_CUDA says whether the library of CUDA k
 """
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -141,6 +142,7 @@ def try_wheel(wheel: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)  # what lies there would count as installed
     sdist, wheel = build()
     check_sdist(sdist)
     check_wheel(wheel)
