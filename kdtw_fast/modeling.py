@@ -287,6 +287,11 @@ class TrainingWheels(_Model):
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's, which freezes what is not adapted; beta stays trainable."""
+        super().add_adapter(*args, **kwargs)
+        self.teacher_token_embedding.requires_grad_(True)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As Hugging Face's; the saved config names its class, so that every loader of such models takes it."""
         super().save_pretrained(save_directory, *args, **kwargs)

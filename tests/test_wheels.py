@@ -281,3 +281,32 @@ def test_a_quantised_module_gets_a_sentence(kind: str) -> None:
         quantised = torch.ao.quantization.quantize_dynamic(random_model(kind, 1), {torch.nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match=r"student is quantised: '.*' holds codes .* load the model without"):
         NativeModel.from_model(quantised, "student")
+
+
+@pytest.mark.parametrize(("kind", "adapted"), [("t5", "q"), ("llama", "q_proj")])
+@pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
+def test_beta_is_trained_beside_an_adapter(kind: str, adapted: str, way: str) -> None:
+    peft = pytest.importorskip("peft", "0.22" if way == "add_adapter" else None)  # which transformers asks for
+    student = random_student(kind)
+    config = peft.LoraConfig(target_modules=[adapted], r=2)
+    model = student
+    if way == "add_adapter":
+        student.add_adapter(config)
+    else:
+        model = peft.get_peft_model(student, config)
+        student.teacher_token_embedding.requires_grad_(True)
+    trained = {name.split(".")[-1] for name, p in student.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert trained == {"teacher_token_embedding"}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    given = {"decoder_input_ids": ids} if student.config.is_encoder_decoder else {}
+    model(input_ids=ids, decoder_from_teacher=ids > 6, **given).logits.square().mean().backward()
+    assert student.teacher_token_embedding.grad.abs().sum() > 0
+    with pytest.raises((TypeError, ValueError), match="merge_and_unload"):
+        NativeModel.from_model(model, "student")
+    if way == "get_peft_model":
+        with torch.no_grad():
+            student.teacher_token_embedding += 1.0
+        back = model.merge_and_unload()
+        assert type(back) is type(random_student(kind))
+        assert torch.equal(back.teacher_token_embedding, student.teacher_token_embedding)
+        NativeModel.from_model(back, "student")

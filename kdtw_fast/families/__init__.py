@@ -55,11 +55,14 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: It
         model.parts["mark"] = Part("teacher_token_embedding", (lambda x: x * scale) if scale != 1.0 else None)
     stored = {part.stored for part in model.parts.values() if isinstance(part, Part)}
     missing = sorted(stored - set(tensors))
+    adapted = any(".lora_" in each for each in tensors)
+    adapter = "; merge the adapter into the model with merge_and_unload() first" if adapted else ""
     if missing:
-        raise ValueError(f"{name}: tensor '{missing[0]}' is missing from the checkpoint ({len(missing)} such tensors)")
+        raise ValueError(
+            f"{name}: tensor '{missing[0]}' is missing from the checkpoint ({len(missing)} such tensors){adapter}"
+        )
     extra = sorted(set(tensors) - stored - model.unused)
     if extra:
-        adapter = "; merge the adapter into the model with merge_and_unload() first" if ".lora_" in extra[0] else ""
         raise ValueError(
             f"{name}: tensor '{extra[0]}' is not part of a {kind} with this config ({len(extra)} such tensors){adapter}"
         )
