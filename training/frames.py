@@ -87,13 +87,14 @@ class Frame:
         """Token ids of outputs, with EOS at their end."""
         if not texts:
             return []
-        if self.classic:
-            return [tuple(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
-        if self.encoder:
+        if self.encoder:  # some have pieces of their own, or a language's token, for outputs
             found = self.tokenizer(text_target=list(texts))["input_ids"]
         else:
             found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [tuple(ids) if ids[-1:] == [self.eos] else (*ids, self.eos) for ids in found]
+        if self.classic:
+            return [tuple(ids) for ids in found]
+        ends = [ids.index(self.eos) if self.eos in ids else len(ids) for ids in found]
+        return [(*ids[:end], self.eos) for ids, end in zip(found, ends)]
 
     def encode(self, examples: Sequence[Example], max_source: int = 96, max_target: int = 80) -> list[Encoded]:
         """Tokenise, leaving out examples longer than the bounds (in tokens, without prompt), or without tokens."""
