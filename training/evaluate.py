@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,8 +79,7 @@ def stream_inputs(
         asking: dict[str, Any] = {} if budget is None else {"budget": budget}
         longest = longest_source(decoder, examples, *asking.values())
         return [example.source for example in examples], {**asking, "max_source_length": longest}
-    asked = list(budget.values()) if isinstance(budget, Mapping) else budget  # by teachers' numbers, in order
-    model, told = decoder.model, resolve_budgets("no" if asked is None else asked)
+    model, told = decoder.model, resolve_budgets("no" if budget is None else budget)
     text = model.teacher_prompt or ""
     if model.student_prompt is not None:
         text = fill_prompt(model.student_prompt, join_phrases(told))
