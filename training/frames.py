@@ -11,7 +11,7 @@ from typing import Any
 from .batches import PLACE, Encoded, with_prompt
 from .debian import Example
 
-HERE = "\ue000"  # in a text: where the prompt stands (a character of private use)
+HERE = "\ufdd0"  # in a text: where the prompt stands (a noncharacter, which texts have none of)
 
 
 class Frame:
@@ -72,16 +72,14 @@ class Frame:
 
     def sources(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of sources, with the place of the prompt in them where this frame needs it."""
+        if not texts:
+            return []
         if self.classic and not any(HERE in text for text in texts):
-            found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-            return [tuple(ids) for ids in found]
-        return [self._source(text) for text in texts]
-
-    def _source(self, text: str) -> tuple[int, ...]:
-        if HERE in text:
-            first, _, rest = text.partition(HERE)
-            return (*self._bare(first), PLACE, *self._bare(self.blank + rest), *self.behind)
-        return (*self.before, PLACE, *self._bare(self.blank + text), *self.behind)
+            return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        parts = [tuple(text.split(HERE, 1)) if HERE in text else (None, text) for text in texts]
+        found = self.tokenizer([self.blank + rest for _, rest in parts], add_special_tokens=False)["input_ids"]
+        starts = {first: self.before if first is None else self._bare(first) for first, _ in parts}
+        return [(*starts[first], PLACE, *ids, *self.behind) for (first, _), ids in zip(parts, found)]
 
     def targets(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of outputs, with EOS at their end."""
