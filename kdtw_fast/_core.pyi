@@ -88,17 +88,26 @@ class Decoder:
         special: SpecialTokens,
     ) -> None: ...
 
-class SessionOptions:
+class RowOptions:
+    """What a row may be asked for by itself; `max_seconds` runs from when it was added, 0 = no limit."""
+
     def __init__(
         self,
         *,
-        forced_tokens: Sequence[int],
         max_new_tokens: int,
         min_new_tokens: int,
         student_sampling: Sampling,
         teacher_sampling: Sampling,
         seed: int,
         max_seconds: float,
+    ) -> None: ...
+
+class SessionOptions:
+    def __init__(
+        self,
+        *,
+        forced_tokens: Sequence[int],
+        row: RowOptions,
         teacher_batch: int,
         want_log_probs: bool,
         want_reads: bool,
@@ -122,12 +131,17 @@ class Session:
         student_source: Sequence[int],
         teacher_sources: Sequence[Sequence[int]],
         own_ledgers: Sequence[Ledger] = ...,
-    ) -> None:
-        """A row for a free slot, numbered 0, 1, 2, … as they come.
+        options: RowOptions | None = None,
+    ) -> int:
+        """A row for a free slot, and its number: 0, 1, 2, … as they come.
 
         ledger bounds all teachers together, own_ledgers each its teacher (none = no bound). A teacher's source that
-        is empty or missing is the student's.
+        is empty or missing is the student's. options are the row's instead of the session's, whose max_new_tokens
+        they may not exceed.
         """
+
+    def drop(self, index: int) -> bool:
+        """Ends the row of that number, which is handed out to nobody; False where none runs."""
 
     def run(
         self,
@@ -135,10 +149,12 @@ class Session:
         pad: int,
         streamer: Callable[[int, int, int, int], None] | None,
         bell: Bell | None = None,
+        one_turn: bool = False,
     ) -> dict[str, Any]:
         """Decodes until a row has finished, or all have, or one is at fault; the finished rows as arrays.
 
-        With `to_the_end` false, a bell that is rung ends it too, perhaps with no row.
+        With `to_the_end` false, a bell that is rung ends it too, perhaps with no row; and with `one_turn` it ends after
+        one pass of a teacher or one draft.
         """
 
     @property

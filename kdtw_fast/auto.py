@@ -39,6 +39,7 @@ from kdtw_fast.options import (
 )
 from kdtw_fast.outputs import GenerationOutput, Owner
 from kdtw_fast.streams import Stream
+from kdtw_fast.worker import Ticket, TokenStreamer
 
 STUDENT, TEACHER, WHEELS, SPECULATIVE = "greedy-student", "greedy-teacher", "training-wheels", "speculative"
 # The share of drafts that pass before any was seen, and how many seen ones it counts for.
@@ -245,6 +246,11 @@ class AutoDecoder(AnyDecoder):
 
         stream.on_output = learn
         return stream
+
+    def _submit(
+        self, value: Any, row_id: int, budget: Any, streamer: TokenStreamer | None, options: GenerateOptions
+    ) -> Ticket:
+        raise TypeError("AutoDecoder chooses a method for each call; submit to the decoder of one method")
 
     @takes(GenerateOptions)
     def calibrate(self, inputs: Sequence[Any], **options: Unpack[GenerateKeywords]) -> float:

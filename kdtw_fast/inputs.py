@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.messages import Message, OptionName, named
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import GenerateOptions, check_int, check_limit, nearest
+from kdtw_fast.options import ROW_OPTIONS, GenerateOptions, check_int, check_limit, nearest
 
 
 def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
@@ -156,6 +156,12 @@ class Item:
         row_id: its name to the random numbers; None = its place in the input.
         max_teacher_fraction: its own limit, instead of the stream's: a number, or by teacher.
         max_teacher_calls: the same.
+        max_new_tokens: its own, up to the stream's.
+        min_new_tokens: its own, instead of the stream's, as all that follow.
+        temperature, top_k, top_p: of the student, and of the teacher where it has none of its own.
+        teacher_temperature, teacher_top_k, teacher_top_p: of the teacher.
+        seed: of its random numbers.
+        max_time: seconds from when it came to its turn.
     """
 
     text: str | None = None
@@ -166,6 +172,28 @@ class Item:
     row_id: int | None = None
     max_teacher_fraction: float | Mapping[int, float] | None = None
     max_teacher_calls: int | Mapping[int, int] | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    teacher_temperature: float | None = None
+    teacher_top_k: int | None = None
+    teacher_top_p: float | None = None
+    seed: int | None = None
+    max_time: float | None = None
+
+    def options(self, shared: GenerateOptions, label: str = "item") -> GenerateOptions:
+        """The item's options where the others' are ``shared``; ValueError or TypeError for what it may not have."""
+        own = {name: value for name in ROW_OPTIONS if (value := getattr(self, name)) is not None}
+        if not own:
+            return shared
+        with named(label):
+            options = replace(shared, **own)
+        if options.max_new_tokens > shared.max_new_tokens:
+            most = OptionName("max_new_tokens", shared.max_new_tokens)
+            raise ValueError(Message(f"{label}: max_new_tokens={options.max_new_tokens} exceeds the stream's ", most))
+        return options
 
     @classmethod
     def of(cls, value: Any, label: str) -> Item:

@@ -14,6 +14,11 @@ from kdtw_fast.messages import Message, OptionName
 DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")  # of weights
 CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")  # of keys and values
 LIMITS = ("max_teacher_calls", "max_teacher_fraction")  # options that bound a row's calls
+# Options that each row of a session may have for itself.
+ROW_OPTIONS = (
+    *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p"),
+    *("teacher_temperature", "teacher_top_k", "teacher_top_p", "seed", "max_time"),
+)
 ON_ERROR = ("raise", "return")  # what a stream does with a wrong item
 LARGEST_COUNT = 2**31 - 1
 MOST_TOKENS = 2**20  # of an output or a source

@@ -15,7 +15,8 @@ from kdtw_fast.feeds import Feed
 from kdtw_fast.inputs import Item
 from kdtw_fast.outputs import GenerationOutput, Timings, empty, one_by_one
 
-RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger]]  # of _core.Session.add
+# Of _core.Session.add.
+RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger], _core.RowOptions | None]
 
 
 class Stream:

@@ -87,10 +87,11 @@ LAYERS = {
     "foundations": "_core budgets deprecation extras keywords loaders machine messages options owner random "
     "tables visible",
     "models": "families model modeling packed pairs shapes torch_allocator weights",
-    "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view streams",
+    "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view streams worker",
     "decoding": "auto cost_measuring decoders methods",
     "the package": "kdtw_fast",  # what users import: kdtw_fast/__init__.py
     "measuring": "comparison paired_timing peers profiling reference selftest",
+    "service": "serve",
     "commands": "__main__ cli",
     "training": "training",
     "beside the package": "bench gpu_proof",

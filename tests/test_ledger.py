@@ -47,14 +47,17 @@ def test_a_ledger_that_a_method_does_not_keep_is_refused(
     special = _core.SpecialTokens(0, [1], models[0].tau_token_ids)
     decoder = _core.Decoder("cpu", models[0].core, [models[1].core], method, special)
     plain = _core.Sampling()
-    options = _core.SessionOptions(
-        forced_tokens=[],
+    row = _core.RowOptions(
         max_new_tokens=20,
         min_new_tokens=20,
         student_sampling=plain,
         teacher_sampling=plain,
         seed=0,
         max_seconds=0.0,
+    )
+    options = _core.SessionOptions(
+        forced_tokens=[],
+        row=row,
         teacher_batch=0,
         want_log_probs=False,
         want_reads=False,

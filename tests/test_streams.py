@@ -793,14 +793,18 @@ def test_the_longest_sources_that_may_come_are_not_paid_for() -> None:
 
 
 def open_session(slots: int, model: NativeT5, rules: _core.MethodRules | None = None, **changes: Any) -> _core.Session:
-    options = {
-        "forced_tokens": [],
+    row = {
         "max_new_tokens": 12,
         "min_new_tokens": 0,
         "student_sampling": _core.Sampling(1.0),
         "teacher_sampling": _core.Sampling(),
         "seed": 0,
         "max_seconds": 0.0,
+    }
+    row |= {name: changes.pop(name) for name in row if name in changes}
+    options = {
+        "forced_tokens": [],
+        "row": _core.RowOptions(**row),
         "teacher_batch": 0,
         "want_log_probs": True,
         "want_reads": False,

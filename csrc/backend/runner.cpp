@@ -39,7 +39,8 @@ void Runner::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
   DraftPause now = pause;  // whose numbers of waiting rows grow
   DraftCount count{};
   PassTokens tokens = unread;
-  for (bool called = false; count.steps == 0 || goes_on(pause, count, called);) {
+  const auto interrupted = [this] { return bell_ != nullptr && bell_->waits(); };
+  for (bool called = false; count.steps == 0 || (goes_on(pause, count, called) && !interrupted());) {
     requests_.clear();
     for (const size_t i : drafting_) requests_.push_back(ask(rules, rows[i], &banned_[i * rules.stop_count]));
     results_.resize(requests_.size());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/operations.h"
+#include "core/bell.h"
 #include "core/draft.h"
 
 namespace kdtw {
@@ -39,8 +40,9 @@ class Runner {
   Runner(const Runner&) = delete;
   Runner& operator=(const Runner&) = delete;
 
-  // A call begins: what the program has enqueued on the device elsewhere comes before it.
-  virtual void begin() {}
+  // A call begins: what the program has enqueued on the device elsewhere comes before it. bell: ends drafts between two
+  // steps on the host; one that the device runs goes on to its end. Or null.
+  virtual void begin(const Bell* bell) { bell_ = bell; }
   // Offers work that this model's next pass needs (an encoder's): it may be enqueued now, beside other models' passes,
   // or not at all. Memory that it uses must not be used by anything else.
   virtual void offer(const std::function<void()>& work);
@@ -58,6 +60,7 @@ class Runner {
   const Weight& head_;
 
  private:
+  const Bell* bell_ = nullptr;
   // Kept for their memory.
   std::vector<int32_t> wanted_, ids_, step_wanted_, banned_;
   std::vector<TokenAt> self_, cross_;

@@ -110,20 +110,20 @@ py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
   return out;
 }
 
-py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer, Bell* bell) {
+py::dict run(Session& session, bool to_the_end, int64_t pad, const py::object& streamer, Bell* bell, bool one_turn) {
   SignalPoll signals;
   TokenStream stream;
   if (!streamer.is_none()) {
-    stream = [&streamer](int row, int position, int32_t token, Owner owner) {
+    stream = [&streamer](std::span<const SettledToken> settled) {
       py::gil_scoped_acquire lock;
-      streamer(row, position, token, int(owner));
+      for (const auto& [row, position, token, owner] : settled) streamer(row, position, token, int(owner));
     };
   }
   std::vector<Row> rows;
   {
     py::gil_scoped_release unlocked;
-    rows =
-        session.run(to_the_end ? Until::kAllFinished : Until::kSomeFinished, [&signals] { signals(); }, stream, bell);
+    const Until until = to_the_end ? Until::kAllFinished : one_turn ? Until::kTurn : Until::kSomeFinished;
+    rows = session.run(until, [&signals] { signals(); }, stream, bell);
   }
   return to_python(std::move(rows), session, pad);
 }
@@ -199,25 +199,21 @@ void bind_decoders(py::module_& m) {
            }),
            py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"));
 
-  py::class_<SessionOptions>(m, "SessionOptions")
-      .def(py::init([](std::vector<int32_t> forced_tokens, int max_new_tokens, int min_new_tokens, Sampling student,
-                       Sampling teacher, uint64_t seed, double max_seconds, int teacher_batch, bool want_log_probs,
-                       bool want_reads, int threads) {
-             return SessionOptions{std::move(forced_tokens),
-                                   max_new_tokens,
-                                   min_new_tokens,
-                                   student,
-                                   teacher,
-                                   seed,
-                                   max_seconds,
-                                   teacher_batch,
-                                   want_log_probs,
-                                   want_reads,
-                                   threads};
+  py::class_<RowOptions>(m, "RowOptions")
+      .def(py::init([](int max_new_tokens, int min_new_tokens, Sampling student, Sampling teacher, uint64_t seed,
+                       double max_seconds) {
+             return RowOptions{max_new_tokens, min_new_tokens, student, teacher, seed, max_seconds};
            }),
-           py::kw_only(), py::arg("forced_tokens"), py::arg("max_new_tokens"), py::arg("min_new_tokens"),
-           py::arg("student_sampling"), py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"),
-           py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("want_reads"), py::arg("threads"));
+           py::kw_only(), py::arg("max_new_tokens"), py::arg("min_new_tokens"), py::arg("student_sampling"),
+           py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"));
+
+  py::class_<SessionOptions>(m, "SessionOptions")
+      .def(py::init([](std::vector<int32_t> forced_tokens, const RowOptions& row, int teacher_batch,
+                       bool want_log_probs, bool want_reads, int threads) {
+             return SessionOptions{std::move(forced_tokens), row, teacher_batch, want_log_probs, want_reads, threads};
+           }),
+           py::kw_only(), py::arg("forced_tokens"), py::arg("row"), py::arg("teacher_batch"), py::arg("want_log_probs"),
+           py::arg("want_reads"), py::arg("threads"));
 
   py::class_<Bell>(m, "Bell").def(py::init<>()).def("ring", &Bell::ring).def("clear", &Bell::clear);
 
@@ -227,8 +223,10 @@ void bind_decoders(py::module_& m) {
            }),
            py::arg("decoder"), py::arg("options"), py::arg("slots"), py::arg("source_capacity"))
       .def("add", &Session::add, py::arg("key"), py::arg("ledger"), py::arg("student_source"),
-           py::arg("teacher_sources"), py::arg("own_ledgers") = std::vector<Ledger>())
-      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"), py::arg("bell") = py::none())
+           py::arg("teacher_sources"), py::arg("own_ledgers") = std::vector<Ledger>(), py::arg("options") = py::none())
+      .def("drop", &Session::drop, py::arg("index"))
+      .def("run", &run, py::arg("to_the_end"), py::arg("pad"), py::arg("streamer"), py::arg("bell") = py::none(),
+           py::arg("one_turn") = false)
       .def_property_readonly("free_slots", &Session::free_slots)
       .def_property_readonly("student_passes", [](const Session& s) { return s.totals().student_passes; })
       .def_property_readonly("teacher_passes", [](const Session& s) { return s.totals().teacher_passes; })

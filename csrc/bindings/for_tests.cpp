@@ -159,9 +159,9 @@ class OperationsForTests {
     for (const auto& [id, teacher] : stops) known.push_back({id, teacher});
     DraftRules rules;
     rules.stops = known.data(), rules.stop_count = static_cast<int32_t>(known.size());
-    rules.seed = seed, rules.max_uniform = max_uniform, rules.sampling.temperature = 1.0f;
+    rules.max_uniform = max_uniform;
     rules.teachers = static_cast<int32_t>(waiting.size());
-    rules.most_outputs = rules.most_drafted = outputs, rules.vocabulary = rows(head);
+    rules.vocabulary = rows(head);
     DraftPause pause;
     std::copy(waiting.begin(), waiting.end(), pause.waiting);
     pause.batch = batch;
@@ -169,7 +169,8 @@ class OperationsForTests {
     std::vector<int32_t> ids(positions.size()), wanted;
     std::vector<TokenAt> places;
     for (int i = 0; i < static_cast<int>(positions.size()); ++i) {
-      drafting[i].row = i, drafting[i].key = i, drafting[i].position = positions[i];
+      drafting[i].row = i, drafting[i].seed = seed, drafting[i].key = i, drafting[i].position = positions[i];
+      drafting[i].sampling.temperature = 1.0f, drafting[i].most_outputs = drafting[i].most_drafted = outputs;
       drafting[i].first_allowed = first_allowed[i].data(), drafting[i].first_call = first_calls[i];
       places.push_back({i, positions[i], positions[i] + 1});
       wanted.push_back(i);

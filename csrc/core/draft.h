@@ -27,16 +27,12 @@ struct StopToken {
 // What the rows of a session share.
 struct DraftRules {
   const StopToken* stops = nullptr;
-  uint64_t seed = 0;
   double min_confidence = 0;     // a row whose pick has less waits for teacher 1
   double max_entropy = DBL_MAX;  // the same of a pick with more; from DraftRow::first_call on
   double max_uniform = 1;        // the same, before the pick, where RandomStream::kCall draws more; from there on, too
-  Sampling sampling;
   int32_t stop_count = 0;
   int32_t teachers = 0;
   int32_t draft_length = 0;   // so many drafts wait for teacher 1; 0: any number goes on
-  int32_t most_outputs = 0;   // an output has so many tokens at most
-  int32_t most_drafted = 0;   // and drafts reach so far: 1 less where the teacher's token must find a place behind them
   int32_t checks_all = 0;     // a row that ends lets teacher 1 check its drafts first
   int32_t vocabulary = 0;     // the student's
   int32_t want_log_prob = 0;  // of picks
@@ -44,19 +40,23 @@ struct DraftRules {
 
 // A row that drafts.
 struct DraftRow {
-  uint64_t key = 0;                        // names the row to the random numbers
+  uint64_t seed = 0;                       // of its random numbers
+  uint64_t key = 0;                        // names the row to them
   float* keep_logits = nullptr;            // where its next pick's raw logits go [V], device memory; or null
   const int32_t* first_allowed = nullptr;  // beside DraftRules::stops: the first output at which it may pick each
-  int32_t row = 0;                         // its place in the caches
-  int32_t id = 0;                          // the newest token, which it reads next
-  int32_t marked = 0;                      // k: teacher k wrote that
-  int32_t position = 0;                    // the output (0 = first) that it picks next
-  int32_t offset = 0;                      // of position 0 in the caches of self-attention: a prompt stands before it
-  int32_t source_length = 0;               // keys that cross-attention sees
-  int32_t drafts = 0;                      // tokens since a teacher's last word
-  int32_t first_call = INT_MAX;            // see DraftRules: the first output at which a ledger allows a call
-  uint32_t unseen_by = 0;                  // bit k - 1: teacher k has not seen its source
-  int32_t picks = 0;                       // in this draft
+  Sampling sampling;
+  int32_t most_outputs = 0;   // its output has so many tokens at most
+  int32_t most_drafted = 0;   // and drafts reach so far: 1 less where the teacher's token must find a place behind them
+  int32_t row = 0;            // its place in the caches
+  int32_t id = 0;             // the newest token, which it reads next
+  int32_t marked = 0;         // k: teacher k wrote that
+  int32_t position = 0;       // the output (0 = first) that it picks next
+  int32_t offset = 0;         // of position 0 in the caches of self-attention: a prompt stands before it
+  int32_t source_length = 0;  // keys that cross-attention sees
+  int32_t drafts = 0;         // tokens since a teacher's last word
+  int32_t first_call = INT_MAX;  // see DraftRules: the first output at which a ledger allows a call
+  uint32_t unseen_by = 0;        // bit k - 1: teacher k has not seen its source
+  int32_t picks = 0;             // in this draft
   int32_t stand = kDrafting;
 };
 
@@ -77,8 +77,8 @@ struct DraftCount {
   int32_t unseen;    // rows that wait for a teacher that has not seen their source
 };
 
-KDTW_BOTH double draw(const DraftRules& rules, const DraftRow& row, RandomStream stream) {
-  return uniform(rules.seed, row.key, static_cast<uint32_t>(row.position), stream);
+KDTW_BOTH double draw(const DraftRow& row, RandomStream stream) {
+  return uniform(row.seed, row.key, static_cast<uint32_t>(row.position), stream);
 }
 
 // StopToken::teacher of a token; -1: it has no meaning.
@@ -91,9 +91,9 @@ KDTW_BOTH int stop_of(const DraftRules& rules, int32_t id) {
 // Where a row stands before its next pick.
 KDTW_BOTH int stand_of(const DraftRules& rules, const DraftRow& row) {
   const bool ended = row.position > 0 && stop_of(rules, row.id) == 0;
-  if (ended || row.position >= rules.most_outputs) return rules.checks_all && row.drafts > 0 ? 1 : kFinished;
-  if (row.position >= rules.most_drafted || (rules.draft_length > 0 && row.drafts >= rules.draft_length)) return 1;
-  if (row.position >= row.first_call && draw(rules, row, RandomStream::kCall) > rules.max_uniform) return 1;
+  if (ended || row.position >= row.most_outputs) return rules.checks_all && row.drafts > 0 ? 1 : kFinished;
+  if (row.position >= row.most_drafted || (rules.draft_length > 0 && row.drafts >= rules.draft_length)) return 1;
+  if (row.position >= row.first_call && draw(row, RandomStream::kCall) > rules.max_uniform) return 1;
   return kDrafting;
 }
 
@@ -119,8 +119,8 @@ KDTW_BOTH void take(const DraftRules& rules, DraftRow& row, const PickResult& pi
 // What the row's next step asks. banned: memory for as many ids as there are stops.
 KDTW_BOTH PickRequest ask(const DraftRules& rules, const DraftRow& row, int32_t* banned) {
   PickRequest request;
-  request.sampling = rules.sampling;
-  if (rules.sampling.temperature > 0) request.uniform = draw(rules, row, RandomStream::kStudent);
+  request.sampling = row.sampling;
+  if (row.sampling.temperature > 0) request.uniform = draw(row, RandomStream::kStudent);
   request.banned = banned;
   for (int s = 0; s < rules.stop_count; ++s)
     if (row.position < row.first_allowed[s]) banned[request.banned_count++] = rules.stops[s].id;
@@ -147,7 +147,7 @@ KDTW_BOTH bool goes_on(const DraftPause& pause, const DraftCount& count, bool ca
 
 // An upper bound of a row's next steps.
 KDTW_BOTH int most_steps(const DraftRules& rules, const DraftRow& row) {
-  const int places = rules.most_drafted - row.position, drafts = rules.draft_length - row.drafts;
+  const int places = row.most_drafted - row.position, drafts = rules.draft_length - row.drafts;
   return rules.draft_length > 0 && drafts < places ? drafts : places;
 }
 

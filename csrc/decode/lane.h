@@ -30,8 +30,8 @@ class Lane {
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
-  // To be called at the beginning of a call.
-  void begin() { runner_->begin(); }
+  // To be called at the beginning of a call; see Runner::begin.
+  void begin(const Bell* bell) { runner_->begin(bell); }
   // Encodes the sources of those slots' rows that are not encoded yet, together. rows[slot] is a slot's row.
   void open(std::span<const int> slots, std::span<const Row> rows, const Poll& poll);
   // They will be opened: what can be done beside other lanes' passes may begin.

@@ -14,13 +14,23 @@ namespace kdtw {
 
 enum class Finish : uint8_t { kRunning = 0, kEnd = 1, kLength = 2, kTime = 3, kFault = 4 };
 
+// What a row may be asked for by itself.
+struct RowOptions {
+  int max_new_tokens = 64;
+  int min_new_tokens = 0;
+  Sampling student_sampling, teacher_sampling;
+  uint64_t seed = 0;
+  double max_seconds = 0.0;  // from when it was added; 0 = no limit
+};
+
 struct Row {
   // Given
   int index = 0;                              // how many rows its session had been given before
   uint64_t key = 0;                           // names the row to the random numbers
   std::vector<std::vector<int32_t>> sources;  // [0] the student's, [k] teacher k's
-  Ledger ledger;                              // of all teachers together
-  std::vector<Ledger> own_ledgers;            // [k - 1] of teacher k
+  RowOptions options;
+  Ledger ledger;                    // of all teachers together
+  std::vector<Ledger> own_ledgers;  // [k - 1] of teacher k
   Clock::time_point added;
 
   // Committed tokens, the start token first; owners beside them.
@@ -30,6 +40,7 @@ struct Row {
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
   std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 
+  Check check = Check::kNone;          // AcceptRule's, for the row's sampling
   DraftRow draft;                      // its draft's state
   std::vector<int32_t> first_allowed;  // DraftRow::first_allowed
   Finish finish = Finish::kRunning;

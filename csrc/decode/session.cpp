@@ -8,22 +8,14 @@
 
 namespace kdtw {
 
-// Marks the session as taken for the length of a call.
-class Session::Turn {
- public:
-  explicit Turn(Session& session) : session_(session) {
-    if (session.in_use_.exchange(true))
-      throw std::runtime_error(
-          "this session is at work in another thread, or in a call further up; a session serves one call at a time");
-    if (!session.broken_) return;
-    session.in_use_ = false;
-    throw std::runtime_error("this session has ended with an error; open a new one");
-  }
-  ~Turn() { session_.in_use_ = false; }
-
- private:
-  Session& session_;
-};
+Session::Turn::Turn(Session& session) : session_(session) {
+  if (session.in_use_.exchange(true))
+    throw std::runtime_error(
+        "this session is at work in another thread, or in a call further up; a session serves one call at a time");
+  if (!session.broken_) return;
+  session.in_use_ = false;
+  throw std::runtime_error("this session has ended with an error; open a new one");
+}
 
 Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity)
     : decoder_(std::move(decoder)),
@@ -33,10 +25,6 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
       backend_(make_backend(decoder_->device, options_.threads)),
       rows_(slots) {
   require(slots > 0, "a session needs at least one slot, got ", slots);
-  // A sampling teacher turns the exact match of speculative decoding into rejection sampling.
-  if (method_.accept.check == Check::kLenience && method_.accept.checks_all &&
-      options_.teacher_sampling.temperature > 0)
-    method_.accept.check = Check::kRejection;
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const auto& special = decoder_->special;
   for (const int32_t id : special.end) stops_.push_back({id, 0});
@@ -44,7 +32,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   banned_[0] = banned_[1] = special.tau;
   banned_[0].insert(banned_[0].begin(), special.end.begin(), special.end.end());
 
-  const int capacity = options_.max_new_tokens + 1;
+  const int capacity = options_.row.max_new_tokens + 1;
   student_.emplace(backend_, *decoder_->student, decoder_->student_vocabulary(), 0, method_.marks_teacher, slots,
                    source_capacity, capacity);
   for (const auto& teacher : decoder_->teachers)
@@ -52,77 +40,39 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
                            source_capacity, capacity);
 
   rules_.stops = stops_.data(), rules_.stop_count = static_cast<int32_t>(stops_.size());
-  rules_.seed = options_.seed;
   rules_.min_confidence = method_.call.min_confidence;
   rules_.max_entropy = method_.call.max_entropy;
   rules_.max_uniform = method_.call.max_uniform;
-  rules_.sampling = options_.student_sampling;
   rules_.teachers = asked_teachers();
-  rules_.draft_length = std::min(method_.call.draft_length, options_.max_new_tokens + 1);  // memory is made for so many
-  rules_.most_outputs = options_.max_new_tokens;
-  rules_.most_drafted =
-      options_.max_new_tokens - (method_.accept.checks_all && method_.accept.teacher_continues ? 1 : 0);
+  rules_.draft_length = std::min(method_.call.draft_length, capacity);  // memory is made for so many
   rules_.checks_all = method_.accept.checks_all;
   rules_.vocabulary = decoder_->student_vocabulary();
   rules_.want_log_prob = options_.want_log_probs;
-  if (needs_draft_logits(method_.accept.check))
-    draft_logits_ = backend_.operations->allocate(static_cast<size_t>(slots) * rules_.draft_length * rules_.vocabulary);
   seconds_ = seconds_since(opened_);
-}
-
-void Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
-                  std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers) {
-  Turn turn(*this);
-  if (free_.empty()) throw std::runtime_error("this session has no free slot; run() until a row has finished");
-  const size_t n = teachers_.size();
-  require(teacher_sources.size() <= n && own_ledgers.size() <= n, "this session has ", n, " teachers, but got ",
-          teacher_sources.size(), " sources and ", own_ledgers.size(), " ledgers for them");
-  teacher_sources.resize(n);
-  own_ledgers.resize(n);
-  const bool bound = ledger.bounds() || std::ranges::any_of(own_ledgers, &Ledger::bounds);
-  require(!bound || method_.keeps_ledger(), "this method asks no ledger before it calls the teacher; leave out limits");
-  size_t longest = student_source.size();
-  for (auto& source : teacher_sources) {
-    if (source.empty()) source = student_source;
-    longest = std::max(longest, source.size());
-  }
-  require(!student_source.empty() && longest <= static_cast<size_t>(source_capacity_), "a source must have 1 to ",
-          source_capacity_, " tokens in this session, got ", longest);
-  Row row;
-  row.index = added_rows_++;
-  row.key = key;
-  row.ledger = ledger;
-  row.own_ledgers = std::move(own_ledgers);
-  row.own_calls.assign(teachers(), 0);
-  row.sources.push_back(std::move(student_source));
-  for (auto& source : teacher_sources) row.sources.push_back(std::move(source));
-  row.added = Clock::now();
-  append(row, decoder_->special.start, Owner::kNone);
-  for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
-  rows_[free_.back()] = std::move(row);
-  added_.push_back(free_.back());
-  free_.pop_back();
 }
 
 std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream, Bell* bell) {
   Turn turn(*this);
   broken_ = true;  // until this call has come through
-  // A streamer is to be handed every token, and the clock is looked at between tokens.
-  const bool step_by_step = stream || options_.max_seconds > 0;
+  bool turned = false;
+  if (until == Until::kAllFinished) bell = nullptr;
   {
     Stopwatch watch(seconds_);
     const Listening listening(*backend_.operations, poll);
-    student_->begin();
-    for (Lane& teacher : teachers_) teacher.begin();
+    student_->begin(bell);
+    for (Lane& teacher : teachers_) teacher.begin(bell);
     admit(poll);
     for (;;) {
       poll();
       stop_late_rows();
-      if (stream)
-        for (const int slot : running_) hand_tokens(rows_[slot], stream);
+      if (stream) {
+        settled_.clear();
+        for (const int slot : running_) hand_tokens(rows_[slot]);
+        if (!settled_.empty()) stream(settled_);
+      }
       retire();
-      const bool enough = until == Until::kSomeFinished ? !finished_.empty() || (bell && bell->rung()) : fault_;
-      if (enough || running_.empty()) break;
+      const bool enough = until == Until::kAllFinished ? fault_ : !finished_.empty() || (bell && bell->rung());
+      if (enough || running_.empty() || std::exchange(turned, until == Until::kTurn)) break;
       select(drafting_, [](const Row& row) { return !row.waiting(); });
       bool called = false;
       for (int k = 1; k <= asked_teachers(); ++k) {
@@ -136,7 +86,9 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
         }
       }
       if (called) continue;
-      draft(drafting_, until == Until::kSomeFinished, step_by_step, poll);
+      // A streamer is to be handed every token, and the clock is looked at between tokens.
+      const auto hurried = [this](int slot) { return rows_[slot].options.max_seconds > 0; };
+      draft(drafting_, until != Until::kAllFinished, stream || std::ranges::any_of(running_, hurried), poll);
     }
   }
   broken_ = fault_ = false;
@@ -160,14 +112,6 @@ Totals Session::totals() const {
     std::swap(totals.student_seconds, totals.teacher_seconds);
   }
   return totals;
-}
-
-void Session::admit(const Poll& poll) {
-  if (method_.accept.checks_all) teachers_.front().open_soon(added_, rows_, poll);  // all will need it
-  student_->open(added_, rows_, poll);
-  for (const int slot : added_) begin_draft(slot);
-  running_.insert(running_.end(), added_.begin(), added_.end());
-  added_.clear();
 }
 
 template <typename Predicate>
@@ -203,14 +147,18 @@ void Session::truncate(int slot, int length) {
 // What a teacher's last word leaves: the row drafts from here, or waits, or has finished.
 void Session::begin_draft(int slot) {
   Row& row = rows_[slot];
-  const int end = options_.max_new_tokens, asked = method_.call.on_tau ? asked_teachers() : 0;
-  row.first_allowed.assign(decoder_->special.end.size(), options_.min_new_tokens);
+  const int end = row.options.max_new_tokens, asked = method_.call.on_tau ? asked_teachers() : 0;
+  row.first_allowed.assign(decoder_->special.end.size(), row.options.min_new_tokens);
   for (int k = 1; k <= static_cast<int>(decoder_->special.tau.size()); ++k)
     row.first_allowed.push_back(k <= asked ? row.first_call(k, end) : end);
   DraftRow& draft = row.draft = {};
+  draft.seed = row.options.seed;
   draft.key = row.key;
+  draft.sampling = row.options.student_sampling;
+  draft.most_outputs = end;
+  draft.most_drafted = end - (method_.accept.checks_all && method_.accept.teacher_continues ? 1 : 0);
   draft.first_allowed = row.first_allowed.data();
-  if (draft_logits_.data) draft.keep_logits = draft_slot(slot, 0);
+  if (needs_draft_logits(row.check)) draft.keep_logits = draft_slot(slot, 0);
   draft.row = slot;
   draft.id = row.tokens.back();
   draft.marked = method_.marks_teacher ? row.teacher_index.back() : 0;
@@ -228,13 +176,13 @@ void Session::settle(Row& row) const {
 }
 
 // What the teacher must not pick as output `position`.
-void Session::ban(PickRequest& request, int position) const {
-  const auto& ids = banned_[position < options_.min_new_tokens ? 0 : 1];
+void Session::ban(PickRequest& request, const Row& row, int position) const {
+  const auto& ids = banned_[position < row.options.min_new_tokens ? 0 : 1];
   request.banned = ids.data(), request.banned_count = static_cast<int32_t>(ids.size());
 }
 
 double Session::draw(const Row& row, int position, RandomStream stream) const {
-  return uniform(options_.seed, row.key, static_cast<uint32_t>(position), stream);
+  return uniform(row.options.seed, row.key, static_cast<uint32_t>(position), stream);
 }
 
 // The group drafts until a call is due (call_now), or a row has finished and until_finish.
@@ -303,14 +251,14 @@ void Session::call(int teacher, const std::vector<int>& group, const Poll& poll)
 
 bool Session::teacher_writes_next(const Row& row) const {
   const bool drafted_end = row.drafts() > 0 && decoder_->special.is_end(row.tokens.back());
-  return method_.accept.teacher_continues && !drafted_end && row.outputs() < options_.max_new_tokens;
+  return method_.accept.teacher_continues && !drafted_end && row.outputs() < row.options.max_new_tokens;
 }
 
 void Session::ask_teacher(int slot) {
   const Row& row = rows_[slot];
   const auto& accept = method_.accept;
   const int size = static_cast<int>(row.tokens.size());
-  int first_checked = accept.check == Check::kNone ? size : row.draft_begin();
+  int first_checked = row.check == Check::kNone ? size : row.draft_begin();
   // A check must not roll back so far that the ledger's fraction would break.
   if (method_.call.on_tau && first_checked < size)
     first_checked = std::max(first_checked, 1 + row.first_replaceable(row.waiting()));
@@ -319,13 +267,13 @@ void Session::ask_teacher(int slot) {
     if (!checked && !options_.want_log_probs) continue;
     PickRequest request = teacher_pick(row, i - 1);
     request.draft = row.tokens[i];
-    request.check = checked ? accept.check : Check::kScore;
-    request.threshold = asked_threshold(accept.check, accept.threshold);
+    request.check = checked ? row.check : Check::kScore;
+    request.threshold = asked_threshold(row.check, accept.threshold);
     if (needs_draft_logits(request.check)) {
       request.accept_uniform = draw(row, i - 1, RandomStream::kAccept);
       request.draft_logits = draft_slot(slot, i - row.draft_begin());
       request.draft_vocabulary = rules_.vocabulary;
-      request.draft_sampling = options_.student_sampling;
+      request.draft_sampling = row.options.student_sampling;
       request.draft_banned = request.banned, request.draft_banned_count = request.banned_count;
     }
     queries_.push_back({slot, i - 1, request});
@@ -335,9 +283,9 @@ void Session::ask_teacher(int slot) {
 
 PickRequest Session::teacher_pick(const Row& row, int position) const {
   PickRequest request;
-  request.sampling = options_.teacher_sampling;
+  request.sampling = row.options.teacher_sampling;
   if (request.sampling.temperature > 0) request.uniform = draw(row, position, RandomStream::kTeacher);
-  ban(request, position);
+  ban(request, row, position);
   request.want_log_prob = options_.want_log_probs;
   return request;
 }
@@ -409,11 +357,11 @@ float* Session::draft_slot(int slot, int draft) const {
 }
 
 void Session::stop_late_rows() {
-  if (options_.max_seconds <= 0) return;
   const auto now = Clock::now();
   for (const int slot : running_) {
     Row& row = rows_[slot];
-    if (!row.running() || std::chrono::duration<double>(now - row.added).count() < options_.max_seconds) continue;
+    if (row.options.max_seconds <= 0 || !row.running()) continue;
+    if (std::chrono::duration<double>(now - row.added).count() < row.options.max_seconds) continue;
     // A method that checks everything does not let unchecked drafts out.
     if (method_.accept.checks_all && row.drafts() > 0) {
       row.rolled_back += row.drafts();
@@ -424,27 +372,13 @@ void Session::stop_late_rows() {
   }
 }
 
-// Hands out the tokens that nothing can take back any more.
-void Session::hand_tokens(Row& row, const TokenStream& stream) const {
+// Puts the row's tokens that nothing can take back any more into settled_.
+void Session::hand_tokens(Row& row) {
   if (row.finish == Finish::kFault) return;
-  const bool final = method_.accept.check == Check::kNone || !row.running();
+  const bool final = row.check == Check::kNone || !row.running();
   const int settled = final ? static_cast<int>(row.tokens.size()) : row.draft_begin();
   for (; row.streamed < settled; ++row.streamed)
-    stream(row.index, row.streamed - 1, row.tokens[row.streamed], row.owners[row.streamed]);
-}
-
-// Rows that have finished leave their slots.
-void Session::retire() {
-  std::erase_if(running_, [&](int slot) {
-    Row& row = rows_[slot];
-    if (row.running()) return false;
-    fault_ |= row.finish == Finish::kFault;
-    student_->release(slot);
-    for (Lane& teacher : teachers_) teacher.release(slot);
-    finished_.push_back(std::move(row));
-    free_.push_back(slot);
-    return true;
-  });
+    settled_.push_back({row.index, row.streamed - 1, row.tokens[row.streamed], row.owners[row.streamed]});
 }
 
 }  // namespace kdtw

@@ -8,8 +8,10 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
+#include "core/bell.h"
 #include "core/clock.h"
 #include "decode/decoder.h"
 #include "decode/lane.h"
@@ -20,12 +22,8 @@ namespace kdtw {
 // What the rows of a session share.
 struct SessionOptions {
   std::vector<int32_t> forced_tokens;
-  int max_new_tokens = 64;
-  int min_new_tokens = 0;
-  Sampling student_sampling, teacher_sampling;
-  uint64_t seed = 0;
-  double max_seconds = 0.0;  // of a row, from when it was added; 0 = no limit
-  int teacher_batch = 0;     // see call_now
+  RowOptions row;         // of rows that have none of their own; none has more max_new_tokens
+  int teacher_batch = 0;  // see call_now
   bool want_log_probs = false;
   bool want_reads = false;
   int threads = 0;
@@ -37,22 +35,18 @@ struct Totals {
   double encode_seconds = 0, student_seconds = 0, teacher_seconds = 0, other_seconds = 0;
 };
 
-// Called with every settled token, in order of each row's positions (0 = first output).
-using TokenStream = std::function<void(int row, int position, int32_t token, Owner owner)>;
-
-// Rung from another thread, it ends a run that waits for a row to finish: something else is to be done.
-class Bell {
- public:
-  void ring() { rung_.store(true, std::memory_order_release); }
-  void clear() { rung(); }
-  // Whether it has been rung since this was asked last.
-  bool rung() { return rung_.exchange(false, std::memory_order_acq_rel); }
-
- private:
-  std::atomic<bool> rung_{false};
+// A token that nothing can take back any more; positions count a row's outputs from 0.
+struct SettledToken {
+  int row;
+  int position;
+  int32_t token;
+  Owner owner;
 };
+// Called with all that have settled since it was called last, in order of each row's positions.
+using TokenStream = std::function<void(std::span<const SettledToken>)>;
 
-enum class Until { kSomeFinished, kAllFinished };
+// kTurn: once through the loop, which is one teacher's pass or one draft.
+enum class Until { kTurn, kSomeFinished, kAllFinished };
 
 class Session {
  public:
@@ -62,11 +56,17 @@ class Session {
   // Puts a row into a free slot; the next run() encodes it, together with others that were added. Rows are numbered
   // 0, 1, 2, ... as they come. `ledger` bounds all teachers together, own_ledgers[k - 1] teacher k. teacher_sources[k -
   // 1] is teacher k's source; where it is empty or missing: the student's. A missing ledger of its own bounds nothing.
-  void add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
-           std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers);
+  // options: of the row, instead of SessionOptions::row. Returns the row's number.
+  int add(uint64_t key, Ledger ledger, std::vector<int32_t> student_source,
+          std::vector<std::vector<int32_t>> teacher_sources, std::vector<Ledger> own_ledgers,
+          const RowOptions* options = nullptr);
+
+  // Ends the row of that number, which is handed out to nobody; false where none runs.
+  bool drop(int index);
 
   // Decodes until a row has finished, or all have; a row at fault (Row::fault) ends either. Hands out what has
-  // finished, in the order of the rows' numbers; nothing when no row is left, or when the bell ended kSomeFinished.
+  // finished, in the order of the rows' numbers; nothing when no row is left, or when the bell ended it, which only
+  // kAllFinished does not hear.
   //
   // An exception (of `poll`, which is called often, or of `stream`) ends the session: caches may be out of step.
   std::vector<Row> run(Until until, const Poll& poll, const TokenStream& stream, Bell* bell = nullptr);
@@ -80,7 +80,15 @@ class Session {
   Totals totals() const;
 
  private:
-  class Turn;
+  // Marks the session as taken for the length of a call.
+  class Turn {
+   public:
+    explicit Turn(Session& session);
+    ~Turn() { session_.in_use_ = false; }
+
+   private:
+    Session& session_;
+  };
 
   int asked_teachers() const { return static_cast<int>(teachers_.size()); }
   void admit(const Poll& poll);
@@ -88,7 +96,8 @@ class Session {
   void truncate(int slot, int length);
   void begin_draft(int slot);
   void settle(Row& row) const;
-  void ban(PickRequest& request, int position) const;
+  void ban(PickRequest& request, const Row& row, int position) const;
+  void leave(int slot);
   double draw(const Row& row, int position, RandomStream stream) const;
   float* draft_slot(int slot, int draft) const;
   template <typename Predicate>
@@ -105,7 +114,7 @@ class Session {
   std::vector<int32_t>& reads(Row& row, const Lane& lane) const;
   void record_reads(const Lane& lane);
   void stop_late_rows();
-  void hand_tokens(Row& row, const TokenStream& stream) const;
+  void hand_tokens(Row& row);
   void retire();
 
   const Clock::time_point opened_ = Clock::now();
@@ -119,7 +128,7 @@ class Session {
   DraftRules rules_;
   std::optional<Lane> student_;
   std::deque<Lane> teachers_;  // [k - 1]
-  Buffer draft_logits_;        // [slots, K, V_student], where the check needs them
+  Buffer draft_logits_;        // [slots, K, V_student], where a row's check needs them
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot
@@ -131,6 +140,7 @@ class Session {
   std::vector<PickResult> results_;
   std::vector<DraftRow> drafts_;
   Picks picks_;
+  std::vector<SettledToken> settled_;
   double seconds_ = 0.0;  // in here
   bool broken_ = false;
   std::atomic<bool> in_use_ = false;

@@ -10,9 +10,9 @@ from kdtw_fast.decoders.checked_drafts import (
     SpeculativeCascadeDecoder,
     SpeculativeDecoder,
 )
-from kdtw_fast.decoders.interface import TokenStreamer
 from kdtw_fast.decoders.single import GreedyDecoder, SingleModelDecoder
 from kdtw_fast.decoders.training_wheels import EntropyCallDecoder, RandomCallDecoder, TrainingWheelsDecoder
+from kdtw_fast.worker import TokenStreamer
 
 __all__ = [
     "BigLittleDecoder",

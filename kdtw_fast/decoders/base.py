@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
 from kdtw_fast import _core
-from kdtw_fast.decoders.interface import AnyDecoder, TokenStreamer, end, is_text_streamer
+from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
 from kdtw_fast.inputs import Item, row_keys
+from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
@@ -22,11 +25,13 @@ from kdtw_fast.options import (
     PairOptions,
     check_int,
 )
-from kdtw_fast.outputs import GenerationOutput, together
+from kdtw_fast.outputs import GenerationOutput, empty, together
 from kdtw_fast.streams import RowArguments, Stream
+from kdtw_fast.worker import Kind, Ticket, TokenStreamer
 
 ModelLike = torch.nn.Module | NativeT5 | str | Path
 SMALLEST_TEMPERATURE = 1e-38
+LEAST_ROOM = 256  # outputs of a session for rows that are submitted
 _UNLIMITED = (None,) * len(LIMITS)
 
 
@@ -74,19 +79,66 @@ class Decoder(AnyDecoder):
         session = self._open(options, batch_size, options.max_source_length)
 
         def read(value: Any, index: int) -> Item:
-            return self._item(value, f"item {index}", budget)
+            return self._item(value, f"item {index}", budget, options)
 
         def rows(items: list[Item], indices: list[int]) -> Iterator[RowArguments]:
-            for index, item, row in zip(indices, items, self._item_rows(items, indices, budget, options)):
-                own_limits = (getattr(item, name) for name in LIMITS)
-                bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
-                if item.words is not None and bounds == [None, None]:
-                    bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
-                ledger, ledgers = self._ledgers(bounds)
-                yield index if item.row_id is None else item.row_id, ledger, row.own, row.teachers, ledgers
+            return self._arguments(items, indices, budget, limits, options)
 
         pad, teachers = self.model.pad_token_id, len(self._asked)
         return Stream(session, inputs, read, rows, self.tokenizer, pad, in_order, on_error, teachers)
+
+    def _submit(
+        self, value: Any, row_id: int, budget: Any, streamer: TokenStreamer | None, options: GenerateOptions
+    ) -> Ticket:
+        budget = self._one_budget(budget)
+        if budget is not None:
+            self._phrase(budget)
+        item = self._item(value, "the input", budget, options)
+        if item.is_blank:
+            ticket = Ticket()
+            ticket.set_result(empty(0, len(self._asked)))
+            return ticket
+        limits = self._limits(options, 1)[0]
+        try:
+            arguments = next(self._arguments([item], [row_id], budget, limits, options))
+        except (TypeError, ValueError) as error:
+            raise type(error)(Message.of(error).reworded(f"item {row_id}", "the input")) from None
+        own = self._row_options(item.options(options))
+        worker, core, pad, longest = self.worker, self._core, self.model.pad_token_id, options.max_source_length
+        room = self._room(options.max_new_tokens)  # not the item's own: it may join those of others
+        shared = self._session_options(replace(options, max_new_tokens=room), worker.slots)
+        told = (options.forced_tokens, options.teacher_batch, options.output_logprobs, options.output_reads)
+        key = (core, room, longest, options.num_threads or self.num_threads, *map(str, told))
+        # Nothing here holds this decoder: the worker, which it holds, keeps the kind.
+        kind = Kind(key, lambda slots: _core.Session(core, shared, slots, longest), pad)
+        finish = partial(_add_words, self._words, item.words is not None)
+        return worker.submit(kind, (*arguments[:-1], own), finish, streamer)
+
+    def _room(self, tokens: int) -> int:
+        """The outputs that a session for a row of so many has places for: few sizes, so that rows share sessions."""
+        if any(model.spec["decoder"].get("positions") for model in (self.model, *self._asked)):
+            return tokens  # a table of positions has an end
+        return max(LEAST_ROOM, 1 << (tokens - 1).bit_length())
+
+    def _arguments(
+        self,
+        items: Sequence[Item],
+        indices: Sequence[int],
+        budget: Any,
+        limits: Sequence[Any],
+        options: GenerateOptions,
+    ) -> Iterator[RowArguments]:
+        """What a session that was opened with these options is given for the items of those indices."""
+        for index, item, row in zip(indices, items, self._item_rows(items, indices, budget, options)):
+            own_limits = (getattr(item, name) for name in LIMITS)
+            bounds = [limit if own is None else own for own, limit in zip(own_limits, limits)]
+            if item.words is not None and bounds == [None, None]:
+                bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
+            ledger, ledgers = self._ledgers(bounds)
+            own = item.options(options)
+            key = index if item.row_id is None else item.row_id
+            row_options = None if own is options else self._row_options(own)
+            yield key, ledger, row.own, row.teachers, ledgers, row_options
 
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
         repeats = options.num_return_sequences
@@ -106,22 +158,29 @@ class Decoder(AnyDecoder):
         return together(result, session)
 
     def _open(self, options: GenerateOptions, slots: int, source_capacity: int) -> _core.Session:
-        """A session of the core with these options."""
-        teacher = _sampling(*options.teacher_sampling)
-        shared = _core.SessionOptions(
+        """A session of the core with these options, which are those of rows that have none of their own."""
+        return _core.Session(self._core, self._session_options(options, slots), slots, source_capacity)
+
+    def _session_options(self, options: GenerateOptions, slots: int) -> _core.SessionOptions:
+        return _core.SessionOptions(
             forced_tokens=[self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens,
+            row=self._row_options(options),
+            teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
+            want_log_probs=options.output_logprobs,
+            want_reads=options.output_reads,
+            threads=options.num_threads or self.num_threads,
+        )
+
+    def _row_options(self, options: GenerateOptions) -> _core.RowOptions:
+        teacher = _sampling(*options.teacher_sampling)
+        return _core.RowOptions(
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
             student_sampling=teacher if self._role == "teacher" else _sampling(*options.sampling),
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
-            teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
-            want_log_probs=options.output_logprobs,
-            want_reads=options.output_reads,
-            threads=options.num_threads or self.num_threads,
         )
-        return _core.Session(self._core, shared, slots, source_capacity)
 
     def _forced_token(self, token: int) -> int:
         vocabulary = min(model.vocab_size for model in (self.model, *self._asked))
@@ -248,6 +307,13 @@ def check_asks(student: NativeT5, count: int) -> None:
             f"the student can ask {wanted} {'teacher' if wanted == 1 else 'teachers'}, but {count} were given; "
             f"TrainingWheels.from_model(model, teachers={count}) makes one for {count}"
         )
+
+
+def _add_words(words: Callable[[], Any], was_text: bool, out: GenerationOutput) -> None:
+    """Gives an output the tokenizer, and its text where one went in."""
+    out._with_words(words)
+    if was_text:
+        out.texts = words().batch_decode(out.output_ids, skip_special_tokens=True)
 
 
 def _sampling(temperature: float, top_k: int, top_p: float) -> _core.Sampling:

@@ -12,6 +12,7 @@ import torch
 
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reading, Row
+from kdtw_fast.decoders.submitting import Submitting
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5, unpicklable
@@ -27,11 +28,10 @@ from kdtw_fast.options import (
 )
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.streams import Stream
+from kdtw_fast.worker import TokenStreamer
 
-TokenStreamer = Callable[[int, int, int, int], None]
 
-
-class AnyDecoder(Reading, ABC):
+class AnyDecoder(Reading, Submitting, ABC):
     """``generate``, calls with strings and ``stream`` of what decodes rows."""
 
     teachers: tuple[NativeT5, ...]

@@ -80,12 +80,13 @@ class Reading:
         ids, teacher_ids = zip(*self.tokenize(texts, budgets))
         return list(ids), [{"input_ids": list(own)} for own in zip(*teacher_ids)] if self._asked else None
 
-    def _item(self, value: Any, label: str, budget: Any) -> Item:
+    def _item(self, value: Any, label: str, budget: Any, options: GenerateOptions) -> Item:
         """A stream's item that ``value`` stands for, checked as far as can be before it is its turn."""
         item = Item.of(value, label)
         if item.budget is not None:
             with named(f"{label}: budget"):
                 item = replace(item, budget=self._one_budget(item.budget))
+        item.options(options, label)
         if item.words is not None:
             with named(label):
                 self._check_takes_text(budget if item.budget is None else item.budget)

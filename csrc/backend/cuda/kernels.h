@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 7 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 8 };  // of this file; the engine refuses another one
 
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 

@@ -31,7 +31,10 @@ class CudaRunner : public Runner {
       throw std::runtime_error("graphs with loops do not run on this device; draft 'ahead' instead");
   }
 
-  void begin() override { host_.follow_program(); }
+  void begin(const Bell* bell) override {
+    Runner::begin(bell);
+    host_.follow_program();
+  }
 
   void offer(const std::function<void()>& work) override {
     aside_ = true;
