@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdtw_fast import __version__
-from kdtw_fast.cli import bench, compare, curves, demo, generate, info, project, report, selftest, train
+from kdtw_fast.cli import bench, compare, curves, demo, generate, info, project, report, selftest, serve, train
 from kdtw_fast.cli.errors import OneSentence
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def kdtw(
 
 
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command()(demo.demo)
 app.command()(bench.bench)
 app.command()(compare.compare)

@@ -1,0 +1,189 @@
+"""What a service serves: a pair's decoders by method over one worker, and the rows that are under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from kdtw_fast.decoders import Decoder
+from kdtw_fast.methods import METHODS, make_decoder
+from kdtw_fast.options import nearest
+from kdtw_fast.outputs import GenerationOutput
+from kdtw_fast.owner import Owner
+from kdtw_fast.serve.asked import OPTION_NAMES, Asked, unknown_model
+from kdtw_fast.serve.errors import ApiError, invalid, of_option
+from kdtw_fast.serve.settings import ServeOptions
+from kdtw_fast.worker import Ticket, TokenStreamer, Worker
+
+FINISH = {"end": "stop", "stop": "stop", "length": "length", "time": "length"}  # finish_reasons, in OpenAI's words
+DEFAULT_BUDGET = "light"
+LONGEST_TOKEN = 64  # characters; a text that must be too long is not read for its tokens
+Source = str | list[int] | list[dict[str, str]]  # a text, token ids, or the messages of a chat
+
+
+class Served:
+    """A pair that is served under a name.
+
+    Args:
+        name: of the model, as requests call it; ``name/method`` is the same pair decoded by that method.
+        models: "student" and "teacher", or one of them.
+        tokenizer: of both.
+        limits: of requests.
+        method: of requests that name none; None = Training Wheels where the pair can, else the first that it can.
+        num_threads: of decoding.
+
+    Attributes:
+        open: places that are taken, of rows that run or wait.
+        decoders: by the method's name.
+        lacking: why a method is not offered, by its name.
+
+    Raises:
+        ValueError: the method cannot be offered, or none can; or the models take no such lengths.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        models: Mapping[str, Any],
+        tokenizer: Any,
+        limits: ServeOptions,
+        method: str | None = None,
+        num_threads: int | None = None,
+    ):
+        self.name, self.tokenizer, self.limits = name, tokenizer, limits
+        self.created = int(time.time())
+        self.worker = Worker(limits.batch_size)
+        self.decoders: dict[str, Decoder] = {}
+        self.lacking = {"auto": "it chooses a method for a whole batch, and a service has none"}
+        self.open = 0
+        for one in METHODS:
+            if one in self.lacking:
+                continue
+            try:
+                decoder = make_decoder(one, models, tokenizer, num_threads)
+            except (TypeError, ValueError) as error:
+                self.lacking[one] = str(error)
+                continue
+            assert isinstance(decoder, Decoder)
+            decoder.worker = self.worker
+            self.decoders[one] = decoder
+        if not self.decoders:
+            raise ValueError(f"{name}: no method decodes with these models: {self.lacking}")
+        self.method = self._known(method) if method is not None else next(iter(self.decoders))
+        decoder = self.decoders[self.method]
+        lengths = {"max_new_tokens": limits.max_new_tokens, "max_source_length": limits.max_source_length}
+        # A short row shows whether the models have places for such lengths, and opens the session for those that come.
+        decoder.submit({"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1}, **lengths).result()
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of models that requests may use."""
+        return [self.name, *(f"{self.name}/{method}" for method in self.decoders)]
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer knows how a chat is written."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def method_of(self, asked: Asked) -> str:
+        """The method that a request is decoded by; ApiError for an unknown one, or an unknown model."""
+        named = None
+        if asked.model is not None and asked.model != self.name:
+            if asked.model not in self.ids:
+                raise unknown_model(asked.model, self.ids)
+            named = asked.model.removeprefix(f"{self.name}/")
+        if named is not None and asked.method not in (None, named):
+            raise invalid(f"model names the method {named!r} and method {asked.method!r}; name one", "method")
+        try:
+            return self._known(named or asked.method) if named or asked.method else self.method
+        except ValueError as error:
+            raise invalid(str(error), "method") from None
+
+    def reserve(self, rows: int) -> None:
+        """Takes so many places, until they are released; ApiError 429 where too many rows would wait."""
+        most = self.limits.batch_size + self.limits.max_queue
+        if self.open + rows > most:
+            raise ApiError(
+                429,
+                f"{self.open} rows are under way or wait, and with {rows} more there would be more than {most}; "
+                f"try again later",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        self.open += rows
+
+    def release(self, rows: int) -> None:
+        """Gives so many places back."""
+        self.open -= rows
+
+    def submit(self, asked: Asked, source: Source, streamer: TokenStreamer | None = None) -> Ticket:
+        """Hands in one source of a request; ApiError for what its decoder refuses."""
+        decoder = self.decoders[self.method_of(asked)]
+        kind = "text" if isinstance(source, str) else "input_ids"
+        if any(isinstance(part, dict) for part in source[:1]):
+            kind = "messages"
+        most = LONGEST_TOKEN * self.limits.max_source_length
+        if kind == "text" and len(source) > most:
+            raise invalid(f"the text has {len(source)} characters, more than {most}; cut it into parts")
+        item = dict(asked.item) | {kind: source}
+        budget = None
+        if kind != "input_ids" and decoder._keeps_limits:
+            several = len(decoder.model.tau_token_ids)
+            budget = DEFAULT_BUDGET if several < 2 else [DEFAULT_BUDGET] * several
+        elif "budget" in item and not decoder._keeps_limits:
+            raise invalid(f"a budget is nothing to the method {self.method_of(asked)!r}; leave it out", "budget")
+        limits = self.limits
+        try:
+            return decoder.submit(
+                item,
+                budget=budget,
+                streamer=streamer,
+                max_new_tokens=limits.max_new_tokens,
+                max_source_length=limits.max_source_length,
+            )
+        except (TypeError, ValueError) as error:
+            raise of_option(error, OPTION_NAMES) from None
+        except Exception as error:
+            if kind != "messages":
+                raise
+            raise invalid(f"messages: {error}", "messages") from None  # a template may raise what it likes
+
+    def _known(self, method: str | None) -> str:
+        if method in self.decoders:
+            return str(method)
+        if method in self.lacking:
+            raise ValueError(f"the method {method!r} is not offered here: {self.lacking[method]}")
+        raise ValueError(f"unknown method {method!r}{nearest(str(method), self.decoders)}")
+
+
+def counts(out: GenerationOutput, ticket: Ticket) -> dict[str, Any]:
+    """What an output cost: the usage of one row."""
+    assert out.owners is not None and out.lengths is not None and out.teacher_calls is not None
+    owners = out.owners[0, out.spans[0]].tolist()
+    started = ticket.submitted if ticket.started is None else ticket.started
+    ended = started if ticket.ended is None else ticket.ended
+    return {
+        "prompt_tokens": ticket.source_length,
+        "completion_tokens": len(owners),
+        "total_tokens": ticket.source_length + len(owners),
+        "by_owner": {owner.name.lower(): owners.count(owner) for owner in Owner if owner in owners},
+        "teacher_calls": int(out.teacher_calls[0]),
+        "teacher_share": sum(Owner(owner).is_teacher for owner in owners) / max(1, len(owners)),
+        "queue_ms": 1000 * (started - ticket.submitted),
+        "decode_ms": 1000 * (ended - started),
+    }
+
+
+def usage(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The usage of a request: sums of its rows, whose times overlap, and of times the longest."""
+    whole: dict[str, Any] = {
+        name: sum(row[name] for row in rows)
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens", "teacher_calls")
+    }
+    names = [owner.name.lower() for owner in Owner]
+    by_owner = {name: sum(row["by_owner"].get(name, 0) for row in rows) for name in names}
+    whole["by_owner"] = {name: count for name, count in by_owner.items() if count}
+    tokens = whole["completion_tokens"]
+    whole["teacher_share"] = sum(row["teacher_share"] * row["completion_tokens"] for row in rows) / max(1, tokens)
+    return whole | {name: round(max(row[name] for row in rows), 3) for name in ("queue_ms", "decode_ms")}

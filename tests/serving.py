@@ -1,0 +1,58 @@
+"""A service on loopback for tests, in this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from kdtw_fast import load_pair
+from kdtw_fast.model import NativeModel
+from kdtw_fast.serve.app import Service
+from kdtw_fast.serve.run import address, listen, make_server
+from kdtw_fast.serve.served import Served
+from kdtw_fast.serve.settings import ServeOptions
+
+NAME = "debian-de-en"
+
+
+@cache
+def shipped() -> tuple[dict[str, NativeModel], Any]:
+    """The shipped pair's models and tokenizer."""
+    pair = load_pair(NAME)
+    models = {role: NativeModel.from_model(getattr(pair, role), role) for role in ("student", "teacher")}
+    return models, pair.tokenizer
+
+
+@contextmanager
+def serving(
+    api_key: str | None = None, languages: tuple[str, str] | None = ("de", "en"), tokenizer: Any = None, **limits: Any
+) -> Iterator[tuple[str, Service]]:
+    """The address of a service and the service, until the block ends."""
+    models, words = shipped()
+    served = Served(NAME, models, tokenizer or words, ServeOptions(**limits), num_threads=2)
+    service = Service(served, api_key, languages)
+    listening = listen("127.0.0.1", 0)
+    server = make_server(service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.001)
+    try:
+        yield address(listening), service
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def settled(service: Service, seconds: float = 60.0) -> None:
+    """Waits until the service has nothing to do."""
+    deadline = time.monotonic() + seconds
+    worker = service.served.worker
+    while worker.running or worker.waiting or service.served.open:
+        assert time.monotonic() < deadline, (worker.running, worker.waiting, service.served.open)
+        time.sleep(0.002)

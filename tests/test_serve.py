@@ -1,0 +1,477 @@
+"""The service on loopback, asked by the official openai client: what comes is what the decoder gives alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+openai = pytest.importorskip("openai", reason="the openai client is not installed (the extra 'test')")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
+
+from serving import NAME, serving, settled, shipped  # noqa: E402
+
+from kdtw_fast import Owner, load_pair  # noqa: E402
+from kdtw_fast.cli import app  # noqa: E402
+from kdtw_fast.methods import make_decoder  # noqa: E402
+from kdtw_fast.pairs import load_samples  # noqa: E402
+from kdtw_fast.serve.app import Service  # noqa: E402
+
+LONG = {"max_tokens": 20_000, "extra_body": {"min_tokens": 20_000, "method": "greedy-student"}}
+LONG_BODY = {"max_tokens": 20_000, "min_tokens": 20_000, "method": "greedy-student"}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[str, Service]]:
+    with serving(batch_size=4, max_queue=100, max_new_tokens=64) as told:
+        yield told
+
+
+def client(url: str, **more: Any) -> Any:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, **more)
+
+
+def texts(count: int) -> list[str]:
+    return [sample.source for sample in load_samples(NAME, count)]
+
+
+def alone(text: Any, method: str = "training-wheels", **options: Any) -> Any:
+    models, words = shipped()
+    decoder = make_decoder(method, models, words, 2)
+    settings = {"max_new_tokens": 64} | options
+    budget = settings.pop("budget", "light") if decoder._keeps_limits else None
+    if isinstance(text, str):
+        return decoder(text, budget, **settings)
+    out = decoder.generate([text], **settings)
+    out.texts = words.batch_decode(out.output_ids, skip_special_tokens=True)
+    return out
+
+
+def check_error(status: int, response: Any, *words: str) -> dict[str, Any]:
+    """An OpenAI error object of this status that says these words."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for word in words:
+        assert word in error["message"], error
+    return error
+
+
+# --- Completions -----------------------------------------------------------------------------------------
+
+ASKED: list[dict[str, Any]] = [
+    {},
+    {"budget": "very high"},
+    {"budget": "no"},
+    {"budget": "high", "max_teacher_calls": 1},
+    {"max_teacher_fraction": 0.05},
+    {"method": "greedy-teacher"},
+    {"method": "greedy-student", "max_new_tokens": 5},
+    {"method": "speculative"},
+    {"temperature": 0.8, "seed": 4, "top_p": 0.9},
+    {"method": "speculative", "temperature": 0.8, "seed": 5, "teacher_temperature": 0.5},
+    {"method": "bild", "min_new_tokens": 12},
+    {"method": "random", "budget": "moderate", "top_k": 5, "temperature": 1.1},
+]
+
+
+def body_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """The client's arguments."""
+    names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+    given = {names.get(name, name): value for name, value in asked.items()}
+    own = ("max_tokens", "temperature", "top_p", "seed")
+    return {name: given[name] for name in own if name in given} | {
+        "extra_body": {name: value for name, value in given.items() if name not in own}
+    }
+
+
+def test_answers_are_those_of_the_decoder_alone_whatever_the_load(running: tuple[str, Service]) -> None:
+    sources = texts(24)
+
+    async def all_at_once() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{running[0]}/v1", api_key="none", max_retries=0) as ask:
+            return await asyncio.gather(
+                *(
+                    ask.completions.create(model=NAME, prompt=text, **body_of(ASKED[i % len(ASKED)]))
+                    for i, text in enumerate(sources)
+                )
+            )
+
+    for i, answer in enumerate(asyncio.run(all_at_once())):
+        out = alone(sources[i], **ASKED[i % len(ASKED)])
+        (choice,) = answer.choices
+        assert choice.text == out.texts[0]
+        assert choice.finish_reason == {"end": "stop", "length": "length"}[out.finish_reasons[0]]
+        owners = out.owners[0, out.spans[0]].tolist()
+        used = answer.usage
+        assert used.completion_tokens == len(owners)
+        assert used.by_owner == {o.name.lower(): owners.count(o) for o in Owner if o in owners}
+        assert used.teacher_calls == int(out.teacher_calls[0])
+        assert used.teacher_share == pytest.approx(sum(Owner(o).is_teacher for o in owners) / len(owners))
+        assert used.total_tokens == used.prompt_tokens + used.completion_tokens and used.decode_ms > 0
+
+
+def test_streams_are_the_same_text_with_owners(running: tuple[str, Service]) -> None:
+    sources = texts(12)
+
+    async def stream(ask: Any, text: str, asked: dict[str, Any]) -> tuple[str, list[str], Any]:
+        said, owners, usage = "", [], None
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        async for piece in await ask.completions.create(model=NAME, prompt=text, **options, **body_of(asked)):
+            if piece.usage is not None:
+                usage = piece.usage
+            for choice in piece.choices:
+                said += choice.text
+                owners += [choice.owner] if choice.finish_reason is None else []
+        return said, owners, usage
+
+    async def all_at_once() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{running[0]}/v1", api_key="none", max_retries=0) as ask:
+            return await asyncio.gather(*(stream(ask, text, ASKED[i % len(ASKED)]) for i, text in enumerate(sources)))
+
+    for i, (said, owners, usage) in enumerate(asyncio.run(all_at_once())):
+        out = alone(sources[i], **ASKED[i % len(ASKED)])
+        assert said == out.texts[0]
+        assert usage.completion_tokens == int(out.lengths[0])
+        wrote = out.owners[0, out.spans[0]].tolist()
+        assert set(owners) <= {Owner(o).name.lower() for o in wrote} and len(owners) > 1
+
+
+def test_several_texts_and_token_ids(running: tuple[str, Service]) -> None:
+    words = shipped()[1]
+    several = texts(3)
+    answer = client(running[0]).completions.create(model=f"{NAME}/speculative", prompt=several)
+    expected = [alone(text, "speculative") for text in several]
+    assert [choice.text for choice in answer.choices] == [out.texts[0] for out in expected]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.completion_tokens == sum(int(out.lengths[0]) for out in expected)
+    ids = words(several[0])["input_ids"]
+    answer = client(running[0]).completions.create(model=f"{NAME}/greedy-student", prompt=ids)
+    assert answer.choices[0].text == alone(ids, "greedy-student").texts[0]
+    answer = client(running[0]).completions.create(
+        model=NAME, prompt=[ids, ids[:3]], extra_body={"max_teacher_calls": 1}
+    )
+    assert [c.text for c in answer.choices] == [alone(i, max_teacher_calls=1).texts[0] for i in (ids, ids[:3])]
+
+
+def test_streamed_texts_come_side_by_side(running: tuple[str, Service]) -> None:
+    several = texts(3)
+    said = ["", "", ""]
+    for piece in client(running[0]).completions.create(model=NAME, prompt=several, stream=True):
+        for choice in piece.choices:
+            said[choice.index] += choice.text
+    assert said == [alone(text).texts[0] for text in several]
+
+
+def test_models(running: tuple[str, Service]) -> None:
+    ask = client(running[0])
+    ids = [model.id for model in ask.models.list()]
+    assert ids[0] == NAME and f"{NAME}/speculative" in ids
+    assert ask.models.retrieve(ids[1]).id == ids[1]
+    with pytest.raises(openai.NotFoundError) as error:
+        ask.models.retrieve("debian-de-eng")
+    assert error.value.code == "model_not_found" and "did you mean 'debian-de-en'" in error.value.message
+
+
+def test_translate(running: tuple[str, Service]) -> None:
+    url, (one, two) = running[0], texts(2)
+    asked = {"q": one, "source": "de", "target": "en", "format": "text"}
+    answers = [httpx.post(f"{url}/translate", json=asked), httpx.post(f"{url}/translate", data=asked)]
+    assert [answer.json()["translatedText"] for answer in answers] == [alone(one).texts[0]] * 2
+    both = httpx.post(f"{url}/translate", json=asked | {"q": [one, two], "method": "greedy-teacher"}).json()
+    assert both["translatedText"] == [alone(text, "greedy-teacher").texts[0] for text in (one, two)]
+    check_error(400, httpx.post(f"{url}/translate", json=asked | {"target": "fr"}), "target", "'en'", "'fr'")
+    check_error(400, httpx.post(f"{url}/translate", json=asked | {"format": "html"}), "format")
+    assert httpx.get(f"{url}/languages").json() == [{"code": "de", "name": "de", "targets": ["en"]}]
+
+
+def test_chat_is_for_models_with_a_template(running: tuple[str, Service]) -> None:
+    messages = [{"role": "user", "content": texts(1)[0]}]
+    with pytest.raises(openai.NotFoundError, match="no chat template"):
+        client(running[0]).chat.completions.create(model=NAME, messages=messages)
+    words = load_pair(NAME).tokenizer
+    words.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with serving(tokenizer=words, max_new_tokens=64) as (url, _):
+        ask = client(url)
+        answer = ask.chat.completions.create(model=NAME, messages=messages)
+        expected = alone(messages[0]["content"]).texts[0]
+        assert answer.choices[0].message.content == expected
+        pieces = list(ask.chat.completions.create(model=NAME, messages=messages, stream=True))
+        assert pieces[0].choices[0].delta.role == "assistant"
+        assert "".join(p.choices[0].delta.content or "" for p in pieces) == expected
+        for wrong in ([], [{"role": "user"}], [{"role": "user", "content": [{"type": "image_url"}]}], "hello"):
+            check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": wrong}), "messages")
+
+
+def test_health_and_metrics(running: tuple[str, Service]) -> None:
+    url, service = running
+    settled(service)
+    health = httpx.get(f"{url}/health").json()
+    assert health == {"status": "ok", "model": NAME, "running": 0, "waiting": 0, "slots": 4}
+
+    def numbers() -> dict[str, float]:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+    before = numbers()
+    answer = client(url).completions.create(model=NAME, prompt=texts(1)[0], extra_body={"budget": "high"})
+    httpx.post(f"{url}/v1/completions", json={"prompt": 3})
+    after = numbers()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    assert grown('kdtw_requests_total{endpoint="/v1/completions",status="200"}') == 1
+    assert grown('kdtw_requests_total{endpoint="/v1/completions",status="400"}') == 1
+    assert grown("kdtw_prompt_tokens_total") == answer.usage.prompt_tokens
+    assert grown("kdtw_teacher_calls_total") == answer.usage.teacher_calls
+    for owner, tokens in answer.usage.by_owner.items():
+        assert grown(f'kdtw_tokens_total{{owner="{owner}"}}') == tokens
+
+
+# --- What cannot be obeyed -------------------------------------------------------------------------------
+
+TEXT = {"prompt": "Ein Spiel."}
+WRONG: list[tuple[Any, int, str]] = [
+    (b"", 400, "not JSON"),
+    (b"{", 400, "not JSON"),
+    (b'{"prompt": NaN}', 400, "NaN"),
+    (b"\xff\xfe", 400, "not JSON"),
+    (b"[" * 100_000, 400, "nested"),
+    (b"[]", 400, "object"),
+    (b'{"prompt": "\\ud800"}', 400, "surrogate"),
+    (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", 400, "not JSON"),
+    ({}, 400, "prompt is missing"),
+    ({"prompt": ""}, 400, "is empty"),
+    ({"prompt": "  \n"}, 400, "is empty"),
+    ({"prompt": []}, 400, "prompt must be"),
+    ({"prompt": ["a", 3]}, 400, "prompt must be"),
+    ({"prompt": {"path": "/etc/passwd"}}, 400, "prompt must be"),
+    ({"prompt": [[]]}, 400, "empty"),
+    ({"prompt": [-1]}, 400, "token id -1"),
+    ({"prompt": [10**9]}, 400, "token id 1000000000"),
+    ({"prompt": [True]}, 400, "prompt must be"),
+    ({"prompt": ["a"] * 65}, 400, "more than 64"),
+    ({"prompt": "wort " * 5000}, 400, "more than max_source_length=512"),
+    (TEXT | {"max_tokens": 65}, 400, "max_tokens must be in 1..64"),
+    (TEXT | {"max_tokens": 0}, 400, "max_tokens"),
+    (TEXT | {"max_tokens": "5"}, 400, "max_tokens must be an integer"),
+    (TEXT | {"max_tokens": 5, "max_completion_tokens": 5}, 400, "not both"),
+    (TEXT | {"max_tokens": 5, "min_tokens": 6}, 400, "min_tokens must be in 0..5"),
+    (TEXT | {"temperature": -1}, 400, "temperature must be"),
+    (TEXT | {"temperature": 1e400}, 400, "not JSON"),
+    (TEXT | {"top_p": 0}, 400, "top_p must be"),
+    (TEXT | {"top_k": 2.5}, 400, "top_k must be an integer"),
+    (TEXT | {"seed": -1}, 400, "seed must be"),
+    (TEXT | {"max_teacher_fraction": 1.5}, 400, "max_teacher_fraction"),
+    (TEXT | {"max_teacher_calls": -1}, 400, "max_teacher_calls"),
+    (TEXT | {"max_teacher_calls": 1, "method": "speculative"}, 400, "bounds calls"),
+    (TEXT | {"budget": "ligth"}, 400, 'did you mean "light"'),
+    (TEXT | {"budget": "light", "method": "speculative"}, 400, "budget is nothing to"),
+    (TEXT | {"method": "speculativ"}, 400, "did you mean 'speculative'"),
+    (TEXT | {"method": "auto"}, 400, "not offered"),
+    (TEXT | {"method": 3}, 400, "method must be a string"),
+    (TEXT | {"model": "gpt-4"}, 404, "not served"),
+    (TEXT | {"model": f"{NAME}/bild", "method": "speculative"}, 400, "name one"),
+    (TEXT | {"n": 2}, 400, "n=2 is not supported"),
+    (TEXT | {"logprobs": 5}, 400, "logprobs=5"),
+    (TEXT | {"echo": True}, 400, "echo=True"),
+    (TEXT | {"temprature": 1}, 400, "did you mean 'temperature'"),
+    (TEXT | {"stream": "yes"}, 400, "stream must be true or false"),
+    (TEXT | {"stream_options": {"include_usage": True}}, 400, "stream_options goes with"),
+    (TEXT | {"timeout": 0}, 400, "timeout must be"),
+    (TEXT | {"max_time": "soon"}, 400, "max_time must be"),
+    (TEXT | {"row_id": 2**64}, 400, "row_id"),
+]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_is_wrong_is_an_error_object(running: tuple[str, Service], streams: bool) -> None:
+    with httpx.Client(base_url=running[0]) as ask:
+        for body, status, said in WRONG:
+            if isinstance(body, dict):
+                body = json.dumps({"stream": streams} | body if "stream_options" not in body else body).encode()
+            headers = {"Content-Type": "application/json"}
+            check_error(status, ask.post("/v1/completions", content=body, headers=headers), said)
+    settled(running[1])
+
+
+def test_what_is_neutral_or_no_part_of_a_result_is_taken(running: tuple[str, Service]) -> None:
+    neutral = {"n": 1, "best_of": 1, "echo": False, "stop": None, "presence_penalty": 0, "frequency_penalty": 0.0}
+    more = {"logit_bias": {}, "user": "somebody", "logprobs": None, "suffix": None}
+    answer = httpx.post(f"{running[0]}/v1/completions", json=TEXT | neutral | more).json()
+    assert answer["choices"][0]["text"] == alone(TEXT["prompt"]).texts[0]
+
+
+def test_other_addresses_verbs_and_content_types(running: tuple[str, Service]) -> None:
+    url = running[0]
+    check_error(404, httpx.get(f"{url}/v1/embeddings"), "/v1/embeddings")
+    check_error(404, httpx.get(f"{url}/../../etc/passwd"))
+    check_error(404, httpx.get(f"{url}/page.css/../../app.py"))
+    check_error(405, httpx.get(f"{url}/v1/completions"), "GET")
+    check_error(415, httpx.post(f"{url}/v1/completions", content=b"{}"), "application/json")
+    check_error(415, httpx.post(f"{url}/v1/completions", data={"prompt": "a"}), "application/json")
+
+
+HOSTILE = [
+    "\x00\x01\x02",
+    "\u202eabc\u2066",
+    "👩\u200d👩\u200d👧\u200d👦" * 20,
+    "e" + "\u0301" * 100,
+    "<script>alert(1)</script>",
+    "{{7*7}} ${7*7} %s %n {0}",
+    "<pad></s><extra_id_0> <tau>",
+    "../../../etc/passwd\n\r\nGET / HTTP/1.1",
+    "\ufffe\uffff\ufdd0",
+    "data: [DONE]\n\ndata: {}",
+    "ﷺ﷽ 日本語 שלום",
+]
+
+
+def test_hostile_strings_are_texts(running: tuple[str, Service]) -> None:
+    ask = client(running[0])
+    for text in HOSTILE:
+        expected = alone(text).texts[0]
+        assert ask.completions.create(model=NAME, prompt=text).choices[0].text == expected
+        pieces = ask.completions.create(model=NAME, prompt=text, stream=True)
+        assert "".join(choice.text for piece in pieces for choice in piece.choices) == expected
+
+
+def test_bodies_have_a_largest_size(running: tuple[str, Service]) -> None:
+    url = running[0]
+    body = json.dumps({"prompt": "a" * 2**20}).encode()
+    headers = {"Content-Type": "application/json"}
+    check_error(413, httpx.post(f"{url}/v1/completions", content=body, headers=headers), "1048576 bytes")
+
+    def chunks() -> Iterator[bytes]:  # without a Content-Length
+        for start in range(0, len(body), 65536):
+            yield body[start : start + 65536]
+
+    check_error(413, httpx.post(f"{url}/v1/completions", content=chunks(), headers=headers), "1048576 bytes")
+    nearly = json.dumps({"prompt": "a " * (2**19 - 20)}).encode()
+    check_error(400, httpx.post(f"{url}/v1/completions", content=nearly, headers=headers), "characters, more than")
+
+
+def test_an_api_key_is_asked_for() -> None:
+    with serving(api_key="sesame ünïcode") as (url, _):
+        for key in ("none", "sesame", "sesame unicode"):
+            check_error(401, httpx.post(f"{url}/v1/completions", json=TEXT, headers={"Authorization": f"Bearer {key}"}))
+        check_error(401, httpx.get(f"{url}/v1/models"), "API key")
+        check_error(401, httpx.post(f"{url}/translate", json={"q": "a"}))
+        assert httpx.get(f"{url}/health").status_code == 200
+        right = {"Authorization": "Bearer sesame ünïcode".encode()}
+        assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
+
+
+# --- Load, time and ends ---------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_told_when_to_come_again() -> None:
+    with serving(batch_size=1, max_queue=1, max_new_tokens=20_000) as (url, service):
+        ask = client(url)
+        streams = [ask.completions.create(model=NAME, prompt="Ein Spiel.", stream=True, **LONG) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError) as error:
+            ask.completions.create(model=NAME, prompt="Ein Spiel.")
+        assert error.value.code == "queue_full" and int(error.value.response.headers["Retry-After"]) >= 1
+        check_error(429, httpx.post(f"{url}/v1/completions", json={"prompt": ["a", "b", "c"]}))
+        for stream in streams:
+            stream.close()
+        settled(service)
+        assert ask.completions.create(model=NAME, prompt="Ein Spiel.").choices[0].text
+
+
+def test_a_client_that_leaves_ends_its_rows() -> None:
+    with serving(batch_size=2, max_new_tokens=20_000) as (url, service):
+        stream = client(url).completions.create(model=NAME, prompt="Ein Spiel.", stream=True, **LONG)
+        next(iter(stream))
+        stream.close()
+        settled(service, 5)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json=TEXT | LONG_BODY, timeout=0.3)
+        settled(service, 5)
+        with socket.create_connection(url.removeprefix("http://").split(":")) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n")
+        settled(service, 5)
+        assert "kdtw_disconnects_total 2.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_a_request_has_its_time() -> None:
+    with serving(max_new_tokens=20_000, request_timeout=0.3) as (url, service):
+        check_error(504, httpx.post(f"{url}/v1/completions", json=TEXT | LONG_BODY), "0.3 seconds")
+        with pytest.raises(openai.APIError, match=r"0\.1 seconds"):
+            body = LONG["extra_body"] | {"timeout": 0.1}
+            for _ in client(url).completions.create(
+                model=NAME, prompt="Ein Spiel.", stream=True, max_tokens=20_000, extra_body=body
+            ):
+                pass
+        settled(service)
+        # A row's own time ends it where it is, which is an answer.
+        answer = httpx.post(f"{url}/v1/completions", json=TEXT | LONG_BODY | {"max_time": 0.05}).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert 0 < answer["usage"]["completion_tokens"] < 20_000
+
+
+def test_a_short_request_does_not_wait_for_a_long_one() -> None:
+    with serving(batch_size=4, max_new_tokens=20_000) as (url, service):
+        ask = client(url)
+        stream = ask.completions.create(model=NAME, prompt="Ein Spiel.", stream=True, **LONG)
+        next(iter(stream))
+        for method in ("greedy-student", "speculative"):  # in its session, and in another
+            short = ask.completions.create(model=NAME, prompt="Ein Spiel.", max_tokens=5, extra_body={"method": method})
+            assert short.choices[0].text and service.served.worker.running == 1
+        stream.close()
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "kdtw_fast", "serve", "--port", "0", "--max-new-tokens", "4000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line
+        yield found[0], process
+        if process.poll() is None:
+            process.kill()
+
+
+def test_sigterm_lets_requests_end(process: tuple[str, subprocess.Popen[str]]) -> None:
+    url, child = process
+    ask = client(url)
+    options = {"max_tokens": 4000, "extra_body": {"min_tokens": 4000, "method": "greedy-student"}}
+    stream = ask.completions.create(model=NAME, prompt="Ein Spiel.", stream=True, **options)
+    pieces = iter(stream)
+    next(pieces)
+    os.kill(child.pid, signal.SIGTERM)
+    last = [*pieces][-1]
+    assert last.choices[0].finish_reason == "length" and last.choices[0].usage["completion_tokens"] == 4000
+    assert child.wait(60) == 0 and child.stderr.read() == ""
+    with pytest.raises(openai.APIConnectionError):
+        ask.completions.create(model=NAME, prompt="Ein Spiel.")
+
+
+def test_the_command_refuses_what_it_cannot_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, said in (
+            (["--port", port], "Address already in use"),
+            (["--port", "70000"], "--port"),
+            (["--method", "speculativ"], "did you mean 'speculative'"),
+            (["--translates", "german"], "two language codes"),
+            (["--batch-size", "0"], "--batch-size"),
+            (["--port", "0", "--method", "auto"], "not offered"),
+            (["no-such-pair", "--port", "0"], "unknown pair"),
+        ):
+            done = CliRunner().invoke(app, ["serve", *arguments])
+            assert done.exit_code == 2 and said in done.output, (arguments, done.output)
