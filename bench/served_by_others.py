@@ -1,0 +1,111 @@
+"""Other ways to serve a pair's teacher, in a Starlette application: python -m bench.served_by_others NAME.
+
+"Hugging Face": generate, one request at a time, since a model serves one call. "CTranslate2": its Translator, whose own
+queue takes requests as they come. Both answer /v1/completions with events like those of `kdtw serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from kdtw_fast import load_pair
+from kdtw_fast.serve.run import address, listen
+
+Put = Callable[[int | None], None]  # a token, or the end
+TOKENS = 64
+
+
+def hugging_face(pair: Any) -> Callable[[str, Put], None]:
+    """Decodes a text with transformers' generate."""
+    import torch
+
+    turn = threading.Lock()
+
+    class Streamer:
+        def __init__(self, put: Put):
+            self.put_token, self.first = put, True
+
+        def put(self, tokens: Any) -> None:
+            if not self.first:
+                for token in tokens.flatten().tolist():
+                    self.put_token(token)
+            self.first = False
+
+        def end(self) -> None:
+            self.put_token(None)
+
+    def decode(text: str, put: Put) -> None:
+        inputs = pair.tokenizer([pair.teacher.config.teacher_prompt + text], return_tensors="pt")
+        with turn, torch.inference_mode():
+            pair.teacher.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, num_beams=1, streamer=Streamer(put))
+
+    return decode
+
+
+def ctranslate2(pair: Any) -> Callable[[str, Put], None]:
+    """Decodes a text with CTranslate2."""
+    from ctranslate2 import Translator
+
+    from kdtw_fast.peers import CTranslate2
+
+    converted = CTranslate2(pair.teacher)
+    translator = Translator(converted._converted, "cpu")
+
+    def decode(text: str, put: Put, converted: CTranslate2 = converted) -> None:
+        ids = pair.tokenizer(pair.teacher.config.teacher_prompt + text)["input_ids"]
+        pieces = [converted._pieces[token] for token in ids]
+        for step in translator.generate_tokens(pieces, max_decoding_length=TOKENS):
+            put(step.token_id)
+        put(None)
+
+    return decode
+
+
+SYSTEMS = {"Hugging Face": hugging_face, "CTranslate2": ctranslate2}
+
+
+def application(decode: Callable[[str, Put], None], tokenizer: Any) -> Starlette:
+    """The application."""
+
+    async def completions(request: Request) -> StreamingResponse:
+        text = json.loads(await request.body())["prompt"]
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+        work = loop.run_in_executor(None, decode, text, lambda t: loop.call_soon_threadsafe(queue.put_nowait, t))
+
+        async def events() -> AsyncIterator[str]:
+            tokens = 0
+            while (token := await queue.get()) is not None:
+                tokens += 1
+                said = tokenizer.decode([token])
+                yield f"data: {json.dumps({'choices': [{'index': 0, 'text': said}]})}\n\n"
+            yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': tokens}})}\n\n"
+            yield "data: [DONE]\n\n"
+            await work
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/v1/completions", completions, methods=["POST"])])
+
+
+def main() -> None:
+    """Entry point."""
+    pair = load_pair()
+    app = application(SYSTEMS[sys.argv[1]](pair), pair.tokenizer)
+    listening = listen("127.0.0.1", 0)
+    print(address(listening), flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()
