@@ -27,7 +27,7 @@ from kdtw_fast.serve.errors import ApiError, invalid
 from kdtw_fast.serve.flow import Events, Flow, GoneError, failure, late, outputs, read_body
 from kdtw_fast.serve.metrics import Metrics
 from kdtw_fast.serve.pieces import Pieces
-from kdtw_fast.serve.served import FINISH, Served, Source, counts, usage
+from kdtw_fast.serve.served import Served, Source, counts, finish, usage
 from kdtw_fast.serve.shapes import Answer
 from kdtw_fast.worker import Ticket
 
@@ -255,7 +255,7 @@ class Service:
             return await self._stream(request, asked, texts, answer)
         found, counted = await self._whole(request, asked, texts)
         choices = [
-            answer.choice(i, self._text(out), FINISH[out.finish_reasons[0]], {"usage": row})
+            answer.choice(i, self._text(out), finish(out), {"usage": row})
             for i, (out, row) in enumerate(zip(found, counted))
         ]
         return JSONResponse(answer.whole(choices, usage(counted)))
@@ -314,7 +314,7 @@ class Service:
             out = ticket.result()
             counted[index] = counts(out, ticket)
             self.metrics.row(counted[index])
-            yield answer.piece(index, pieces[index].end(), {"usage": counted[index]}, FINISH[out.finish_reasons[0]])
+            yield answer.piece(index, pieces[index].end(), {"usage": counted[index]}, finish(out))
             if len(counted) == rows:
                 break
         if usage_at_end:

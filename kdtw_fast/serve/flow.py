@@ -104,8 +104,8 @@ async def outputs(request: Request, tickets: Sequence[Ticket], timeout: float) -
         ApiError: they took longer than so many seconds.
         GoneError: the client did not wait.
     """
-    work = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in tickets))
-    leaving = asyncio.ensure_future(_gone(request.receive))
+    work: asyncio.Future[Any] = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in tickets))
+    leaving: asyncio.Future[Any] = asyncio.ensure_future(_gone(request.receive))
     try:
         done, _ = await asyncio.wait({work, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if work in done:

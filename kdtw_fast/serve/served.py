@@ -72,9 +72,12 @@ class Served:
             raise ValueError(f"{name}: no method decodes with these models: {self.lacking}")
         self.method = self._known(method) if method is not None else next(iter(self.decoders))
         decoder = self.decoders[self.method]
-        lengths = {"max_new_tokens": limits.max_new_tokens, "max_source_length": limits.max_source_length}
         # A short row shows whether the models have places for such lengths, and opens the session for those that come.
-        decoder.submit({"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1}, **lengths).result()
+        decoder.submit(
+            {"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1},
+            max_new_tokens=limits.max_new_tokens,
+            max_source_length=limits.max_source_length,
+        ).result()
 
     @property
     def ids(self) -> list[str]:
@@ -155,6 +158,12 @@ class Served:
         if method in self.lacking:
             raise ValueError(f"the method {method!r} is not offered here: {self.lacking[method]}")
         raise ValueError(f"unknown method {method!r}{nearest(str(method), self.decoders)}")
+
+
+def finish(out: GenerationOutput) -> str:
+    """How a row ended, in OpenAI's words."""
+    assert out.finish_reasons is not None
+    return FINISH[out.finish_reasons[0]]
 
 
 def counts(out: GenerationOutput, ticket: Ticket) -> dict[str, Any]:
