@@ -48,14 +48,15 @@ class Submitting(ABC):
         self,
         value: Any,
         *,
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | None = None,
         streamer: TokenStreamer | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Ticket:
         """Hands in one input, which is decoded together with all others that were, and returns at once.
 
         What comes out is what ``generate`` (or a call, for a string) gives for it alone, bit for bit. Lengths,
-        sampling, seed, limits and time belong to the row; rows whose other options differ are not decoded together.
+        sampling, seed, limits and time belong to the row; rows whose other options differ are not decoded together. A
+        blank text is an output of no tokens, as in a stream.
 
         Args:
             value: an item as :meth:`stream` takes them: a string, a list of token ids, or a mapping with the keys of
@@ -79,7 +80,7 @@ class Submitting(ABC):
         self,
         value: Any,
         *,
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | None = None,
         streamer: TokenStreamer | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> GenerationOutput:
@@ -97,7 +98,7 @@ class Submitting(ABC):
         self,
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
-        budget: str | float | Sequence[Any] | None = None,
+        budget: str | float | Mapping[int, Any] | None = None,
         on_error: str = "raise",
         **options: Unpack[GenerateKeywords],
     ) -> AsyncIterator[GenerationOutput]:

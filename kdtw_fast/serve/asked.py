@@ -95,6 +95,9 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
             raise invalid("give max_tokens or max_completion_tokens, not both", "max_tokens")
         given["max_tokens"] = given["max_completion_tokens"]
     item = {ours: given[name] for name, ours in ITEM_FIELDS.items() if name in given}
+    for name in ("budget", "max_teacher_fraction", "max_teacher_calls"):
+        if isinstance(item.get(name), dict):  # by teacher; JSON's keys are strings
+            item[name] = {int(k) if k.isdecimal() and len(k) < 9 else k: v for k, v in item[name].items()}
     asked = item.get("max_new_tokens", limits.max_new_tokens)
     stream, at_end = _flag(given, "stream"), False
     if "stream_options" in given:

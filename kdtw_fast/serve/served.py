@@ -126,14 +126,16 @@ class Served:
         kind = "text" if isinstance(source, str) else "input_ids"
         if any(isinstance(part, dict) for part in source[:1]):
             kind = "messages"
+        if isinstance(source, str) and not source.strip():
+            raise invalid(f"the text is empty ({source!r})")
         most = LONGEST_TOKEN * self.limits.max_source_length
         if kind == "text" and len(source) > most:
             raise invalid(f"the text has {len(source)} characters, more than {most}; cut it into parts")
         item = dict(asked.item) | {kind: source}
-        budget = None
+        budget: Any = None
         if kind != "input_ids" and decoder._keeps_limits:
             several = len(decoder.model.tau_token_ids)
-            budget = DEFAULT_BUDGET if several < 2 else [DEFAULT_BUDGET] * several
+            budget = DEFAULT_BUDGET if several < 2 else dict.fromkeys(range(1, 1 + several), DEFAULT_BUDGET)
         elif "budget" in item and not decoder._keeps_limits:
             raise invalid(f"a budget is nothing to the method {self.method_of(asked)!r}; leave it out", "budget")
         limits = self.limits
