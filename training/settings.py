@@ -158,7 +158,7 @@ class PhaseSettings(RunSettings):
     `teacher`, which is the judge (see allocations.py). List the cheapest first.
     """
 
-    teachers: list[Model] = field(default_factory=list)
+    teachers: list[Model] = field(default_factory=list)  # further teachers, the cheapest first; `teacher` comes last
     costs: list[float] = field(default_factory=list)  # what a token of each of the n teachers costs; empty = 1 each
     # Phrases of the budgets that are trained, measured and chosen by; empty = all six.
     budgets: list[str] = field(default_factory=list)
