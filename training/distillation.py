@@ -36,7 +36,7 @@ class Settings(RunSettings):
     """What every baseline here says."""
 
     steps: int = 5200  # as many batches as the two phases of FLAN-T5's recipes have
-    updates_per_batch: int = 4
+    updates_per_batch: int = 4  # of the student, on rows drawn anew
     temperature: float = 1.0  # of the outputs sampled in training
     fixed: str = "teacher"  # the outputs that are not sampled: the teacher's greedy ones, or the "data"'s references
     trajectories: int = 0  # how many training sources are used, drawn by the seed; 0 = all

@@ -241,8 +241,9 @@ def _provenance(records: Records, pair: str) -> dict[str, Any]:
 
 def _measured(records: Records) -> str:
     """The machines and days of the records, in a line; empty where they do not say."""
-    recorded = [*records.outputs.values(), *records.timings.values()]
-    machines, days = [], []
+    recorded: list[Outputs | Timing] = [*records.outputs.values(), *records.timings.values()]
+    machines: list[str] = []
+    days: list[str] = []
     for one in recorded:
         machine = one.provenance.get("machine") or {}
         words = [str(machine["processor"])] if machine.get("processor") else []
