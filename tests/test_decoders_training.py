@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 from kdtw_fast.training import oracle, recipes
+from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.models import continues_prompts, fit_together, load_plain, load_student
+from kdtw_fast.training.tasks import Task
 from safetensors.torch import load_file
 from toy_decoders import make_decoders
-from toy_training import SHAPE, toy_recipe
+from toy_training import SHAPE, toy_examples, toy_recipe
 from transformers import AutoTokenizer
 
 from kdtw_fast import TrainingWheelsDecoder
+from kdtw_fast.budgets import TEACHER_PROMPT, student_prompt
 from kdtw_fast.modeling import TrainingWheels
 
 KINDS = ("llama", "bart")
@@ -102,9 +106,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(name: str, tmp_path: Path, t
 
 
 def test_the_oracle_curve_of_a_pair_without_an_encoder(tmp_path_factory: Any) -> None:
-    from kdtw_fast.training.frames import Frame
-    from toy_training import toy_examples
-
     root = made("llama", tmp_path_factory)
     tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
     teacher = load_plain(str(root / "teacher/model"), "teacher").eval()
@@ -114,6 +115,27 @@ def test_the_oracle_curve_of_a_pair_without_an_encoder(tmp_path_factory: Any) ->
     references = [example.target for example in examples]
     curve = oracle.oracle_curve(student, teacher, frame, frame.encode(examples), references, max_new_tokens=12)
     assert curve[0]["achieved"] == 0 and curve[-1]["achieved"] > 0
+
+
+def test_conversations_are_trained_on_as_decoders_read_them(tmp_path: Path, tmp_path_factory: Any) -> None:
+    root = made("llama", tmp_path_factory)
+    talks = [
+        [{"role": "user", "content": e.source}, {"role": "assistant", "content": e.target}] for e in toy_examples(30)
+    ]
+    for split, part in (("train", talks[:24]), ("validation", talks[24:])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in part))
+    given = {"data__folder": tmp_path, "data__source": "messages", "data__target": "''"}
+    recipe = quick(root, "debian-de-en/phase1", tmp_path / "out", **given)
+    assert recipes.train(recipe, quiet=True).step == 3
+    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+    decoder = TrainingWheelsDecoder(tmp_path / "out/model", root / "teacher/model", tokenizer=tokenizer)
+    task = Task(recipe.settings, tokenizer)
+    student, teacher = task.frame.prompts([student_prompt("light", recipe.settings.student_prompt), TEACHER_PROMPT])
+    for talk, row in zip(talks[:24], task.train, strict=True):
+        ((own, theirs),) = decoder.tokenize([talk[:1]], ["light"])
+        assert own == task.frame.reads(student, row.source)
+        assert theirs == [task.frame.reads(teacher, row.source)]
+    assert decoder.chat(talks[24][:1], "light", max_new_tokens=4).texts is not None
 
 
 def test_a_pair_of_two_kinds_is_not_trained(toy: Path, tmp_path_factory: Any) -> None:
