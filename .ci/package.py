@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 WORK = ROOT / "build/package"
 EXTRA_ONLY = {"datasets", "sacrebleu", "rouge-score", "matplotlib", "tensorboard", "accelerate", "kdtw-fast"}
+EXTRA_ONLY |= {"starlette", "uvicorn", "prometheus-client"}
 MOST_BYTES = 8e6  # of the wheel without CUDA, beside its pairs
 SENTENCE = "Dieses Paket enthält die Dokumentation."
 
@@ -134,7 +135,7 @@ def try_wheel(wheel: Path) -> None:
         "import kdtw_fast as k; [getattr(k, name) for name in k.__all__]; import kdtw_fast.reference",
         **place,
     )
-    for command in (["demo"], ["compare", "--quick"], ["report", "."], ["train", "--list"]):
+    for command in (["demo"], ["compare", "--quick"], ["report", "."], ["train", "--list"], ["serve"]):
         done = subprocess.run([scripts / "kdtw", *command], capture_output=True, text=True, **place)
         wanted = rf"kdtw: kdtw {command[0]} needs .+; install with: pip install [a-z -]+\n"
         assert done.returncode == 2 and re.fullmatch(wanted, done.stderr), (command, done)

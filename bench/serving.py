@@ -304,7 +304,7 @@ def _said(answer: Answer) -> str:
 
 def faults(requests: int, clients: int, seed: int) -> tuple[str, bool]:
     """What a campaign found, and whether all was well."""
-    with kdtw("--batch-size", "8", "--max-queue", "16") as (host, port, process):
+    with kdtw("--batch-size", "8", "--max-queue", "4") as (host, port, process):
         campaign = Campaign(host, port, seed)
         memory: list[int] = []
 

@@ -14,6 +14,7 @@ from rich.markup import escape
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import MODELS, Device, Dtype, TeacherDtype, Threads
+from kdtw_fast.extras import require
 from kdtw_fast.methods import find_method
 from kdtw_fast.options import check_dtype, check_int
 from kdtw_fast.pairs import DEFAULT_PAIR
@@ -111,11 +112,9 @@ def serve(
     languages = _languages(translates or (TRANSLATES.get(pair or DEFAULT_PAIR) if student is None else None))
     if api_key is not None and not api_key.strip():
         raise ValueError("the API key is empty; leave it out, or give one")
-    try:
-        from kdtw_fast.serve.run import listen, run
-    except ImportError as error:
-        raise ImportError(f"kdtw serve needs the extra 'serve' (pip install 'kdtw_fast[serve]'): {error}") from None
+    require("serving", "kdtw serve")
     from kdtw_fast.serve.app import Service
+    from kdtw_fast.serve.run import listen, run
     from kdtw_fast.serve.served import Served
 
     listening = listen(host, port)

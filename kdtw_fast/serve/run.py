@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def make_server(service: Service) -> uvicorn.Server:
 def run(service: Service, listening: socket.socket, say: Callable[[str], None] = print) -> None:
     """Answers requests until SIGTERM or Ctrl-C; then those under way are ended first."""
     served = service.served
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that leaves in the middle
     # uvicorn raises the signal again when it has ended, for whoever waits for it too: nobody does.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
