@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from kdtw_fast.loaders import find_tokenizer, load_tokenizer
 
 from .batches import keyed_generator
-from .debian import read_jsonl
+from .debian import Example, read_jsonl
 from .models import check_place
 
 SMALL = 20_000_000  # parameters up to which a student is trained with the rates of the shipped, small pairs
@@ -38,7 +38,7 @@ class Found:
 
     Attributes:
         rows: training examples.
-        held_out: validation examples.
+        held_out: validation examples within the lengths below.
         max_source, max_target: lengths in tokens that `COVERED` of the examples keep to.
         mean_target: tokens of a reference.
         student, teacher: parameters.
@@ -128,22 +128,25 @@ def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found
         raise ValueError(f"{data / 'train.jsonl'} has {len(rows)} examples; at least {FEWEST_ROWS // 2} are needed")
     chosen = [rows[i] for i in keyed_generator(1).permutation(len(rows))[:LOOKED_AT].tolist()]
     words = load_tokenizer(tokenizer)
-    sources, targets = (
-        [len(ids) for ids in words([getattr(row, side) for row in chosen])["input_ids"]]
-        for side in ("source", "target")
-    )
+
+    def lengths(examples: Sequence[Example]) -> list[list[int]]:
+        sides = ([getattr(row, side) for row in examples] for side in ("source", "target"))
+        return [[len(ids) for ids in words(texts)["input_ids"]] for texts in sides]
+
+    sources, targets = lengths(chosen)
+    most_source, most_target = _covering(sources), _covering(targets)
+    held_out = lengths(read_jsonl(data / "validation.jsonl"))
     sizes = parameters(teacher), parameters(student) if student else 500_000
-    longest = _covering(targets)
     vocabulary = len(words)
     return Found(
         rows=len(rows),
-        held_out=len(read_jsonl(data / "validation.jsonl")),
-        max_source=_covering(sources),
-        max_target=longest,
+        held_out=sum(source <= most_source and target <= most_target for source, target in zip(*held_out)),
+        max_source=most_source,
+        max_target=most_target,
         mean_target=float(np.mean(targets)),
         student=sizes[1],
         teacher=sizes[0],
-        target_tokens=room(sizes[1], sizes[0], vocabulary, longest),
+        target_tokens=room(sizes[1], sizes[0], vocabulary, most_target),
     )
 
 
