@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -96,3 +97,27 @@ def test_packages_that_are_named_are_those_of_the_extras() -> None:
     assert set(extras.NEEDED["serving"].values()) == names(optional["serve"])
     assert needed <= names(optional["compare"]) | names(optional["train"]) | names(optional["serve"])
     assert not needed & names(project["dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        (None, "there is no {compiler}: install it (Debian: apt install g++), or name another in CXX"),
+        (
+            "#!/bin/sh\necho 'x:1: fatal error: no Python.h' >&2; exit 1\n",
+            "{compiler} says 'no Python.h': install what is",
+        ),
+    ],
+)
+def test_a_build_without_a_compiler_is_one_sentence(tmp_path: Path, compiler: str | None, said: str) -> None:
+    place = tmp_path / "compiler"
+    if compiler is not None:
+        place.write_text(compiler, encoding="utf-8")
+        place.chmod(0o755)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    environment = os.environ | {"CXX": str(place), "KDTW_CUDA": "0"}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
+        "kdtw_fast is built by g++ 12 or newer with Python's headers, but " + said.format(compiler=place)
+    )
