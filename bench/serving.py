@@ -152,7 +152,7 @@ def load(clients: list[int], count: int) -> str:
             except RuntimeError as error:
                 print(f"left out: {error}", file=sys.stderr)
     head = ["clients", "served by", "tokens/s", "of stream", "first p50, ms", "p99", "next p50, ms", "p99"]
-    return markdown_table(head, [[str(cell) for cell in line] for line in lines])
+    return "\n".join(markdown_table(head, [[str(cell) for cell in line] for line in lines]))
 
 
 def _line(rows: int, name: str, found: dict[str, float], alone: float = 0.0) -> list[Any]:
