@@ -75,6 +75,29 @@ class Ledger:
     def allows(self, calls: int, position: int) -> bool: ...
     def first_replaceable(self, calls: int, position: int) -> int: ...
 
+class TokenRules:
+    """Rules of a row on tokens (csrc/core/token_rules.h)."""
+
+    def __init__(
+        self,
+        *,
+        sequences: Sequence[tuple[Sequence[int], float]],
+        early: Sequence[tuple[int, int]],
+        repetition_penalty: float,
+        no_repeat_ngram: int,
+        forced_end: int,
+        last: int,
+    ) -> None: ...
+
+class Stops:
+    """Where a row stops: behind the first of these tokens, and where ``find`` says.
+
+    ``find`` is given the row's outputs behind forced ones, when there are more that nothing can take back, and says how
+    many of them the row keeps and stops, or -1.
+    """
+
+    def __init__(self, tokens: Sequence[int], find: Callable[[list[int]], int] | None = ...) -> None: ...
+
 class SpecialTokens:
     def __init__(self, start: int, end: Sequence[int], tau: Sequence[int] = ...) -> None: ...
 
@@ -100,6 +123,8 @@ class RowOptions:
         teacher_sampling: Sampling,
         seed: int,
         max_seconds: float,
+        rules: TokenRules | None = ...,
+        stops: Stops = ...,
     ) -> None: ...
 
 class SessionOptions:

@@ -24,6 +24,7 @@ from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, load_teac
 from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
+from kdtw_fast.generation import call_defaults
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.methods import make_decoder
@@ -192,6 +193,8 @@ class AutoDecoder(AnyDecoder):
             self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self.model, self._asked = self.student, self.teachers
+        self._generation_config = options.generation_config
+        self.defaults = call_defaults((self.student, loaded), options.generation_config)
         self._given, self._measured = costs, dict[tuple[int, int], Costs]()
         self._decoders: dict[tuple[str, int], Decoder] = {}
         self._lengths: deque[float] = deque(maxlen=LAST_CALLS)  # mean output length of each of the last calls
@@ -335,7 +338,8 @@ class AutoDecoder(AnyDecoder):
                 teacher.tau_token_ids = self.student.tau_token_ids  # which it may not write beside a student either
             models = {"student": self.student, "teacher": teacher}
             settings = {"draft_length": draft_length} if method == SPECULATIVE else {}
-            made = make_decoder(method, models, None, self.num_threads, **settings)
+            told = self._generation_config
+            made = make_decoder(method, models, None, self.num_threads, told, **settings)
             assert isinstance(made, Decoder)
             made._words = lambda: self.tokenizer
             self._decoders[key] = made

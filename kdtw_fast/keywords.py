@@ -24,7 +24,8 @@ def takes(options: type) -> Callable[[F], F]:
     """Decorates a method whose last parameter, ``**name``, stands for the fields of the dataclass ``options``.
 
     The line "**name: …" of its docstring becomes the fields' entries, and ``inspect.signature`` shows the fields with
-    their defaults. A keyword that is neither a parameter nor a field is a TypeError with the nearest of them.
+    their defaults. A keyword that is neither a parameter nor a field is a TypeError with the nearest of them, or with
+    what the dataclass's ``elsewhere`` says of it.
     """
 
     def decorate(method: F) -> F:
@@ -43,6 +44,7 @@ def takes(options: type) -> Callable[[F], F]:
         known = [parameter.name for parameter in (*own, *added)][1:]  # without self
         names = frozenset(known)
         suffix = _DUNDERS.get(method.__name__, f".{method.__name__}")
+        elsewhere: dict[str, str] = getattr(options, "elsewhere", {})
         kind = "parameter" if method.__name__ == "__init__" else "option"
 
         @functools.wraps(method)
@@ -50,6 +52,8 @@ def takes(options: type) -> Callable[[F], F]:
             try:
                 if not keywords.keys() <= names:
                     name = next(name for name in keywords if name not in names)
+                    if name in elsewhere:
+                        raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}: {elsewhere[name]}")
                     raise TypeError(f"{type(self).__name__}{suffix} has no {kind} {name!r}{nearest(name, known)}")
                 return method(self, *args, **keywords)
             except TypeError as error:

@@ -157,7 +157,12 @@ def find_method(name: str) -> Method:
 
 
 def make_decoder(
-    name: str, models: Mapping[str, Any], tokenizer: Any, num_threads: int | None = None, **settings: Any
+    name: str,
+    models: Mapping[str, Any],
+    tokenizer: Any,
+    num_threads: int | None = None,
+    generation_config: Any = None,
+    **settings: Any,
 ) -> AnyDecoder:
     """Builds a method's decoder.
 
@@ -166,6 +171,7 @@ def make_decoder(
         models: "student" and "teacher"; those that the method needs must be there.
         tokenizer: the pair's.
         num_threads: None = all.
+        generation_config: as decoders take it; None = the checkpoints'.
         **settings: of :attr:`Method.settings`, by the users' names.
 
     Raises:
@@ -184,4 +190,5 @@ def make_decoder(
     if len(method.models) == 1:
         keywords["role"] = method.models[0]
     make: Callable[..., AnyDecoder] = getattr(import_module("kdtw_fast"), method.decoder)
-    return make(*(models[role] for role in method.models), tokenizer=tokenizer, num_threads=num_threads, **keywords)
+    shared = {"tokenizer": tokenizer, "num_threads": num_threads, "generation_config": generation_config}
+    return make(*(models[role] for role in method.models), **shared, **keywords)

@@ -13,6 +13,7 @@ import torch
 from kdtw_fast import _core
 from kdtw_fast.budgets import fill_prompt
 from kdtw_fast.families import Tensors, describe
+from kdtw_fast.generation import module_generation, read_generation
 from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
@@ -38,6 +39,7 @@ class NativeModel:
         first_tokens: what an output begins with where a call has no ``forced_tokens``: forced_bos_token_id, if any.
         tau_token_ids: the <tau> rows of a Training Wheels student, one for each teacher; empty for other models.
         tau_token_id: the first of them, or None.
+        generation: what the checkpoint says of generating, fields of transformers' GenerationConfig that are not None.
         student_prompt, teacher_prompt: prompt the model was trained with, or None.
         core: the native object.
     """
@@ -52,9 +54,11 @@ class NativeModel:
         cache_dtype: str = "auto",
         file: PackedFile | None = None,
         device: str = "cpu",
+        generation: Mapping[str, Any] | None = None,
     ):
         self.name = name
         self.folder: Path | None = None
+        self.generation = dict(generation or {})
         self.device = check_device(device)
         self._ignored = frozenset(ignore_config_fields)
         check_dtype(dtype)
@@ -168,7 +172,10 @@ class NativeModel:
                 device cannot be used, saying why.
         """
         config, tensors = read_module(model, name)
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device)
+        generation = module_generation(model)
+        return cls(
+            config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device, generation=generation
+        )
 
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
@@ -238,7 +245,8 @@ class NativeModel:
         if cache is not None and cache is not False:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
             packed = PackedFile(path, files, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
-        made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device)
+        generation = read_generation(folder, config, name)
+        made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device, generation)
         made.folder = folder
         return made
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from kdtw_fast.messages import Message, OptionName
 
@@ -60,6 +60,18 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
         limits = f"{'(' if open_low else '['}{low:g}, {upper}"
         raise ValueError(Message(OptionName(name), f" must be in {limits}, got {value}"))
     return number
+
+
+def check_token_ids(name: str, value: Any, least: int = 0) -> None:
+    """TypeError or ValueError unless ``value`` is a list of at least so many ids, integers of at least 0."""
+    if not is_sequence(value):
+        raise TypeError(
+            Message(OptionName(name), f" must be a list of ids, got {value!r} of type {type(value).__name__}")
+        )
+    if len(value) < least:
+        raise ValueError(Message(OptionName(name), " must not be empty"))
+    for token in value:
+        check_int(f"{name}'s id", token, 0)
 
 
 def check_word(option: str, word: Any, known: Sequence[str]) -> None:
@@ -130,6 +142,24 @@ class GenerateOptions:
         num_return_sequences: outputs per input row, 1 to 2^16 (they differ only when sampling).
         forced_tokens: ids every output begins with, fewer than ``max_new_tokens``; where there are none, the
             checkpoint's forced_bos_token_id, if it has one (mBART's and NLLB's language).
+        suppress_tokens: ids that are never written. This and what follows up to ``forced_eos_token_id`` are
+            transformers' logits processors in transformers' order, for drafts, checks and the teacher's tokens alike,
+            before temperature; log-probabilities that are returned are the models' own, before all of it. They read
+            what a model has read: the start token or, where there is no encoder, the whole prompt, and the output. On a
+            CUDA device they are refused.
+        begin_suppress_tokens: ids that are not the first output behind ``forced_tokens``.
+        bad_words_ids: lists of ids of which the last is never written behind the others; the end token alone is
+            allowed.
+        no_repeat_ngram_size: so many tokens in a row never come a second time, 0 = off.
+        repetition_penalty: logits of tokens that were read are divided by it, negative ones multiplied, in
+            [0.01, 100]; 1 = off.
+        logit_bias: what is added to the logit of an id, in [-1e6, 1e6]; of a tuple of ids, to that of its last
+            behind the others. <tau>, too, has a logit.
+        forced_eos_token_id: an end token that is the last of ``max_new_tokens`` outputs, whatever the models say.
+        stop: a text, or several, at the first of which an output stops, behind ``forced_tokens``. Its tokens end with
+            the one that completes it, its text where it begins. Needs a tokenizer.
+        stop_token_ids: ids at the first of which an output stops, further end tokens in all but that the text ends
+            before them.
         max_teacher_fraction: at most this fraction of every prefix of the output is written by the teacher, in [0, 1].
             <tau> is masked otherwise. For Training Wheels and its controls; one value, or one per input row. Of several
             teachers a number bounds all together, and a mapping from teachers' numbers to numbers bounds those it
@@ -148,6 +178,22 @@ class GenerateOptions:
         num_threads: threads of this call, >= 1; None = the decoder's.
     """
 
+    # Transformers' names for what is here under another, or not at all.
+    elsewhere: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping"),
+            "beam search is in transformers' generate of the same model, this decodes one token after the other",
+        ),
+        "do_sample": "temperature above 0 samples, 0 is greedy",
+        "max_length": "max_new_tokens counts the outputs",
+        "min_length": "min_new_tokens counts the outputs",
+        "sequence_bias": "logit_bias takes ids, and tuples of them",
+        "decoder_input_ids": "forced_tokens are what outputs begin with",
+        "forced_bos_token_id": "forced_tokens are what outputs begin with",
+        "stop_strings": "stop takes strings",
+        "eos_token_id": "stop_token_ids takes further ones",
+    }
+
     max_new_tokens: int = 64
     min_new_tokens: int = 0
     temperature: float = 0.0
@@ -160,6 +206,15 @@ class GenerateOptions:
     row_ids: Sequence[int] | None = None
     num_return_sequences: int = 1
     forced_tokens: Sequence[int] = ()
+    suppress_tokens: Sequence[int] = ()
+    begin_suppress_tokens: Sequence[int] = ()
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int | tuple[int, ...], float] | None = None
+    forced_eos_token_id: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] = ()
     max_teacher_fraction: float | Mapping[int, float] | Sequence[Any] | None = None
     max_teacher_calls: int | Mapping[int, int] | Sequence[Any] | None = None
     max_time: float | None = None
@@ -192,6 +247,30 @@ class GenerateOptions:
         for name in ("truncation", "output_logprobs", "output_reads"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_int("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MOST_TOKENS)
+        check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        if self.forced_eos_token_id is not None:
+            check_int("forced_eos_token_id", self.forced_eos_token_id, 0)
+        if self.stop is not None and not isinstance(self.stop, str) and not is_sequence(self.stop):
+            raise TypeError(Message(OptionName("stop"), f" must be a text or a list of texts, got {self.stop!r}"))
+        for text in self.stop_texts:
+            if not isinstance(text, str) or not text:
+                raise (ValueError if text == "" else TypeError)(
+                    Message(OptionName("stop"), f" must be texts that are not empty, got {text!r}")
+                )
+        for name in ("suppress_tokens", "begin_suppress_tokens", "stop_token_ids"):
+            check_token_ids(name, getattr(self, name))
+        if not is_sequence(self.bad_words_ids):
+            raise TypeError(Message(OptionName("bad_words_ids"), f" must be lists of ids, got {self.bad_words_ids!r}"))
+        for word in self.bad_words_ids:
+            check_token_ids("bad_words_ids entry", word, least=1)
+        if self.logit_bias is not None:
+            if not isinstance(self.logit_bias, Mapping):
+                kind = type(self.logit_bias).__name__
+                raise TypeError(Message(OptionName("logit_bias"), f" must map ids to numbers, got a {kind}"))
+            for key, bias in self.logit_bias.items():
+                check_token_ids("logit_bias key", key if isinstance(key, tuple) else (key,), least=1)
+                check_real(f"logit_bias of {key}", bias, -1e6, 1e6)
         for name in ("forced_tokens", "row_ids"):
             value = getattr(self, name)
             if value is not None and not is_sequence(value):
@@ -201,6 +280,11 @@ class GenerateOptions:
                 f"forced_tokens has {len(self.forced_tokens)} tokens and leaves no room in "
                 f"max_new_tokens={self.max_new_tokens}"
             )
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts at which an output stops."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def sampling(self) -> tuple[float, int, float]:
@@ -245,6 +329,15 @@ class GenerateKeywords(TypedDict, total=False):
     row_ids: Sequence[int] | None
     num_return_sequences: int
     forced_tokens: Sequence[int]
+    suppress_tokens: Sequence[int]
+    begin_suppress_tokens: Sequence[int]
+    bad_words_ids: Sequence[Sequence[int]]
+    no_repeat_ngram_size: int
+    repetition_penalty: float
+    logit_bias: Mapping[int | tuple[int, ...], float] | None
+    forced_eos_token_id: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int]
     max_teacher_fraction: float | Mapping[int, float] | Sequence[Any] | None
     max_teacher_calls: int | Mapping[int, int] | Sequence[Any] | None
     max_time: float | None
@@ -269,6 +362,10 @@ class DecoderOptions:
             otherwise "cpu".
         cache: True keeps the packed weights of models that are given as folders in files there, which the next start
             maps into memory, and which processes share (see :meth:`NativeModel.from_pretrained`).
+        generation_config: what of the checkpoint's generation_config.json, or of the model's in memory, holds where a
+            call does not say otherwise: None = all of it (fields that the core cannot obey are refused by name);
+            "ignore" = nothing but its special tokens; or a dict of fields that come before it, None as a value for
+            one that is not to hold. A student's and its teacher's must mean the same.
     """
 
     tokenizer: Any = None
@@ -276,6 +373,7 @@ class DecoderOptions:
     dtype: str = "auto"
     device: str | None = None
     cache: bool = False
+    generation_config: Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache, bool):
@@ -307,6 +405,7 @@ class DecoderKeywords(TypedDict, total=False):
     dtype: str
     device: str | None
     cache: bool
+    generation_config: Mapping[str, Any] | str | None
 
 
 class PairKeywords(DecoderKeywords, total=False):

@@ -18,7 +18,7 @@ from kdtw_fast.deprecation import renamed_field
 from kdtw_fast.owner import Owner as Owner
 from kdtw_fast.owners_tensor import Owners
 
-FINISH_REASONS = ("running", "end", "length", "time")
+FINISH_REASONS = ("running", "end", "length", "time", "fault", "stop")
 
 
 @dataclass
@@ -54,7 +54,8 @@ class GenerationOutput(ModelOutput):
         drafted: int64 [R], tokens the student wrote, those later taken back included.
         accepted: int64 [R], student tokens that a check let stand.
         rolled_back: int64 [R], student tokens taken back.
-        finish_reasons: per row "end" (end token), "length", "time", or "empty" (a stream's text that was blank).
+        finish_reasons: per row "end" (end token), "length", "time", "stop" (``stop``, ``stop_token_ids``), "empty" (a
+            stream's text that was blank).
         student_passes: passes of the student's decoder over the batch.
         teacher_passes: passes of the teachers' decoders over the batch.
         timings: seconds by phase. None in a stream, like the passes: rows share them, the stream has the sums.

@@ -48,7 +48,8 @@ class Stream:
         inputs: Iterable[Any],
         read: Callable[[Any, int], Item],
         rows: Callable[[list[Item], list[int]], Iterator[RowArguments]],
-        tokenizer: Any,
+        words: Callable[[], Any],
+        texts: Callable[[GenerationOutput], list[str]],
         pad: int,
         in_order: bool,
         on_error: str = "raise",
@@ -61,8 +62,7 @@ class Stream:
         self._inputs = Feed(inputs)
         self._read, self._rows = read, rows
         self._teachers = teachers
-        self._words = lambda: tokenizer
-        self._tokenizer, self._pad, self._in_order = tokenizer, pad, in_order
+        self._words, self._texts, self._pad, self._in_order = words, texts, pad, in_order
         self._returns_errors = on_error == "return"
         self._read_items = self._added = 0
         self._running: dict[int, tuple[int, bool]] = {}  # row -> its item's index, and whether that was a text
@@ -150,7 +150,8 @@ class Stream:
             assert out.index is not None
             out.index, was_text = self._running.pop(out.index)
             texts += [out] * was_text
-        self._add_texts(texts)
+        for out in texts:
+            out.texts = self._texts(out)
         self._hand_out(outputs)
 
     def _hand_out(self, outputs: list[GenerationOutput]) -> None:
@@ -164,13 +165,6 @@ class Stream:
             self._turn += 1
         if self._turn == self.failed:
             self._shut()
-
-    def _add_texts(self, outputs: list[Any]) -> None:
-        if not outputs:
-            return
-        ids = [out.output_ids[0] for out in outputs]
-        for out, text in zip(outputs, self._tokenizer.batch_decode(ids, skip_special_tokens=True)):
-            out.texts = [text]
 
     def _admit(self) -> None:
         if self._inputs.ended or self._session is None:

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/token_rules.h"
+
 namespace kdtw {
 
 void Runner::offer(const std::function<void()>&) {}
@@ -42,13 +44,21 @@ void Runner::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
   const auto interrupted = [this] { return bell_ != nullptr && bell_->waits(); };
   for (bool called = false; count.steps == 0 || (goes_on(pause, count, called) && !interrupted());) {
     requests_.clear();
-    for (const size_t i : drafting_) requests_.push_back(ask(rules, rows[i], &banned_[i * rules.stop_count]));
+    for (const size_t i : drafting_) {
+      requests_.push_back(ask(rules, rows[i], &banned_[i * rules.stop_count]));
+      RuledDraft* const ruled = rows[i].ruled;
+      if (ruled == nullptr) continue;
+      find_edits(*ruled->rules, ruled->read, rows[i].position, ruled->edits);
+      ruled->edits.put(requests_.back());
+    }
     results_.resize(requests_.size());
     answer(tokens, requests_, results_, poll);
     for (size_t i = 0; i < drafting_.size(); ++i) {
       DraftRow& row = rows[drafting_[i]];
       picks[drafting_[i]].push_back(results_[i]);
+      const int position = row.position;
       take(rules, row, results_[i]);
+      if (row.ruled != nullptr && row.position > position) row.ruled->read.push_back(row.id);
       count.finished += row.stand == kFinished;
       if (row.stand <= 0) continue;
       ++now.waiting[row.stand - 1];

@@ -176,6 +176,36 @@ void bind_decoders(py::module_& m) {
       .def("allows", &Ledger::allows, py::arg("calls"), py::arg("position"))
       .def("first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
 
+  py::class_<TokenRules, std::shared_ptr<TokenRules>>(m, "TokenRules")
+      .def(py::init([](const std::vector<std::pair<std::vector<int32_t>, float>>& sequences,
+                       const std::vector<std::pair<int32_t, int32_t>>& early, float repetition_penalty,
+                       int no_repeat_ngram, int forced_end, int last) {
+             TokenRules rules;
+             for (const auto& [tokens, bias] : sequences) rules.sequences.push_back({tokens, bias});
+             for (const auto& [id, until] : early) rules.early.push_back({id, until});
+             rules.repetition_penalty = repetition_penalty, rules.no_repeat_ngram = no_repeat_ngram;
+             rules.forced_end = forced_end, rules.last = last;
+             return rules;
+           }),
+           py::kw_only(), py::arg("sequences"), py::arg("early"), py::arg("repetition_penalty"),
+           py::arg("no_repeat_ngram"), py::arg("forced_end"), py::arg("last"));
+
+  py::class_<Stops>(m, "Stops")
+      .def(py::init([](std::vector<int32_t> tokens, const py::object& find) {
+             if (find.is_none()) return Stops{std::move(tokens), nullptr};
+             // Rows are copied and dropped by threads that do not hold Python's lock.
+             const auto drop = [](const FindStop* function) {
+               py::gil_scoped_acquire lock;
+               delete function;
+             };
+             auto* const call = new FindStop([find](std::span<const int32_t> outputs) {
+               py::gil_scoped_acquire lock;
+               return find(std::vector<int32_t>(outputs.begin(), outputs.end())).cast<int>();
+             });
+             return Stops{std::move(tokens), std::shared_ptr<const FindStop>(call, drop)};
+           }),
+           py::arg("tokens"), py::arg("find") = py::none());
+
   py::class_<SpecialTokens>(m, "SpecialTokens")
       .def(py::init([](int32_t start, std::vector<int32_t> end, std::vector<int32_t> tau) {
              return SpecialTokens{start, std::move(end), std::move(tau)};
@@ -201,11 +231,13 @@ void bind_decoders(py::module_& m) {
 
   py::class_<RowOptions>(m, "RowOptions")
       .def(py::init([](int max_new_tokens, int min_new_tokens, Sampling student, Sampling teacher, uint64_t seed,
-                       double max_seconds) {
-             return RowOptions{max_new_tokens, min_new_tokens, student, teacher, seed, max_seconds};
+                       double max_seconds, std::shared_ptr<TokenRules> rules, Stops stops) {
+             return RowOptions{max_new_tokens, min_new_tokens, student,          teacher,
+                               seed,           max_seconds,    std::move(rules), std::move(stops)};
            }),
            py::kw_only(), py::arg("max_new_tokens"), py::arg("min_new_tokens"), py::arg("student_sampling"),
-           py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"));
+           py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"), py::arg("rules") = py::none(),
+           py::arg("stops") = Stops());
 
   py::class_<SessionOptions>(m, "SessionOptions")
       .def(py::init([](std::vector<int32_t> forced_tokens, const RowOptions& row, int teacher_batch,

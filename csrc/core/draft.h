@@ -18,6 +18,8 @@ enum Stand : int32_t { kFinished = -1, kDrafting = 0 };
 
 enum { kMostTeachers = 32 };
 
+struct RuledDraft;  // core/token_rules.h
+
 // A token with a meaning for the loop: <tau> of teacher k, or for teacher 0 one that ends the output.
 struct StopToken {
   int32_t id;
@@ -44,6 +46,7 @@ struct DraftRow {
   uint64_t key = 0;                        // names the row to them
   float* keep_logits = nullptr;            // where its next pick's raw logits go [V], device memory; or null
   const int32_t* first_allowed = nullptr;  // beside DraftRules::stops: the first output at which it may pick each
+  RuledDraft* ruled = nullptr;             // rules of its own on tokens, the host's; or null
   Sampling sampling;
   int32_t most_outputs = 0;   // its output has so many tokens at most
   int32_t most_drafted = 0;   // and drafts reach so far: 1 less where the teacher's token must find a place behind them

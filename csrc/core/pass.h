@@ -45,19 +45,33 @@ enum class Check : int32_t {
 // Whether a check compares the teacher's distribution with the one that the draft was picked from.
 KDTW_BOTH bool needs_draft_logits(Check check) { return check == Check::kRejection || check == Check::kCascade; }
 
-// One decision over the vocabulary. Banned ids take no part in anything but raw log-probabilities.
+// A logit x becomes x + bias, and then, where that is negative, times the penalty, otherwise divided by it.
+struct LogitEdit {
+  int32_t id;
+  float bias;
+  float penalty;
+};
+
+// One decision over the vocabulary. Edits come first; banned ids take no part in anything; and of both raw
+// log-probabilities know nothing. Edits and `only` are the CPU's.
 struct PickRequest {
   const int32_t* banned = nullptr;
   const int32_t* draft_banned = nullptr;
-  const float* draft_logits = nullptr;  // needs_draft_logits: the student's [V_student], device memory
-  float* keep_logits = nullptr;         // where to leave this token's raw logits [V], device memory
-  double uniform = 0.0;                 // the draw that decides when sampling
-  double accept_uniform = 0.0;          // needs_draft_logits
+  const LogitEdit* edits = nullptr;        // by ascending id, each id once
+  const LogitEdit* draft_edits = nullptr;  // needs_draft_logits: of the student's logits, like draft_banned
+  const float* draft_logits = nullptr;     // needs_draft_logits: the student's [V_student], device memory
+  float* keep_logits = nullptr;            // where to leave this token's raw logits [V], device memory
+  double uniform = 0.0;                    // the draw that decides when sampling
+  double accept_uniform = 0.0;             // needs_draft_logits
   double threshold = 0.0;
   Sampling sampling;
   Sampling draft_sampling;  // needs_draft_logits: how the draft was drawn
   int32_t banned_count = 0;
   int32_t draft_banned_count = 0;
+  int32_t edit_count = 0;
+  int32_t draft_edit_count = 0;
+  int32_t only = -1;  // the one id that is not banned, also if it stands among them; -1: none is alone
+  int32_t draft_only = -1;
   int32_t draft_vocabulary = 0;  // V_student
   Check check = Check::kNone;
   int32_t draft = -1;
@@ -66,10 +80,12 @@ struct PickRequest {
   int32_t want_entropy = 0;
 };
 
+inline constexpr int32_t kNoneLeft = -2;
+
 struct PickResult {
   int32_t id = -1;          // the token picked (when the draft passed: undefined for sampling checks)
   int32_t passed = 1;       // the draft's standing under `check`
-  int32_t finite = 1;       // 0: a logit was NaN or infinite, nothing else is valid
+  int32_t finite = 1;       // 0: a logit was NaN or infinite, or (id = kNoneLeft) all ids are banned; all else is void
   float log_prob = 0.0f;    // raw log-softmax (temperature 1, nothing banned) of the draft if it passed, else of `id`
   float confidence = 0.0f;  // largest softmax probability over the ids that are not banned, temperature 1
   float entropy = 0.0f;     // of the softmax over the ids that are not banned, temperature 1, in nats

@@ -65,6 +65,7 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
     for (;;) {
       poll();
       stop_late_rows();
+      stop_rows();
       if (stream) {
         settled_.clear();
         for (const int slot : running_) hand_tokens(rows_[slot]);
@@ -86,8 +87,11 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
         }
       }
       if (called) continue;
-      // A streamer is to be handed every token, and the clock is looked at between tokens.
-      const auto hurried = [this](int slot) { return rows_[slot].options.max_seconds > 0; };
+      // A streamer is to be handed every token, the clock is looked at between tokens, and nothing is written that a
+      // stop would cut.
+      const auto hurried = [this](int slot) {
+        return rows_[slot].options.max_seconds > 0 || rows_[slot].options.stops.any();
+      };
       draft(drafting_, until != Until::kAllFinished, stream || std::ranges::any_of(running_, hurried), poll);
     }
   }
@@ -163,6 +167,11 @@ void Session::begin_draft(int slot) {
   draft.id = row.tokens.back();
   draft.marked = method_.marks_teacher ? row.teacher_index.back() : 0;
   draft.position = row.outputs();
+  if (row.options.rules) {
+    row.ruled.rules = row.options.rules.get();
+    row.read_by(decoder_->student->config().has_encoder(), 0, draft.position, row.ruled.read);
+    draft.ruled = &row.ruled;
+  }
   if (method_.call.by_itself()) draft.first_call = row.first_call(1, end);
   for (int k = 1; k <= asked_teachers(); ++k) draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
   draft.stand = stand_of(rules_, draft);
@@ -210,7 +219,7 @@ void Session::draft(const std::vector<int>& group, bool until_finish, bool step_
     }
     for (const PickResult& pick : picks_[i]) {
       if (!pick.finite) {
-        fail(row, *student_, row.outputs());
+        fail(row, *student_, pick, row.outputs());
       } else if (row.outputs() < row.draft.position) {
         commit(row, pick);
       } else {
@@ -237,7 +246,7 @@ void Session::commit(Row& row, const PickResult& pick) {
 void Session::call(int teacher, const std::vector<int>& group, const Poll& poll) {
   Lane& lane = teachers_[teacher - 1];
   lane.open(group, rows_, poll);
-  queries_.clear();
+  queries_.clear(), edits_.clear();
   for (const int slot : group) ask_teacher(slot);
   answer(lane, poll);
   for (size_t q = 0; q < queries_.size();) {
@@ -274,18 +283,22 @@ void Session::ask_teacher(int slot) {
       request.draft_logits = draft_slot(slot, i - row.draft_begin());
       request.draft_vocabulary = rules_.vocabulary;
       request.draft_sampling = row.options.student_sampling;
-      request.draft_banned = request.banned, request.draft_banned_count = request.banned_count;
+      PickRequest own;
+      ban(own, row, i - 1);
+      request.draft_banned = own.banned, request.draft_banned_count = own.banned_count;
+      if (row.options.rules) edits_of(row, *decoder_->student, 0, i - 1).put_draft(request);
     }
     queries_.push_back({slot, i - 1, request});
   }
   if (teacher_writes_next(row)) queries_.push_back({slot, size - 1, teacher_pick(row, size - 1)});
 }
 
-PickRequest Session::teacher_pick(const Row& row, int position) const {
+PickRequest Session::teacher_pick(const Row& row, int position) {
   PickRequest request;
   request.sampling = row.options.teacher_sampling;
   if (request.sampling.temperature > 0) request.uniform = draw(row, position, RandomStream::kTeacher);
   ban(request, row, position);
+  if (row.options.rules) edits_of(row, *decoder_->teachers[row.waiting() - 1], row.waiting(), position).put(request);
   request.want_log_prob = options_.want_log_probs;
   return request;
 }
@@ -328,12 +341,16 @@ void Session::answer(Lane& lane, const Poll& poll) {
   lane.catch_up(rows_, queries_, results_, poll);
   for (size_t q = 0; q < queries_.size(); ++q) {
     Row& row = rows_[queries_[q].slot];
-    if (!results_[q].finite && row.running()) fail(row, lane, queries_[q].after);
+    if (!results_[q].finite && row.running()) fail(row, lane, results_[q], queries_[q].after);
   }
 }
 
-void Session::fail(Row& row, const Lane& lane, int step) const {
+void Session::fail(Row& row, const Lane& lane, const PickResult& pick, int step) const {
   row.finish = Finish::kFault;
+  if (pick.id == kNoneLeft) {
+    row.fault = concat("row ", row.index, "'s options leave no token for output ", step, "; ban fewer");
+    return;
+  }
   row.fault = concat("the ", lane.model().config().name, "'s logits are not finite at row ", row.index, ", step ", step,
                      "; check its weights for NaN or infinity, or its inputs for overflow");
 }
@@ -354,31 +371,6 @@ void Session::record_reads(const Lane& lane) {
 
 float* Session::draft_slot(int slot, int draft) const {
   return draft_logits_.data + (static_cast<size_t>(slot) * rules_.draft_length + draft) * rules_.vocabulary;
-}
-
-void Session::stop_late_rows() {
-  const auto now = Clock::now();
-  for (const int slot : running_) {
-    Row& row = rows_[slot];
-    if (row.options.max_seconds <= 0 || !row.running()) continue;
-    if (std::chrono::duration<double>(now - row.added).count() < row.options.max_seconds) continue;
-    // A method that checks everything does not let unchecked drafts out.
-    if (method_.accept.checks_all && row.drafts() > 0) {
-      row.rolled_back += row.drafts();
-      truncate(slot, row.draft_begin());
-      row.draft.drafts = 0;
-    }
-    row.finish = Finish::kTime;
-  }
-}
-
-// Puts the row's tokens that nothing can take back any more into settled_.
-void Session::hand_tokens(Row& row) {
-  if (row.finish == Finish::kFault) return;
-  const bool final = row.check == Check::kNone || !row.running();
-  const int settled = final ? static_cast<int>(row.tokens.size()) : row.draft_begin();
-  for (; row.streamed < settled; ++row.streamed)
-    settled_.push_back({row.index, row.streamed - 1, row.tokens[row.streamed], row.owners[row.streamed]});
 }
 
 }  // namespace kdtw

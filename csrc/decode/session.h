@@ -97,6 +97,7 @@ class Session {
   void begin_draft(int slot);
   void settle(Row& row) const;
   void ban(PickRequest& request, const Row& row, int position) const;
+  TokenEdits& edits_of(const Row& row, const Transformer& model, int source, int position);
   void leave(int slot);
   double draw(const Row& row, int position, RandomStream stream) const;
   float* draft_slot(int slot, int draft) const;
@@ -104,16 +105,19 @@ class Session {
   void select(std::vector<int>& group, Predicate&& predicate) const;
   void draft(const std::vector<int>& group, bool until_finish, bool step_by_step, const Poll& poll);
   void commit(Row& row, const PickResult& pick);
-  void fail(Row& row, const Lane& lane, int step) const;
+  void fail(Row& row, const Lane& lane, const PickResult& pick, int step) const;
   void call(int teacher, const std::vector<int>& group, const Poll& poll);
   bool teacher_writes_next(const Row& row) const;
   void ask_teacher(int slot);
-  PickRequest teacher_pick(const Row& row, int position) const;
+  PickRequest teacher_pick(const Row& row, int position);
   void apply(int slot, size_t first, size_t last);
   void answer(Lane& lane, const Poll& poll);
   std::vector<int32_t>& reads(Row& row, const Lane& lane) const;
   void record_reads(const Lane& lane);
   void stop_late_rows();
+  void stop_rows();
+  void cut(int slot, int length);
+  int settled(const Row& row) const;
   void hand_tokens(Row& row);
   void retire();
 
@@ -137,6 +141,8 @@ class Session {
   bool fault_ = false;                       // one of these is at fault
   std::vector<int> drafting_, waiting_;      // slots, kept for their memory like what follows
   std::vector<Query> queries_;
+  std::deque<TokenEdits> edits_;  // of the queries
+  std::vector<int32_t> read_;
   std::vector<PickResult> results_;
   std::vector<DraftRow> drafts_;
   Picks picks_;

@@ -50,6 +50,7 @@ int Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sourc
   row.added = Clock::now();
   append(row, decoder_->special.start, Owner::kNone);
   for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
+  row.own_begin = row.looked_at = static_cast<int>(row.tokens.size());
   rows_[free_.back()] = std::move(row);
   added_.push_back(free_.back());
   free_.pop_back();

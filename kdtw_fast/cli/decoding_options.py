@@ -21,13 +21,14 @@ _PANELS = {
         *("max_teacher_fraction", "max_teacher_calls", "max_new_tokens", "min_new_tokens", "max_time"),
         *("max_source_length", "truncation"),
     ),
+    "Rules": (*("no_repeat_ngram_size", "repetition_penalty", "forced_eos_token_id", "stop"),),
     "Sampling": (
         *("temperature", "top_k", "top_p", "seed"),
         *("teacher_temperature", "teacher_top_k", "teacher_top_p"),
     ),
 }
 _FLAGS = {"truncation": "truncate", "num_threads": "threads"}
-_DEFAULTS = {"max_new_tokens": 128}
+DEFAULTS = {"max_new_tokens": 128}
 # A line gives one line, without log-probabilities; threads are said once, for decoding and loading.
 _LEFT_OUT = ("num_return_sequences", "output_logprobs", "output_reads", "num_threads")
 
@@ -65,7 +66,7 @@ def _call_options(methods: Mapping[str, Method], options: type) -> Iterator[insp
     for field in fields(options):
         hint = hints[field.name]
         kinds = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-        kind = next((kind for kind in (bool, int, float) if kind in kinds), None)
+        kind = next((kind for kind in (bool, int, float, str) if kind in kinds), None)
         if kind is None or field.name in _LEFT_OUT:
             continue
         keys = [key for key, method in methods.items() if field.name in method.call_options]
@@ -73,7 +74,7 @@ def _call_options(methods: Mapping[str, Method], options: type) -> Iterator[insp
         text = f"{', '.join(keys)}: {words}" if keys else words[:1].upper() + words[1:]
         panel = next((panel for panel, names in _PANELS.items() if field.name in names), None)
         yield make_option(
-            field.name, flag(field.name), kind, escape(text), panel, _DEFAULTS.get(field.name, field.default)
+            field.name, flag(field.name), kind, escape(text), panel, DEFAULTS.get(field.name, field.default)
         )
 
 

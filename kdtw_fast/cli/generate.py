@@ -10,12 +10,21 @@ import typer
 from tqdm import tqdm
 
 from kdtw_fast.budgets import BUDGETS, resolve_budgets, written_budget
-from kdtw_fast.cli.decoding_options import METHOD, decoding_options
+from kdtw_fast.cli.decoding_options import DEFAULTS, METHOD, decoding_options
 from kdtw_fast.cli.errors import tell
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
 from kdtw_fast.cli.models import load_models
-from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli.options import (
+    MODELS,
+    Device,
+    Dtype,
+    GenerationConfig,
+    PairName,
+    TeacherDtype,
+    Threads,
+    read_generation_config,
+)
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method, make_decoder
@@ -89,6 +98,7 @@ def generate(
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
     device: Device = "cpu",
+    generation_config: GenerationConfig = None,
     cache_weights: Annotated[
         bool,
         typer.Option(
@@ -118,7 +128,9 @@ def generate(
     and a light budget.
     """
     chosen = find_method(method)
-    call, settings = _checked(method, chosen, budget, options)
+    said = {name: value for name, value in options.items() if _was_said(ctx, name)}
+    call, settings = _checked(method, chosen, budget, said)
+    told = read_generation_config(generation_config)
     if jsonl and show_owners:
         raise ValueError("--jsonl holds the owners already; leave out --show-owners")
     check_int("batch_size", batch_size, 1, MOST_ROWS)
@@ -132,7 +144,9 @@ def generate(
     models, words = load_models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
     if budget is None and "budget" in call and len(models["student"].tau_token_ids) > 1:
         call["budget"] = dict.fromkeys(range(1, 1 + len(models["student"].tau_token_ids)), "light")
-    decoder = make_decoder(method, models, words, num_threads, **settings)
+    decoder = make_decoder(method, models, words, num_threads, told, **settings)
+    # What is not said is as the checkpoint says, and otherwise as this command's help does.
+    call = {name: value for name, value in DEFAULTS.items() if name not in decoder.defaults} | call
     render = as_json(method) if jsonl else with_owners(words, chosen, call.get("budget")) if show_owners else as_text
     if show_owners and sys.stderr.isatty():
         print(LEGEND, file=sys.stderr)
@@ -147,6 +161,11 @@ def generate(
             bar.update()
 
 
+def _was_said(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _checked(
     name: str, method: Method, budget: str | None, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,7 +177,7 @@ def _checked(
             raise ValueError(Message(OptionName(option), f" belongs to {', '.join(owners)}, not to {name}"))
     settings = {option: kind.read(given.pop(option)) for option, kind in method.settings.items() if option in given}
     told = given.pop("budget", "light")
-    GenerateOptions(**given)
+    GenerateOptions(**(DEFAULTS | given))
     for limit in ("max_teacher_fraction", "max_teacher_calls"):
         check_limit(limit, given.get(limit))
     if "budget" in method.call_options:

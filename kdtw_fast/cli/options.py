@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
+from kdtw_fast.generation import IGNORE
 from kdtw_fast.options import DTYPES
 from kdtw_fast.pairs import DEFAULT_PAIR
 
@@ -43,3 +45,25 @@ Device = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+GenerationConfig = Annotated[
+    str | None,
+    typer.Option(
+        help="What of a model's generation_config.json holds where no option says otherwise. Default: all of it; "
+        "ignore: nothing; or a JSON object of fields that come before it, null for one that is not to hold.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
+
+
+def read_generation_config(text: str | None) -> Any:
+    """The value of --generation-config as decoders take it."""
+    if text is None or text == IGNORE:
+        return text
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--generation-config is neither {IGNORE} nor a JSON object ({error})") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"--generation-config is neither {IGNORE} nor a JSON object, got {text}")
+    return told

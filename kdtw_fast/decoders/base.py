@@ -14,8 +14,9 @@ from kdtw_fast import _core
 from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
+from kdtw_fast.generation import call_defaults
 from kdtw_fast.inputs import Item, row_keys
-from kdtw_fast.messages import Message
+from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
@@ -26,7 +27,9 @@ from kdtw_fast.options import (
     check_int,
 )
 from kdtw_fast.outputs import GenerationOutput, empty, together
+from kdtw_fast.stops import StopTexts, output_texts
 from kdtw_fast.streams import RowArguments, Stream
+from kdtw_fast.token_rules import token_rules
 from kdtw_fast.worker import Kind, Ticket, TokenStreamer
 
 ModelLike = torch.nn.Module | NativeT5 | str | Path
@@ -60,6 +63,7 @@ class Decoder(AnyDecoder):
         self.num_threads = options.num_threads or _core.hardware_threads()
         self.model, self._asked = model, tuple(asked)
         self._role = role
+        self.defaults = call_defaults((model, *asked), options.generation_config)
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
@@ -78,6 +82,9 @@ class Decoder(AnyDecoder):
             self._phrase(budget)
         session = self._open(options, batch_size, options.max_source_length)
 
+        def texts(out: GenerationOutput) -> list[str]:
+            return output_texts(self.tokenizer, out, options)
+
         def read(value: Any, index: int) -> Item:
             return self._item(value, f"item {index}", budget, options)
 
@@ -85,7 +92,7 @@ class Decoder(AnyDecoder):
             return self._arguments(items, indices, budget, limits, options)
 
         pad, teachers = self.model.pad_token_id, len(self._asked)
-        return Stream(session, inputs, read, rows, self.tokenizer, pad, in_order, on_error, teachers)
+        return Stream(session, inputs, read, rows, self._words, texts, pad, in_order, on_error, teachers)
 
     def _submit(
         self, value: Any, row_id: int, budget: Any, streamer: TokenStreamer | None, options: GenerateOptions
@@ -111,7 +118,7 @@ class Decoder(AnyDecoder):
         key = (core, room, longest, options.num_threads or self.num_threads, *map(str, told))
         # Nothing here holds this decoder: the worker, which it holds, keeps the kind.
         kind = Kind(key, lambda slots: _core.Session(core, shared, slots, longest), pad)
-        finish = partial(_add_words, self._words, item.words is not None)
+        finish = partial(_add_words, self._words, item.words is not None, options)
         return worker.submit(kind, (*arguments[:-1], own), finish, streamer)
 
     def _room(self, tokens: int) -> int:
@@ -163,7 +170,7 @@ class Decoder(AnyDecoder):
 
     def _session_options(self, options: GenerateOptions, slots: int) -> _core.SessionOptions:
         return _core.SessionOptions(
-            forced_tokens=[self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens,
+            forced_tokens=self._forced_tokens(options),
             row=self._row_options(options),
             teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
             want_log_probs=options.output_logprobs,
@@ -172,6 +179,8 @@ class Decoder(AnyDecoder):
         )
 
     def _row_options(self, options: GenerateOptions) -> _core.RowOptions:
+        for token in options.stop_token_ids:
+            check_int("stop_token_ids's id", token, 0, self.model.vocab_size - 1)
         teacher = _sampling(*options.teacher_sampling)
         return _core.RowOptions(
             max_new_tokens=options.max_new_tokens,
@@ -180,7 +189,21 @@ class Decoder(AnyDecoder):
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
+            rules=token_rules(options, self.model, len(self._forced_tokens(options))),
+            stops=_core.Stops(options.stop_token_ids, self._find_stop(options)),
         )
+
+    def _find_stop(self, options: GenerateOptions) -> StopTexts | None:
+        """What says where texts stop an output."""
+        if not options.stop_texts:
+            return None
+        if self.tokenizer is None:
+            raise ValueError(Message(OptionName("stop"), " needs a tokenizer; pass tokenizer=… to the decoder"))
+        return StopTexts(self.tokenizer, options.stop_texts)
+
+    def _forced_tokens(self, options: GenerateOptions) -> list[int]:
+        """What a row's output begins with."""
+        return [self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens
 
     def _forced_token(self, token: int) -> int:
         vocabulary = min(model.vocab_size for model in (self.model, *self._asked))
@@ -309,11 +332,11 @@ def check_asks(student: NativeT5, count: int) -> None:
         )
 
 
-def _add_words(words: Callable[[], Any], was_text: bool, out: GenerationOutput) -> None:
+def _add_words(words: Callable[[], Any], was_text: bool, options: GenerateOptions, out: GenerationOutput) -> None:
     """Gives an output the tokenizer, and its text where one went in."""
     out._with_words(words)
     if was_text:
-        out.texts = words().batch_decode(out.output_ids, skip_special_tokens=True)
+        out.texts = output_texts(words(), out, options)
 
 
 def _sampling(temperature: float, top_k: int, top_p: float) -> _core.Sampling:

@@ -27,6 +27,7 @@ from kdtw_fast.options import (
     is_sequence,
 )
 from kdtw_fast.outputs import GenerationOutput
+from kdtw_fast.stops import output_texts
 from kdtw_fast.streams import Stream
 from kdtw_fast.worker import TokenStreamer
 
@@ -35,6 +36,7 @@ class AnyDecoder(Reading, Submitting, ABC):
     """``generate``, calls with strings and ``stream`` of what decodes rows."""
 
     teachers: tuple[NativeT5, ...]
+    defaults: Mapping[str, Any]
 
     @abstractmethod
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
@@ -89,7 +91,7 @@ class AnyDecoder(Reading, Submitting, ABC):
             KeyboardInterrupt: Ctrl-C; the decoder stays usable.
         """
         try:
-            parsed = GenerateOptions(**options)
+            parsed = self._parsed(options)
             rows = self._rows(input_ids, attention_mask, teacher_inputs, parsed)
             return self._decode(rows, parsed, streamer)._with_words(self._words)
         except BaseException:
@@ -149,7 +151,7 @@ class AnyDecoder(Reading, Submitting, ABC):
             texts = read(texts)
             budgets = self._budgets(self._budget_of(budget), len(texts))
             ids, teachers_ids = self._tokenized(texts, budgets)
-            parsed = GenerateOptions(**options)
+            parsed = self._parsed(options)
             if all(getattr(parsed, name) is None for name in LIMITS):
                 none = [self._asked_for_none(one) for one in budgets]
                 if any(none):
@@ -160,7 +162,7 @@ class AnyDecoder(Reading, Submitting, ABC):
             end(streamer)
             raise
         out._with_words(self._words)
-        out.texts = self.tokenizer.batch_decode(out.output_ids, skip_special_tokens=True)
+        out.texts = output_texts(self.tokenizer, out, parsed)
         return out
 
     @takes(GenerateOptions)
@@ -202,7 +204,7 @@ class AnyDecoder(Reading, Submitting, ABC):
         Raises:
             TypeError, ValueError: a wrong option. What is wrong with an item comes out of the iteration.
         """
-        parsed = GenerateOptions(**options)
+        parsed = self._parsed(options)
         check_int("batch_size", batch_size, 1, MOST_ROWS)
         check_word("on_error", on_error, ON_ERROR)
         if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
@@ -226,6 +228,15 @@ class AnyDecoder(Reading, Submitting, ABC):
 
     def __reduce__(self) -> Any:
         raise unpicklable(self)
+
+    def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
+        """A call's keywords, and for what they do not say, the checkpoint's defaults."""
+        defaults = dict(self.defaults)
+        most = options.get("max_new_tokens", defaults.get("max_new_tokens"))
+        if isinstance(most, int) and "min_new_tokens" in defaults:  # a keyword goes before it
+            defaults["min_new_tokens"] = min(defaults["min_new_tokens"], most)
+        said: dict[str, Any] = {**defaults, **options}
+        return GenerateOptions(**said)
 
     def _budget_of(self, budget: Any) -> Any:
         """The budget that goes into the student's prompt, where a call was given this one."""

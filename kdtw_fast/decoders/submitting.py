@@ -38,6 +38,10 @@ class Submitting(ABC):
         self._worker = worker
 
     @abstractmethod
+    def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
+        """A call's keywords, and for what they do not say, the checkpoint's defaults."""
+
+    @abstractmethod
     def _submit(
         self, value: Any, row_id: int, budget: Any, streamer: TokenStreamer | None, options: GenerateOptions
     ) -> Ticket:
@@ -73,7 +77,7 @@ class Submitting(ABC):
         Raises:
             TypeError, ValueError: a wrong input or option.
         """
-        return self._submit(value, 0, budget, streamer, _checked(GenerateOptions(**options)))
+        return self._submit(value, 0, budget, streamer, _checked(self._parsed(options)))
 
     @takes(GenerateOptions)
     async def agenerate(
@@ -90,7 +94,7 @@ class Submitting(ABC):
             value, budget, streamer: as for :meth:`submit`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
-        parsed = _checked(GenerateOptions(**options))
+        parsed = _checked(self._parsed(options))
         return await asyncio.wrap_future(self._submit(value, 0, budget, streamer, parsed))
 
     @takes(GenerateOptions)
@@ -116,7 +120,7 @@ class Submitting(ABC):
         Yields:
             One-row GenerationOutputs, each with its ``index``.
         """
-        parsed = _checked(GenerateOptions(**options))
+        parsed = _checked(self._parsed(options))
         check_word("on_error", on_error, ON_ERROR)
         if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, (Iterable, AsyncIterable)):
             raise TypeError(

@@ -37,9 +37,16 @@ _GENERAL = frozenset({
     "teacher_token_embedding", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
     "transformers_version", "unk_token_id", "cls_token_id", "mask_token_id", "use_cache",
 })
-# How to decode, where old configs keep it: GenerationConfig has it, and what it says is for whoever calls generate.
-_GENERATION = frozenset({"early_stopping", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
-                         "num_beams", "extra_pos_embeddings", "force_bos_token_to_be_generated"})
+# How to decode, where old configs keep it: `kdtw_fast.generation` reads it.
+_GENERATION = frozenset({
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "exponential_decay_length_penalty", "length_penalty", "max_length", "max_new_tokens", "min_length",
+    "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_scores", "penalty_alpha", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
+    "sequence_bias", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+    "extra_pos_embeddings", "force_bos_token_to_be_generated",
+})
 # fmt: on
 
 

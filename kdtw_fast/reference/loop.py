@@ -14,7 +14,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from kdtw_fast.options import GenerateKeywords, GenerateOptions
 from kdtw_fast.random import STREAM_STUDENT, STREAM_TEACHER, uniform
-from kdtw_fast.reference.picking import Warp, ban, greedy_pick, log_prob, sample, warp
+from kdtw_fast.reference.picking import Warp, greedy_pick, log_prob, sample, warp
+from kdtw_fast.reference.rules import edit
 
 NONE, STUDENT, TEACHER, ACCEPTED, CORRECTED, FORCED = range(6)
 
@@ -130,10 +131,16 @@ class Row(ReferenceRow):
         # The student's action at `position` was taken; what follows was not.
         del self.student_logprobs[position + 1 :], self.teacher_logprobs[position + 1 :]
 
-    def banned(self, position: int, allowed: Sequence[int] = ()) -> list[int]:
-        """EOS before `min_new_tokens`; the taus of all teachers but those that the student may ask here."""
+    def ruled(self, logits: Tensor, position: int, allowed: Sequence[int] = (), reader: Lane | None = None) -> Tensor:
+        """`logits` [V] under the call's rules: banned are EOS before `min_new_tokens`, and taus.
+
+        But not the taus of the teachers that the student may ask here, `allowed`. `reader`: whose logits they are, and
+        what it has read; None = the student.
+        """
         banned = [self.eos] if position < self.options.min_new_tokens else []
-        return banned + [tau for number, tau in enumerate(self.taus, 1) if number not in allowed]
+        banned += [tau for number, tau in enumerate(self.taus, 1) if number not in allowed]
+        read = [*(reader or self.student).before, *self.tokens[:position]]
+        return edit(logits, read, position, banned, self.options, self.forced, self.eos)
 
     def uniform(self, position: int, stream: int) -> float:
         """The row's random number."""
@@ -198,7 +205,7 @@ class Decoder:
 
     def _act(self, row: Row, logits: Tensor) -> int | None:
         """The student's action at the next position given its logits [V]: a token, or None = call."""
-        return row.pick(ban(logits, row.banned(row.length)), row.student_warp, row.length, STREAM_STUDENT)
+        return row.pick(row.ruled(logits, row.length), row.student_warp, row.length, STREAM_STUDENT)
 
     # Accept rule.
 
@@ -236,7 +243,7 @@ class Decoder:
                 set_at(row.teacher_logprobs, position, log_prob(read[position], row.tokens[position]))
 
             for position in self._checked(row):
-                allowed = ban(read[position], row.banned(position))
+                allowed = row.ruled(read[position], position, reader=row.teachers[row.asked - 1])
                 if not self._passes(row, position, allowed):
                     row.roll_back(position)
                     self._teacher_writes(row, self._correct(row, position, allowed), CORRECTED, read)
@@ -245,7 +252,7 @@ class Decoder:
             else:
                 if self.adds_token and not row.ended:
                     position = row.length
-                    allowed = ban(read[position], row.banned(position))
+                    allowed = row.ruled(read[position], position, reader=row.teachers[row.asked - 1])
                     token = row.pick(allowed, row.teacher_warp, position, STREAM_TEACHER)
                     self._teacher_writes(row, token, TEACHER, read)
             row.settled = row.length

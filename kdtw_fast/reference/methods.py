@@ -13,7 +13,6 @@ from kdtw_fast.reference.picking import (
     CLOSE_LOGITS,
     CLOSE_RELATIVE,
     CLOSE_UNIFORM,
-    ban,
     greedy_pick,
     log_prob,
     sample,
@@ -58,7 +57,7 @@ class TrainingWheelsDecoder(Decoder):
     def _act(self, row: Row, logits: Tensor) -> int | None:
         position = row.length
         allowed = [k for k in range(1, 1 + len(row.teachers)) if self._allowed(row, k, 1, position)]
-        token = row.pick(ban(logits, row.banned(position, allowed)), row.student_warp, position, STREAM_STUDENT)
+        token = row.pick(row.ruled(logits, position, allowed), row.student_warp, position, STREAM_STUDENT)
         if token not in row.taus:
             return token
         row.asked = 1 + row.taus.index(token)
@@ -102,7 +101,7 @@ class EntropyCallDecoder(TrainingWheelsDecoder):
 
     def _act(self, row: Row, logits: Tensor) -> int | None:
         if self._allowed(row, 1, 1, row.length):
-            probabilities = torch.softmax(ban(logits, row.banned(row.length)), dim=0)
+            probabilities = torch.softmax(row.ruled(logits, row.length), dim=0)
             entropy = float(torch.special.entr(probabilities).sum())
             row.note(abs(entropy - self.threshold) < CLOSE_LOGITS, row.length)
             if entropy > self.threshold:
@@ -126,7 +125,7 @@ class SpeculativeDecoder(Decoder):
         return full or row.ended
 
     def _act(self, row: Row, logits: Tensor) -> int | None:
-        row.draft_logits[row.length] = ban(logits, row.banned(row.length))
+        row.draft_logits[row.length] = row.ruled(logits, row.length)
         return super()._act(row, logits)
 
     def _passes(self, row: Row, position: int, logits: Tensor) -> bool:
@@ -191,7 +190,7 @@ class BigLittleDecoder(Decoder):
         return row.length - row.settled == self.max_draft_length
 
     def _act(self, row: Row, logits: Tensor) -> int | None:
-        best = float(torch.softmax(ban(logits, row.banned(row.length)), dim=0).max())
+        best = float(torch.softmax(row.ruled(logits, row.length), dim=0).max())
         row.note(abs(best - self.fallback_threshold) < CLOSE_RELATIVE * best, row.length)
         return None if best < self.fallback_threshold else super()._act(row, logits)
 

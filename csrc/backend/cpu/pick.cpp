@@ -1,5 +1,5 @@
-// Bans, warping, greedy or sampled choice, and the tests that the accept rules ask for. Sampling walks the distribution
-// in ascending id order (inverse CDF): first over chunks, then within one.
+// Edits, bans, warping, greedy or sampled choice, and the tests that the accept rules ask for. Sampling walks the
+// distribution in ascending id order (inverse CDF): first over chunks, then within one.
 #include "backend/cpu/pick.h"
 
 #include <algorithm>
@@ -14,31 +14,62 @@ namespace {
 // What a banned logit becomes: finite, so that it is no fault, and lower than any real one.
 constexpr float kBanned = -3.4028235e38f;
 
-std::span<const int32_t> banned_in(const PickRequest& request) {
-  return {request.banned, static_cast<size_t>(request.banned_count)};
-}
+// What a request says of the logits of one distribution.
+struct Edited {
+  std::span<const LogitEdit> edits;
+  std::span<const int32_t> banned;
+  int32_t only;
 
-std::span<const int32_t> draft_banned_in(const PickRequest& request) {
-  return {request.draft_banned, static_cast<size_t>(request.draft_banned_count)};
-}
-
-bool is_banned(const PickRequest& request, int id) {
-  const auto banned = banned_in(request);
-  return std::find(banned.begin(), banned.end(), id) != banned.end();
-}
-
-// Bans ids among logits [count] of ids first, first + 1, ...; true if there were any.
-bool ban(float* logits, int first, int count, std::span<const int32_t> banned) {
-  bool any = false;
-  for (const int32_t id : banned) {
-    if (id < first || id >= first + count) continue;
-    logits[id - first] = kBanned;
-    any = true;
+  bool is_banned(int id) const {
+    return only >= 0 ? id != only : std::find(banned.begin(), banned.end(), id) != banned.end();
   }
-  return any;
+  // The logit of one id.
+  float operator()(int id, float logit) const {
+    if (is_banned(id)) return kBanned;
+    const auto edit =
+        std::lower_bound(edits.begin(), edits.end(), id, [](const LogitEdit& e, int wanted) { return e.id < wanted; });
+    return edit != edits.end() && edit->id == id ? changed(*edit, logit) : logit;
+  }
+  // Edits and bans logits [count] of ids first, first + 1, ...; true if any of them may have changed.
+  bool apply(float* logits, int first, int count) const {
+    if (only >= 0) {
+      for (int i = 0; i < count; ++i)
+        if (first + i != only) logits[i] = kBanned;
+      return true;
+    }
+    bool any = false;
+    auto edit = std::lower_bound(edits.begin(), edits.end(), first,
+                                 [](const LogitEdit& e, int wanted) { return e.id < wanted; });
+    for (; edit != edits.end() && edit->id < first + count; ++edit, any = true)
+      logits[edit->id - first] = changed(*edit, logits[edit->id - first]);
+    for (const int32_t id : banned) {
+      if (id < first || id >= first + count) continue;
+      logits[id - first] = kBanned;
+      any = true;
+    }
+    return any;
+  }
+
+ private:
+  static float changed(const LogitEdit& edit, float logit) {
+    logit += edit.bias;
+    return logit < 0.0f ? logit * edit.penalty : logit / edit.penalty;
+  }
+};
+
+Edited edited_in(const PickRequest& request) {
+  return {{request.edits, static_cast<size_t>(request.edit_count)},
+          {request.banned, static_cast<size_t>(request.banned_count)},
+          request.only};
 }
 
-// Turns logits (bans applied) into unnormalised probabilities in place, zero where the warp removes an
+Edited draft_edited_in(const PickRequest& request) {
+  return {{request.draft_edits, static_cast<size_t>(request.draft_edit_count)},
+          {request.draft_banned, static_cast<size_t>(request.draft_banned_count)},
+          request.draft_only};
+}
+
+// Turns logits (edits and bans applied) into unnormalised probabilities in place, zero where the warp removes an
 // id, and returns their sum.
 double warp(const Kernels& kernels, float* logits, int vocabulary, const Sampling& sampling) {
   float best;
@@ -105,8 +136,8 @@ bool student_decides(const Kernels& kernels, const float* all_logits, int vocabu
   auto& [p, q] = memory;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
-  ban(p.data(), 0, vocabulary, banned_in(request));
-  ban(q.data(), 0, request.draft_vocabulary, draft_banned_in(request));
+  edited_in(request).apply(p.data(), 0, vocabulary);
+  draft_edited_in(request).apply(q.data(), 0, request.draft_vocabulary);
   const Sampling plain{.temperature = 1.0f};
   const double q_total = warp(kernels, q.data(), request.draft_vocabulary, plain);
   const double p_total = warp(kernels, p.data(), vocabulary, plain);
@@ -123,8 +154,8 @@ void reject_or_resample(const Kernels& kernels, const float* all_logits, int voc
   auto& [p, q] = memory;
   p.assign(all_logits, all_logits + vocabulary);
   q.assign(request.draft_logits, request.draft_logits + request.draft_vocabulary);
-  ban(p.data(), 0, vocabulary, banned_in(request));
-  ban(q.data(), 0, request.draft_vocabulary, draft_banned_in(request));
+  edited_in(request).apply(p.data(), 0, vocabulary);
+  draft_edited_in(request).apply(q.data(), 0, request.draft_vocabulary);
   const double q_total = warp(kernels, q.data(), request.draft_vocabulary, request.draft_sampling);
   const double p_total = warp(kernels, p.data(), vocabulary, request.sampling);
   const auto p_of = [&](int id) { return id < vocabulary ? p[id] / p_total : 0.0; };
@@ -149,7 +180,7 @@ Picked sample_all(const Kernels& kernels, const float* all_logits, int vocabular
                   PickWeights& memory) {
   std::vector<float>& weights = memory.teacher;
   weights.assign(all_logits, all_logits + vocabulary);
-  ban(weights.data(), 0, vocabulary, banned_in(request));
+  edited_in(request).apply(weights.data(), 0, vocabulary);
   const double total = warp(kernels, weights.data(), vocabulary, request.sampling);
   const int id = draw(weights.data(), vocabulary, total, request.uniform);
   return {id, all_logits[id]};
@@ -184,11 +215,13 @@ Picked sample_chunks(const Kernels& kernels, const PickRequest& request, int voc
     sum += share;
   }
   const int first = chosen * kVocabularyChunk, count = std::min(kVocabularyChunk, vocabulary - first);
-  float logits[kVocabularyChunk], weights[kVocabularyChunk];
+  float logits[kVocabularyChunk], edited[kVocabularyChunk], weights[kVocabularyChunk];
   recompute(chosen, logits);
-  kernels.exp_scaled(logits, count, chunks[chosen].top, inverse, weights);
-  for (const int32_t id : banned_in(request))
-    if (id >= first && id < first + count) weights[id - first] = 0.0f;
+  std::copy(logits, logits + count, edited);
+  edited_in(request).apply(edited, first, count);
+  kernels.exp_scaled(edited, count, chunks[chosen].top, inverse, weights);
+  for (int i = 0; i < count; ++i)
+    if (edited[i] == kBanned) weights[i] = 0.0f;
   const int i = draw(weights, count, 1.0, (target - before) / factors[chosen]);
   return {first + i, logits[i]};
 }
@@ -196,7 +229,8 @@ Picked sample_chunks(const Kernels& kernels, const PickRequest& request, int voc
 // What the chunks say together.
 struct Summary {
   bool finite = true;
-  float best;                   // the largest logit that is not banned
+  float best;                   // the largest logit that is not banned, edited
+  float raw = 0.0f;             // that logit as it was
   int id = -1;                  // its id, the lowest on ties
   int before_draft = 0;         // how many rank before the draft
   double log_normaliser = 0.0;  // over all ids
@@ -214,7 +248,7 @@ Summary merge(const Kernels& kernels, const PickRequest& request, std::span<cons
   float raw_best = chunks[0].raw_top;
   for (const auto& chunk : chunks) {
     if (!chunk.finite) return {.finite = false, .best = 0.0f};
-    if (all.id < 0 || chunk.top > all.best) all.best = chunk.top, all.id = chunk.id;
+    if (all.id < 0 || chunk.top > all.best) all.best = chunk.top, all.raw = chunk.raw, all.id = chunk.id;
     raw_best = std::max(raw_best, chunk.raw_top);
     all.before_draft += chunk.before;
   }
@@ -267,9 +301,14 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
   chunk.top = chunk.raw_top;
   if (request.draft >= first && request.draft < first + count) chunk.draft = logits[request.draft - first];
   if (request.want_log_prob) chunk.raw_sum = kernels.sum_exp(logits, count, chunk.raw_top, 1.0f);
-  if (ban(logits, first, count, banned_in(request))) {
+  chunk.raw = chunk.raw_top;
+  const Edited edited = edited_in(request);
+  float raw[kVocabularyChunk];
+  if (!edited.edits.empty()) std::copy(logits, logits + count, raw);
+  if (edited.apply(logits, first, count)) {
     bool finite;
     kernels.argmax(logits, count, &chunk.top, &best, &finite);
+    chunk.raw = edited.edits.empty() ? chunk.top : raw[best];
   }
   chunk.id = first + best;
   if (chunk.top > kBanned) {  // otherwise all of them are banned and have no share
@@ -279,7 +318,7 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
       chunk.warped_sum = kernels.sum_exp(logits, count, chunk.top, 1.0f / request.sampling.temperature);
   }
   if (request.check == Check::kTopK) {
-    if (is_banned(request, request.draft)) draft_logit = kBanned;
+    draft_logit = edited(request.draft, draft_logit);
     // Lower ids than the draft's come before it on a tie. Two plain loops, because those the compiler vectorises.
     const int lower = std::clamp(request.draft - first, 0, count);
     int before = 0;
@@ -297,14 +336,18 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   PickResult result;
   result.finite = all.finite;
   if (!result.finite) return result;
+  if (all.best == kBanned) {
+    result.finite = 0, result.id = kNoneLeft;
+    return result;
+  }
   const bool has_draft = request.draft >= 0 && request.draft < vocabulary;
   const float raw_draft = has_draft ? chunks[request.draft / kVocabularyChunk].draft : kBanned;
-  const float draft = is_banned(request, request.draft) ? kBanned : raw_draft;
+  const float draft = has_draft ? edited_in(request)(request.draft, raw_draft) : kBanned;
   if (request.want_confidence) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
   if (request.want_entropy) result.entropy = static_cast<float>(all.entropy);
 
   result.id = all.id;
-  float chosen = all.best;  // the raw logit of what is picked
+  float chosen = all.raw;  // the raw logit of what is picked
   switch (request.check) {
     case Check::kNone:
       break;

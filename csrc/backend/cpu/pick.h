@@ -19,9 +19,10 @@ inline constexpr int kVocabularyChunk = kGroup * kPanel;
 struct ChunkSummary {
   bool finite;              // no logit is NaN or infinite; if one is, nothing else is valid
   int32_t id;               // of the largest logit that is not banned, the lowest on ties
-  float top;                // that logit
-  float raw_top;            // the largest logit, banned or not
-  float draft;              // the draft's logit, banned or not; valid in the draft's chunk
+  float top;                // that logit, edited
+  float raw;                // that logit as it was
+  float raw_top;            // the largest logit, banned or not, before edits
+  float draft;              // the draft's logit, banned or not, before edits; valid in the draft's chunk
   int32_t before;           // how many rank before the draft (kTopK)
   double raw_sum;           // of exp(x - raw_top)
   double allowed_sum;       // of exp(x - top) over the ids that are not banned
@@ -32,8 +33,8 @@ struct ChunkSummary {
 // Whether the request is decided on the whole distribution: top-k, top-p and rejection sampling.
 bool needs_all_logits(const PickRequest& request, int vocabulary);
 
-// Summarises logits [count] of ids first, first + 1, ... out of `vocabulary`; overwrites what is banned. draft_logit:
-// the draft's, wherever it lies; only for kTopK.
+// Summarises logits [count] of ids first, first + 1, ... out of `vocabulary`; overwrites what is edited or banned.
+// draft_logit: the draft's, wherever it lies; only for kTopK.
 ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int count, int vocabulary,
                        const PickRequest& request, float draft_logit);
 

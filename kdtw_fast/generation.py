@@ -1,0 +1,185 @@
+"""What a checkpoint says of generating (``generation_config.json``, or a model's in memory), as options of calls.
+
+Transformers' precedence: a keyword of a call, then the checkpoint, then the option's default. What the core cannot do
+is refused by name. Special tokens are read with the config (`kdtw_fast.weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdtw_fast.loaders import read_json
+from kdtw_fast.messages import Message, OptionName
+from kdtw_fast.options import GenerateOptions, nearest
+
+
+class Checkpoint(Protocol):
+    """What is asked of a NativeModel here."""
+
+    name: str
+    generation: dict[str, Any]
+    tau_token_ids: list[int]
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a source is encoded."""
+
+
+IGNORE = "ignore"  # what DecoderOptions.generation_config is where nothing of it is obeyed
+
+# Fields that are options of the same name.
+_SAME = (
+    *("max_new_tokens", "min_new_tokens", "max_time", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
+_OTHERS = (
+    "max_length",
+    "min_length",
+    "do_sample",
+    "temperature",
+    "forced_eos_token_id",
+    "sequence_bias",
+    "stop_strings",
+)
+# Read with the config, or without effect on what is written where there are no beams.
+# fmt: off
+_WITHOUT_EFFECT = frozenset({
+    "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+    "assistant_lookbehind", "bos_token_id", "cache_config", "cache_implementation", "compile_config",
+    "continuous_batching_config", "decoder_start_token_id", "disable_compile", "early_stopping", "eos_token_id",
+    "forced_bos_token_id", "is_assistant", "length_penalty", "low_memory", "max_cache_len", "max_matching_ngram_size",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "output_attentions", "output_hidden_states",
+    "output_logits", "output_scores", "pad_token_id", "prefill_chunk_size", "prompt_lookup_num_tokens",
+    "remove_invalid_values", "renormalize_logits", "return_dict_in_generate", "speculation_type", "target_lookbehind",
+    "transformers_version", "use_cache", "use_mtp",
+})
+# fmt: on
+# Values by which a field that the core does not know changes nothing, where those are not None, False, 0 or empty.
+_NEUTRAL = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+}
+_TOP_K = 50  # transformers' where a checkpoint samples and does not say
+
+
+def generation_fields() -> frozenset[str]:
+    """The fields that transformers' ``generate`` knows; others are somebody's notes."""
+    from transformers import GenerationConfig
+
+    return frozenset(GenerationConfig().to_dict())
+
+
+def read_generation(folder: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a folder says: its generation_config.json, or where there is none, as before there were any, its config."""
+    path = folder / "generation_config.json"
+    return _said(read_json(path, name) if path.is_file() else config)
+
+
+def module_generation(model: Any) -> dict[str, Any]:
+    """What a model in memory says."""
+    told = getattr(model, "generation_config", None)
+    return {} if told is None else _said(told.to_dict())
+
+
+def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+    known = generation_fields()
+    return {name: value for name, value in fields.items() if name in known and value is not None}
+
+
+def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
+    """The options that calls of a decoder have where they do not say otherwise, by the names of GenerateOptions.
+
+    Args:
+        models: the model that writes first, and its teachers.
+        told: :attr:`kdtw_fast.options.DecoderOptions.generation_config`.
+
+    Raises:
+        TypeError, ValueError: `told` is neither None, "ignore" nor a mapping of fields that transformers knows.
+        ValueError: a model asks for what the core does not do, or a teacher for something else than the student.
+    """
+    if told == IGNORE:
+        return {}
+    if told is not None and not isinstance(told, Mapping):
+        raise TypeError(
+            f"generation_config must be 'ignore', a dict of fields to override or None, got {told!r} of type "
+            f"{type(told).__name__}"
+        )
+    for name in told or ():
+        if name not in (known := generation_fields()):
+            raise ValueError(f"generation_config has an unknown field {name!r}{nearest(str(name), known)}")
+    first, *others = models
+    defaults = _options({**first.generation, **(told or {})}, first)
+    for other in others:
+        theirs = _options({**other.generation, **(told or {})}, other)
+        for name in sorted({*defaults, *theirs}):
+            usual = getattr(GenerateOptions, name)  # of a field, its default
+            mine, their_own = defaults.get(name, usual), theirs.get(name, usual)
+            if mine != their_own:
+                raise ValueError(
+                    Message(
+                        f"student and teacher must share how they generate: {name} is {mine!r} by the {first.name}'s "
+                        f"generation_config, {their_own!r} by the {other.name}'s; pass ",
+                        OptionName("generation_config", f"'{IGNORE}'"),
+                        f" for nothing of them, or a dict of what is to hold for both, {{{name!r}: …}}",
+                    )
+                )
+    return defaults
+
+
+def _options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any]:
+    """What one model's fields are as options of a call."""
+    said = {name: value for name, value in fields.items() if value is not None}
+    for name, value in said.items():
+        if name in _SAME or name in _OTHERS or name in _WITHOUT_EFFECT:
+            continue
+        neutral = _NEUTRAL.get(name)
+        if value == neutral or not value:
+            continue
+        where = ": beam search is in transformers' generate of the same model" if "beam" in name else ""
+        raise _refused(model, f"{name}={value!r}, which the core does not do{where}", f"{name!r}: {neutral!r}")
+    options = {name: said[name] for name in _SAME if name in said}
+    # A student's <tau> is suppressed for transformers' generate, which would write it; here decoders see to it.
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        options[name] = [token for token in options.pop(name, ()) if token not in model.tau_token_ids]
+        if not options[name]:
+            del options[name]
+    if said.get("do_sample"):
+        options["temperature"] = said.get("temperature", 1.0)
+        options.setdefault("top_k", _TOP_K)
+    for length, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if length not in said or new in said or said[length] == 0:
+            continue
+        if not model.has_encoder:
+            raise _refused(model, f"{length}={said[length]}, which counts the prompt", f"{length!r}: None, {new!r}: …")
+        options[new] = max(0, said[length] - 1)  # the start token counts there
+    if "forced_eos_token_id" in said:
+        end = said["forced_eos_token_id"]
+        if isinstance(end, (list, tuple)) and len(end) != 1:
+            raise _refused(
+                model, f"forced_eos_token_id={end!r}, and one end can be forced", f"'forced_eos_token_id': {end[:1]}"
+            )
+        options["forced_eos_token_id"] = end[0] if isinstance(end, (list, tuple)) else end
+    if said.get("stop_strings"):
+        options["stop"] = said["stop_strings"]
+    if said.get("sequence_bias"):
+        biases = said["sequence_bias"]
+        pairs = biases.items() if isinstance(biases, Mapping) else biases
+        options["logit_bias"] = {tuple(tokens): bias for tokens, bias in pairs}
+    return options
+
+
+def _refused(model: Checkpoint, what: str, instead: str) -> ValueError:
+    ignored = OptionName("generation_config", f"'{IGNORE}'")
+    return ValueError(
+        Message(
+            f"{model.name}: its generation_config says {what}; pass ",
+            ignored,
+            f" for none of it, or a dict that says otherwise, {{{instead}}}",
+        )
+    )

@@ -1,0 +1,283 @@
+"""What a checkpoint says of generating is obeyed as transformers obeys it, or refused by the field's name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import random_pair
+from test_cli import TinyPair, kdtw, pair  # noqa: F401
+from test_families import V, random_model
+from test_token_rules import as_transformers, random_rules
+from transformers import GenerationConfig
+
+from kdtw_fast import AutoDecoder, NativeModel, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast.generation import _OTHERS, _SAME, _WITHOUT_EFFECT, generation_fields
+
+KINDS = ["t5", "bart", "llama"]
+
+
+def told(model: Any, **fields: Any) -> Any:
+    """The model with such a generation config, as a published one has it."""
+    own = {name: getattr(model.generation_config, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    start = {"decoder_start_token_id": model.config.decoder_start_token_id} if model.config.is_encoder_decoder else {}
+    model.generation_config = GenerationConfig(**(own | start | fields))
+    return model
+
+
+def theirs(model: Any, source: list[int]) -> list[int]:
+    """What transformers' generate writes when it is told nothing."""
+    mask = torch.ones(1, len(source), dtype=torch.long)
+    sequence = model.generate(torch.tensor([source]), attention_mask=mask)[0].tolist()
+    return sequence[1 if model.config.is_encoder_decoder else len(source) :]
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_says_nothing_is_that_of_transformers(kind: str, where: str, tmp_path: Path) -> None:
+    same = changed = 0
+    for seed in range(10):
+        rng = np.random.default_rng([KINDS.index(kind), seed])
+        fields = as_transformers(random_rules(rng, V, 2 if kind == "bart" else 1, 12, 8))
+        if "sequence_bias" in fields:  # as files have it
+            fields["sequence_bias"] = [[list(ids), bias] for ids, bias in fields["sequence_bias"].items()]
+        lengths = [{"max_new_tokens": 12, "min_new_tokens": 3}]
+        if kind != "llama":
+            lengths.append({"max_length": 11, "min_length": 5})
+        ends = {"eos_token_id": [2 if kind == "bart" else 1, *rng.integers(5, V, size=6).tolist()]}
+        fields |= lengths[seed % len(lengths)] | (ends if seed % 3 == 0 else {})
+        model = told(random_model(kind, seed), **fields)
+        if where == "folder":
+            model.save_pretrained(tmp_path / str(seed))
+        decoder = SingleModelDecoder(model if where == "memory" else tmp_path / str(seed))
+        source = rng.integers(3, V, size=6).tolist()
+        mine = decoder.generate([source]).output_ids[0]
+        same += mine == theirs(model, source)
+        plain = (
+            SingleModelDecoder(decoder.model, generation_config="ignore")
+            .generate([source], max_new_tokens=20)
+            .output_ids[0]
+        )
+        changed += mine != plain
+        assert next(iter(decoder.stream([source], max_source_length=16))).output_ids[0] == mine
+    assert same >= 9  # but for a near tie
+    assert changed >= 7
+
+
+def test_keywords_come_before_it_and_defaults_behind() -> None:
+    model = told(random_model("t5", 1), max_new_tokens=9, min_new_tokens=7, suppress_tokens=[5, 6])
+    decoder = SingleModelDecoder(model)
+    assert decoder.defaults == {"max_new_tokens": 9, "min_new_tokens": 7, "suppress_tokens": [5, 6]}
+    row = [[9, 8, 7, 1]]
+    assert 7 <= decoder.generate(row).lengths[0] <= 9
+    assert decoder.generate(row, max_new_tokens=4, logit_bias={30: 99.0}).output_ids == [[30] * 4]  # its minimum yields
+    assert decoder.generate(row, max_new_tokens=4, logit_bias={5: 99.0}).output_ids != [[5] * 4]
+    assert decoder.generate(row, max_new_tokens=4, logit_bias={5: 99.0}, suppress_tokens=()).output_ids == [[5] * 4]
+    with pytest.raises(ValueError, match=r"min_new_tokens must be in 0..9, got 12"):
+        decoder.generate(row, min_new_tokens=12)
+
+
+def test_it_samples_where_it_says_so() -> None:
+    row = [[9, 8, 7, 1]]
+    model = random_model("t5", 2)
+    sampled = {"do_sample": True, "temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    says = SingleModelDecoder(told(model, **sampled))
+    explicit = SingleModelDecoder(model, generation_config="ignore")
+    warp = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    assert says.defaults == warp
+    assert says.generate(row, seed=3).output_ids == explicit.generate(row, seed=3, **warp).output_ids
+    assert says.generate(row, temperature=0.0).output_ids == explicit.generate(row).output_ids
+    assert SingleModelDecoder(told(model, do_sample=True)).defaults == {"temperature": 1.0, "top_k": 50}
+    # Warps that it names hold where a call samples, but do not make it sample.
+    assert SingleModelDecoder(told(model, top_p=0.8)).defaults == {"top_p": 0.8}
+
+
+REFUSED = {
+    "num_beams": 4,
+    "penalty_alpha": 0.6,
+    "typical_p": 0.9,
+    "min_p": 0.1,
+    "epsilon_cutoff": 3e-4,
+    "eta_cutoff": 3e-4,
+    "exponential_decay_length_penalty": [5, 1.1],
+    "encoder_repetition_penalty": 1.2,
+    "encoder_no_repeat_ngram_size": 3,
+    "guidance_scale": 1.5,
+    "top_h": 0.4,
+    "num_return_sequences": 3,
+    "dola_layers": "low",
+    "token_healing": True,
+    "watermarking_config": {"bias": 2.0},
+    "diversity_penalty": 0.5,
+    "num_beam_groups": 2,
+    "force_words_ids": [[5]],
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_the_core_does_not_do_is_refused_by_name(field: str, tmp_path: Path) -> None:
+    model = random_model("t5", 0)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: REFUSED[field]}))
+    native = NativeModel.from_pretrained(tmp_path, "student")
+    with pytest.raises(ValueError) as raised:
+        SingleModelDecoder(native)
+    said = str(raised.value)
+    assert said.startswith(f"student: its generation_config says {field}={REFUSED[field]!r}, ")
+    assert "generation_config='ignore'" in said and "\n" not in said
+    if "beam" in field:
+        assert "transformers' generate of the same model" in said
+    row = [[5, 6, 1]]
+    plain = SingleModelDecoder(native, generation_config="ignore").generate(row).output_ids
+    instead = eval(said[said.rindex("{") :])
+    assert set(instead) == {field}
+    assert SingleModelDecoder(native, generation_config=instead).generate(row).output_ids == plain
+    assert SingleModelDecoder(native, generation_config={field: None}).generate(row).output_ids == plain
+
+
+def test_every_field_of_transformers_is_obeyed_without_effect_or_refused() -> None:
+    known = set(_SAME) | set(_OTHERS) | set(_WITHOUT_EFFECT)
+    assert known <= generation_fields() | {"_from_model_config", "transformers_version"}
+    assert set(REFUSED) <= generation_fields()
+    assert generation_fields() - known - set(REFUSED) == {"constraints"}
+
+
+def test_lengths_that_count_a_prompt_are_refused() -> None:
+    for field in ("max_length", "min_length"):
+        model = told(random_model("llama", 0), **{field: 30})
+        with pytest.raises(ValueError, match=f"says {field}=30, which counts the prompt"):
+            SingleModelDecoder(model)
+        assert SingleModelDecoder(model, generation_config={field: None}).defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (
+            "ignored",
+            TypeError,
+            "generation_config must be 'ignore', a dict of fields to override or None, got 'ignored'",
+        ),
+        (3, TypeError, "must be 'ignore'"),
+        ({"num_beam": 1}, ValueError, "unknown field 'num_beam'; did you mean 'num_beams'?"),
+    ],
+)
+def test_wrong_values_of_the_option(value: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=None) as raised:
+        SingleModelDecoder(random_model("t5", 0), generation_config=value)
+    assert said in str(raised.value)
+
+
+def test_a_wrong_value_in_a_file_names_the_option() -> None:
+    model = random_model("t5", 0)
+    model.generation_config.no_repeat_ngram_size = -3
+    with pytest.raises(ValueError, match=r"no_repeat_ngram_size must be in 0\.\."):
+        SingleModelDecoder(model).generate([[5, 1]])
+
+
+# --- Pairs --------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_has_one_set_of_rules() -> None:
+    student, teacher = random_model("t5", 1), random_model("t5", 2)
+    told(student, no_repeat_ngram_size=2, repetition_penalty=1.0)
+    told(teacher)
+    with pytest.raises(ValueError) as raised:
+        SpeculativeDecoder(student, teacher)
+    assert str(raised.value).startswith(
+        "student and teacher must share how they generate: no_repeat_ngram_size is 2 by the student's "
+        "generation_config, 0 by the teacher's; pass generation_config='ignore'"
+    )
+    told(teacher, no_repeat_ngram_size=2)
+    both = SpeculativeDecoder(student, teacher)
+    row = [[9, 8, 7, 1]]
+    assert both.defaults["no_repeat_ngram_size"] == 2
+    alone = SingleModelDecoder(teacher).generate(row).output_ids
+    assert both.generate(row).output_ids == alone
+    assert AutoDecoder(student, teacher, method="greedy-teacher").generate(row).output_ids == alone
+    told(teacher, no_repeat_ngram_size=3)
+    for override in ({"no_repeat_ngram_size": 0}, "ignore"):
+        pair_of = SpeculativeDecoder(student, teacher, generation_config=override)
+        plain = SingleModelDecoder(teacher, generation_config="ignore").generate(row).output_ids
+        assert pair_of.generate(row).output_ids == plain
+
+
+def test_training_wheels_obey_it() -> None:
+    student, teacher = random_pair("noisy", 1)
+    # <tau> is suppressed for transformers' generate; a decoder that asks by it goes on to.
+    told(student, suppress_tokens=[student.config.tau_token_id, *range(5, 30)], max_new_tokens=15)
+    told(teacher, suppress_tokens=list(range(5, 30)), max_new_tokens=15)
+    decoder = TrainingWheelsDecoder(student, teacher)
+    asked = decoder.generate([[5, 6, 1]], logit_bias={student.config.tau_token_id: 99.0})
+    assert asked.teacher_fraction.tolist() == [1.0]
+    for row in decoder.generate([[5, 6, 1], [9, 1]], temperature=1.0).output_ids:
+        assert len(row) <= 15 and not set(row) & set(range(5, 30))
+
+
+# --- Tokens -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_ends_that_differ_from_the_configs_are_the_generation_configs(where: str, tmp_path: Path) -> None:
+    model = told(random_model("llama", 3), eos_token_id=[1, 17, 23], pad_token_id=23)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == 1
+    native = NativeModel.from_pretrained(tmp_path) if where == "folder" else NativeModel.from_model(model)
+    assert (native.eos_token_ids, native.pad_token_id) == ([1, 17, 23], 23)
+    out = SingleModelDecoder(native).generate([[5, 6]], logit_bias={17: 99.0})
+    assert out.output_ids == [[17]] and out.finish_reasons == ["end"]
+
+
+def test_old_configs_hold_it_themselves(tmp_path: Path) -> None:
+    random_model("bart", 0).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"no_repeat_ngram_size": 3, "max_length": 21, "forced_eos_token_id": 2}))
+    assert SingleModelDecoder(tmp_path).defaults == {
+        "no_repeat_ngram_size": 3,
+        "max_new_tokens": 20,
+        "forced_eos_token_id": 2,
+    }
+    path.write_text(json.dumps(config | {"num_beams": 4}))
+    with pytest.raises(ValueError, match="num_beams=4"):
+        SingleModelDecoder(tmp_path)
+
+
+# --- Calls and the command line -------------------------------------------------------------------------------
+
+
+def test_names_of_transformers_say_what_to_do_instead() -> None:
+    decoder = SingleModelDecoder(random_model("t5", 0))
+    for name, said in {"num_beams": "beam search is in transformers' generate", "do_sample": "temperature"}.items():
+        with pytest.raises(TypeError, match=f"SingleModelDecoder.generate has no option {name!r}: .*{said}"):
+            decoder.generate([[5, 1]], **{name: 4})
+
+
+def test_the_command_obeys_and_refuses(kdtw: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    def run(*arguments: str) -> Any:
+        return kdtw("generate", "--method", "greedy-teacher", *pair.folders, *arguments, "--jsonl", "paket")
+
+    file = pair.folder / "teacher/generation_config.json"
+    was = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(was) | {"max_new_tokens": 3, "min_new_tokens": 3}))
+        assert len(json.loads(run().stdout)["tokens"]) == 3
+        assert len(json.loads(run("--max-new-tokens", "2").stdout)["tokens"]) <= 2
+        long = run("--generation-config", "ignore", "--min-new-tokens", "100")
+        assert len(json.loads(long.stdout)["tokens"]) >= 100
+        short = run("--generation-config", '{"max_new_tokens": 2, "min_new_tokens": null}')
+        assert len(json.loads(short.stdout)["tokens"]) <= 2
+        for wrong in ("[1]", "{"):
+            assert "--generation-config is neither ignore nor a JSON object" in run("--generation-config", wrong).stderr
+        file.write_text(json.dumps(json.loads(was) | {"num_beams": 4}))
+        result = run()
+        assert result.exit_code == 2
+        assert "says num_beams=4" in result.stderr and "pass --generation-config='ignore'" in result.stderr
+    finally:
+        file.write_text(was)
