@@ -33,7 +33,7 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     config = read_json(files[0], name)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        config = _with_tokens(config, read_json(generation, name), True)
+        config = _with_tokens(config, read_json(generation, name))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(index)
@@ -62,8 +62,9 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     return config, tensors, formats, files
 
 
-def _with_tokens(config: dict[str, Any], generation: Mapping[str, Any], overrules: bool) -> dict[str, Any]:
-    """The config with what the generation config says of tokens: instead of its own, or what it leaves out."""
+def _with_tokens(config: dict[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with what the generation config says of tokens; where that was made from it, of what it leaves out."""
+    overrules = not generation.get("_from_model_config")  # it says what the config said then, not what it says now
     said = {key: generation[key] for key in _TOKENS if generation.get(key) is not None}
     return config | {key: token for key, token in said.items() if overrules or config.get(key) is None}
 
@@ -108,8 +109,7 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
         )
     generation = getattr(model, "generation_config", None)
     told = {} if generation is None else generation.to_dict()
-    # One that was made from the config says what that said then, not what it says now.
-    fields = _with_tokens(config.to_dict(), told, not told.get("_from_model_config"))
+    fields = _with_tokens(config.to_dict(), told)
     state = model.state_dict()
     quantised = getattr(model, "hf_quantizer", None) is not None
     for tensor_name, tensor in state.items():
