@@ -17,6 +17,7 @@ import pytest
 import torch
 from factories import EOS, SHAPES, START, chain_student, chain_t5, kept, pack, path_table, random_pair, random_t5
 from safetensors.torch import load_file, save_file
+from transformers import T5Config
 
 from kdtw_fast import (
     BigLittleDecoder,
@@ -456,11 +457,15 @@ CONFIG: list[tuple[dict[str, Any], list[str]]] = [
     ({"layer_norm_epsilon": -1.0}, ["layer_norm_epsilon", "-1"]),
     ({"relative_attention_max_distance": 2}, ["relative_attention_max_distance", "2"]),
     ({"d_ff": "gone"}, ["d_ff", "missing"]),
-    ({"eos_token_id": "gone"}, ["eos_token_id"]),
     ({"eos_token_id": 43}, ["eos_token_id", "43"]),
     ({"pad_token_id": 100}, ["pad_token_id", "100"]),
     ({"tau_token_id": 40}, ["tau_token_id=40", "teacher_token_embedding"]),
 ]
+
+
+def test_an_end_token_that_a_config_leaves_out_is_what_transformers_says(folder: Path) -> None:
+    edit_config(folder, eos_token_id="gone")
+    assert NativeT5.from_pretrained(folder).eos_token_ids == [T5Config().eos_token_id]
 
 
 @pytest.mark.parametrize(("changes", "parts"), CONFIG, ids=[str(case[0]) for case in CONFIG])
