@@ -229,6 +229,12 @@ class AnyDecoder(Reading, Submitting, ABC):
     def __reduce__(self) -> Any:
         raise unpicklable(self)
 
+    def __copy__(self) -> Any:
+        """Another decoder of the same models."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
         """A call's keywords, and for what they do not say, the checkpoint's defaults."""
         defaults = dict(self.defaults)
