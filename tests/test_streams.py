@@ -544,28 +544,26 @@ def test_an_item_that_comes_late_joins_the_rows_that_run() -> None:
 
 def test_a_stream_that_is_closed_reads_no_more() -> None:
     decoder = make(SingleModelDecoder, {}, natives("cpu"))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     given, inputs = by_hand()
     stream = decoder.stream(inputs, batch_size=3, max_new_tokens=4)
     given.put(ragged(1)[0])
     next(stream)
-    assert threading.active_count() == before + 1
+    (reader,) = set(threading.enumerate()) - before
     stream.close()
     given.put(ragged(1)[0])  # what it was in the middle of
-    limit = time.monotonic() + 60
-    while threading.active_count() > before and time.monotonic() < limit:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    reader.join(60)
+    assert not reader.is_alive()
     given.put(ragged(1)[0])
     assert given.qsize() == 1
 
 
 def test_a_list_needs_no_thread() -> None:
     decoder = make(SingleModelDecoder, {}, natives("cpu"))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with decoder.stream(ragged(9), batch_size=2) as stream:
         next(stream)
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
 
 
 def test_without_another_thread_the_input_is_read_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
