@@ -96,7 +96,7 @@ failing.fail_after.argtypes, failing.calls_left.restype = [ctypes.c_long], ctype
 def session(decoder, options):
     parsed = GenerateOptions(max_new_tokens=4, **options)
     opened = decoder._open(parsed, len(SOURCE), 30)
-    for key, row in enumerate(decoder._reader.rows(SOURCE, None, None, parsed)):
+    for key, row in enumerate(decoder._rows(SOURCE, None, None, parsed)):
         opened.add(key, decoder._ledgers((None, None))[0], row.own, row.teachers)
     return opened
 
