@@ -14,6 +14,8 @@ from kdtw_fast import _core
 # Seconds that a start waits for more than its first item, and running rows for items of an input that has kept up so
 # far: rows that begin together are tokenized and encoded together.
 FIRST_WAIT, NEXT_WAIT = 0.02, 0.001
+# Seconds after which a wait looks for signals: one that comes just before a lock is waited for does not end the wait.
+HEARD_WITHIN = 0.1
 _END = object()
 
 
@@ -58,7 +60,7 @@ class Feed:
                     self._waited_for += missing
                 try:
                     if wait and taken == 0:
-                        value, error = self._shared.given.get()
+                        value, error = self._shared.wait()
                         deadline = time.monotonic() + patience
                     else:
                         value, error = self._shared.given.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -102,6 +104,14 @@ class _Shared:
             return False
         self.started = True
         return True
+
+    def wait(self) -> tuple[Any, BaseException | None]:
+        """What comes next, however long it takes."""
+        while True:
+            try:
+                return self.given.get(timeout=HEARD_WITHIN)
+            except Empty:
+                continue
 
     def close(self) -> None:
         self.closed = True
