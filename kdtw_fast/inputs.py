@@ -77,6 +77,15 @@ def check_ids(row: Sequence[int], label: str, model: NativeT5) -> None:
     raise ValueError(f"{label} has token id {token}, outside the {model.name}'s vocabulary of {model.vocab_size}")
 
 
+def check_items(inputs: Any, *kinds: type) -> None:
+    """Raises TypeError for what is none of these kinds of iterables, and for one text or mapping."""
+    if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, kinds):
+        raise TypeError(
+            f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
+            f"one item makes a list of one"
+        )
+
+
 def check_text(text: Any, label: str) -> None:
     """Raises TypeError for what is no string, ValueError for a blank one."""
     if not isinstance(text, str):

@@ -16,13 +16,16 @@ from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
 from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import (
-    MODELS,
+    CacheWeights,
     Device,
     Dtype,
     GenerationConfig,
     PairName,
+    Student,
     TeacherDtype,
+    Teachers,
     Threads,
+    TokenizerFolder,
     read_generation_config,
 )
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
@@ -65,23 +68,9 @@ def generate(
         Path | None, typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.")
     ] = None,
     pair: PairName = None,
-    student: Annotated[
-        Path | None, typer.Option(help="Folder of a student, instead of --pair.", rich_help_panel=MODELS)
-    ] = None,
-    teacher: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Folder of its teacher, instead of --pair; once for each teacher of a student of several.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    student: Student = None,
+    teacher: Teachers = None,
+    tokenizer: TokenizerFolder = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help=_METHOD_HELP, rich_help_panel=METHOD)
     ] = "training-wheels",
@@ -99,14 +88,7 @@ def generate(
     teacher_dtype: TeacherDtype = None,
     device: Device = "cpu",
     generation_config: GenerationConfig = None,
-    cache_weights: Annotated[
-        bool,
-        typer.Option(
-            "--cache-weights",
-            help="Keep the packed weights in files beside the models: the next start maps them into memory.",
-            rich_help_panel=MODELS,
-        ),
-    ] = False,
+    cache_weights: CacheWeights = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write. Default: stdout.", rich_help_panel=OUTPUT)
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,29 @@ PairName = Annotated[
     typer.Option(
         help=f"A shipped pair (kdtw info lists them). Default: {DEFAULT_PAIR}.",
         show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
+Student = Annotated[
+    Path | None, typer.Option(help="Folder of a student, instead of a shipped pair.", rich_help_panel=MODELS)
+]
+Teachers = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of its teacher; once for each teacher of a student of several.", rich_help_panel=MODELS),
+]
+TokenizerFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
+        rich_help_panel=MODELS,
+    ),
+]
+CacheWeights = Annotated[
+    bool,
+    typer.Option(
+        "--cache-weights",
+        help="Keep the packed weights in files beside the models: other processes and the next start map them into "
+        "memory.",
         rich_help_panel=MODELS,
     ),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,16 @@ from rich.markup import escape
 
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.models import load_models
-from kdtw_fast.cli.options import MODELS, Device, Dtype, TeacherDtype, Threads
+from kdtw_fast.cli.options import (
+    CacheWeights,
+    Device,
+    Dtype,
+    Student,
+    TeacherDtype,
+    Teachers,
+    Threads,
+    TokenizerFolder,
+)
 from kdtw_fast.extras import require
 from kdtw_fast.methods import find_method
 from kdtw_fast.options import check_dtype, check_int
@@ -46,20 +54,9 @@ def _limits() -> Iterator[Any]:
 @takes(_limits(), after="translates")
 def serve(
     pair: Annotated[str | None, typer.Argument(help=f"A shipped pair. Default: {DEFAULT_PAIR}.")] = None,
-    student: Annotated[
-        Path | None, typer.Option(help="Folder of a student, instead of PAIR.", rich_help_panel=MODELS)
-    ] = None,
-    teacher: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of its teacher; once for each of several.", rich_help_panel=MODELS),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the tokenizer. Default: the model's folder, or 'tokenizer' beside it.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    student: Student = None,
+    teacher: Teachers = None,
+    tokenizer: TokenizerFolder = None,
     name: Annotated[
         str | None,
         typer.Option(help="What requests call the model. Default: the name of the pair or folder."),
@@ -90,14 +87,7 @@ def serve(
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
     device: Device = "cpu",
-    cache_weights: Annotated[
-        bool,
-        typer.Option(
-            "--cache-weights",
-            help="Keep the packed weights in files beside the models: other processes map the same memory.",
-            rich_help_panel=MODELS,
-        ),
-    ] = False,
+    cache_weights: CacheWeights = False,
     **options: Any,
 ) -> None:
     """Serve a pair over HTTP: OpenAI's completions, LibreTranslate's translate, metrics, and a page at /."""

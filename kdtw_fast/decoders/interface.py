@@ -13,6 +13,7 @@ import torch
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reading, Row
 from kdtw_fast.decoders.submitting import Submitting
+from kdtw_fast.inputs import check_items
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5, unpicklable
@@ -207,11 +208,7 @@ class AnyDecoder(Reading, Submitting, ABC):
         parsed = self._parsed(options)
         check_int("batch_size", batch_size, 1, MOST_ROWS)
         check_word("on_error", on_error, ON_ERROR)
-        if not isinstance(inputs, Iterable) or isinstance(inputs, (str, bytes, Mapping)):
-            raise TypeError(
-                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
-                f"one item makes a list of one"
-            )
+        check_items(inputs, Iterable)
         if parsed.row_ids is not None:
             raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
         if parsed.num_return_sequences != 1:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
+from kdtw_fast.inputs import check_items
 from kdtw_fast.keywords import takes
 from kdtw_fast.options import LIMITS, ON_ERROR, GenerateKeywords, GenerateOptions, check_word, is_sequence
 from kdtw_fast.outputs import GenerationOutput
@@ -122,11 +123,7 @@ class Submitting(ABC):
         """
         parsed = _checked(self._parsed(options))
         check_word("on_error", on_error, ON_ERROR)
-        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, (Iterable, AsyncIterable)):
-            raise TypeError(
-                f"inputs must be an iterable of strings, token lists or mappings, got {type(inputs).__name__}; "
-                f"one item makes a list of one"
-            )
+        check_items(inputs, Iterable, AsyncIterable)
         items = aiter(inputs) if isinstance(inputs, AsyncIterable) else _read(inputs)
         reading: asyncio.Future[Any] | None = asyncio.ensure_future(_next(items))
         rows: dict[asyncio.Future[Any], int] = {}
