@@ -27,6 +27,7 @@ from kdtw_fast.cli import app  # noqa: E402
 from kdtw_fast.methods import make_decoder  # noqa: E402
 from kdtw_fast.pairs import load_samples  # noqa: E402
 from kdtw_fast.serve.app import Service  # noqa: E402
+from kdtw_fast.serve.run import listen  # noqa: E402
 
 LONG = {"max_tokens": 20_000, "extra_body": {"min_tokens": 20_000, "method": "greedy-student"}}
 LONG_BODY = {"max_tokens": 20_000, "min_tokens": 20_000, "method": "greedy-student"}
@@ -312,6 +313,26 @@ def test_what_is_neutral_or_no_part_of_a_result_is_taken(running: tuple[str, Ser
     more = {"logit_bias": {}, "user": "somebody", "logprobs": None, "suffix": None}
     answer = httpx.post(f"{running[0]}/v1/completions", json=TEXT | neutral | more).json()
     assert answer["choices"][0]["text"] == alone(TEXT["prompt"]).texts[0]
+
+
+def test_an_answer_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+    async def accepted() -> int:
+        met: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            sock = writer.get_extra_info("socket")
+            met.set_result(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(answer, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            try:
+                return await met
+            finally:
+                writer.close()
+
+    assert asyncio.run(accepted()) == 1
 
 
 def test_other_addresses_verbs_and_content_types(running: tuple[str, Service]) -> None:
