@@ -16,7 +16,7 @@ import typer
 from bench.ablation import seeds_text, students_table
 from bench.regions import README, RESULTS, read_region, write_region
 from kdtw_fast.comparison.examples import examples, examples_text
-from kdtw_fast.comparison.figures import Mark, Panel, latency_panel, write_figure
+from kdtw_fast.comparison.figures import NAMED, Mark, Panel, latency_panels, write_figure
 from kdtw_fast.comparison.quality import Interval
 from kdtw_fast.comparison.records import Records, read
 from kdtw_fast.comparison.summary import summarise
@@ -109,30 +109,36 @@ GROUPS = {  # of figures, by the beginning of a label; the first that fits
     "interleaved": "interleaved",
     "random calls": "random",
     "calls by entropy": "entropy",
+    "Hugging Face generate": "hugging-face",
+    "CTranslate2": "ctranslate2",
 }
 
 
-def latency_panels(points: str) -> dict[str, Panel]:
-    """By pair: quality against latency of the points in the text of :func:`points_text`, but for other systems."""
+def recorded_panels(points: str) -> dict[str, list[Panel]]:
+    """By pair: quality against latency of the points in the text of :func:`points_text` that have a quality."""
     panels = {}
     for title, rows in read_tables(points).items():
         marks = [mark for row in rows if (mark := _mark(row)) is not None]
-        panels[title.split(":")[0]] = latency_panel(title.split(", greedy")[0], "ROUGE-2", marks)
+        panels[title.split(":")[0]] = latency_panels(title.split(", greedy")[0], "ROUGE-2", marks)
     return panels
 
 
 def _mark(row: dict[str, str]) -> Mark | None:
-    """A row as a point of the figure; None for another system's."""
-    label, budget = row["method"], ""
+    """A row as a point of the figure; None where only time was measured.
+
+    Milliseconds are those of "tokens/s", which has more digits.
+    """
+    label, text = row["method"], ""
     group = next((group for start, group in GROUPS.items() if label.startswith(start)), None)
     if label.startswith("KDTW, "):
-        budget = label.removeprefix("KDTW, ")
-        group, budget = ("verify", "") if "verify" in budget else ("training-wheels", budget)
-    if group is None:
+        text = label.removeprefix("KDTW, ")
+        group, text = ("verify", "") if "verify" in text else ("training-wheels", text)
+    if group is None or not (quality := _numbers(row["ROUGE-2"])):
         return None
-    ms, quality = _numbers(row["ms/token"]), _numbers(row["ROUGE-2"])
     value, half = quality
-    return Mark(group, Interval(*ms), Interval(value, value - half, value + half), budget)
+    ms = 1000 / float(row["tokens/s"])
+    words = label if group in NAMED else text
+    return Mark(group, Interval(ms, ms, ms), Interval(value, value - half, value + half), words)
 
 
 def _numbers(cell: str) -> list[float]:
@@ -188,9 +194,9 @@ def summary(source: Annotated[Path, typer.Option("--from")] = RESULTS, into: Int
 @app.command()
 def figure(source: Annotated[Path, typer.Option("--from")] = RESULTS, out: Path = RESULTS.parent) -> None:
     """Quality against latency of each pair, drawn from the tables of all points."""
-    for pair, panel in latency_panels(read_region(source, "points")).items():
+    for pair, panels in recorded_panels(read_region(source, "points")).items():
         name = "comparison" if pair == DEFAULT_PAIR else f"comparison-{pair}"
-        write_figure([panel], [out / f"{name}.png"])
+        write_figure(panels, [out / f"{name}.png"])
 
 
 if __name__ == "__main__":

@@ -600,26 +600,6 @@ def test_figures_are_the_same_bytes_again_and_need_records_only(done: Path, tmp_
         assert drawn == (done / name).read_bytes() and len(drawn) > 5000
 
 
-def test_texts_cover_no_mark_and_no_other_text() -> None:
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    at = [(0.1, 30.0), (0.11, 30.2), (0.12, 30.1), (0.12, 30.4), (0.3, 40.0)]
-    marks = [figures.Mark("training-wheels", Interval(x, x, x), Interval(y, y, y), f"budget {y:g}") for x, y in at]
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots()
-    axes.plot(*zip(*at))
-    figure.draw_without_rendering()
-    figures._write_texts(axes, marks)
-    figure.draw_without_rendering()
-    boxes = [Text.get_window_extent(text) for text in axes.texts]
-    assert len(boxes) == len(at)
-    for i, box in enumerate(boxes):
-        assert not any(box.contains(*axes.transData.transform(place)) for place in at)
-        assert not any(box.overlaps(other) for other in boxes[:i])
-
-
 def test_figures_only_measures_nothing(compare, done: Path, tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_bytes((done / "results.jsonl").read_bytes())
     result = compare(tmp_path, "--figures-only")

@@ -27,7 +27,7 @@ from kdtw_fast.owners_view import MARKS, shown_pieces
 from kdtw_fast.visible import visible
 
 from .contenders import chosen
-from .figures import check_metric, draw
+from .figures import STYLES, check_metric, draw
 from .quality import METRICS
 from .records import Outputs, Records, Sentence, Timing
 from .summary import Point, Samples, judged, sample, summarise
@@ -43,7 +43,7 @@ WORDS: dict[Owner, str] = {
     Owner.FORCED: "caller",
 }
 FIGURES = {
-    "quality-latency": "Quality against latency: the points of the tables below. KDTW is labelled with its budgets.",
+    "quality-latency": "Quality against latency: the points of the tables below, and the other systems.",
     "quality-use": "Quality against the share of tokens that the teacher wrote.",
     "budgets": "What was asked for and what was used; the dashed line is what was asked.",
 }
@@ -129,9 +129,10 @@ def _inline(svg: str, name: str) -> str:
     """An SVG file as an element of a page: no prolog, comments or metadata; its own ids, the page's ink and paper."""
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = (
-        svg.replace("fill: #ffffff", "fill: none").replace("#000000", "currentColor").replace("#444444", "var(--quiet)")
-    )
+    svg = svg.replace("stroke: #ffffff", "stroke: var(--sheet)").replace("fill: #ffffff", "fill: none")
+    svg = svg.replace("#000000", "currentColor").replace("#444444", "var(--quiet)")
+    for style in STYLES.values():
+        svg = svg.replace(style.colour.lower(), f"light-dark({style.colour}, {style.night})")
     return svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
 
 

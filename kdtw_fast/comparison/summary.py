@@ -13,6 +13,7 @@ from .provenance import SEED
 from .quality import METRICS, Interval, Statistics, resample
 from .records import Outputs, Records, Timing
 
+FEW_TURNS = 5  # of fewer, median and quartiles say little: latencies are called noisy
 OWN_DRAFTS = "lossy speculative, own student"  # what stands for DistillSpec where no GKD student was given
 
 
@@ -50,6 +51,11 @@ class Latency:
     turns: int
     batch: int
     threads: int
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there are too few turns to trust the numbers."""
+        return self.turns < FEW_TURNS
 
     @classmethod
     def of(cls, timings: Sequence[Timing]) -> Latency | None:

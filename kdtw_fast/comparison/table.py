@@ -10,7 +10,7 @@ from kdtw_fast.tables import markdown_table, terminal_table
 
 from .plan import GROUPS
 from .quality import METRICS, Interval
-from .summary import Point, Spread, pareto
+from .summary import FEW_TURNS, Point, Spread, pareto
 
 _BEFORE, _AFTER = ("method", "asked", "used"), ("gap", "passes/token", "ms/token", "ms/sentence", "tokens/s")
 ALL_COLUMNS = (*_BEFORE, *METRICS.values(), *_AFTER)
@@ -66,7 +66,8 @@ def caption(points: Sequence[Point]) -> str:
         return f"{points[0].pair}: {sentences}"
     batch = "one sentence at a time" if timed[0].batch == 1 else f"batches of {timed[0].batch}"
     threads = f"{timed[0].threads} thread{'s' * (timed[0].threads > 1)}"
-    return f"{points[0].pair}: {sentences}; latency {batch}, {threads}, {timed[0].turns} turns"
+    noisy = f": noisy, under {FEW_TURNS}" if timed[0].noisy else ""
+    return f"{points[0].pair}: {sentences}; latency {batch}, {threads}, {timed[0].turns} turns{noisy}"
 
 
 FOOTNOTE = (
