@@ -1,12 +1,15 @@
 """Curves of a run: what is read from metrics.jsonl, what is drawn, and the command."""
 
 import json
+from itertools import combinations
 
 import pytest
-from kdtw_fast.training.curves import draw, plot_run, read_panels
+from kdtw_fast.training.curves import COLOURS, PANELS, draw, plot_run, read_quantities
+from test_figures import contrast
 from typer.testing import CliRunner
 
 from kdtw_fast.cli import app
+from kdtw_fast.comparison.figures import PAGE
 
 LINES = [
     {"event": "start", "steps": 40},
@@ -24,23 +27,53 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_a_panel_per_quantity_and_a_line_per_budget(run):
-    panels = read_panels(run / "metrics.jsonl")
-    assert list(panels) == ["loss", "bleu", "use", "achieved"]
-    assert panels["loss"] == {"": [(10, 2.0), (20, 1.0)]}
-    assert panels["use"] == {"light": [(10, 0.2), (20, 0.1)], "high": [(10, 0.5)]}
-    assert panels["achieved"] == {"light": [(20, 0.12)], "high": [(20, 0.42)]}
+def test_quantities_have_a_line_per_budget(run):
+    found = read_quantities(run / "metrics.jsonl")
+    assert found["loss"] == {"": [(10, 2.0), (20, 1.0)]}
+    assert found["use"] == {"light": [(10, 0.2), (20, 0.1)], "high": [(10, 0.5)]}
+    assert found["achieved"] == {"light": [(20, 0.12)], "high": [(20, 0.42)]}
 
 
-def test_what_was_asked_is_drawn_beside_use(run):
-    figure = draw(read_panels(run / "metrics.jsonl"))
-    axes = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
-    assert list(axes) == ["loss", "bleu", "use", "achieved"]
-    dotted = [line for line in axes["use"].lines if line.get_linestyle() == ":"]
-    assert [line.get_ydata()[0] for line in dotted] == [0.1, 0.4]
-    solid = [line for line in axes["use"].lines if line.get_linestyle() == "-"]
-    assert [line.get_color() for line in solid] == [line.get_color() for line in dotted]
-    assert len(axes["loss"].lines) == 1
+def test_panels_stand_by_question_with_units_and_what_was_asked(run):
+    figure = draw(read_quantities(run / "metrics.jsonl"))
+    axes = {axis.get_title(loc="left").split(",")[0]: axis for axis in figure.axes if axis.get_visible()}
+    assert list(axes) == [
+        "Budgets: the teacher's tokens",
+        "Quality: held-out ROUGE-2 and BLEU",
+        "Optimiser: loss",
+        "Optimiser: gradient's norm",
+    ]
+    assert all(axis.get_ylabel() for axis in axes.values())
+    use = axes["Budgets: the teacher's tokens"]
+    dotted = [line for line in use.lines if line.get_linestyle() == ":"]
+    solid = [line for line in use.lines if line.get_linestyle() == "-"]
+    assert {line.get_ydata()[0] for line in dotted} == {10, 40}
+    assert {line.get_color() for line in solid} == {line.get_color() for line in dotted}
+    assert len(axes["Optimiser: loss"].lines) == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["budget “light”", "budget “high”"]
+
+
+def test_at_most_eight_panels_in_colours_that_are_seen_on_white():
+    assert len(PANELS) <= 8 and all(panel.unit and panel.question for panel in PANELS)
+    assert [panel.question for panel in PANELS] == sorted(
+        (panel.question for panel in PANELS), key=["Budgets", "Reward", "Quality", "Optimiser"].index
+    )
+    drawn = [quantity for panel in PANELS for quantity in panel.quantities]
+    assert len(drawn) == len(set(drawn))
+    assert min(contrast(colour, PAGE) for colour in COLOURS) > 3
+
+
+def test_nothing_written_overlaps_or_is_cut(run):
+    from matplotlib.text import Text
+
+    figure = draw(read_quantities(run / "metrics.jsonl"), "a run")
+    figure.draw_without_rendering()
+    box = {text: text.get_window_extent() for text in figure.findobj(Text) if text.get_text().strip()}
+    outer = [box[axis.xaxis.label] for axis in figure.axes if axis.get_visible() and axis.get_xlabel()]
+    outer += [figure.legends[0].get_window_extent(), *(axis._left_title.get_window_extent() for axis in figure.axes)]
+    assert all(figure.bbox.x0 <= one.x0 and one.x1 <= figure.bbox.x1 for one in outer if one.width)
+    assert not any(a.overlaps(b) for a, b in combinations([one for one in outer if one.width], 2))
+    assert min(text.get_fontsize() for text in box) >= 9
 
 
 def test_the_command_writes_what_is_named(run):

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from bench.record_tables import recorded_panels
 from bench.regions import RESULTS, read_region
@@ -27,7 +29,6 @@ from kdtw_fast.comparison.figures import (
 )
 from kdtw_fast.comparison.quality import Interval
 
-mpl = pytest.importorskip("matplotlib")
 PANELS = recorded_panels(read_region(RESULTS, "points"))
 
 
@@ -128,7 +129,7 @@ def test_latencies_of_few_turns_are_hollow() -> None:
 
 
 def luminance(colour: str) -> float:
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in mpl.colors.to_rgb(colour)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
@@ -140,8 +141,6 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("group", STYLES)
 def test_colours_stand_out_by_day_and_by_night(group: str) -> None:
-    import matplotlib.colors  # noqa: F401
-
     style = STYLES[group]
     assert contrast(style.colour, PAGE) >= 3 and contrast(style.night, NIGHT) >= 4.5
     if group in {mark.group for panels in PANELS.values() for panel in panels for mark in panel.marks if mark.text}:

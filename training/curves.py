@@ -1,4 +1,4 @@
-"""Curves of a training run from its metrics.jsonl alone: a panel per quantity, a line per budget.
+"""Curves of a training run from its metrics.jsonl alone: at most two panels for each of four questions.
 
 matplotlib is imported when a figure is drawn; the rest needs the standard library only.
 """
@@ -8,39 +8,72 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdtw_fast.budgets import BUDGETS
 
-# A quantity is one panel: its lines by name ("" where there is one), each a list of (batch, value).
+# A quantity's lines by name ("" where there is one), each a list of (batch, value).
 Points = list[tuple[int, float]]
-Panels = dict[str, dict[str, Points]]
-
-_FIRST = ("loss", "rouge2", "bleu", "use", "lambda", "achieved", "length_ratio")  # panels come in this order
-_NOT_DRAWN = ("step", "rows", "asked", "seconds", "rate", "tokens", "signature")
-_COLUMNS = 4
+Quantities = dict[str, dict[str, Points]]
 
 
-def read_panels(path: Path) -> Panels:
+@dataclass(frozen=True)
+class Panel:
+    """One plot: the question that it helps to answer, and the quantities of metrics.jsonl that it shows.
+
+    Args:
+        question: those of one question stand side by side.
+        title: of the plot.
+        unit: of its y axis.
+        quantities: those of them that the run logged are drawn.
+        scale: what a value is multiplied by.
+        log: whether the y axis is logarithmic, where all values are above 0.
+    """
+
+    question: str
+    title: str
+    unit: str
+    quantities: tuple[str, ...]
+    scale: float = 1.0
+    log: bool = False
+
+
+PANELS = (
+    Panel("Budgets", "the teacher's tokens, and asked (dotted)", "% of the tokens", ("use", "achieved"), 100),
+    Panel("Budgets", "price of a call, λ", "reward for each call", ("lambda",)),
+    Panel("Reward", "reward of a token", "nats", ("reward_mean", "reward_deviation", "reward")),
+    Panel("Reward", "distance from the oracle, value's error", "nats", ("divergence", "error", "policy", "ask")),
+    Panel("Quality", "held-out ROUGE-2 and BLEU", "points of 100", ("rouge2", "bleu")),
+    Panel("Quality", "length, outputs cut off", "ratio", ("length_ratio", "cut_off", "acceptance")),
+    Panel("Optimiser", "loss", "nats", ("loss", "validation_loss")),
+    Panel("Optimiser", "gradient's norm, rate", "log scale", ("grad_norm", "value_grad_norm", "rate"), log=True),
+)
+# From light to dark on white, all with a contrast above 3; lines of one budget differ by quantity, as the others do.
+COLOURS = ("#8E8E8E", "#C77700", "#C2407A", "#7B61FF", "#0072B2", "#14323F")
+STROKES = ("-", "--", "-.")
+_WIDTH, _HEIGHT, _FONT = 4.5, 2.4, 9.5  # of a panel in inches, and of letters in points
+
+
+def read_quantities(path: Path) -> Quantities:
     """The numbers of a metrics.jsonl, by quantity and line; a last line that was cut off is left out.
 
     Raises FileNotFoundError if there is no such file, ValueError if it holds nothing to draw.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; name the folder of a run (its out=…)")
-    panels: Panels = {}
+    found: Quantities = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        for panel, name, value in _numbers(record):
-            panels.setdefault(panel, {}).setdefault(name, []).append((record["step"], value))
-    if not panels:
+        for quantity, name, value in _numbers(record):
+            found.setdefault(quantity, {}).setdefault(name, []).append((record["step"], value))
+    if not any(quantity in found for panel in PANELS for quantity in panel.quantities):
         raise ValueError(f"{path} holds no numbers yet; the first come after log_every batches")
-    first = {name: place for place, name in enumerate(_FIRST)}
-    return dict(sorted(panels.items(), key=lambda item: (first.get(item[0], len(first)), item[0])))
+    return found
 
 
 def _numbers(record: dict[str, Any]) -> list[tuple[str, str, float]]:
@@ -50,51 +83,88 @@ def _numbers(record: dict[str, Any]) -> list[tuple[str, str, float]]:
     found = []
     for key, value in record.items():
         quantity, _, line = key.partition("/")
-        number = type(value) in (int, float) and math.isfinite(value)
-        if number and quantity not in _NOT_DRAWN and not quantity.startswith("seconds_"):
+        if type(value) in (int, float) and math.isfinite(value):
             found.append((quantity, line or str(record.get("budget", "")), float(value)))
     return found
 
 
-def draw(panels: Panels, title: str = "") -> Any:
-    """A matplotlib figure of all panels.
+def draw(found: Quantities, title: str = "") -> Any:
+    """A matplotlib figure of the panels of :data:`PANELS` whose quantities are there.
 
-    Lines of budgets have one colour each; where use is drawn, a dotted line of that colour is what was asked.
+    Lines of budgets have one colour each; where use is drawn, a dotted line of that colour is what was asked, and dots
+    are what validation found.
     """
-    from matplotlib import colormaps
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    asked = {budget.phrase: budget.fraction for budget in BUDGETS}
-    colours = {b.phrase: colormaps["viridis"](0.9 * i / (len(BUDGETS) - 1)) for i, b in enumerate(BUDGETS)}
-    rows = -(-len(panels) // _COLUMNS)
-    figure = Figure(figsize=(3.6 * min(_COLUMNS, len(panels)), 2.5 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, min(_COLUMNS, len(panels)), squeeze=False).flat
-    named: dict[str, Any] = {}
-    for (quantity, lines), axis in zip(panels.items(), axes):
-        for name, points in lines.items():
-            colour = colours.get(name, "#30608f")
-            (drawn,) = axis.plot(*zip(*points), color=colour, marker="." if len(points) < 30 else "", linewidth=1.2)
-            if name in colours:
-                named[name] = drawn
-            if name in asked and quantity in ("use", "achieved"):
-                axis.axhline(asked[name], color=colour, linestyle=":", linewidth=0.8)
-        axis.set_title(quantity.replace("_", " "), fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-    for axis in axes:  # those that are left
-        axis.set_visible(False)
-    figure.supxlabel("batch", fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    if named:
-        chosen = [phrase for phrase in asked if phrase in named]
-        figure.legend([named[p] for p in chosen], chosen, loc="outside lower right", ncols=len(chosen), fontsize=7)
+    panels = [panel for panel in PANELS if any(quantity in found for quantity in panel.quantities)]
+    sizes = dict.fromkeys(("axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), _FONT)
+    settings: dict[Any, Any] = {"font.size": _FONT, "legend.fontsize": _FONT - 0.5, "text.parse_math": False, **sizes}
+    with rc_context(settings):
+        questions = list(dict.fromkeys(panel.question for panel in panels))
+        columns = max(sum(panel.question == question for panel in panels) for question in questions)
+        figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * len(questions) + 0.8), layout="constrained")
+        shown = figure.subplots(len(questions), columns, squeeze=False)
+        named: dict[str, Any] = {}
+        for row, question in zip(shown, questions):
+            here = [panel for panel in panels if panel.question == question]
+            for panel, axes in zip(here, row):
+                _draw_panel(panel, axes, found, named)
+                axes.set_title(f"{question}: {panel.title}", loc="left")
+            for axes in row[len(here) :]:
+                axes.set_visible(False)
+            for axes in row if question == questions[-1] else ():
+                axes.set_xlabel("batch")
+        figure.suptitle(title, fontsize=_FONT + 1)
+        if named:
+            phrases = [budget.phrase for budget in BUDGETS if budget.phrase in named]
+            words = [f"budget “{phrase}”" for phrase in phrases]
+            figure.legend(
+                [named[p] for p in phrases], words, loc="outside lower center", ncols=3 * columns // 2, frameon=False
+            )
+        figure.draw_without_rendering()
     return figure
+
+
+def _draw_panel(panel: Panel, axes: Any, found: Quantities, named: dict[str, Any]) -> None:
+    asked = {budget.phrase: budget.fraction for budget in BUDGETS}
+    colours = dict(zip(asked, COLOURS, strict=True))
+    shown = [quantity for quantity in panel.quantities if quantity in found]
+    handles: dict[str, Any] = {}
+    lowest = math.inf
+    for place, quantity in enumerate(shown):
+        for name, points in found[quantity].items():
+            steps, values = zip(*((step, panel.scale * value) for step, value in points))
+            lowest = min(lowest, *values)
+            colour = colours.get(name, COLOURS[4] if place == 0 else COLOURS[1] if place == 1 else COLOURS[2])
+            dots = quantity == "achieved"
+            few = len(points) < 30 and not dots
+            style = {"linestyle": "none" if dots else STROKES[place % len(STROKES)], "linewidth": 1.2}
+            marker = {"marker": "o" if dots else "." if few else "", "markersize": 4}
+            (line,) = axes.plot(steps, values, color=colour, label=quantity, **style, **marker)
+            handles.setdefault(quantity.replace("_", " "), line)
+            if name in colours:
+                named.setdefault(name, line)
+            if name in asked and quantity in ("use", "achieved"):
+                axes.axhline(panel.scale * asked[name], color=colour, linestyle=":", linewidth=1)
+    if panel.log and lowest > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.set_ylabel(panel.unit)
+    axes.grid(color="#707070", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(shown) > 1:
+        axes.margins(y=0.2)  # for the words above
+        words = {"achieved": "at validation", "use": "in training"}
+        told = [words.get(word, word) for word in handles]
+        axes.legend(list(handles.values()), told, loc="upper right", ncols=3, frameon=False, borderpad=0.1)
 
 
 def plot_run(folder: str | Path, files: Sequence[str | Path] = ()) -> list[Path]:
     """Draw the curves of the run in `folder` into `files` (by default curves.png there); returns the files.
 
-    Raises FileNotFoundError and ValueError as `read_panels`, ValueError if matplotlib is missing or knows no such
+    Raises FileNotFoundError and ValueError as `read_quantities`, ValueError if matplotlib is missing or knows no such
     kind of file.
     """
     folder = Path(folder)
@@ -102,8 +172,8 @@ def plot_run(folder: str | Path, files: Sequence[str | Path] = ()) -> list[Path]
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
-    figure = draw(read_panels(folder / "metrics.jsonl"), folder.resolve().name)
+    figure = draw(read_quantities(folder / "metrics.jsonl"), folder.resolve().name)
     written = [Path(file) for file in files] or [folder / "curves.png"]
     for file in written:
-        figure.savefig(file, dpi=130)
+        figure.savefig(file, dpi=150)
     return written

@@ -236,7 +236,8 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.alpha": 0.25,
+    "grid.color": "#707070",
+    "grid.alpha": 0.2,
     "legend.frameon": False,
 }
 
@@ -304,8 +305,8 @@ def _plot(axes: Any, panel: Panel, labels: dict[str, str]) -> None:
         axes.plot([], [], "-", color="#707070", lw=0.9, label=panel.bars)
     if panel.frame:
         left, right, bottom, top = panel.frame
-        edge = {"fill": False, "ec": "#707070", "lw": 0.9, "ls": (0, (4, 2)), "zorder": 1, "label": FRAME}
-        axes.add_patch(Rectangle((left, bottom), right - left, top - bottom, **edge))
+        edge: dict[str, Any] = {"fill": False, "ec": "#707070", "lw": 0.9, "ls": (0, (4, 2)), "zorder": 1}
+        axes.add_patch(Rectangle((left, bottom), right - left, top - bottom, label=FRAME, **edge))
     if panel.log:
         _log_axis(axes)
     if panel.limits:

@@ -66,7 +66,7 @@ def caption(points: Sequence[Point]) -> str:
         return f"{points[0].pair}: {sentences}"
     batch = "one sentence at a time" if timed[0].batch == 1 else f"batches of {timed[0].batch}"
     threads = f"{timed[0].threads} thread{'s' * (timed[0].threads > 1)}"
-    noisy = f": noisy, under {FEW_TURNS}" if timed[0].noisy else ""
+    noisy = f" (noisy: under {FEW_TURNS})" if timed[0].noisy else ""
     return f"{points[0].pair}: {sentences}; latency {batch}, {threads}, {timed[0].turns} turns{noisy}"
 
 
