@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -23,6 +23,13 @@ test: $(VENV)/.extra-test
 
 test-all: $(VENV)/.extra-test $(VENV)/.extra-smollm
 	$(TEST) -m "not gpu_proof"
+
+# What to do with the first minutes of a GPU (docs/cuda.md); needs no network where .venv is, or PYTHON has PyTorch.
+FIRST_DAY ?= first-day
+first-day:
+	@python=$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)); \
+	if $$python -c "import torch" 2>/dev/null; then $$python -m kdtw_fast.selftest.first_day --out $(FIRST_DAY) $(ARGS); \
+	else $$python kdtw_fast/selftest/first_day/__main__.py --out $(FIRST_DAY) $(ARGS); fi
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py

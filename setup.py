@@ -1,22 +1,18 @@
 """Builds kdtw_fast._core and, where nvcc is, the library of CUDA kernels beside it; torch is not needed for either.
 
-KDTW_CUDA=0 leaves the library out, 1 makes a missing nvcc an error, auto (the default) takes what is there;
-KDTW_CUDA_ARCHS names the compute capabilities, "75 80 86 89 90 100 120" by default, of which the last is also there as
-PTX. KDTW_BUILD=debug, asan or tsan builds the core for looking into it (make debug, asan, tsan).
+KDTW_CUDA=0 leaves the library out, 1 makes an error of an nvcc that is missing or fails, auto (the default) goes on;
+KDTW_CUDA_ARCHS names the compute capabilities, "75 80 86 89 90 100 120" by default (csrc/backend/cuda/build.py).
+KDTW_BUILD=debug, asan or tsan builds the core for looking into it (make debug, asan, tsan).
 
 Object files stay in build/, a folder for each kind of build, whatever pip does around it: what did not change is not
 compiled again. Precompiled headers were tried: pybind11's take as long to make as they save.
 """
 
-import functools
-import glob
+import importlib.util
 import os
-import re
-import shutil
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -36,71 +32,29 @@ KIND = os.environ.get("KDTW_BUILD", "release")
 if KIND not in KINDS:
     sys.exit(f"KDTW_BUILD must be {', '.join(KINDS)}, got {KIND!r}")
 os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
-
-
-@functools.cache
-def included(source: str) -> frozenset[str]:
-    """The files under csrc that a source includes, directly or not."""
-    text = (ROOT / source).read_text(encoding="utf-8")
-    names = [f"csrc/{name}" for name in re.findall(r'^\s*#\s*include\s*"(.+?)"', text, re.MULTILINE)]
-    found = {name for name in names if (ROOT / name).is_file()}
-    return frozenset(found).union(*map(included, found))
-
-
-def needs_recompile(compiled: str | Path, source: str) -> bool:
-    """True when the source, what it includes, or this file with the flags is newer than the object file."""
-    target = Path(compiled)
-    if not target.exists():
-        return True
-    return any((ROOT / p).stat().st_mtime > target.stat().st_mtime for p in ["setup.py", source, *included(source)])
+_spec = importlib.util.spec_from_file_location("cuda", ROOT / "csrc/backend/cuda/build.py")
+cuda = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cuda)
 
 
 def files(suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(f"*.{suffix}"))
 
 
-def find_nvcc() -> str | None:
-    """By CUDA_HOME, the PATH, the toolkit that pip installs, or the usual place."""
-    home = os.environ.get("CUDA_HOME")
-    candidates = [
-        home and f"{home}/bin/nvcc",
-        shutil.which("nvcc"),
-        *sorted(glob.glob(f"{sysconfig.get_paths()['purelib']}/nvidia/cu*/bin/nvcc"), reverse=True),
-        "/usr/local/cuda/bin/nvcc",
-    ]
-    return next((path for path in candidates if path and os.access(path, os.X_OK)), None)
-
-
 def build_cuda(library: Path, objects: Path) -> None:
-    """Compiles the kernels for every architecture into one library, cudart linked statically."""
+    """The library, as KDTW_CUDA says; with auto, what fails is told, and the package is installed without it."""
     wanted = os.environ.get("KDTW_CUDA", "auto")
     if wanted not in {"auto", "0", "1"}:
         sys.exit(f"KDTW_CUDA must be auto, 0 or 1, got {wanted!r}")
-    nvcc = find_nvcc() if wanted != "0" else None
-    if nvcc is None:
-        if wanted == "1":
-            sys.exit("KDTW_CUDA=1, but there is no nvcc: put it on the PATH, set CUDA_HOME, or install a CUDA toolkit")
-        library.unlink(missing_ok=True)
+    library.unlink(missing_ok=True)
+    if wanted == "0" or (wanted == "auto" and cuda.find_nvcc() is None):
         return
-    archs = os.environ.get("KDTW_CUDA_ARCHS", "75 80 86 89 90 100 120").split()
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    # -fmad=false: as -ffp-contract=off below.
-    flags = ["-std=c++20", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}", *codes]
-    flags.append(f'-DKDTW_CUDA_ARCHITECTURES="{" ".join(archs)} and PTX"')
-    objects = objects / "-".join(["cuda", *archs])
-    objects.mkdir(parents=True, exist_ok=True)
-
-    def compile_one(source: str) -> Path:
-        target = objects / f"{Path(source).stem}.o"
-        if needs_recompile(target, source):
-            subprocess.run([nvcc, *flags, "-c", source, "-o", target], check=True, cwd=ROOT)
-        return target
-
-    with ThreadPoolExecutor(int(os.environ["MAX_JOBS"])) as pool:
-        compiled = list(pool.map(compile_one, files("cu")))
-    library.parent.mkdir(parents=True, exist_ok=True)
-    subprocess.run([nvcc, "-shared", "-cudart=static", *codes, *compiled, "-o", library], check=True)
+    try:
+        cuda.build(library, objects, print, int(os.environ["MAX_JOBS"]))
+    except RuntimeError as error:
+        if wanted == "1":
+            sys.exit(f"KDTW_CUDA=1, but {error}")
+        print(f"kdtw_fast is built without CUDA ({error}); KDTW_CUDA=1 makes this an error")
 
 
 def check_compiler() -> None:
@@ -131,6 +85,11 @@ class Build(build_ext):
         super().run()
         core = Path(self.get_ext_fullpath("kdtw_fast._core")).absolute()
         build_cuda(core.with_name("libkdtw_cuda.so"), ROOT / self.build_temp)
+
+
+def needs_recompile(compiled: str, source: str) -> bool:
+    """Also when this file with the flags is newer than the object file."""
+    return cuda.needs_recompile(compiled, source, ROOT / "setup.py")
 
 
 ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()

@@ -20,9 +20,9 @@ import kdtw_fast
 from bench.models import FLAN_T5_SMALL, FLAN_T5_XL, SMOKE, asking_student, source, teacher_without
 from bench.replay import replay_timer, report
 from bench.test_two_models import METHODS, NEW_TOKENS, SOURCE_TOKENS, WHEELS
-from gpu_proof.roofline import RATES, decoder_pass
 from kdtw_fast.paired_timing import Recorded, take_turns, wall_clock
 from kdtw_fast.peers import CTranslate2, Decoded, has_ctranslate2, hugging_face
+from kdtw_fast.roofline import decoder_pass, memory_rate
 from kdtw_fast.shapes import T5Shape
 
 DTYPES = ("fp16", "int8")
@@ -54,9 +54,7 @@ def place(tiny: bool, request: pytest.FixtureRequest) -> Iterator[Place]:
         return
     name = cuda["devices"][0]
     gb_per_s = request.config.getoption("--memory-rate")
-    known = (rate for words, rate in RATES.items() if all(word in name for word in words.split()))
-    rate = next(known, None) if gb_per_s is None else gb_per_s
-    yield Place("cuda:0", name, None if rate is None else 1e9 * rate)
+    yield Place("cuda:0", name, memory_rate(name) if gb_per_s is None else 1e9 * gb_per_s)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from gpu_proof import cases
 from gpu_proof.build import build_simulated
-from gpu_proof.roofline import decoder_pass
 from gpu_proof.simulated import SimulatedDevice
 from kdtw_fast import SingleModelDecoder, _core
+from kdtw_fast.roofline import decoder_pass
 from kdtw_fast.selftest.checks import Trial
 from kdtw_fast.shapes import T5Shape, random_native
 

@@ -7,6 +7,7 @@ import pytest
 
 from gpu_proof import mutations, roofline, static_evidence, traffic
 from gpu_proof.build import NVCC, ROOT, find_nvcc
+from kdtw_fast.roofline import decoder_pass
 from kdtw_fast.shapes import SHAPES
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc on this machine")
@@ -38,7 +39,7 @@ def test_planted_bug_is_caught_too(bug: mutations.Bug) -> None:
 
 def test_what_is_proved_is_compiled_as_what_is_shipped() -> None:
     flags = [flag for flag in NVCC if flag != "-lineinfo"]
-    assert ", ".join(f'"{flag}"' for flag in flags) in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert ", ".join(f'"{flag}"' for flag in flags) in (ROOT / "csrc/backend/cuda/build.py").read_text(encoding="utf-8")
 
 
 def test_the_roofs_are_those_of_the_documentation() -> None:
@@ -48,7 +49,7 @@ def test_the_roofs_are_those_of_the_documentation() -> None:
 
 def test_bytes_of_a_step_are_the_weights_and_the_caches() -> None:
     shape = SHAPES["flan-t5-small"]
-    count = roofline.decoder_pass(shape, length=64, source=512, weights="fp16")
+    count = decoder_pass(shape, length=64, source=512, weights="fp16")
     assert count.layers + count.head == 2 * shape.step_parameters
     assert count.cache == shape.layers * 2 * shape.heads * shape.d_kv * (64 + 512) * 2
 

@@ -13,10 +13,11 @@ import kdtw_fast.cli as cli
 from gpu_proof import mutations
 from gpu_proof.build import build_simulated
 from kdtw_fast import _core
-from kdtw_fast.selftest import CHECKS, run, run_checks
+from kdtw_fast.selftest import run
 from kdtw_fast.selftest.agreement import Tally
 from kdtw_fast.selftest.checks import Check, Trial
 from kdtw_fast.selftest.operations import OPERATIONS
+from kdtw_fast.selftest.run import CHECKS, run_checks
 from kdtw_fast.shapes import T5Shape
 
 
