@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from kdtw_fast import _core
-from kdtw_fast.options import MOST_ROWS, check_int
+from kdtw_fast.options import MOST_ROWS, GenerateOptions, check_int
 from kdtw_fast.outputs import GenerationOutput, one_by_one
 from kdtw_fast.streams import RowArguments
 
@@ -32,11 +32,12 @@ class Ticket(Future[GenerationOutput]):
         started: when it got a slot; None before.
         ended: when its last token was there; None before.
         source_length: tokens of its source, its prompt included.
+        options: of the row; None where whoever handed it in did not say.
     """
 
-    def __init__(self, source_length: int = 0):
+    def __init__(self, source_length: int = 0, options: GenerateOptions | None = None):
         super().__init__()
-        self.source_length = source_length
+        self.source_length, self.options = source_length, options
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.ended: float | None = None
@@ -91,6 +92,7 @@ class Worker:
         arguments: RowArguments,
         finish: Callable[[GenerationOutput], None] | None = None,
         streamer: TokenStreamer | None = None,
+        options: GenerateOptions | None = None,
     ) -> Ticket:
         """Hands in a row.
 
@@ -100,6 +102,7 @@ class Worker:
             finish: called with the output in the worker's thread before the ticket has it.
             streamer: called in the worker's thread as ``streamer(0, position, token, owner)`` with each token that
                 nothing can take back any more. What it raises ends the row, and the ticket has it.
+            options: for the ticket.
 
         Raises:
             RuntimeError: the worker is closed, or belongs to the process that this one was forked from.
@@ -108,7 +111,7 @@ class Worker:
             raise RuntimeError("a worker belongs to the process that made it, not to a fork of it; make one here")
         if streamer is not None and not callable(streamer):
             raise TypeError(f"streamer must be callable, got {type(streamer).__name__}")
-        ticket = Ticket(len(arguments[2]))
+        ticket = Ticket(len(arguments[2]), options)
         self._shared.put(_Job(ticket, kind, arguments, finish, streamer))
         return ticket
 
@@ -249,7 +252,7 @@ class _Shared:
     def _work(self) -> None:
         while True:
             with self.changed:
-                while not (self.news or self.closed or self.running):
+                while not (self.news or self.closed or self.running or self.queued):
                     self.changed.wait()
                 self.news = False
                 arrived, self.arrived = self.arrived, []

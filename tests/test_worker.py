@@ -31,6 +31,10 @@ OWN: list[dict[str, Any]] = [
     {"min_new_tokens": 9},
     {"temperature": 0.7, "top_p": 0.6, "max_new_tokens": 12, "min_new_tokens": 12},
     {"teacher_temperature": 0.5, "teacher_top_k": 3, "max_new_tokens": 1},
+    {"forced_tokens": [7, 8], "begin_suppress_tokens": [5, 6, 9]},
+    {"stop_token_ids": [3, 4, 5, 6, 7], "logit_bias": {5: 2.0, (6, 7): 3.0}},
+    {"suppress_tokens": [4, 5, 6], "repetition_penalty": 2.0, "bad_words_ids": [[7], [8, 9]]},
+    {"no_repeat_ngram_size": 2, "forced_eos_token_id": 1, "max_new_tokens": 9},
 ]
 
 
@@ -41,7 +45,7 @@ def alone(decoder: Any, source: list[int], own: dict[str, Any], **shared: Any) -
 
 
 def test_every_option_of_a_row_is_tried() -> None:
-    assert {name for own in OWN for name in own} >= set(ROW_OPTIONS) - {"max_time"}
+    assert {name for own in OWN for name in own} >= set(ROW_OPTIONS) - {"max_time", "stop"}
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
@@ -55,6 +59,14 @@ def test_rows_side_by_side_have_options_of_their_own(method: Any, options: dict[
     for out in outputs:
         source = items[out.index]["input_ids"]
         assert row_of(out, 0) == row_of(alone(decoder, source, owns[out.index], **shared), 0)
+
+
+def test_rows_that_end_together_make_room_for_those_that_wait() -> None:
+    decoder = SingleModelDecoder(natives("cpu")[0])
+    decoder.worker = Worker(2)
+    items = [{"input_ids": [5, 6, 1], "min_new_tokens": 4, "max_new_tokens": 4, "seed": i} for i in range(7)]
+    tickets = [decoder.submit(item) for item in items]
+    assert [int(ticket.result(60).lengths[0]) for ticket in tickets] == [4] * 7
 
 
 def test_an_items_options_are_checked_by_name() -> None:
