@@ -125,18 +125,19 @@ class RowOptions:
         max_seconds: float,
         rules: TokenRules | None = ...,
         stops: Stops = ...,
+        forced_tokens: Sequence[int] = ...,
     ) -> None: ...
 
 class SessionOptions:
     def __init__(
         self,
         *,
-        forced_tokens: Sequence[int],
         row: RowOptions,
         teacher_batch: int,
         want_log_probs: bool,
         want_reads: bool,
         threads: int,
+        top_count: int = ...,
     ) -> None: ...
 
 class Bell:

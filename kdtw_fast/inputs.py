@@ -171,6 +171,9 @@ class Item:
         teacher_temperature, teacher_top_k, teacher_top_p: of the teacher.
         seed: of its random numbers.
         max_time: seconds from when it came to its turn.
+        forced_tokens, stop, stop_token_ids: of its output.
+        suppress_tokens, begin_suppress_tokens, bad_words_ids, no_repeat_ngram_size, repetition_penalty, logit_bias,
+        forced_eos_token_id: its rules on tokens.
     """
 
     text: str | None = None
@@ -191,6 +194,16 @@ class Item:
     teacher_top_p: float | None = None
     seed: int | None = None
     max_time: float | None = None
+    forced_tokens: Sequence[int] | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    no_repeat_ngram_size: int | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int | tuple[int, ...], float] | None = None
+    forced_eos_token_id: int | None = None
 
     def options(self, shared: GenerateOptions, label: str = "item") -> GenerateOptions:
         """The item's options where the others' are ``shared``; ValueError or TypeError for what it may not have."""
@@ -199,6 +212,8 @@ class Item:
             return shared
         with named(label):
             options = replace(shared, **own)
+            if options.forced_by_row:
+                raise TypeError(f"forced_tokens must be a list of ids, got {options.forced_tokens!r}")
         if options.max_new_tokens > shared.max_new_tokens:
             most = OptionName("max_new_tokens", shared.max_new_tokens)
             raise ValueError(Message(f"{label}: max_new_tokens={options.max_new_tokens} exceeds the stream's ", most))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypedDict
 
@@ -14,15 +14,27 @@ from kdtw_fast.messages import Message, OptionName
 DTYPES = ("auto", "fp32", "fp16", "bf16", "int8")  # of weights
 CACHE_DTYPES = ("auto", "fp32", "fp16", "bf16")  # of keys and values
 LIMITS = ("max_teacher_calls", "max_teacher_fraction")  # options that bound a row's calls
+# Options that are rules on tokens.
+TOKEN_RULES = (
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+    "logit_bias",
+    "forced_eos_token_id",
+)
 # Options that each row of a session may have for itself.
 ROW_OPTIONS = (
     *("max_new_tokens", "min_new_tokens", "temperature", "top_k", "top_p"),
     *("teacher_temperature", "teacher_top_k", "teacher_top_p", "seed", "max_time"),
+    *("forced_tokens", "stop", "stop_token_ids", *TOKEN_RULES),
 )
 ON_ERROR = ("raise", "return")  # what a stream does with a wrong item
 LARGEST_COUNT = 2**31 - 1
 MOST_TOKENS = 2**20  # of an output or a source
 MOST_ROWS = 2**16  # decoded together
+MOST_TOP = 100  # likeliest tokens that are told of each
 NO_LIMIT = MOST_TOKENS  # max_source_length of evaluations: held-out sources are never left out or cut
 
 
@@ -140,8 +152,9 @@ class GenerateOptions:
         seed: random numbers are a function of (seed, row number or id, position) and of nothing else; 0 to 2^64 - 1.
         row_ids: names of the rows to the random numbers, one per output row, each 0 to 2^64 - 1; None = 0, 1, 2, …
         num_return_sequences: outputs per input row, 1 to 2^16 (they differ only when sampling).
-        forced_tokens: ids every output begins with, fewer than ``max_new_tokens``; where there are none, the
-            checkpoint's forced_bos_token_id, if it has one (mBART's and NLLB's language).
+        forced_tokens: ids every output begins with, fewer than ``max_new_tokens``, or a list of them for each input
+            row; where there are none, the checkpoint's forced_bos_token_id, if it has one (mBART's and NLLB's
+            language).
         suppress_tokens: ids that are never written. This and what follows up to ``forced_eos_token_id`` are
             transformers' logits processors in transformers' order, for drafts, checks and the teacher's tokens alike,
             before temperature; log-probabilities that are returned are the models' own, before all of it. They read
@@ -170,6 +183,9 @@ class GenerateOptions:
             with ``truncation``. On a CUDA device a stream takes memory for so many tokens of every row when it begins.
         truncation: cut longer sources, keeping the end token, instead of raising.
         output_logprobs: also return the log-probabilities of student and teacher.
+        top_logprobs: also return so many of the likeliest tokens at each place of the output, 0 to 100: of the model
+            that decided there, its writer's or where drafts are checked the checker's, before all rules. Not on a CUDA
+            device.
         output_reads: also return how many tokens each pass read.
         teacher_batch: rows that wait for the teacher are held until so many wait, >= 1, or until no other row can go
             on; None = until as many wait as go on. Results do not depend on it, the speed of batches does: few make
@@ -205,7 +221,7 @@ class GenerateOptions:
     seed: int = 0
     row_ids: Sequence[int] | None = None
     num_return_sequences: int = 1
-    forced_tokens: Sequence[int] = ()
+    forced_tokens: Sequence[Any] = ()
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     bad_words_ids: Sequence[Sequence[int]] = ()
@@ -221,6 +237,7 @@ class GenerateOptions:
     max_source_length: int = 512
     truncation: bool = False
     output_logprobs: bool = False
+    top_logprobs: int = 0
     output_reads: bool = False
     teacher_batch: int | None = None
     num_threads: int | None = None
@@ -247,6 +264,7 @@ class GenerateOptions:
         for name in ("truncation", "output_logprobs", "output_reads"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_int("top_logprobs", self.top_logprobs, 0, MOST_TOP)
         check_int("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MOST_TOKENS)
         check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.forced_eos_token_id is not None:
@@ -275,11 +293,29 @@ class GenerateOptions:
             value = getattr(self, name)
             if value is not None and not is_sequence(value):
                 raise TypeError(f"{name} must be a list of integers, got {value!r} of type {type(value).__name__}")
-        if len(self.forced_tokens) >= self.max_new_tokens:
+        if any(map(is_sequence, self.forced_tokens)) and not self.forced_by_row:
+            raise TypeError(f"forced_tokens must be ids, or a list of ids for each row, got {self.forced_tokens!r}")
+        longest = max(map(len, self.forced_tokens)) if self.forced_by_row else len(self.forced_tokens)
+        if longest >= self.max_new_tokens:
             raise ValueError(
-                f"forced_tokens has {len(self.forced_tokens)} tokens and leaves no room in "
-                f"max_new_tokens={self.max_new_tokens}"
+                f"forced_tokens has {longest} tokens and leaves no room in max_new_tokens={self.max_new_tokens}"
             )
+
+    @property
+    def forced_by_row(self) -> bool:
+        """Whether each row has forced tokens of its own."""
+        return len(self.forced_tokens) > 0 and all(map(is_sequence, self.forced_tokens))
+
+    def by_row(self, rows: int) -> list[GenerateOptions]:
+        """The options of each of ``rows`` input rows: their own forced tokens, where they have some."""
+        if not self.forced_by_row:
+            return [self] * rows
+        if len(self.forced_tokens) != rows:
+            raise ValueError(
+                f"forced_tokens has {len(self.forced_tokens)} lists for {rows} rows; give ids for all, or a list of "
+                f"them for each row"
+            )
+        return [replace(self, forced_tokens=forced) for forced in self.forced_tokens]
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -328,7 +364,7 @@ class GenerateKeywords(TypedDict, total=False):
     seed: int
     row_ids: Sequence[int] | None
     num_return_sequences: int
-    forced_tokens: Sequence[int]
+    forced_tokens: Sequence[Any]
     suppress_tokens: Sequence[int]
     begin_suppress_tokens: Sequence[int]
     bad_words_ids: Sequence[Sequence[int]]
@@ -344,6 +380,7 @@ class GenerateKeywords(TypedDict, total=False):
     max_source_length: int
     truncation: bool
     output_logprobs: bool
+    top_logprobs: int
     output_reads: bool
     teacher_batch: int | None
     num_threads: int | None

@@ -63,6 +63,10 @@ class GenerationOutput(ModelOutput):
             token, or <tau> where it asked; NaN where it took none. With ``output_logprobs`` only.
         teacher_logprobs: float32 [R, T], the teacher's log-probability of the token where one of its
             passes read that place; NaN elsewhere. With ``output_logprobs`` only.
+        top_ids: int64 [R, T, k], the k = ``top_logprobs`` likeliest tokens at each place, best first, by the model that
+            decided there; -1 where none did (forced tokens, what is no output) or the vocabulary has no more. With
+            ``top_logprobs`` only.
+        top_logprobs: float32 [R, T, k], their log-probabilities (temperature 1, before rules); NaN beside -1.
         student_reads: per row, the tokens that each pass of the student's decoder read of it, in order. With
             ``output_reads`` only.
         teacher_reads: the same of the teacher; a row that never asked has none.
@@ -90,6 +94,8 @@ class GenerationOutput(ModelOutput):
     timings: Timings | None = None
     student_logprobs: torch.Tensor | None = None
     teacher_logprobs: torch.Tensor | None = None
+    top_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
     student_reads: list[list[int]] | None = None
     teacher_reads: list[list[int]] | None = None
     texts: list[str] | None = None
@@ -153,6 +159,25 @@ class GenerationOutput(ModelOutput):
         assert self.prompt_lengths is not None and self.lengths is not None
         ends = (self.prompt_lengths + self.lengths).tolist()
         return [slice(start, end) for start, end in zip(self.prompt_lengths.tolist(), ends)]
+
+    @property
+    def token_logprobs(self) -> torch.Tensor:
+        """float32 [R, T], the log-probability of each output token by the model that decided it: its writer, or for an
+        accepted draft the teacher. NaN beside outputs and for forced tokens. With ``output_logprobs`` only.
+        """
+        if self.student_logprobs is None or self.teacher_logprobs is None or self.owners is None:
+            raise ValueError("this output has no log-probabilities; decode with output_logprobs=True")
+        by = {Owner.STUDENT: self.student_logprobs}
+        by |= dict.fromkeys((Owner.TEACHER, Owner.ACCEPTED, Owner.CORRECTED), self.teacher_logprobs)
+        found = torch.full_like(self.student_logprobs, math.nan)
+        for owner, log_probs in by.items():
+            found = torch.where(torch.as_tensor(self.owners) == owner, log_probs, found)
+        return found
+
+    @property
+    def sequences_scores(self) -> torch.Tensor:
+        """float32 [R], the sum of each output's :attr:`token_logprobs`: what tells outputs of one input apart."""
+        return self.token_logprobs.nansum(1)
 
     @property
     def ms_per_token(self) -> float:

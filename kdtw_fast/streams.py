@@ -49,7 +49,7 @@ class Stream:
         read: Callable[[Any, int], Item],
         rows: Callable[[list[Item], list[int]], Iterator[RowArguments]],
         words: Callable[[], Any],
-        texts: Callable[[GenerationOutput], list[str]],
+        texts: Callable[[GenerationOutput, Item], list[str]],
         pad: int,
         in_order: bool,
         on_error: str = "raise",
@@ -65,7 +65,7 @@ class Stream:
         self._words, self._texts, self._pad, self._in_order = words, texts, pad, in_order
         self._returns_errors = on_error == "return"
         self._read_items = self._added = 0
-        self._running: dict[int, tuple[int, bool]] = {}  # row -> its item's index, and whether that was a text
+        self._running: dict[int, tuple[int, Item]] = {}  # row -> its item's index, and the item
         self._finished: dict[int, GenerationOutput] = {}  # in_order: those whose turn has not come
         self._ready: deque[GenerationOutput] = deque()
         self._turn = 0  # in_order: the index to be yielded next
@@ -144,14 +144,12 @@ class Stream:
         for row, fault in result["faults"]:
             index, _ = self._running.pop(row)
             self._fail_item(index, FloatingPointError(fault.replace(f"row {row},", f"row {index},", 1)))
-        texts = []
         outputs = [out for _, out in one_by_one(result)]
         for out in outputs:
             assert out.index is not None
-            out.index, was_text = self._running.pop(out.index)
-            texts += [out] * was_text
-        for out in texts:
-            out.texts = self._texts(out)
+            out.index, item = self._running.pop(out.index)
+            if item.words is not None:
+                out.texts = self._texts(out, item)
         self._hand_out(outputs)
 
     def _hand_out(self, outputs: list[GenerationOutput]) -> None:
@@ -195,7 +193,7 @@ class Stream:
             rows = self._rows([item for _, item in items], [index for index, _ in items])
             for (index, item), arguments in zip(items, rows):
                 self._session.add(*arguments)
-                self._running[self._added] = index, item.words is not None
+                self._running[self._added] = index, item
                 self._added += 1
                 added += 1
         except Exception as error:

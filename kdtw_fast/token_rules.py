@@ -7,18 +7,7 @@ from collections.abc import Iterator, Sequence
 from kdtw_fast import _core
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeModel
-from kdtw_fast.options import GenerateOptions, check_int
-
-# Of GenerateOptions: rules on tokens.
-TOKEN_RULES = (
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "logit_bias",
-    "forced_eos_token_id",
-)
+from kdtw_fast.options import TOKEN_RULES, GenerateOptions, check_int
 
 
 def given_rules(options: GenerateOptions) -> list[str]:

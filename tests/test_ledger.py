@@ -56,7 +56,6 @@ def test_a_ledger_that_a_method_does_not_keep_is_refused(
         max_seconds=0.0,
     )
     options = _core.SessionOptions(
-        forced_tokens=[],
         row=row,
         teacher_batch=0,
         want_log_probs=False,

@@ -27,6 +27,7 @@ from kdtw_fast.cli import app  # noqa: E402
 from kdtw_fast.methods import make_decoder  # noqa: E402
 from kdtw_fast.pairs import load_samples  # noqa: E402
 from kdtw_fast.serve.app import Service  # noqa: E402
+from kdtw_fast.serve.pieces import Pieces  # noqa: E402
 from kdtw_fast.serve.run import listen  # noqa: E402
 
 LONG = {"max_tokens": 20_000, "extra_body": {"min_tokens": 20_000, "method": "greedy-student"}}
@@ -84,6 +85,11 @@ ASKED: list[dict[str, Any]] = [
     {"method": "speculative", "temperature": 0.8, "seed": 5, "teacher_temperature": 0.5},
     {"method": "bild", "min_new_tokens": 12},
     {"method": "random", "budget": "moderate", "top_k": 5, "temperature": 1.1},
+    {"stop": ["library", " for "], "method": "greedy-teacher"},
+    {"stop": "e", "forced_tokens": [40, 41]},
+    {"no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "logit_bias": {17: -50.0}},
+    {"method": "speculative", "suppress_tokens": [5, 6, 7, 8, 9, 10], "bad_words_ids": [[11], [12, 13]]},
+    {"method": "greedy-student", "forced_eos_token_id": 1, "max_new_tokens": 9, "begin_suppress_tokens": [20, 21]},
 ]
 
 
@@ -91,14 +97,16 @@ def body_of(asked: dict[str, Any]) -> dict[str, Any]:
     """The client's arguments."""
     names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
     given = {names.get(name, name): value for name, value in asked.items()}
-    own = ("max_tokens", "temperature", "top_p", "seed")
+    if "logit_bias" in given:
+        given["logit_bias"] = {str(token): bias for token, bias in given["logit_bias"].items()}
+    own = ("max_tokens", "temperature", "top_p", "seed", "stop", "logit_bias")
     return {name: given[name] for name in own if name in given} | {
         "extra_body": {name: value for name, value in given.items() if name not in own}
     }
 
 
 def test_answers_are_those_of_the_decoder_alone_whatever_the_load(running: tuple[str, Service]) -> None:
-    sources = texts(24)
+    sources = texts(34)
 
     async def all_at_once() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{running[0]}/v1", api_key="none", max_retries=0) as ask:
@@ -113,7 +121,7 @@ def test_answers_are_those_of_the_decoder_alone_whatever_the_load(running: tuple
         out = alone(sources[i], **ASKED[i % len(ASKED)])
         (choice,) = answer.choices
         assert choice.text == out.texts[0]
-        assert choice.finish_reason == {"end": "stop", "length": "length"}[out.finish_reasons[0]]
+        assert choice.finish_reason == {"end": "stop", "stop": "stop", "length": "length"}[out.finish_reasons[0]]
         owners = out.owners[0, out.spans[0]].tolist()
         used = answer.usage
         assert used.completion_tokens == len(owners)
@@ -124,7 +132,7 @@ def test_answers_are_those_of_the_decoder_alone_whatever_the_load(running: tuple
 
 
 def test_streams_are_the_same_text_with_owners(running: tuple[str, Service]) -> None:
-    sources = texts(12)
+    sources = texts(17)
 
     async def stream(ask: Any, text: str, asked: dict[str, Any]) -> tuple[str, list[str], Any]:
         said, owners, usage = "", [], None
@@ -146,7 +154,66 @@ def test_streams_are_the_same_text_with_owners(running: tuple[str, Service]) -> 
         assert said == out.texts[0]
         assert usage.completion_tokens == int(out.lengths[0])
         wrote = out.owners[0, out.spans[0]].tolist()
-        assert set(owners) <= {Owner(o).name.lower() for o in wrote} and len(owners) > 1
+        assert set(owners) <= {Owner(o).name.lower() for o in wrote} and len(owners) > 0
+
+
+@pytest.mark.parametrize("stop", ["", "a", "the", " library", "xyz", ". "])
+def test_pieces_hold_back_what_may_begin_a_stop(stop: str) -> None:
+    """However the tokens come, the pieces are the text before the stop, and none of them had to be taken back."""
+    words = shipped()[1]
+    for text in texts(6):
+        ids = words(text, add_special_tokens=False)["input_ids"]
+        whole = words.decode(ids, skip_special_tokens=True)
+        expected = whole.split(stop, 1)[0] if stop else whole
+        for step in (1, 3, len(ids)):
+            pieces = Pieces(words, [stop] if stop else [])
+            said = [pieces.add(ids[i : i + step]) for i in range(0, len(ids), step)]
+            assert expected.startswith("".join(said))
+            assert "".join(said) + pieces.end(expected) == expected
+            assert step > 1 or stop or sum(map(bool, said)) > len(ids) // 3
+    pieces = Pieces(words, ["a"], [ids[0]])
+    assert pieces.add([ids[0]]) == "" and pieces.end("") == ""
+
+
+def test_n_outputs_are_those_of_num_return_sequences(running: tuple[str, Service]) -> None:
+    words = shipped()[1]
+    ids = [words(text)["input_ids"] for text in texts(2)]
+    models, _ = shipped()
+    decoder = make_decoder("greedy-teacher", models, words, 2)
+    settings = {"max_new_tokens": 12, "temperature": 1.2, "seed": 3}
+    asked = {"model": f"{NAME}/greedy-teacher", "prompt": ids, "max_tokens": 12, "temperature": 1.2, "seed": 3}
+    outs = [decoder.generate([one], num_return_sequences=3, output_logprobs=True, **settings) for one in ids]
+    said = [words.batch_decode(out.output_ids, skip_special_tokens=True) for out in outs]
+    ask = client(running[0])
+    answer = ask.completions.create(n=3, **asked)
+    assert [choice.text for choice in answer.choices] == [*said[0], *said[1]]
+    streamed = [""] * 6
+    for piece in ask.completions.create(n=3, stream=True, **asked):
+        for choice in piece.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == [*said[0], *said[1]]
+    best = ask.completions.create(n=1, best_of=3, **asked)
+    means = [(out.sequences_scores / out.lengths).argmax() for out in outs]
+    assert [choice.text for choice in best.choices] == [texts[k] for texts, k in zip(said, means)]
+    assert best.usage.completion_tokens == sum(int(out.lengths.sum()) for out in outs)
+
+
+def test_log_probabilities_are_the_decoders(running: tuple[str, Service]) -> None:
+    words = shipped()[1]
+    for method in ("training-wheels", "speculative"):
+        text = texts(3)[2]
+        out = alone(text, method, output_logprobs=True, top_logprobs=20)
+        answer = client(running[0]).completions.create(model=f"{NAME}/{method}", prompt=text, logprobs=2)
+        told, span = answer.choices[0].logprobs, out.spans[0]
+        assert told.tokens == words.convert_ids_to_tokens(out.output_ids[0])
+        assert told.token_logprobs == pytest.approx(out.token_logprobs[0, span].tolist())
+        likely = out.top_ids[0, span, :2].tolist()
+        assert [list(best) for best in told.top_logprobs] == [
+            [words.convert_ids_to_tokens(token) or str(token) for token in best] for best in likely
+        ]
+        assert told.text_offset[0] == 0 and told.text_offset == sorted(told.text_offset)
+        assert answer.choices[0].text == out.texts[0]
+        assert answer.choices[0].score == pytest.approx(float(out.sequences_scores[0]))
 
 
 def test_several_texts_and_token_ids(running: tuple[str, Service]) -> None:
@@ -211,6 +278,14 @@ def test_chat_is_for_models_with_a_template(running: tuple[str, Service]) -> Non
         pieces = list(ask.chat.completions.create(model=NAME, messages=messages, stream=True))
         assert pieces[0].choices[0].delta.role == "assistant"
         assert "".join(p.choices[0].delta.content or "" for p in pieces) == expected
+        judged = ask.chat.completions.create(model=NAME, messages=messages, logprobs=True, top_logprobs=3)
+        (entry, *_) = judged.choices[0].logprobs.content
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        check_error(
+            400,
+            httpx.post(f"{url}/v1/chat/completions", json={"messages": messages, "top_logprobs": 3}),
+            "logprobs=true",
+        )
         for wrong in ([], [{"role": "user"}], [{"role": "user", "content": [{"type": "image_url"}]}], "hello"):
             check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": wrong}), "messages")
 
@@ -285,8 +360,29 @@ WRONG: list[tuple[Any, int, str]] = [
     (TEXT | {"method": 3}, 400, "method must be a string"),
     (TEXT | {"model": "gpt-4"}, 404, "not served"),
     (TEXT | {"model": f"{NAME}/bild", "method": "speculative"}, 400, "name one"),
-    (TEXT | {"n": 2}, 400, "n=2 is not supported"),
-    (TEXT | {"logprobs": 5}, 400, "logprobs=5"),
+    (TEXT | {"n": 65}, 400, "n must be in 1..64"),
+    (TEXT | {"n": "2"}, 400, "n must be an integer"),
+    (TEXT | {"n": 3, "best_of": 2}, 400, "best_of must be in 3..64"),
+    ({"prompt": ["a"] * 9, "n": 8}, 400, "9 texts of 8 outputs each, more than 64"),
+    (TEXT | {"logprobs": 21}, 400, "logprobs must be in 0..20"),
+    (TEXT | {"logprobs": True}, 400, "logprobs must be an integer"),
+    (TEXT | {"top_logprobs": 2}, 400, "top_logprobs belongs to chats"),
+    (TEXT | {"num_beams": 4}, 400, "beam search is in transformers"),
+    (TEXT | {"presence_penalty": 0.5}, 400, "presence_penalty=0.5 is not supported"),
+    (TEXT | {"stop": 3}, 400, "stop must be a text"),
+    (TEXT | {"stop": ["a", ""]}, 400, "stop must be texts that are not empty"),
+    (TEXT | {"stop": ["\ud800"]}, 400, "surrogate"),
+    (TEXT | {"stop": ["a"] * 17}, 400, "stop has 17 entries, more than 16"),
+    (TEXT | {"stop_token_ids": [10**9]}, 400, "stop_token_ids's id must be"),
+    (TEXT | {"logit_bias": {"the": 1}}, 400, "logit_bias"),
+    (TEXT | {"logit_bias": {"5": "a"}}, 400, "logit_bias of 5 must be a number"),
+    (TEXT | {"logit_bias": [1]}, 400, "logit_bias must map ids to numbers"),
+    (TEXT | {"suppress_tokens": [1] * 1025}, 400, "suppress_tokens has 1025 entries, more than 1024"),
+    (TEXT | {"bad_words_ids": [4]}, 400, "bad_words_ids entry must be a list of ids"),
+    (TEXT | {"no_repeat_ngram_size": -1}, 400, "no_repeat_ngram_size must be"),
+    (TEXT | {"repetition_penalty": 0}, 400, "repetition_penalty must be"),
+    (TEXT | {"forced_tokens": [1]}, 400, "end token 1"),
+    (TEXT | {"forced_tokens": [[4]]}, 400, "forced_tokens must be a list of ids"),
     (TEXT | {"echo": True}, 400, "echo=True"),
     (TEXT | {"temprature": 1}, 400, "did you mean 'temperature'"),
     (TEXT | {"stream": "yes"}, 400, "stream must be true or false"),

@@ -798,10 +798,10 @@ def open_session(slots: int, model: NativeT5, rules: _core.MethodRules | None = 
         "teacher_sampling": _core.Sampling(),
         "seed": 0,
         "max_seconds": 0.0,
+        "forced_tokens": [],
     }
     row |= {name: changes.pop(name) for name in row if name in changes}
     options = {
-        "forced_tokens": [],
         "row": _core.RowOptions(**row),
         "teacher_batch": 0,
         "want_log_probs": True,

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/token_rules.h"
+#include "core/top_picks.h"
 
 namespace kdtw {
 
@@ -46,6 +47,7 @@ void Runner::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
     requests_.clear();
     for (const size_t i : drafting_) {
       requests_.push_back(ask(rules, rows[i], &banned_[i * rules.stop_count]));
+      if (rows[i].top != nullptr) rows[i].top->put(requests_.back(), rules.top_count);
       RuledDraft* const ruled = rows[i].ruled;
       if (ruled == nullptr) continue;
       find_edits(*ruled->rules, ruled->read, rows[i].position, ruled->edits);

@@ -107,6 +107,24 @@ py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
     out["teacher_logprobs"] =
         padded<float>(rows, shape, nan, [](const Row& row, size_t t) { return row.teacher_log_probs[t]; });
   }
+  if (const size_t count = options.top_count; count > 0) {
+    py::array_t<int64_t> ids({rows.size(), shape.width, count});
+    py::array_t<float> log_probs({rows.size(), shape.width, count});
+    TopToken* const none = nullptr;
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const size_t before = shape.before(rows[r]), end = before + rows[r].outputs();
+      for (size_t t = 0; t < shape.width; ++t) {
+        const bool is_output = t >= before && t < end;
+        const TopToken* const top = is_output ? &rows[r].top[(t - before + 1) * count] : none;
+        for (size_t i = 0; i < count; ++i) {
+          ids.mutable_at(r, t, i) = top ? top[i].id : kNoTop.id;
+          log_probs.mutable_at(r, t, i) = top ? top[i].log_prob : kNoTop.log_prob;
+        }
+      }
+    }
+    out["top_ids"] = ids;
+    out["top_logprobs"] = log_probs;
+  }
   return out;
 }
 
@@ -231,21 +249,23 @@ void bind_decoders(py::module_& m) {
 
   py::class_<RowOptions>(m, "RowOptions")
       .def(py::init([](int max_new_tokens, int min_new_tokens, Sampling student, Sampling teacher, uint64_t seed,
-                       double max_seconds, std::shared_ptr<TokenRules> rules, Stops stops) {
-             return RowOptions{max_new_tokens, min_new_tokens, student,          teacher,
-                               seed,           max_seconds,    std::move(rules), std::move(stops)};
+                       double max_seconds, std::shared_ptr<TokenRules> rules, Stops stops,
+                       std::vector<int32_t> forced_tokens) {
+             return RowOptions{
+                 max_new_tokens,   min_new_tokens,          student, teacher, seed, max_seconds, std::move(rules),
+                 std::move(stops), std::move(forced_tokens)};
            }),
            py::kw_only(), py::arg("max_new_tokens"), py::arg("min_new_tokens"), py::arg("student_sampling"),
            py::arg("teacher_sampling"), py::arg("seed"), py::arg("max_seconds"), py::arg("rules") = py::none(),
-           py::arg("stops") = Stops());
+           py::arg("stops") = Stops(), py::arg("forced_tokens") = std::vector<int32_t>());
 
   py::class_<SessionOptions>(m, "SessionOptions")
-      .def(py::init([](std::vector<int32_t> forced_tokens, const RowOptions& row, int teacher_batch,
-                       bool want_log_probs, bool want_reads, int threads) {
-             return SessionOptions{std::move(forced_tokens), row, teacher_batch, want_log_probs, want_reads, threads};
+      .def(py::init([](const RowOptions& row, int teacher_batch, bool want_log_probs, bool want_reads, int threads,
+                       int top_count) {
+             return SessionOptions{row, teacher_batch, want_log_probs, want_reads, top_count, threads};
            }),
-           py::kw_only(), py::arg("forced_tokens"), py::arg("row"), py::arg("teacher_batch"), py::arg("want_log_probs"),
-           py::arg("want_reads"), py::arg("threads"));
+           py::kw_only(), py::arg("row"), py::arg("teacher_batch"), py::arg("want_log_probs"), py::arg("want_reads"),
+           py::arg("threads"), py::arg("top_count") = 0);
 
   py::class_<Bell>(m, "Bell").def(py::init<>()).def("ring", &Bell::ring).def("clear", &Bell::clear);
 

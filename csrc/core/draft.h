@@ -19,6 +19,7 @@ enum Stand : int32_t { kFinished = -1, kDrafting = 0 };
 enum { kMostTeachers = 32 };
 
 struct RuledDraft;  // core/token_rules.h
+struct TopPicks;    // the likeliest tokens of a draft's picks
 
 // A token with a meaning for the loop: <tau> of teacher k, or for teacher 0 one that ends the output.
 struct StopToken {
@@ -38,6 +39,7 @@ struct DraftRules {
   int32_t checks_all = 0;     // a row that ends lets teacher 1 check its drafts first
   int32_t vocabulary = 0;     // the student's
   int32_t want_log_prob = 0;  // of picks
+  int32_t top_count = 0;      // their likeliest tokens, for rows that have DraftRow::top
 };
 
 // A row that drafts.
@@ -47,6 +49,7 @@ struct DraftRow {
   float* keep_logits = nullptr;            // where its next pick's raw logits go [V], device memory; or null
   const int32_t* first_allowed = nullptr;  // beside DraftRules::stops: the first output at which it may pick each
   RuledDraft* ruled = nullptr;             // rules of its own on tokens, the host's; or null
+  TopPicks* top = nullptr;                 // the host's; or null
   Sampling sampling;
   int32_t most_outputs = 0;   // its output has so many tokens at most
   int32_t most_drafted = 0;   // and drafts reach so far: 1 less where the teacher's token must find a place behind them

@@ -52,8 +52,14 @@ struct LogitEdit {
   float penalty;
 };
 
+// One of the likeliest tokens; of places that have none (forced tokens, small vocabularies) -1 and NaN.
+struct TopToken {
+  int32_t id;
+  float log_prob;
+};
+
 // One decision over the vocabulary. Edits come first; banned ids take no part in anything; and of both raw
-// log-probabilities know nothing. Edits and `only` are the CPU's.
+// log-probabilities know nothing. Edits, `only` and `top` are the CPU's.
 struct PickRequest {
   const int32_t* banned = nullptr;
   const int32_t* draft_banned = nullptr;
@@ -61,6 +67,7 @@ struct PickRequest {
   const LogitEdit* draft_edits = nullptr;  // needs_draft_logits: of the student's logits, like draft_banned
   const float* draft_logits = nullptr;     // needs_draft_logits: the student's [V_student], device memory
   float* keep_logits = nullptr;            // where to leave this token's raw logits [V], device memory
+  TopToken* top = nullptr;                 // where to leave the top_count likeliest by raw log-probability
   double uniform = 0.0;                    // the draw that decides when sampling
   double accept_uniform = 0.0;             // needs_draft_logits
   double threshold = 0.0;
@@ -78,6 +85,7 @@ struct PickRequest {
   int32_t want_log_prob = 0;
   int32_t want_confidence = 0;
   int32_t want_entropy = 0;
+  int32_t top_count = 0;  // goes with want_log_prob
 };
 
 inline constexpr int32_t kNoneLeft = -2;

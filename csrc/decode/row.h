@@ -12,6 +12,7 @@
 #include "core/clock.h"
 #include "core/draft.h"
 #include "core/token_rules.h"
+#include "core/top_picks.h"
 #include "decode/rules.h"
 
 namespace kdtw {
@@ -39,6 +40,7 @@ struct RowOptions {
   double max_seconds = 0.0;                 // from when it was added; 0 = no limit
   std::shared_ptr<const TokenRules> rules;  // null: none
   Stops stops;
+  std::vector<int32_t> forced_tokens;  // that its output begins with
 };
 
 struct Row {
@@ -56,12 +58,14 @@ struct Row {
   std::vector<Owner> owners;
   std::vector<uint8_t> teacher_index;                       // the teacher, 1 .. n, that wrote it; 0: none did
   std::vector<float> student_log_probs, teacher_log_probs;  // beside the tokens, when asked for
+  std::vector<TopToken> top;                                // top_count beside each token
   std::vector<int32_t> student_reads, teacher_reads;        // tokens that each pass read of this row, when asked for
 
   Check check = Check::kNone;          // AcceptRule's, for the row's sampling
   DraftRow draft;                      // its draft's state
   std::vector<int32_t> first_allowed;  // DraftRow::first_allowed
   RuledDraft ruled;                    // DraftRow::ruled, where it has rules
+  TopPicks drafted_top;                // DraftRow::top, where it is asked for
   Finish finish = Finish::kRunning;
   std::string fault;  // kFault: what is wrong, in one sentence
   int calls = 0, drafted = 0, accepted = 0, rolled_back = 0;

@@ -47,7 +47,10 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   rules_.draft_length = std::min(method_.call.draft_length, capacity);  // memory is made for so many
   rules_.checks_all = method_.accept.checks_all;
   rules_.vocabulary = decoder_->student_vocabulary();
-  rules_.want_log_prob = options_.want_log_probs;
+  rules_.want_log_prob = options_.want_log_probs || options_.top_count > 0;
+  rules_.top_count = options_.top_count;
+  require(options_.top_count == 0 || decoder_->device == "cpu", "the likeliest tokens are the CPU's to rank, not ",
+          decoder_->device, "'s");
   seconds_ = seconds_since(opened_);
 }
 
@@ -133,6 +136,13 @@ void Session::append(Row& row, int32_t token, Owner owner, int teacher) {
     row.student_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
     row.teacher_log_probs.resize(row.tokens.size(), std::numeric_limits<float>::quiet_NaN());
   }
+  row.top.resize(row.tokens.size() * options_.top_count, kNoTop);
+}
+
+// What was likeliest at that pick stands beside the token in that place.
+void Session::put_top(Row& row, int place, const std::vector<TopToken>& top, size_t pick) const {
+  const size_t count = options_.top_count;
+  std::copy_n(top.begin() + pick * count, count, row.top.begin() + place * count);
 }
 
 void Session::truncate(int slot, int length) {
@@ -144,6 +154,7 @@ void Session::truncate(int slot, int length) {
     row.student_log_probs.resize(length);
     row.teacher_log_probs.resize(length);
   }
+  row.top.resize(static_cast<size_t>(length) * options_.top_count);
   student_->rewind(slot, length);
   for (Lane& teacher : teachers_) teacher.rewind(slot, length);
 }
@@ -172,6 +183,7 @@ void Session::begin_draft(int slot) {
     row.read_by(decoder_->student->config().has_encoder(), 0, draft.position, row.ruled.read);
     draft.ruled = &row.ruled;
   }
+  if (options_.top_count > 0) draft.top = &row.drafted_top;
   if (method_.call.by_itself()) draft.first_call = row.first_call(1, end);
   for (int k = 1; k <= asked_teachers(); ++k) draft.unseen_by |= uint32_t{!teachers_[k - 1].opened(slot)} << (k - 1);
   draft.stand = stand_of(rules_, draft);
@@ -205,6 +217,7 @@ void Session::draft(const std::vector<int>& group, bool until_finish, bool step_
   for (const int slot : group) {
     Row& row = rows_[slot];
     row.draft.picks = 0;
+    row.drafted_top.tokens.clear();
     drafts_.push_back(row.draft);
     if (options_.want_reads)
       reads(row, *student_).push_back(static_cast<int>(row.tokens.size()) - student_->read(slot));
@@ -217,11 +230,13 @@ void Session::draft(const std::vector<int>& group, bool until_finish, bool step_
       auto& list = reads(row, *student_);
       list.resize(list.size() + picks_[i].size() - 1, 1);
     }
-    for (const PickResult& pick : picks_[i]) {
+    for (size_t p = 0; p < picks_[i].size(); ++p) {
+      const PickResult& pick = picks_[i][p];
       if (!pick.finite) {
         fail(row, *student_, pick, row.outputs());
       } else if (row.outputs() < row.draft.position) {
         commit(row, pick);
+        if (options_.top_count > 0) put_top(row, row.outputs(), row.drafted_top.tokens, p);
       } else {
         row.asked_log_prob = pick.log_prob;
       }
@@ -299,7 +314,7 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
   if (request.sampling.temperature > 0) request.uniform = draw(row, position, RandomStream::kTeacher);
   ban(request, row, position);
   if (row.options.rules) edits_of(row, *decoder_->teachers[row.waiting() - 1], row.waiting(), position).put(request);
-  request.want_log_prob = options_.want_log_probs;
+  request.want_log_prob = rules_.want_log_prob;
   return request;
 }
 
@@ -330,6 +345,7 @@ void Session::apply(int slot, size_t first, size_t last) {
       ++row.accepted;
     }
     if (options_.want_log_probs) row.teacher_log_probs[i] = pick.log_prob;
+    if (request.top_count > 0) put_top(row, i, query_top_, q);
   }
   begin_draft(slot);
 }
@@ -338,6 +354,12 @@ void Session::apply(int slot, size_t first, size_t last) {
 void Session::answer(Lane& lane, const Poll& poll) {
   if (options_.want_reads) record_reads(lane);
   results_.assign(queries_.size(), {});
+  query_top_.assign(queries_.size() * options_.top_count, kNoTop);
+  for (size_t q = 0; q < queries_.size(); ++q) {
+    PickRequest& request = queries_[q].request;
+    if (options_.top_count == 0 || request.check == Check::kScore) continue;  // who wrote that token has told
+    request.top = &query_top_[q * options_.top_count], request.top_count = options_.top_count;
+  }
   lane.catch_up(rows_, queries_, results_, poll);
   for (size_t q = 0; q < queries_.size(); ++q) {
     Row& row = rows_[queries_[q].slot];

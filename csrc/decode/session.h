@@ -21,11 +21,11 @@ namespace kdtw {
 
 // What the rows of a session share.
 struct SessionOptions {
-  std::vector<int32_t> forced_tokens;
   RowOptions row;         // of rows that have none of their own; none has more max_new_tokens
   int teacher_batch = 0;  // see call_now
   bool want_log_probs = false;
   bool want_reads = false;
+  int top_count = 0;  // likeliest tokens beside each that was picked, by whoever decided: its writer or its checker
   int threads = 0;
 };
 
@@ -105,6 +105,7 @@ class Session {
   void select(std::vector<int>& group, Predicate&& predicate) const;
   void draft(const std::vector<int>& group, bool until_finish, bool step_by_step, const Poll& poll);
   void commit(Row& row, const PickResult& pick);
+  void put_top(Row& row, int place, const std::vector<TopToken>& top, size_t pick) const;
   void fail(Row& row, const Lane& lane, const PickResult& pick, int step) const;
   void call(int teacher, const std::vector<int>& group, const Poll& poll);
   bool teacher_writes_next(const Row& row) const;
@@ -144,6 +145,7 @@ class Session {
   std::deque<TokenEdits> edits_;  // of the queries
   std::vector<int32_t> read_;
   std::vector<PickResult> results_;
+  std::vector<TopToken> query_top_;
   std::vector<DraftRow> drafts_;
   Picks picks_;
   std::vector<SettledToken> settled_;

@@ -31,8 +31,9 @@ int Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sourc
   const int most = row.options.max_new_tokens;
   require(most >= 1 && most <= options_.row.max_new_tokens, "a row of this session has 1 to ",
           options_.row.max_new_tokens, " max_new_tokens, got ", most);
-  require(options_.forced_tokens.size() <= static_cast<size_t>(most), "forced_tokens has ",
-          options_.forced_tokens.size(), " tokens, more than max_new_tokens=", most);
+  const std::vector<int32_t>& forced = row.options.forced_tokens;
+  require(forced.size() <= static_cast<size_t>(most), "forced_tokens has ", forced.size(),
+          " tokens, more than max_new_tokens=", most);
   row.index = added_rows_++;
   row.key = key;
   row.check = method_.accept.check;
@@ -49,7 +50,7 @@ int Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sourc
   for (auto& source : teacher_sources) row.sources.push_back(std::move(source));
   row.added = Clock::now();
   append(row, decoder_->special.start, Owner::kNone);
-  for (const int32_t token : options_.forced_tokens) append(row, token, Owner::kForced);
+  for (const int32_t token : forced) append(row, token, Owner::kForced);
   row.own_begin = row.looked_at = static_cast<int>(row.tokens.size());
   rows_[free_.back()] = std::move(row);
   added_.push_back(free_.back());

@@ -82,8 +82,8 @@ class Decoder(AnyDecoder):
             self._phrase(budget)
         session = self._open(options, batch_size, options.max_source_length)
 
-        def texts(out: GenerationOutput) -> list[str]:
-            return output_texts(self.tokenizer, out, options)
+        def texts(out: GenerationOutput, item: Item) -> list[str]:
+            return output_texts(self.tokenizer, out, item.options(options))
 
         def read(value: Any, index: int) -> Item:
             return self._item(value, f"item {index}", budget, options)
@@ -102,7 +102,7 @@ class Decoder(AnyDecoder):
             self._phrase(budget)
         item = self._item(value, "the input", budget, options)
         if item.is_blank:
-            ticket = Ticket()
+            ticket = Ticket(0, options)
             ticket.set_result(empty(0, len(self._asked)))
             return ticket
         limits = self._limits(options, 1)[0]
@@ -110,16 +110,16 @@ class Decoder(AnyDecoder):
             arguments = next(self._arguments([item], [row_id], budget, limits, options))
         except (TypeError, ValueError) as error:
             raise type(error)(Message.of(error).reworded(f"item {row_id}", "the input")) from None
-        own = self._row_options(item.options(options))
+        own = item.options(options)
         worker, core, pad, longest = self.worker, self._core, self.model.pad_token_id, options.max_source_length
         room = self._room(options.max_new_tokens)  # not the item's own: it may join those of others
         shared = self._session_options(replace(options, max_new_tokens=room), worker.slots)
-        told = (options.forced_tokens, options.teacher_batch, options.output_logprobs, options.output_reads)
+        told = (options.teacher_batch, options.output_logprobs, options.output_reads, options.top_logprobs)
         key = (core, room, longest, options.num_threads or self.num_threads, *map(str, told))
         # Nothing here holds this decoder: the worker, which it holds, keeps the kind.
         kind = Kind(key, lambda slots: _core.Session(core, shared, slots, longest), pad)
-        finish = partial(_add_words, self._words, item.words is not None, options)
-        return worker.submit(kind, (*arguments[:-1], own), finish, streamer)
+        finish = partial(_add_words, self._words, item.words is not None, own)
+        return worker.submit(kind, (*arguments[:-1], arguments[-1] or self._row_options(own)), finish, streamer, own)
 
     def _room(self, tokens: int) -> int:
         """The outputs that a session for a row of so many has places for: few sizes, so that rows share sessions."""
@@ -153,9 +153,10 @@ class Decoder(AnyDecoder):
         limits = [self._ledgers(bounds) for bounds in self._limits(options, len(rows))]
         longest = max(len(source) for row in rows for source in (row.own, *row.teachers))
         session = self._open(options, len(rows) * repeats, longest)
-        for row, (ledger, ledgers) in zip(rows, limits, strict=True):
+        for row, (ledger, ledgers), own in zip(rows, limits, options.by_row(len(rows)), strict=True):
+            row_options = None if own is options else self._row_options(own)
             for _ in range(repeats):
-                session.add(next(keys), ledger, row.own, row.teachers, ledgers)
+                session.add(next(keys), ledger, row.own, row.teachers, ledgers, row_options)
         prompt = [self.model.decoder_start_token_id] if self.model.has_encoder else rows[0].own
         put = _as_callback(streamer, len(rows) * repeats, prompt)
         result = session.run(True, self.model.pad_token_id, put)
@@ -169,19 +170,23 @@ class Decoder(AnyDecoder):
         return _core.Session(self._core, self._session_options(options, slots), slots, source_capacity)
 
     def _session_options(self, options: GenerateOptions, slots: int) -> _core.SessionOptions:
+        if options.top_logprobs > 0 and self.model.device != "cpu":
+            on = f" are not told on device {self.model.device!r} yet; decode on 'cpu', or leave it out"
+            raise ValueError(Message(OptionName("top_logprobs"), on))
         return _core.SessionOptions(
-            forced_tokens=self._forced_tokens(options),
             row=self._row_options(options),
             teacher_batch=0 if options.teacher_batch is None else min(options.teacher_batch, slots),
             want_log_probs=options.output_logprobs,
             want_reads=options.output_reads,
             threads=options.num_threads or self.num_threads,
+            top_count=options.top_logprobs,
         )
 
     def _row_options(self, options: GenerateOptions) -> _core.RowOptions:
         for token in options.stop_token_ids:
             check_int("stop_token_ids's id", token, 0, self.model.vocab_size - 1)
         teacher = _sampling(*options.teacher_sampling)
+        forced = self._forced_tokens(options)
         return _core.RowOptions(
             max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
@@ -189,8 +194,9 @@ class Decoder(AnyDecoder):
             teacher_sampling=teacher,
             seed=options.seed,
             max_seconds=options.max_time or 0.0,
-            rules=token_rules(options, self.model, len(self._forced_tokens(options))),
+            rules=token_rules(options, self.model, len(forced)),
             stops=_core.Stops(options.stop_token_ids, self._find_stop(options)),
+            forced_tokens=forced,
         )
 
     def _find_stop(self, options: GenerateOptions) -> StopTexts | None:
@@ -202,7 +208,9 @@ class Decoder(AnyDecoder):
         return StopTexts(self.tokenizer, options.stop_texts)
 
     def _forced_tokens(self, options: GenerateOptions) -> list[int]:
-        """What a row's output begins with."""
+        """What a row's output begins with; nothing where each row has its own."""
+        if options.forced_by_row:
+            return []
         return [self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens
 
     def _forced_token(self, token: int) -> int:

@@ -190,7 +190,7 @@ class AnyDecoder(Reading, Submitting, ABC):
                 that a slow one holds up no row. Items are strings (prompts as in a call), lists of token ids (rows as
                 ``generate`` takes them), or mappings with the keys of :class:`kdtw_fast.inputs.Item`: "text",
                 "messages" or "input_ids", and where the item differs from the others "teacher_input_ids", "budget",
-                "row_id", "max_teacher_fraction", "max_teacher_calls".
+                "row_id", limits, lengths, sampling, stops, rules and forced tokens.
             batch_size: rows decoded together, 1 to 2^16.
             budget: for strings, as in a call, one for all items.
             in_order: yield outputs in the items' order instead of as they finish.
@@ -219,6 +219,8 @@ class AnyDecoder(Reading, Submitting, ABC):
         for name in LIMITS:
             if is_sequence(getattr(parsed, name)):
                 raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
+        if parsed.forced_by_row:
+            raise ValueError("a stream takes one list of forced_tokens; an item may have its own")
         with named("budget of a stream, whose items may have their own"):
             budget = self._one_budget(self._budget_of(budget))
         return self._stream(inputs, batch_size, budget, in_order, on_error, parsed)

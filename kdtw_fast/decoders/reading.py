@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -137,16 +137,15 @@ class Reading:
         if not texts:
             return []
 
-        def encode(prompts: Iterable[str | None]) -> list[list[int]]:
-            return encode_texts(self.tokenizer, [prompt or "" for prompt in prompts], texts)
-
         template = self.model.student_prompt if self._role == "student" else None
         prompts: list[str | None] = [self.model.teacher_prompt] * len(texts)
         if template is not None:
             prompts = [fill_prompt(template, self._phrase(budget)) for budget in budgets]
-        ids = encode(prompts)
-        others = {teacher.teacher_prompt: None for teacher in self._asked}
-        encoded = {prompt: encode([prompt] * len(texts)) for prompt in others}
+        others = list({teacher.teacher_prompt: None for teacher in self._asked})
+        every = [*prompts, *(prompt for prompt in others for _ in texts)]
+        # One call of the tokenizer, which costs more than a short text.
+        ids = encode_texts(self.tokenizer, [prompt or "" for prompt in every], [*texts] * (1 + len(others)))
+        encoded = {prompt: ids[k * len(texts) :] for k, prompt in enumerate(others, 1)}
         return [(ids[i], [encoded[teacher.teacher_prompt][i] for teacher in self._asked]) for i in range(len(texts))]
 
     def _budgets(self, budget: Any, rows: int) -> list[Any]:

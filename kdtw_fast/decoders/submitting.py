@@ -170,6 +170,8 @@ def _checked(options: GenerateOptions) -> GenerateOptions:
     for name in LIMITS:
         if is_sequence(getattr(options, name)):
             raise ValueError(f"one input takes one {name}, got {getattr(options, name)!r}")
+    if options.forced_by_row:
+        raise ValueError("one input takes one list of forced_tokens")
     return options
 
 

@@ -289,6 +289,7 @@ class Decoder:
         ]
         told = GenerateOptions(**options)
         limits = [told.per_row(name, len(sources)) for name in ("max_teacher_fraction", "max_teacher_calls")]
+        of_rows = told.by_row(len(sources))
         taus = taus_of(self.student)
         eos = self.student.config.eos_token_id
         if not isinstance(eos, int):
@@ -301,7 +302,7 @@ class Decoder:
                 teachers=[Lane(model, own[source]) for model, own in zip(self.teachers, theirs, strict=True)],
                 student_warp=Warp(*told.sampling),
                 teacher_warp=Warp(*told.teacher_sampling),
-                options=told,
+                options=of_rows[source],
                 key=index if told.row_ids is None else told.row_ids[index],
                 max_teacher_fraction=limits[0][source],
                 max_teacher_calls=limits[1][source],
@@ -309,7 +310,7 @@ class Decoder:
                 taus=taus,
                 calls_by_teacher=[0] * len(self.teachers),
             )
-            for token in told.forced_tokens:
+            for token in of_rows[source].forced_tokens:
                 row.append(int(token), FORCED)
             row.forced = row.settled = row.length
             self._run(row)

@@ -25,10 +25,12 @@ from kdtw_fast.owner import Owner
 from kdtw_fast.serve.asked import Asked, read_asked, read_json, read_messages, read_texts
 from kdtw_fast.serve.errors import ApiError, invalid
 from kdtw_fast.serve.flow import Events, Flow, GoneError, failure, late, outputs, read_body
+from kdtw_fast.serve.likely import log_probs, mean
 from kdtw_fast.serve.metrics import Metrics
 from kdtw_fast.serve.pieces import Pieces
 from kdtw_fast.serve.served import Served, Source, counts, finish, usage
 from kdtw_fast.serve.shapes import Answer
+from kdtw_fast.stops import output_texts
 from kdtw_fast.worker import Ticket
 
 LONG_TEXT = 20_000  # characters that are tokenized in the event loop; more are, in a thread
@@ -95,7 +97,8 @@ class Service:
         """OpenAI's completions: "prompt" is a text, token ids, or a list of such."""
         body = read_json(await self._body(request))
         asked = read_asked(body, ("prompt",), self.served.limits)
-        return await self._answer(request, asked, read_texts(body.get("prompt"), "prompt", self.served.limits), False)
+        texts = read_texts(body.get("prompt"), "prompt", self.served.limits, asked.best_of)
+        return await self._answer(request, asked, texts, False)
 
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions, where the tokenizer has a template for chats."""
@@ -127,11 +130,12 @@ class Service:
         if "stream" in given:
             raise invalid("a translation comes whole; stream from /v1/completions", "stream")
         asked = read_asked(given, (), self.served.limits)
+        if asked.best_of > 1 or asked.logprobs is not None:
+            raise invalid("a translation is one text; n, best_of and logprobs are of /v1/completions", "n")
         texts = read_texts(ours.get("q"), "q", self.served.limits)
         if any(not isinstance(text, str) for text in texts):
             raise invalid("q must be a text or a list of texts", "q")
-        found, counted = await self._whole(request, asked, texts)
-        translated = [out.texts[0] for out in found]
+        _, translated, counted = await self._whole(request, asked, texts)
         answer = {"translatedText": translated if isinstance(ours["q"], list) else translated[0]}
         return JSONResponse(answer | {"usage": usage(counted)})
 
@@ -214,19 +218,24 @@ class Service:
         return await read_body(request, self.served.limits.max_body_bytes)
 
     async def _submit(self, asked: Asked, texts: Sequence[Source], flow: Flow | None = None) -> list[Ticket]:
-        """The rows of a request, to be released; where one of them is refused, none is left."""
-        self.served.reserve(len(texts))
+        """The rows of a request, to be released; where one of them is refused, none is left.
+
+        Those of one text stand together.
+        """
+        rows = len(texts) * asked.best_of
+        self.served.reserve(rows)
         tickets: list[Ticket] = []
         try:
-            for index, text in enumerate(texts):
+            for index in range(rows):
+                text, number = texts[index // asked.best_of], index % asked.best_of
                 streamer = None if flow is None else flow.streamer(index)
-                hand_in = partial(self.served.submit, asked, text, streamer)
+                hand_in = partial(self.served.submit, asked, text, streamer, number)
                 ticket = hand_in() if len(text) < LONG_TEXT else await asyncio.to_thread(hand_in)
                 tickets.append(ticket)
                 if flow is not None:
                     flow.end(index, ticket)
         except BaseException:
-            self._release(tickets, len(texts))
+            self._release(tickets, rows)
             raise
         return tickets
 
@@ -238,27 +247,38 @@ class Service:
 
     async def _whole(
         self, request: Request, asked: Asked, texts: Sequence[Source]
-    ) -> tuple[list[Any], list[dict[str, Any]]]:
+    ) -> tuple[list[Any], list[str], list[dict[str, Any]]]:
+        """The outputs of all rows, their texts and usages."""
         tickets = await self._submit(asked, texts)
         try:
             found = await outputs(request, tickets, asked.timeout)
         finally:
-            self._release(tickets, len(texts))
+            self._release(tickets, len(tickets))
         counted = [counts(out, ticket) for out, ticket in zip(found, tickets)]
         for row in counted:
             self.metrics.row(row)
-        return found, counted
+        return found, [self._text(out, ticket) for out, ticket in zip(found, tickets)], counted
 
     async def _answer(self, request: Request, asked: Asked, texts: Sequence[Source], chat: bool) -> Response:
         answer = Answer(asked.model or self.served.name, chat)
         if asked.stream:
             return await self._stream(request, asked, texts, answer)
-        found, counted = await self._whole(request, asked, texts)
-        choices = [
-            answer.choice(i, self._text(out), finish(out), {"usage": row})
-            for i, (out, row) in enumerate(zip(found, counted))
-        ]
+        found, said, counted = await self._whole(request, asked, texts)
+        choices: list[dict[str, Any]] = []
+        for begin in range(0, len(found), asked.best_of):
+            for row in self._best(found[begin : begin + asked.best_of], asked.n):
+                out, more = found[begin + row], dict[str, Any](usage=counted[begin + row])
+                if asked.logprobs is not None:
+                    more["score"] = float(out.sequences_scores[0])
+                    more["logprobs"] = log_probs(out, self.served.tokenizer, asked.logprobs, answer.chat)
+                choices.append(answer.choice(len(choices), said[begin + row], finish(out), more))
         return JSONResponse(answer.whole(choices, usage(counted)))
+
+    @staticmethod
+    def _best(found: Sequence[Any], count: int) -> list[int]:
+        """Which of the outputs of one text are answered, best first where not all are."""
+        rows = range(len(found))
+        return list(rows) if count == len(found) else sorted(rows, key=lambda row: -mean(found[row]))[:count]
 
     async def _stream(self, request: Request, asked: Asked, texts: Sequence[Source], answer: Answer) -> Response:
         begun, path = request.state.begun, request.scope["path"]
@@ -267,64 +287,92 @@ class Service:
         told: dict[str, int] = {}
 
         def at_end() -> None:
-            self._release(tickets, len(texts))
+            self._release(tickets, len(tickets))
             status = told.get("status", CLOSED)
             if status == CLOSED:
                 self.metrics.disconnect()
             self.metrics.request(path, status, time.monotonic() - begun)
 
-        async def events() -> AsyncIterator[str]:
+        async def events() -> AsyncIterator[list[str]]:
             try:
                 async with asyncio.timeout(asked.timeout):
-                    async for piece in self._pieces(flow, answer, len(texts), asked.usage_at_end, begun):
-                        yield json.dumps(piece, ensure_ascii=False)
-                yield "[DONE]"
+                    async for pieces in self._pieces(flow, answer, tickets, asked.usage_at_end, begun):
+                        yield [json.dumps(piece, ensure_ascii=False) for piece in pieces]
+                yield ["[DONE]"]
                 told["status"] = 200
             except TimeoutError:
-                yield json.dumps(late(asked.timeout).body())
+                yield [json.dumps(late(asked.timeout).body())]
                 told["status"] = 504
             except Exception as error:
                 foreseen = isinstance(error, FloatingPointError)
                 if not foreseen:
                     LOG.exception("%s", path)
-                yield json.dumps(ApiError(500, str(error) if foreseen else "the log has what went wrong").body())
+                yield [json.dumps(ApiError(500, str(error) if foreseen else "the log has what went wrong").body())]
                 told["status"] = 500
 
         return Events(events(), asked.timeout + 1, at_end)
 
     async def _pieces(
-        self, flow: Flow, answer: Answer, rows: int, usage_at_end: bool, begun: float
-    ) -> AsyncIterator[dict[str, Any]]:
-        pieces = [Pieces(self.served.tokenizer) for _ in range(rows)]
+        self, flow: Flow, answer: Answer, tickets: Sequence[Ticket], usage_at_end: bool, begun: float
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        """What there is to send, as it comes: of tokens that have come together, those of one owner are one piece."""
+        texts = [self._pieces_of(ticket) for ticket in tickets]
         counted: dict[int, dict[str, Any]] = {}
         if answer.chat:
-            for index in range(rows):
-                yield answer.opening(index)
+            yield [answer.opening(index) for index in range(len(tickets))]
         waits_for_first = True
-        async for index, token, owner, ticket in flow:
-            if ticket is None:
+        async for news in flow:
+            pieces = []
+            for index, owner, tokens in _runs(news):
                 if waits_for_first:
                     waits_for_first = False
                     self.metrics.first_token(time.monotonic() - begun)
-                if text := pieces[index].add(token):
-                    yield answer.piece(index, text, {"owner": Owner(owner).name.lower()})
-                continue
-            if (error := failure(ticket)) is not None:
-                raise error
-            out = ticket.result()
-            counted[index] = counts(out, ticket)
-            self.metrics.row(counted[index])
-            yield answer.piece(index, pieces[index].end(), {"usage": counted[index]}, finish(out))
-            if len(counted) == rows:
+                if text := texts[index].add(tokens, owner == Owner.FORCED):
+                    pieces.append(answer.piece(index, text, {"owner": Owner(owner).name.lower()}))
+            for index, _, _, ticket in news:
+                if ticket is None:
+                    continue
+                if (error := failure(ticket)) is not None:
+                    raise error
+                out = ticket.result()
+                counted[index] = counts(out, ticket)
+                self.metrics.row(counted[index])
+                rest = texts[index].end(self._text(out, ticket))
+                pieces.append(answer.piece(index, rest, {"usage": counted[index]}, finish(out)))
+            ended = len(counted) == len(tickets)
+            if ended and usage_at_end:
+                pieces.append(answer.closing(usage([counted[index] for index in range(len(tickets))])))
+            if pieces:
+                yield pieces
+            if ended:
                 break
-        if usage_at_end:
-            yield answer.closing(usage([counted[index] for index in range(rows)]))
 
-    def _text(self, out: Any) -> str:
-        return out.texts[0] if out.texts else self.served.tokenizer.decode(out.output_ids[0], skip_special_tokens=True)
+    def _pieces_of(self, ticket: Ticket) -> Pieces:
+        assert ticket.options is not None
+        return Pieces(self.served.tokenizer, ticket.options.stop_texts, ticket.options.stop_token_ids)
+
+    def _text(self, out: Any, ticket: Ticket) -> str:
+        if out.texts:
+            return str(out.texts[0])
+        assert ticket.options is not None
+        return output_texts(self.served.tokenizer, out, ticket.options)[0]
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.served.created, "owned_by": "kdtw_fast"}
+
+
+def _runs(news: Sequence[tuple[int, int, int, Ticket | None]]) -> list[tuple[int, int, list[int]]]:
+    """Rows' tokens that one owner wrote, one after the other: index, owner, tokens."""
+    runs: list[tuple[int, int, list[int]]] = []
+    latest: dict[int, tuple[int, list[int]]] = {}
+    for index, token, owner, ticket in news:
+        if ticket is not None:
+            continue
+        if index not in latest or latest[index][0] != owner:
+            latest[index] = owner, []
+            runs.append((index, *latest[index]))
+        latest[index][1].append(token)
+    return runs
 
 
 async def _file(name: str, kind: str, request: Request) -> Response:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdtw_fast.options import check_int, check_real, nearest
+from kdtw_fast.options import TOKEN_RULES, GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.serve.errors import ApiError, invalid
 from kdtw_fast.serve.settings import ServeOptions
 
@@ -18,26 +18,24 @@ ITEM_FIELDS = {
     **{name: name for name in ("temperature", "top_k", "top_p", "seed", "max_time", "row_id", "budget")},
     **{name: name for name in ("teacher_temperature", "teacher_top_k", "teacher_top_p")},
     **{name: name for name in ("max_teacher_fraction", "max_teacher_calls")},
+    **{name: name for name in ("stop", "stop_token_ids", "forced_tokens", *TOKEN_RULES)},
 }
 OPTION_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 # Fields of OpenAI's that are obeyed only where they ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "suffix": ("",),
-    "stop": ([], ""),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none",),
     "response_format": ({"type": "text"},),
 }
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")  # no part of a result
-OWN = ("model", "method", "stream", "stream_options", "timeout")
+OWN = ("model", "method", "stream", "stream_options", "timeout", "n", "best_of", "logprobs", "top_logprobs")
+MOST_STOPS = 16  # texts; each is looked for after every step
+MOST_RULES = 1024  # entries of a rule on tokens
+MOST_TOLD = 20  # likeliest tokens at each place
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,9 @@ class Asked:
         stream: whether tokens are wanted as they come.
         usage_at_end: whether a stream ends with its usage.
         timeout: seconds.
+        n: outputs of each source.
+        best_of: that are decoded, of which those of the highest log-probability per token are answered.
+        logprobs: likeliest tokens that are told at each place; None = nothing is.
     """
 
     model: str | None
@@ -59,6 +60,9 @@ class Asked:
     stream: bool = False
     usage_at_end: bool = False
     timeout: float = 300.0
+    n: int = 1
+    best_of: int = 1
+    logprobs: int | None = None
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -83,6 +87,8 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
     known = (*sources, *OWN, *ITEM_FIELDS, "max_completion_tokens", *NEUTRAL, *IGNORED)
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
+        if name in GenerateOptions.elsewhere:
+            raise invalid(f"{name} is no field here: {GenerateOptions.elsewhere[name]}", name, "unsupported_parameter")
         if name not in known:
             raise invalid(f"unknown field {name!r}{nearest(name, known)}", name, "unknown_parameter")
         if name in NEUTRAL and not any(value == plain and type(value) is type(plain) for plain in _plain(name)):
@@ -98,6 +104,7 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
     for name in ("budget", "max_teacher_fraction", "max_teacher_calls"):
         if isinstance(item.get(name), dict):  # by teacher; JSON's keys are strings
             item[name] = {int(k) if k.isdecimal() and len(k) < 9 else k: v for k, v in item[name].items()}
+    _read_rules(item)
     asked = item.get("max_new_tokens", limits.max_new_tokens)
     stream, at_end = _flag(given, "stream"), False
     if "stream_options" in given:
@@ -113,19 +120,67 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
         raise invalid(str(error), name) from None
     item["max_new_tokens"] = asked
     timeout = min(timeout, limits.request_timeout)
-    return Asked(given.get("model"), given.get("method"), item, stream, at_end, timeout)
+    n, best_of = _counts(given, limits)
+    told = _told(given, "messages" in sources)
+    if stream and (told is not None or best_of > n):
+        name = "best_of" if best_of > n else "logprobs"
+        raise invalid(f"an answer with {name} comes whole; leave out stream", name, "unsupported_parameter")
+    return Asked(given.get("model"), given.get("method"), item, stream, at_end, timeout, n, best_of, told)
 
 
-def read_texts(value: Any, name: str, limits: ServeOptions) -> list[str | list[int]]:
-    """The sources of a request: a string, a list of token ids, or a list of such; ApiError otherwise."""
+def _read_rules(item: dict[str, Any]) -> None:
+    """Stops and rules in the shapes of ``Item``, without those that ask for nothing; ApiError for too many."""
+    if item.get("stop") in ("", []):
+        del item["stop"]
+    for name in ("stop", "stop_token_ids", *TOKEN_RULES):
+        most = MOST_STOPS if name == "stop" else MOST_RULES
+        if isinstance(item.get(name), list | dict) and len(item[name]) > most:
+            raise invalid(f"{name} has {len(item[name])} entries, more than {most}", name)
+    if isinstance(stops := item.get("stop"), str | list):
+        for stop in [stops] if isinstance(stops, str) else stops:
+            if isinstance(stop, str):
+                check_encodable(stop, "stop")
+    if isinstance(biases := item.get("logit_bias"), dict):  # JSON's keys are strings
+        item["logit_bias"] = {int(k) if k.isdecimal() and len(k) < 9 else k: v for k, v in biases.items()}
+
+
+def _counts(given: Mapping[str, Any], limits: ServeOptions) -> tuple[int, int]:
+    try:
+        n = check_int("n", given.get("n", 1), 1, limits.max_prompts)
+        return n, check_int("best_of", given.get("best_of", n), n, limits.max_prompts)
+    except (TypeError, ValueError) as error:
+        raise invalid(str(error), "n" if str(error).startswith("n ") else "best_of") from None
+
+
+def _told(given: Mapping[str, Any], chat: bool) -> int | None:
+    """How many of the likeliest tokens are told: ``logprobs`` of completions, and of chats, which say whether."""
+    if not chat and "top_logprobs" in given and given["top_logprobs"] != 0:
+        raise invalid("top_logprobs belongs to chats; logprobs is the number here", "top_logprobs")
+    name = "top_logprobs" if chat else "logprobs"
+    if given.get("logprobs", False) is False or (chat and not _flag(given, "logprobs")):
+        if chat and given.get("top_logprobs", 0) != 0:
+            raise invalid("top_logprobs goes with logprobs=true", "top_logprobs")
+        return None
+    try:
+        return check_int(name, given.get(name, 0), 0, MOST_TOLD)
+    except (TypeError, ValueError) as error:
+        raise invalid(str(error), name) from None
+
+
+def read_texts(value: Any, name: str, limits: ServeOptions, rows: int = 1) -> list[str | list[int]]:
+    """The sources of a request: a string, a list of token ids, or a list of such; ApiError otherwise.
+
+    ``rows`` are decoded of each.
+    """
     if value is None:
         raise invalid(f"{name} is missing", name)
     one = isinstance(value, str) or (isinstance(value, list) and len(value) > 0 and all(_is_id(v) for v in value))
     values = [value] if one else value
     if not isinstance(values, list) or not values:
         raise invalid(f"{name} must be a string, a list of token ids, or a list of such", name)
-    if len(values) > limits.max_prompts:
-        raise invalid(f"{name} has {len(values)} texts, more than {limits.max_prompts}; send several requests", name)
+    if len(values) * rows > limits.max_prompts:
+        many = f"{len(values)} texts" if rows == 1 else f"{len(values)} texts of {rows} outputs each"
+        raise invalid(f"{name} has {many}, more than {limits.max_prompts}; send several requests", name)
     for text in values:
         if isinstance(text, str):
             check_encodable(text, name)

@@ -16,7 +16,6 @@ from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.serve.errors import ApiError
 from kdtw_fast.worker import Ticket, TokenStreamer
 
-AT_ONCE = 8  # tokens of one request, before others have their turn
 BODY_TIMEOUT = 30.0  # seconds for a request's body to come
 
 
@@ -41,14 +40,12 @@ class Flow:
         """Puts the row's end in when it has ended."""
         ticket.add_done_callback(lambda _: self._put((index, 0, 0, ticket)))
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, int, int, Ticket | None]]:
+    async def __aiter__(self) -> AsyncIterator[list[tuple[int, int, int, Ticket | None]]]:
+        """All that has come since the last time: a request that is behind takes as many steps as one that is not."""
         while True:
             await self._here.wait()
             self._here.clear()
-            while self._news:
-                yield self._news.popleft()
-                if len(self._news) % AT_ONCE == 0:
-                    await asyncio.sleep(0)  # others are there, too
+            yield [self._news.popleft() for _ in range(len(self._news))]
 
     def _put(self, news: tuple[int, int, int, Ticket | None]) -> None:
         self._news.append(news)
@@ -65,14 +62,14 @@ class Events(Response):
     """Server-sent events, as long as the client is there.
 
     Args:
-        events: their data.
+        events: their data; what comes together is sent together.
         timeout: seconds, after which the connection of a client that does not read ends.
         at_end: called in the end, whatever it was.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], timeout: float, at_end: Callable[[], None]):
+    def __init__(self, events: AsyncIterator[list[str]], timeout: float, at_end: Callable[[], None]):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._timeout, self._at_end = events, timeout, at_end
@@ -91,8 +88,8 @@ class Events(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for data in self._events:
-            body = f"data: {data}\n\n".encode()
+        async for several in self._events:
+            body = "".join(f"data: {data}\n\n" for data in several).encode()
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

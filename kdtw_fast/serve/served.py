@@ -11,7 +11,7 @@ from kdtw_fast.methods import METHODS, make_decoder
 from kdtw_fast.options import nearest
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.owner import Owner
-from kdtw_fast.serve.asked import OPTION_NAMES, Asked, unknown_model
+from kdtw_fast.serve.asked import MOST_TOLD, OPTION_NAMES, Asked, unknown_model
 from kdtw_fast.serve.errors import ApiError, invalid, of_option
 from kdtw_fast.serve.settings import ServeOptions
 from kdtw_fast.worker import Ticket, TokenStreamer, Worker
@@ -120,8 +120,8 @@ class Served:
         """Gives so many places back."""
         self.open -= rows
 
-    def submit(self, asked: Asked, source: Source, streamer: TokenStreamer | None = None) -> Ticket:
-        """Hands in one source of a request; ApiError for what its decoder refuses."""
+    def submit(self, asked: Asked, source: Source, streamer: TokenStreamer | None = None, number: int = 0) -> Ticket:
+        """Hands in one source of a request, for its output of this number; ApiError for what its decoder refuses."""
         decoder = self.decoders[self.method_of(asked)]
         kind = "text" if isinstance(source, str) else "input_ids"
         if any(isinstance(part, dict) for part in source[:1]):
@@ -132,13 +132,15 @@ class Served:
         if kind == "text" and len(source) > most:
             raise invalid(f"the text has {len(source)} characters, more than {most}; cut it into parts")
         item = dict(asked.item) | {kind: source}
+        if number > 0 and isinstance(item.get("row_id", 0), int):  # as generate names outputs of one input
+            item["row_id"] = item.get("row_id", 0) + number
         budget: Any = None
         if kind != "input_ids" and decoder._keeps_limits:
             several = len(decoder.model.tau_token_ids)
             budget = DEFAULT_BUDGET if several < 2 else dict.fromkeys(range(1, 1 + several), DEFAULT_BUDGET)
         elif "budget" in item and not decoder._keeps_limits:
             raise invalid(f"a budget is nothing to the method {self.method_of(asked)!r}; leave it out", "budget")
-        limits = self.limits
+        limits, judged = self.limits, asked.logprobs is not None or asked.best_of > asked.n
         try:
             return decoder.submit(
                 item,
@@ -146,6 +148,8 @@ class Served:
                 streamer=streamer,
                 max_new_tokens=limits.max_new_tokens,
                 max_source_length=limits.max_source_length,
+                output_logprobs=judged,
+                top_logprobs=MOST_TOLD if judged else 0,  # of one number, so that rows share a session
             )
         except (TypeError, ValueError) as error:
             raise of_option(error, OPTION_NAMES) from None

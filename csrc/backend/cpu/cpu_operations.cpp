@@ -267,6 +267,9 @@ class CpuOperations : public Operations {
         results[i] =
             decide(kernels_, requests[i], V, std::span(summaries_).subspan(static_cast<size_t>(i) * chunks, chunks),
                    needs_all_logits(requests[i], V) ? kept[i] : nullptr, recompute, own.weights);
+        if (requests[i].top_count > 0)
+          rank(kernels_, requests[i], V, std::span(summaries_).subspan(static_cast<size_t>(i) * chunks, chunks),
+               kept[i]);
         done(range, needs_all_logits(requests[i], V) ? 64L * V : V);
       }
     });
@@ -343,7 +346,7 @@ class CpuOperations : public Operations {
   std::vector<float*> keep_logits(std::span<const PickRequest> requests, int vocabulary) {
     std::vector<float*> kept(requests.size());
     const auto needs = [&](const PickRequest& request) {
-      return request.keep_logits == nullptr && needs_all_logits(request, vocabulary);
+      return request.keep_logits == nullptr && (needs_all_logits(request, vocabulary) || request.top_count > 0);
     };
     logits_.resize(std::count_if(requests.begin(), requests.end(), needs) * static_cast<size_t>(vocabulary));
     float* free = logits_.data();

@@ -329,6 +329,18 @@ ChunkSummary summarise(const Kernels& kernels, float* logits, int first, int cou
   return chunk;
 }
 
+void rank(const Kernels& kernels, const PickRequest& request, int vocabulary, std::span<const ChunkSummary> chunks,
+          const float* logits) {
+  const Summary all = merge(kernels, request, chunks);
+  if (!all.finite) return;
+  std::vector<int32_t> ids(vocabulary);
+  std::iota(ids.begin(), ids.end(), 0);
+  const int count = std::min<int>(request.top_count, vocabulary);
+  std::partial_sort(ids.begin(), ids.begin() + count, ids.end(),
+                    [logits](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
+  for (int i = 0; i < count; ++i) request.top[i] = {ids[i], static_cast<float>(logits[ids[i]] - all.log_normaliser)};
+}
+
 PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabulary,
                   std::span<const ChunkSummary> chunks, const float* all_logits, const RecomputeChunk& recompute,
                   PickWeights& memory) {

@@ -46,6 +46,10 @@ struct PickWeights {
   std::vector<float> teacher, draft;
 };
 
+// Fills request.top from logits, raw, [vocabulary]; of equal ones the lower id comes first.
+void rank(const Kernels& kernels, const PickRequest& request, int vocabulary, std::span<const ChunkSummary> chunks,
+          const float* logits);
+
 // Decides a request by the summaries of all chunks, in order. all_logits: raw, [vocabulary], where needs_all_logits;
 // otherwise null.
 PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabulary,
