@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from factories import T5Shape, random_t5
+from kdtw_fast.training import grow
+from kdtw_fast.training.models import load_plain
 from transformers import T5ForConditionalGeneration
 
 from kdtw_fast import SingleModelDecoder
-from kdtw_fast.training import grow
-from kdtw_fast.training.models import load_plain
 
 SHAPE = T5Shape("tiny", d_model=32, d_kv=8, heads=4, d_ff=64, layers=2, tied=True)
 
