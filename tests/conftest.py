@@ -18,6 +18,10 @@ ORACLE_TALLY = pytest.StashKey[Tally]()
 SIMULATED = "simulated"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--configs", type=int, default=3, help="random configs of each family of models")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ORACLE_TALLY] = Tally()
     torch.set_num_threads(1)  # tiny models: more threads only cost

@@ -1,4 +1,7 @@
-"""Every family against transformers: random tiny configs in which every field varies, logits and greedy tokens."""
+"""Every family against transformers: random tiny configs in which every field varies, logits and greedy tokens.
+
+`--configs 200` tries so many of each family.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import torch
 import transformers
 
 from kdtw_fast import NativeModel, Owner, SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast.selftest.agreement import Tally
 
 V = 61
 Make = Callable[[random.Random], Mapping[str, Any]]
@@ -217,9 +221,14 @@ def logits_of(model: Any, source: list[int], tokens: list[int]) -> np.ndarray:
     return out.logits[0, len(source) - 1 :].numpy()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "config_seed" in metafunc.fixturenames:
+        metafunc.parametrize("config_seed", range(metafunc.config.getoption("configs")))
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("seed", range(12))
-def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
+def test_logits_are_those_of_transformers(kind: str, config_seed: int) -> None:
+    seed = config_seed
     model = random_model(kind, seed)
     native = NativeModel.from_model(model)
     for source in rows_of(kind, seed, 2):
@@ -230,13 +239,13 @@ def test_logits_are_those_of_transformers(kind: str, seed: int) -> None:
         np.testing.assert_array_equal(native.decode_logits(source, tokens, chunks=[1] * 10, num_threads=2), whole)
 
 
-def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], float]:
-    """Transformers' greedy output (without what stands before it), and the smallest lead of a pick over the next."""
+def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], list[float], float]:
+    """Transformers' greedy output (without what stands before it), its log-probabilities, the least lead of a pick."""
     if model.config.is_encoder_decoder:
         tokens, skipped = [model.config.decoder_start_token_id], 1
     else:
         tokens, skipped = [source[-1]], 1
-    lead = float("inf")
+    lead, logprobs = float("inf"), []
     ends = model.config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     while len(tokens) <= new_tokens and (len(tokens) == 1 or tokens[-1] not in ends):
@@ -244,13 +253,14 @@ def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], f
         best = np.sort(logits)[-2:]
         lead = min(lead, float(best[1] - best[0]))
         tokens.append(int(logits.argmax()))
-    return tokens[skipped:], lead
+        logprobs.append(float(torch.log_softmax(torch.from_numpy(logits).double(), 0).max()))
+    return tokens[skipped:], logprobs, lead
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("seed", range(3))
-def test_every_method_decodes_every_family(kind: str, seed: int) -> None:
+def test_every_method_decodes_every_family(kind: str, config_seed: int, oracle_tally: Tally) -> None:
     """Greedy tokens are transformers'; speculative decoding is the teacher alone; a batch is its rows, bit for bit."""
+    seed = config_seed
     teacher = random_model(kind, seed)
     student = copy.deepcopy(teacher)
     generator = torch.Generator().manual_seed(seed)
@@ -259,6 +269,7 @@ def test_every_method_decodes_every_family(kind: str, seed: int) -> None:
             tensor += 0.1 * tensor.abs().mean() * torch.randn(tensor.shape, generator=generator)
     rows = rows_of(kind, seed, 4)
     options: dict[str, Any] = {"max_new_tokens": 9, "output_logprobs": True}
+    oracle_tally.cases += 1
     for dtype in ("fp32", "bf16", "int8"):
         alone = SingleModelDecoder(teacher, role="teacher", dtype=dtype)
         whole = alone.generate(rows, **options)
@@ -270,8 +281,16 @@ def test_every_method_decodes_every_family(kind: str, seed: int) -> None:
                 [alone.model.decoder_start_token_id] if alone.model.has_encoder else row
             )
             if dtype == "fp32":
-                expected, lead = greedy(teacher, row, 9)
-                assert whole.output_ids[r] == expected or lead < 1e-4
+                expected, logprobs, lead = greedy(teacher, row, 9)
+                oracle_tally.rows, oracle_tally.tokens = oracle_tally.rows + 1, oracle_tally.tokens + len(expected)
+                oracle_tally.near_ties += lead < 1e-4
+                if whole.output_ids[r] != expected:
+                    assert lead < 1e-4
+                    oracle_tally.differing += 1
+                    continue
+                apart = np.abs(whole.teacher_logprobs[r, whole.spans[r]].numpy() - logprobs).max()
+                assert apart < 1e-4
+                oracle_tally.largest_logprob_difference = max(oracle_tally.largest_logprob_difference, float(apart))
         drafted = SpeculativeDecoder(student, teacher, dtype=dtype, draft_length=3).generate(rows, **options)
         assert drafted.output_ids == whole.output_ids
 
