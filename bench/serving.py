@@ -1,6 +1,6 @@
 """A service under load, and with faults.
 
-    python -m bench.serving load [--clients 1,4,16,32]     # tokens/s and latencies, beside other ways to serve
+    python -m bench.serving load [--record]                # tokens/s and latencies, beside other ways to serve
     python -m bench.serving faults [--requests 10000]      # disconnects, malformed bodies, slow readers, SIGTERM
 
 `load` says how many tokens a second come through `kdtw serve`, beside `decoder.stream` with as many rows and beside
@@ -18,9 +18,12 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +31,8 @@ from typing import Any
 import psutil
 
 from bench.http_client import Answer, Client
+from bench.regions import BENCHMARKS, write_region
+from kdtw_fast.machine import machine, versions
 from kdtw_fast.pairs import load_samples
 from kdtw_fast.tables import markdown_table
 
@@ -88,22 +93,35 @@ async def drive(host: str, port: int, clients: int, count: int, fields: dict[str
     return time.perf_counter() - begun, answers
 
 
-def measured(host: str, port: int, clients: int, count: int, fields: dict[str, Any]) -> dict[str, float]:
-    """Tokens a second, and in milliseconds the first token's and the next tokens' median and 99th percentile."""
-    asyncio.run(drive(host, port, clients, max(WARM, clients), fields))
-    seconds, answers = asyncio.run(drive(host, port, clients, count, fields))
-    if any(answer.status != 200 for answer in answers):
-        raise RuntimeError(f"a request failed: {next(a.body for a in answers if a.status != 200)!r}")
-    if not fields.get("stream"):
-        tokens = sum(json.loads(answer.body)["usage"]["completion_tokens"] for answer in answers)
-        return {"tokens/s": tokens / seconds}
-    last = [json.loads(answer.events[-2].removeprefix(b"data: ")) for answer in answers]
-    tokens = sum(piece["usage"]["completion_tokens"] for piece in last)
-    first = [1000 * answer.times[0] for answer in answers]
-    between = [1000 * (b - a) for answer in answers for a, b in zip(answer.times, answer.times[1:])]
-    return {"tokens/s": tokens / seconds} | {
-        f"{name} {word}": cut(values) for name, values in (("first", first), ("next", between)) for word, cut in CUTS
-    }
+@dataclass
+class Measured:
+    """What turns of one way to serve have shown: tokens a second, and milliseconds to first and between next pieces."""
+
+    rates: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+    def add(self, host: str, port: int, clients: int, count: int, fields: dict[str, Any]) -> None:
+        """A turn of so many requests."""
+        seconds, answers = asyncio.run(drive(host, port, clients, count, fields))
+        if any(answer.status != 200 for answer in answers):
+            raise RuntimeError(f"a request failed: {next(a.body for a in answers if a.status != 200)!r}")
+        if not fields.get("stream"):
+            tokens = sum(json.loads(answer.body)["usage"]["completion_tokens"] for answer in answers)
+        else:
+            last = [json.loads(answer.events[-2].removeprefix(b"data: ")) for answer in answers]
+            tokens = sum(piece["usage"]["completion_tokens"] for piece in last)
+            self.first += [1000 * answer.times[0] for answer in answers]
+            # What comes in one chunk of HTTP came together.
+            self.between += [1000 * (b - a) for answer in answers for a, b in pairwise(sorted({*answer.times[:-2]}))]
+        self.rates.append(tokens / seconds)
+
+    def cells(self, alone: list[float]) -> list[str]:
+        """Of a line of the table; ``alone`` are the rates of the turns of `decoder.stream` beside these."""
+        shares = [100 * mine / other for mine, other in zip(self.rates, alone)]
+        share = f"{median(shares):.0f} % ({min(shares):.0f}–{max(shares):.0f})" if shares else ""
+        times = [f"{cut(of):.2f}" if of else "" for of in (self.first, self.between) for cut in (median, late)]
+        return [f"{median(self.rates):.0f}", share, *times]
 
 
 def late(values: list[float]) -> float:
@@ -111,54 +129,80 @@ def late(values: list[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))]
 
 
-CUTS = (("p50", median), ("p99", late))
+class Streamed:
+    """`decoder.stream` of a method, in this process."""
+
+    def __init__(self, method: str):
+        from kdtw_fast.cli.models import load_models
+        from kdtw_fast.methods import find_method, make_decoder
+
+        roles = ("student", "teacher")
+        models, words = load_models(roles, PAIR, None, None, None, dict.fromkeys(roles, "auto"))
+        self.decoder = make_decoder(method, models, words)
+        self.options: dict[str, Any] = {"max_new_tokens": TOKENS}
+        if "budget" in find_method(method).call_options:
+            self.options["budget"] = "light"
+
+    def rate(self, rows: int, count: int) -> tuple[float, float]:
+        """Tokens and texts a second."""
+        begun = time.perf_counter()
+        tokens = sum(int(out.lengths[0]) for out in self.decoder.stream(texts(count), batch_size=rows, **self.options))
+        seconds = time.perf_counter() - begun
+        return tokens / seconds, count / seconds
 
 
-def streamed(method: str, rows: int, count: int) -> float:
-    """Tokens a second of `decoder.stream`."""
-    from kdtw_fast.cli.models import load_models
-    from kdtw_fast.methods import find_method, make_decoder
-
-    roles = ("student", "teacher")
-    models, words = load_models(roles, PAIR, None, None, None, dict.fromkeys(roles, "auto"))
-    decoder = make_decoder(method, models, words)
-    options: dict[str, Any] = {"batch_size": rows, "max_new_tokens": TOKENS}
-    if "budget" in find_method(method).call_options:
-        options["budget"] = "light"
-    list(decoder.stream(texts(WARM), **options))
-    begun = time.perf_counter()
-    tokens = sum(int(out.lengths[0]) for out in decoder.stream(texts(count), **options))
-    return tokens / (time.perf_counter() - begun)
-
-
-def load(clients: list[int], count: int) -> str:
-    """The table."""
-    lines = []
+def load(clients: list[int], turns: int, seconds: float) -> str:
+    """The table. A turn of each kind takes about so many seconds; those of one line of clients alternate."""
+    lines: list[list[str]] = []
+    found: dict[tuple[str, int], list[str]] = {}
+    whole, pieces = dict[str, Any](), {"stream": True, "stream_options": {"include_usage": True}}
+    for method in METHODS:
+        streamed = Streamed(method)
+        with kdtw("--batch-size", str(max(clients)), "--method", method) as (host, port, _):
+            for rows in clients:
+                streamed.rate(rows, max(WARM, rows))
+                Measured().add(host, port, rows, max(WARM, rows), pieces)
+                count = max(2 * rows, int(seconds * streamed.rate(rows, 4 * max(WARM, rows))[1]))
+                alone = list[float]()
+                asked = {"kdtw serve": (whole, Measured()), "kdtw serve, streamed": (pieces, Measured())}
+                for _ in range(turns):
+                    alone.append(streamed.rate(rows, count)[0])
+                    for fields, measured in asked.values():
+                        measured.add(host, port, rows, count, fields)
+                found[f"{method}, decoder.stream", rows] = [f"{median(alone):.0f}", *[""] * 5]
+                for name, (_, measured) in asked.items():
+                    found[f"{method}, {name}", rows] = measured.cells(alone)
+    for other in OTHERS:
+        try:
+            with serving("bench.served_by_others", other) as (host, port, _):
+                asyncio.run(drive(host, port, 1, 2, pieces))
+                for rows in clients:
+                    measured = Measured()
+                    took, _ = asyncio.run(drive(host, port, rows, rows, pieces))
+                    measured.add(host, port, rows, max(rows, int(2 * seconds / took * rows)), pieces)
+                    found[f"greedy-teacher, {other}", rows] = measured.cells([])
+        except RuntimeError as error:
+            print(f"left out: {error}", file=sys.stderr)
     for rows in clients:
-        for method in METHODS:
-            alone = streamed(method, rows, count)
-            lines.append([rows, f"decoder.stream, {method}", f"{alone:.0f}", "", "", "", "", ""])
-            with kdtw("--batch-size", str(rows), "--method", method) as (host, port, _):
-                whole = measured(host, port, rows, count, {})
-                pieces = measured(host, port, rows, count, {"stream": True, "stream_options": {"include_usage": True}})
-            share = f"{100 * whole['tokens/s'] / alone:.0f} %"
-            lines.append([rows, f"kdtw serve, {method}", f"{whole['tokens/s']:.0f}", share, "", "", "", ""])
-            lines.append(_line(rows, f"… streamed, {method}", pieces, alone))
-        for other in OTHERS:
-            try:
-                with serving("bench.served_by_others", other) as (host, port, _):
-                    few = max(4 * rows, count // 10)
-                    lines.append(_line(rows, f"{other}, teacher", measured(host, port, rows, few, {"stream": True})))
-            except RuntimeError as error:
-                print(f"left out: {error}", file=sys.stderr)
-    head = ["clients", "served by", "tokens/s", "of stream", "first p50, ms", "p99", "next p50, ms", "p99"]
-    return "\n".join(markdown_table(head, [[str(cell) for cell in line] for line in lines]))
+        lines += [[str(rows), name, *cells] for (name, of), cells in found.items() if of == rows]
+    head = ["clients", "served by", "tokens/s", "of decoder.stream", "first p50, ms", "p99", "next p50, ms", "p99"]
+    return "\n".join(markdown_table(head, lines))
 
 
-def _line(rows: int, name: str, found: dict[str, float], alone: float = 0.0) -> list[Any]:
-    share = f"{100 * found['tokens/s'] / alone:.0f} %" if alone else ""
-    times = [f"{found[f'{what} {word}']:.2f}" for what in ("first", "next") for word, _ in CUTS]
-    return [rows, name, f"{found['tokens/s']:.0f}", share, *times]
+def recorded(clients: list[int], turns: int, seconds: float) -> str:
+    """The table with what made it."""
+    here = machine()
+    packages = here["versions"] | versions("starlette", "uvicorn", "uvloop", "httptools")
+    where = f"{here['processor']}, {here['cores']} cores, {', '.join(f'{k} {v}' for k, v in packages.items())}"
+    asked = f"--clients {','.join(map(str, clients))} --turns {turns} --seconds {seconds:g}"
+    note = (
+        f"`python -m bench.serving load {asked}` on {time.strftime('%Y-%m-%d')}: {where}. The shipped pair, "
+        f"German sentences, up to {TOKENS} new tokens, clients in a process of their own on the same machine. "
+        f'"of decoder.stream": median, least and most of {turns} turns in one run, with as many rows as clients.'
+    )
+    return (
+        f"{textwrap.fill(note, 120, break_long_words=False, break_on_hyphens=False)}\n\n{load(clients, turns, seconds)}"
+    )
 
 
 # --- Faults ----------------------------------------------------------------------------------------------
@@ -354,15 +398,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     loads = commands.add_parser("load")
-    loads.add_argument("--clients", default="1,4,16,32")
-    loads.add_argument("--requests", type=int, default=400)
+    loads.add_argument("--clients", default="1,8,32")
+    loads.add_argument("--turns", type=int, default=3)
+    loads.add_argument("--seconds", type=float, default=1.2, help="of a turn")
+    loads.add_argument("--record", action="store_true", help="into docs/benchmarks.md")
     broken = commands.add_parser("faults")
     broken.add_argument("--requests", type=int, default=10_000)
     broken.add_argument("--clients", type=int, default=16)
     broken.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     if given.command == "load":
-        print(load([int(one) for one in given.clients.split(",")], given.requests))
+        text = recorded([int(one) for one in given.clients.split(",")], given.turns, given.seconds)
+        print(text)
+        if given.record:
+            write_region(BENCHMARKS, "serving", text)
         return
     told, good = faults(given.requests, given.clients, given.seed)
     print(told)
