@@ -114,9 +114,9 @@ def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
         if name not in (known := generation_fields()):
             raise ValueError(f"generation_config has an unknown field {name!r}{nearest(str(name), known)}")
     first, *others = models
-    defaults = _options({**first.generation, **(told or {})}, first)
+    defaults = given_options({**first.generation, **(told or {})}, first)
     for other in others:
-        theirs = _options({**other.generation, **(told or {})}, other)
+        theirs = given_options({**other.generation, **(told or {})}, other)
         for name in sorted({*defaults, *theirs}):
             usual = getattr(GenerateOptions, name)  # of a field, its default
             mine, their_own = defaults.get(name, usual), theirs.get(name, usual)
@@ -132,7 +132,7 @@ def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
     return defaults
 
 
-def _options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any]:
+def given_options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any]:
     """What one model's fields are as options of a call."""
     said = {name: value for name, value in fields.items() if value is not None}
     for name, value in said.items():

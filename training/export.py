@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.hub import write_custom_generate
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.modeling import TrainingWheels
 from kdtw_fast.pairs import DATA
@@ -163,6 +164,7 @@ def export(
         base = f"{name}/{run}" if f"{name}/{run}" in recipes.recipe_names() else None
         text = recipes.to_yaml(recipes.resolve(recipe), base)
         (folder / "recipes" / f"{run}.yaml").write_text(text, encoding="utf-8")
+    write_custom_generate(folder)
     (folder / "README.md").write_text(card(name, numbers, list(runs), note))
     samples = out / "samples"
     write_jsonl(samples / f"{name}.jsonl", choose_sample(test, sample))

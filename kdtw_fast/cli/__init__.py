@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdtw_fast import __version__
-from kdtw_fast.cli import bench, compare, curves, demo, generate, info, project, report, selftest, serve, train
+from kdtw_fast.cli import bench, compare, curves, demo, export, generate, info, project, report, selftest, serve, train
 from kdtw_fast.cli.errors import OneSentence
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ app.command()(project.project)
 app.command()(selftest.selftest)
 app.command()(train.train)
 app.command()(curves.curves)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command()(info.info)
 
 
