@@ -91,7 +91,7 @@ LAYERS = {
     "decoding": "auto cost_measuring decoders methods",
     "the package": "kdtw_fast",  # what users import: kdtw_fast/__init__.py
     "measuring": "comparison paired_timing peers profiling reference selftest",
-    "service": "serve",
+    "for others": "hub serve",
     "commands": "__main__ cli",
     "training": "training",
     "beside the package": "bench gpu_proof",
