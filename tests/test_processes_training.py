@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -109,6 +110,71 @@ def test_two_processes_run_the_command(toy, tmp_path, launcher):
     written = launched(launcher, "-m", "kdtw_fast", *arguments)
     assert len(written.splitlines()) == len(table)  # one of them prints
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces with a cable between them: the commands that run programs there, the first's address."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("two network namespaces need Linux, root and ip (iproute2)")
+    names = [f"kdtw{os.getpid()}{end}" for end in "ab"]
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+    made = [ip("netns", "add", name) for name in names]
+    try:
+        cable = ("type", "veth", "peer", "name", "cable", "netns", names[1])
+        made.append(ip("link", "add", "cable", "netns", names[0], *cable))
+        for name, address in zip(names, ("10.77.0.1", "10.77.0.2")):
+            made.append(ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable"))
+            made += [ip("-n", name, "link", "set", device, "up") for device in ("lo", "cable")]
+        if failed := [one for one in made if one.returncode != 0]:
+            pytest.skip(f"no network namespaces here: {failed[0].stderr.strip()}")
+        yield [["ip", "netns", "exec", name] for name in names], "10.77.0.1"
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+@pytest.mark.long
+def test_two_machines_are_as_one(toy, tmp_path, machines):
+    """As documented, each machine with a folder of its own: the first one's has the run."""
+    recipe, settings = settings_of("fit", tmp_path / "one")
+    alone = toy_recipe(toy, recipe, **settings)
+    table = recipes.train(alone, quiet=True).table
+    (tmp_path / "two.yaml").write_text(recipes.to_yaml(alone))
+    commands, first = machines
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"GLOO_SOCKET_IFNAME": "cable"}
+    running = []
+    for number, machine in enumerate(commands):
+        torchrun = [
+            *machine,
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+            "--node_rank",
+            str(number),
+        ]
+        torchrun += ["--nproc_per_node", "1", "--master_addr", first, "--master_port", "29500"]
+        train = ["-m", "kdtw_fast", "train", tmp_path / "two.yaml", *overrides(out=tmp_path / f"at{number}"), "--quiet"]
+        running.append(
+            subprocess.Popen(
+                [*torchrun, *map(str, train)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+        )
+    done = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [0, 0], done[0][1][-3000:] + done[1][1][-3000:]
+    assert [len(written.splitlines()) for written, _ in done] == [len(table), 0]
+    assert_same_training(tmp_path / "one", tmp_path / "at0")
+    assert not (tmp_path / "at1" / "metrics.jsonl").exists()
 
 
 @pytest.mark.long

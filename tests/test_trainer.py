@@ -70,6 +70,17 @@ def run(out, algorithm=None, **values):
     return Trainer(algorithm or Toy(), settings(out, **values), "toy", quiet=True).run()
 
 
+@pytest.mark.parametrize(("theirs", "said"), [(9, "batches 4 to 9"), (0, "batches 0 to 4")])
+def test_processes_go_on_from_the_same_batch(tmp_path, monkeypatch, theirs, said):
+    """Another process has found another folder, where it is in this batch."""
+    run(tmp_path, steps=4)
+    last = max(4, theirs)
+    answers = iter([last, last - min(4, theirs)])
+    monkeypatch.setattr(trainer.processes, "most", lambda value: next(answers))
+    with pytest.raises(ValueError, match=f"processes found {said} there"):
+        run(tmp_path, steps=10)
+
+
 def lines(out, *without):
     """metrics.jsonl without times."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

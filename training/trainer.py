@@ -100,6 +100,13 @@ class Trainer:
         """Train; returns the outcome, also when SIGTERM or SIGINT ended the run early (saved, to be continued)."""
         settings = self.settings
         offset = self._resume()
+        last = processes.most(self.step)
+        first = last - processes.most(last - self.step)
+        if first < last:
+            raise ValueError(
+                f"{self.out}: processes found batches {first} to {last} there, so not all read one folder; give all "
+                f"machines one, or copy that with batch {last} to the others"
+            )
         records = _Records(self.out, self.recipe, settings, offset, self.step) if self.writes else nullcontext()
         with records as self.records, self._signals():
             if self.step == 0 and offset == 0:
