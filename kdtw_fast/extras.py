@@ -9,6 +9,7 @@ NEEDED = {
     "comparing": {"matplotlib": "matplotlib", "rouge_score": "rouge-score", "sacrebleu": "sacrebleu"},
     "training": {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"},
     "reading data sets": {"datasets": "datasets"},
+    "reading GGUF files": {"gguf": "gguf", "accelerate": "accelerate"},
     "serving": {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"},
 }
 

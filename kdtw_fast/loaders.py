@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.extras import require
+from kdtw_fast.gguf_file import is_gguf
+
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in a file; ValueError, which begins with `name` and says what is wrong, where there is none."""
@@ -24,25 +27,34 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "
 
 
 def find_tokenizer(folder: Path, beside: bool = True) -> Path | None:
-    """The folder with the tokenizer of a model's folder: itself, or "tokenizer" beside it; None where neither is."""
+    """The folder with the tokenizer of a model's folder: itself, or "tokenizer" beside it; None where neither is.
+
+    A GGUF file holds its own.
+    """
+    if is_gguf(folder):
+        return folder if folder.is_file() else None
     places = [folder, *([folder.absolute().parent / "tokenizer"] if beside else [])]
     return next((place for place in places if any((place / name).is_file() for name in _TOKENIZER_FILES)), None)
 
 
 def load_tokenizer(place: str | Path) -> Any:
-    """The tokenizer saved in a folder; a name on the hub, where it is no folder.
+    """The tokenizer saved in a folder or in a GGUF file; a name on the hub, where it is neither.
 
     Raises:
+        ImportError: packages that read a GGUF file are missing.
         ValueError: its files ask for Python code of their own (`auto_map`) to be run, or are no JSON.
         OSError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
-    folder = Path(place)
+    folder, options = Path(place), {}
+    if is_gguf(folder):
+        require("reading GGUF files", f"tokenizer: {folder}")
+        folder, options = folder.parent, {"gguf_file": folder.name}
     for file in (folder / "tokenizer_config.json", folder / "config.json"):
         if file.is_file() and "auto_map" in read_json(file, "tokenizer"):
             raise ValueError(
                 f"tokenizer: {file} has an auto_map, which names Python code in the folder to be run, and none is; "
                 f"remove auto_map, or save a tokenizer of a class that transformers has"
             )
-    return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder if options else place, trust_remote_code=False, **options)

@@ -14,6 +14,7 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import fill_prompt
 from kdtw_fast.families import Tensors, describe
 from kdtw_fast.generation import module_generation, read_generation
+from kdtw_fast.gguf_file import is_gguf, read_gguf
 from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
@@ -217,7 +218,7 @@ class NativeModel:
         """Packs the weights of a folder with ``config.json`` and safetensors (one file, or shards with an index).
 
         Args:
-            folder: the folder.
+            folder: the folder; or a GGUF file, whose numbers are unpacked first ("auto" is then "fp32").
             name: what messages call the model; None = the folder's name.
             dtype, cache_dtype, ignore_config_fields, device: as for :meth:`from_model`.
             cache: a file that keeps the packed weights: True = ``.kdtw_fast-<dtype>.packed`` in the folder, or a path;
@@ -237,6 +238,12 @@ class NativeModel:
             raise ValueError(
                 f"{name}: cache={cache!r} keeps weights packed for device 'cpu'; leave it out on {device!r}"
             )
+        if is_gguf(folder):
+            if cache is not None and cache is not False:
+                raise ValueError(f"{name}: cache={cache!r} is for folders, and {folder} is a GGUF file; leave it out")
+            made = cls.from_model(read_gguf(folder, name), name, dtype, cache_dtype, ignore_config_fields, device)
+            made.folder = folder
+            return made
         config, tensors, formats, files = read_folder(folder, name)
         check_dtype(dtype)
         if dtype == "auto":

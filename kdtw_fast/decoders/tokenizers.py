@@ -11,7 +11,7 @@ from kdtw_fast.model import NativeModel
 
 
 def folder_of(model: Any) -> Path | None:
-    """The folder that a model is, or was loaded from; None where it was made in memory or came from a hub."""
+    """The folder or GGUF file that a model is, or was loaded from; None for one made in memory or from a hub."""
     if isinstance(model, (str, Path)):
         return Path(model)
     place = model.folder if isinstance(model, NativeModel) else getattr(model, "name_or_path", None)
