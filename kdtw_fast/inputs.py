@@ -207,6 +207,9 @@ class Item:
 
     def options(self, shared: GenerateOptions, label: str = "item") -> GenerateOptions:
         """The item's options where the others' are ``shared``; ValueError or TypeError for what it may not have."""
+        asked: tuple[GenerateOptions, GenerateOptions] | None = self.__dict__.get("_asked")
+        if asked is not None and asked[0] is shared:
+            return asked[1]
         own = {name: value for name in ROW_OPTIONS if (value := getattr(self, name)) is not None}
         if not own:
             return shared
@@ -217,6 +220,7 @@ class Item:
         if options.max_new_tokens > shared.max_new_tokens:
             most = OptionName("max_new_tokens", shared.max_new_tokens)
             raise ValueError(Message(f"{label}: max_new_tokens={options.max_new_tokens} exceeds the stream's ", most))
+        self.__dict__["_asked"] = shared, options  # a row asks several times
         return options
 
     @classmethod
