@@ -212,8 +212,10 @@ BROKEN = [
     b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}",
 ]
 IMPOSSIBLE: list[dict[str, Any]] = [
-    *({"max_tokens": 0}, {"max_tokens": 10**9}, {"temperature": -1}, {"top_p": 2}, {"top_k": -1}, {"n": 3}),
+    *({"max_tokens": 0}, {"max_tokens": 10**9}, {"temperature": -1}, {"top_p": 2}, {"top_k": -1}, {"n": 999}),
     *({"budget": "ligth"}, {"method": "nothing"}, {"model": "gpt-4"}, {"max_teacher_fraction": 7}, {"what": 1}),
+    *({"stop": [""]}, {"logprobs": 99}, {"stream": True, "logprobs": 1}, {"num_beams": 4}, {"best_of": 0}),
+    *({"logit_bias": {"a": 1}}, {"suppress_tokens": [10**9]}, {"bad_words_ids": [[]]}, {"forced_tokens": ["a"]}),
     *({"stream": "yes"}, {"timeout": -1}, {"seed": "a"}, {"prompt": [10**9]}, {"prompt": []}, {"prompt": ["a"] * 999}),
 ]
 HOSTILE = [
@@ -225,8 +227,10 @@ HOSTILE = [
     "data: [DONE]\n\n",
     "\ufffe\uffff",
 ]
+RULED = {"stop": [" the", "e "], "no_repeat_ngram_size": 2, "n": 2, "temperature": 0.9, "seed": 5}
 KINDS = (
     "good",
+    "ruled",
     "stream",
     "leaves",
     "leaves early",
@@ -247,6 +251,7 @@ class Campaign:
         self.random = random.Random(seed)
         self.sources = texts(64)
         self.expected: dict[str, str] = {}
+        self.ruled: dict[str, list[str]] = {}
         self.counts = dict.fromkeys(KINDS, 0)
         self.refused = 0
         self.wrong: list[str] = []
@@ -257,6 +262,8 @@ class Campaign:
         for source in self.sources:
             answer = await client.post("/v1/completions", {"prompt": source})
             self.expected[source] = json.loads(answer.body)["choices"][0]["text"]
+            answer = await client.post("/v1/completions", {"prompt": source} | RULED)
+            self.ruled[source] = [choice["text"] for choice in json.loads(answer.body)["choices"]]
         client.close()
 
     async def client(self, left: Iterator[int]) -> None:
@@ -276,6 +283,19 @@ class Campaign:
         source = self.random.choice(self.sources)
         answer = await client.post("/v1/completions", {"prompt": source})
         self._is(answer, source, lambda: json.loads(answer.body)["choices"][0]["text"])
+
+    async def _ruled(self, client: Client) -> None:
+        source, streams = self.random.choice(self.sources), self.random.random() < 0.5
+        answer = await client.post("/v1/completions", {"prompt": source, "stream": streams} | RULED)
+        if answer.status == 429:
+            self.refused += 1
+            self._error(answer)
+            return
+        said = ["", ""]
+        for choice in _pieces(answer) if streams else json.loads(answer.body)["choices"]:
+            said[choice["index"]] += choice["text"]
+        if said != self.ruled[source]:
+            self.wrong.append(f"{answer.status} for {source!r} under rules: {said!r}")
 
     async def _stream(self, client: Client) -> None:
         source = self.random.choice(self.sources)
@@ -340,10 +360,14 @@ class Campaign:
 
 
 def _said(answer: Answer) -> str:
+    return "".join(choice["text"] for choice in _pieces(answer))
+
+
+def _pieces(answer: Answer) -> list[dict[str, Any]]:
     if answer.events[-1] != b"data: [DONE]":
         raise ValueError(f"a stream ended with {answer.events[-1]!r}")
     pieces = [json.loads(event.removeprefix(b"data: ")) for event in answer.events[:-1]]
-    return "".join(choice["text"] for piece in pieces for choice in piece["choices"])
+    return [choice for piece in pieces for choice in piece["choices"]]
 
 
 def faults(requests: int, clients: int, seed: int) -> tuple[str, bool]:
