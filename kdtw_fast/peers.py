@@ -90,9 +90,24 @@ def has_ctranslate2() -> bool:
     return find_spec("ctranslate2") is not None
 
 
-def ctranslate2_beside(dtype: str) -> str:
-    """The name of CTranslate2 in the compute type that stands beside our ``dtype``: int8 beside int8, else float32."""
-    return "CTranslate2 int8" if dtype == "int8" else "CTranslate2 float32"
+def ctranslate2_beside(dtype: str, device: str = "cpu") -> str:
+    """The name of CTranslate2 in the compute type that stands beside our ``dtype``: on a CPU int8 or float32."""
+    on_device = {} if device == "cpu" else {"fp16": "float16", "bf16": "bfloat16"}
+    return f"CTranslate2 {({'int8': 'int8'} | on_device).get(dtype, 'float32')}"
+
+
+def out_of_reach(device: str) -> str:
+    """Why other systems cannot run on a device of ours, "cpu" or "cuda:0"; "" where they can."""
+    if device == "cpu" or torch.cuda.is_available():
+        return ""
+    return f"PyTorch {torch.__version__} has no CUDA here, and on the CPU they are no comparison with {device}"
+
+
+def beside(model: Any, dtype: str, device: str) -> Any:
+    """A Hugging Face ``model`` moved to a device of ours, there in 16 bits where our weights are."""
+    if device == "cpu":
+        return model
+    return model.to(device, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(dtype, torch.float32))
 
 
 class CTranslate2:
@@ -134,15 +149,21 @@ class CTranslate2:
         suppressed: Sequence[int] = (),
         device: str = "cpu",
     ) -> Generate:
-        """Greedy decoding in ``compute_type`` ("float32", "int8", …) on "cpu" or "cuda"; loads the model once more.
+        """Greedy decoding in ``compute_type`` ("float32", "int8", …) on a device of ours; loads the model once more.
 
         A batch is cut into equal parts for ``workers`` that decode side by side, each with ``threads`` threads. Every
         row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier. No row writes a ``suppressed`` token.
         """
         import ctranslate2
 
+        kind, _, index = device.partition(":")
         translator = ctranslate2.Translator(
-            self._converted, device=device, compute_type=compute_type, inter_threads=workers, intra_threads=threads
+            self._converted,
+            device=kind,
+            device_index=int(index or 0),
+            compute_type=compute_type,
+            inter_threads=workers,
+            intra_threads=threads,
         )
 
         def generate(ids: Rows) -> Decoded:

@@ -83,12 +83,15 @@ class Phase:
         least, bound = roof.seconds(self.weight_bytes, self.flops)
         return least / self.median, bound
 
-    def to_json(self, roof: Roof) -> dict[str, Any]:
-        """Everything that is known of it."""
+    def to_json(self, roof: Roof | None) -> dict[str, Any]:
+        """Everything that is known of it; without a roof, that is its time."""
+        derived: dict[str, Any] = {"ms": 1000.0 * self.median, "ms_per_token": self.ms_per_token}
+        if roof is None:
+            known = asdict(self)
+            del known["profiles"]
+            return known | derived
         share, bound = self.of_roof(roof)
-        derived = {
-            "ms": 1000.0 * self.median,
-            "ms_per_token": self.ms_per_token,
+        derived |= {
             "gb_per_s": self.weight_bytes / self.median / 1e9,
             "gflop_per_s": self.flops / self.median / 1e9,
             "share_of_roof": share,
@@ -121,13 +124,16 @@ class Whole:
 
 @dataclass
 class Memory:
-    """Bytes of a model: packed weights, and by :func:`kdtw_fast.shapes.cache_bytes` the caches of its largest batch."""
+    """Bytes of a model: packed weights, and by :func:`kdtw_fast.shapes.cache_bytes` the caches of its largest batch.
+
+    On a device `caches` is None.
+    """
 
     model: str
     dtype: str
     weights: int
     cache_rows: int
-    caches: int
+    caches: int | None
 
 
 @dataclass
@@ -142,11 +148,13 @@ class Report:
     memory: list[Memory]
     peak_rss: int
     """Largest resident memory of the process, or of its time before another system was loaded."""
+    device: str = "cpu"
+    """Where the models are. Elsewhere than on the CPU a pass is known by its time alone, and nothing is predicted."""
 
     @property
     def predictions(self) -> list[Prediction]:
         """What each method would take for one row, by the cost model; empty without both models of a pair."""
-        if {"student", "teacher"} - {phase.model for phase in self.phases}:
+        if self._roof is None or {"student", "teacher"} - {phase.model for phase in self.phases}:
             return []
         costs = Costs(
             self._costs("student"),
@@ -162,6 +170,10 @@ class Report:
             *(costs.best_speculative(acceptance) for acceptance in ASSUMED_ACCEPTANCE),
         ]
 
+    @property
+    def _roof(self) -> Roof | None:
+        return self.roof if self.device == "cpu" else None
+
     def _costs(self, model: str) -> ModelCosts:
         passes = {(p.name, p.tokens): p.median for p in self.phases if p.model == model and p.rows == 1}
 
@@ -174,13 +186,14 @@ class Report:
         """Everything, in bytes and seconds unless a name says otherwise."""
         return {
             "settings": self.settings,
+            "device": self.device,
             "machine": self.machine,
             "roof": {
                 "threads": self.roof.threads,
                 "gb_per_s": self.roof.read / 1e9,
                 "gflop_per_s": self.roof.gemm / 1e9,
             },
-            "phases": [phase.to_json(self.roof) for phase in self.phases],
+            "phases": [phase.to_json(self._roof) for phase in self.phases],
             "generate": [whole.to_json() for whole in self.whole],
             "predictions": [asdict(p) | {"ms_per_token": p.ms_per_token} for p in self.predictions],
             "memory": {"peak_rss": self.peak_rss, "models": [asdict(memory) for memory in self.memory]},
@@ -194,21 +207,23 @@ class Report:
 
     def _phase_table(self, model: str) -> Table:
         def row(phase: Phase) -> list[str]:
+            times = [f"{1000 * phase.median:.2f}", f"{phase.ms_per_token:.3f}"]
+            known = [phase.name, str(phase.rows), str(phase.tokens), *times]
+            if self._roof is None:
+                return known
             share, bound = phase.of_roof(self.roof)
             total = sum(seconds for seconds, _, _ in phase.operations.values())
             return [
-                phase.name,
-                str(phase.rows),
-                str(phase.tokens),
-                f"{1000 * phase.median:.2f}",
-                f"{phase.ms_per_token:.3f}",
+                *known,
                 f"{phase.weight_bytes / phase.median / 1e9:.1f}",
                 f"{phase.flops / phase.median / 1e9:.0f}",
                 f"{100 * share:.0f} % {bound}",
                 *(f"{100 * phase.operations[name][0] / total:.0f} %" for name in OPERATIONS),
             ]
 
-        columns = ("phase", "rows", "tokens", "ms", "ms/token", "GB/s", "GFLOP/s", "of roof", *OPERATIONS)
+        columns: tuple[str, ...] = ("phase", "rows", "tokens", "ms", "ms/token")
+        if self._roof is not None:
+            columns += ("GB/s", "GFLOP/s", "of roof", *OPERATIONS)
         dtype = next(memory.dtype for memory in self.memory if memory.model == model)
         return terminal_table(f"{model}, {dtype}", columns, (row(p) for p in self.phases if p.model == model))
 
@@ -238,7 +253,7 @@ class Report:
     def _memory_table(self) -> Table:
         title = f"memory (peak of the process: {self.peak_rss / 1e9:.2f} GB)"
         rows = (
-            [f"{m.model}, {m.dtype}", f"{m.weights / 1e6:.1f}", f"{m.caches / 1e6:.1f}", str(m.cache_rows)]
+            [f"{m.model}, {m.dtype}", f"{m.weights / 1e6:.1f}", _megabytes(m.caches), str(m.cache_rows)]
             for m in self.memory
         )
         return terminal_table(title, ("MB", "weights", "caches", "rows"), rows)
@@ -247,11 +262,17 @@ class Report:
     def caption(self) -> str:
         """Machine and roofs in one line."""
         machine, threads = self.machine, self.roof.threads
+        if self._roof is None:
+            return f"{self.device} is {_core.build_info()['cuda']['devices'][int(self.device.partition(':')[2])]}."
         return (
             f"{machine['processor']}, {machine['cores']} cores, {machine['build']['simd']}. Roofs with {threads} "
             f"thread{'s' * (threads > 1)}: {self.roof.read / 1e9:.1f} GB/s read, {self.roof.gemm / 1e9:.0f} GFLOP/s "
             "in fp32 products."
         )
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.1f}"
 
 
 def random_sources(model: NativeT5, rows: int, length: int) -> torch.Tensor:
@@ -320,7 +341,8 @@ def profile(
     for name, model in models.items():
         peers.native(model, plan.new_tokens, plan.threads)(sources[name][most])
         on_turn()
-        caches = cache_bytes(model.spec, most, plan.source_tokens, plan.new_tokens)
+        here = model.device == "cpu"
+        caches = cache_bytes(model.spec, most, plan.source_tokens, plan.new_tokens) if here else None
         memory.append(Memory(name, model.dtype, model.num_bytes, most, caches))
     peak = peak_rss()
     whole, alone = [], True
@@ -334,7 +356,8 @@ def profile(
             for system, recorded in take_turns(contestants, plan.rounds, on_turn).items():
                 whole.append(Whole(name, system, rows, plan.new_tokens, recorded.seconds))
     peak = peak_rss() if alone else peak
-    return Report(asdict(plan) | dict(settings or {}), machine(), roof, phases, whole, memory, peak)
+    device = next(iter(models.values())).device
+    return Report(asdict(plan) | dict(settings or {}), machine(), roof, phases, whole, memory, peak, device)
 
 
 def _phases(model: str, rows: int) -> list[Phase]:

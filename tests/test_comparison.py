@@ -259,6 +259,23 @@ def test_results_of_something_else_are_refused(compare, without_figures, folder:
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+def test_a_device_decodes_the_same_and_its_results_are_its_own(
+    compare, without_figures, tmp_path: Path, simulated: str
+) -> None:
+    few = ["--methods", "teacher,training-wheels,hugging-face", "--budgets", "high", "--sentences", "2"]
+    result = compare(tmp_path / "there", *few, "--device", "cuda", "--repetitions", "1", "--timed-sentences", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "without hugging-face: PyTorch" in result.stderr
+    assert compare(tmp_path / "here", *few).exit_code == 0
+    there, here = (read(tmp_path / place / "results.jsonl") for place in ("there", "here"))
+    assert len(there.outputs) == 2
+    for name, outputs in there.outputs.items():
+        other = here.outputs[name]
+        assert [(s.text, s.owners) for s in outputs.sentences] == [(s.text, s.owners) for s in other.sentences]
+    result = compare(tmp_path / "there", *few)
+    assert result.exit_code == 2 and "device = cuda:0" in result.stderr
+
+
 def test_the_progress_told_of_is_the_work_there_was(folder: Path, tmp_path: Path) -> None:
     contender = load_contender(str(folder), data=folder / "data.jsonl", sentences=4)
     plan = make_plan(Choices(("student", "training-wheels", "entropy"), ["light"], control_budgets=["light"]), False)

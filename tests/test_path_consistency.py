@@ -88,10 +88,10 @@ def prompts(tokenizer):
     return Frame(tokenizer).prompts(Instructions(STUDENT_PROMPT).texts), Frame(tokenizer).prompts([TEACHER_PROMPT])[0]
 
 
-def rolling(pair, prompts, max_new_tokens=10, **wanted):
+def rolling(pair, prompts, max_new_tokens=10, rollout_device="cpu", **wanted):
     student, teacher = pair
     fractions = Instructions(STUDENT_PROMPT).fractions
-    settings = PhaseSettings(max_new_tokens=max_new_tokens, threads=1)
+    settings = PhaseSettings(max_new_tokens=max_new_tokens, threads=1, rollout_device=rollout_device)
     return Rollouts(student, [teacher], *prompts, fractions, settings, **wanted)
 
 
@@ -382,6 +382,19 @@ def test_replay_state(count):
 
 
 # ---------------------------------------------------------------- rollouts
+
+
+def test_rollouts_are_decoded_where_the_run_says(pair, tokenizer, prompts, simulated):
+    rows, budgets = Frame(tokenizer).encode(examples(2)), [3, 5]
+    here, there = rolling(pair, prompts), rolling(pair, prompts, rollout_device="cuda")
+    assert {model.device for model in [*there.native_teachers, there.decoder.student]} == {simulated}
+    for episodes in (
+        lambda made: made.on_policy(Tasks(rows, budgets)),
+        lambda made: made.of_judge(Tasks(rows, [0, 0])),
+    ):
+        for a, b in zip(episodes(here), episodes(there), strict=True):
+            assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.from_teacher, b.from_teacher)
+    there.decoder.student.update_weights(pair[0])
 
 
 @pytest.mark.parametrize("temperature, teacher_temperature", [(0.0, 0.0), (1.0, 0.0), (0.7, 1.3)])

@@ -215,6 +215,19 @@ def test_systems_that_would_not_fit_are_left_out_and_said_so(
     assert "CTranslate2, which is not installed" in result.stdout and peers.HUGGING_FACE in result.stdout
 
 
+def test_models_on_a_device_are_measured_by_their_time(kdtw, folder: Path, tmp_path: Path, simulated: str) -> None:
+    result = kdtw("--model", folder / "teacher", "--device", "cuda", *QUICK, "--rows", "1", "--json", tmp_path / "o")
+    assert result.exit_code == 0, result.stderr
+    known = json.loads((tmp_path / "o").read_text(encoding="utf-8"))
+    assert known["device"] == simulated and known["predictions"] == []
+    assert all(phase["ms"] > 0 and "share_of_roof" not in phase for phase in known["phases"])
+    assert [whole["system"] for whole in known["generate"]] == [OURS] and known["memory"]["models"][0]["caches"] is None
+    assert "cuda:0 is simulated device" in result.stdout and "of roof" not in result.stdout
+    assert "Left out: other systems: PyTorch" in result.stdout
+    result = kdtw("--model", folder / "teacher", "--device", "cuda", *QUICK, "--rows", "1", "--peers")
+    assert result.exit_code == 2 and "leave out --peers" in result.stderr
+
+
 def test_another_system_that_fails_is_named(kdtw, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> peers.Generate:
         def generate(ids: object) -> peers.Decoded:

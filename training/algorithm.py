@@ -80,7 +80,7 @@ class Learning(ABC):
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """The decoder that writes the samples of batch `index`, and its options: here the model alone."""
-        return SingleModelDecoder(self.model, tokenizer=self.tokenizer), {}
+        return SingleModelDecoder(self.model, tokenizer=self.tokenizer, device=self.settings.rollout_device), {}
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples, what a teacher wrote in brackets."""
@@ -115,7 +115,8 @@ class LearningToAsk(Learning):
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Student and teachers, at a moderate budget."""
-        decoder = TrainingWheelsDecoder(self.student, self.native_teachers, tokenizer=self.tokenizer)
+        place, tokenizer = self.settings.rollout_device, self.tokenizer
+        decoder = TrainingWheelsDecoder(self.student, self.native_teachers, tokenizer=tokenizer, device=place)
         return decoder, {"budget": as_option(moderate(len(self.native_teachers), self.instructions.budgets))}
 
     def validate(self, index: int, rows: int | None) -> Table:
@@ -125,6 +126,7 @@ class LearningToAsk(Learning):
             self.native_teachers,
             tokenizer=self.tokenizer,
             num_threads=self.settings.threads or None,
+            device=self.settings.rollout_device,
         )
         budgets, limit = self.instructions.budgets, self.settings.max_new_tokens
         return measure_budgets(decoder, self.held_out(rows), budgets, self.task.frame, max_new_tokens=limit)

@@ -52,7 +52,7 @@ class BehaviourCloning(LearningToAsk):
         self.moves_use = f"a larger abstain (it is {settings.abstain:g}) lowers use, a smaller one raises it"
         n = len(self.teachers)
         self.costs = tuple(settings.costs) or (1.0,) * n
-        self.native_teachers = pack_teachers(self.teachers)
+        self.native_teachers = pack_teachers(self.teachers, settings.rollout_device)
         sources = self.task.draw(settings.trajectories)
         rows = teacher_trajectories(self.teachers[-1], self.task, sources, settings.trajectories_file)
         self.instructions = Instructions(settings.student_prompt, n, settings.paraphrases, settings.budgets)

@@ -71,7 +71,8 @@ class Distillation(Learning):
             rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)
         self.batches = self.task.batches(rows, [self.student_prompt])
         decodes = self.teacher_decodes or settings.speculative_draft_length
-        self.native_teacher = NativeModel.from_model(self.teacher, "teacher") if decodes else None
+        device = settings.rollout_device
+        self.native_teacher = NativeModel.from_model(self.teacher, "teacher", device=device) if decodes else None
         self.teach(self.student)
         prepare_teacher(self.teacher, settings)
         self.sampler: Sampler = self.make_sampler()
@@ -79,7 +80,8 @@ class Distillation(Learning):
 
     def make_sampler(self) -> Sampler:
         """What samples outputs in training: here the student alone."""
-        return SingleModelDecoder(self.student, num_threads=torch.get_num_threads())
+        device = self.settings.rollout_device
+        return SingleModelDecoder(self.student, num_threads=torch.get_num_threads(), device=device)
 
     # ---------------------------------------------------------------- parts of a batch
 
@@ -129,8 +131,13 @@ class Distillation(Learning):
     def measured_as_drafter(self, examples: Sequence[Example]) -> dict[str, float]:
         """Lossless speculative decoding: the share of drafts accepted, and output tokens per pass of the teacher."""
         assert self.native_teacher is not None
-        length = self.settings.speculative_draft_length
-        decoder = SpeculativeDecoder(self.student, self.native_teacher, draft_length=length, tokenizer=self.tokenizer)
+        decoder = SpeculativeDecoder(
+            self.student,
+            self.native_teacher,
+            draft_length=self.settings.speculative_draft_length,
+            tokenizer=self.tokenizer,
+            device=self.settings.rollout_device,
+        )
         options: dict[str, Any] = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": 64}
         inputs, more = stream_inputs(decoder, examples, self.task.frame)
         outs = list(decoder.stream(inputs, **options, **more))

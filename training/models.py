@@ -182,10 +182,10 @@ def load_teacher(settings: RunSettings, path: str | None = None, setting: str = 
     return teacher.requires_grad_(False)
 
 
-def pack_teachers(teachers: Sequence[PreTrainedModel]) -> list[NativeModel]:
-    """The teachers for the native decoders, named as errors name them."""
+def pack_teachers(teachers: Sequence[PreTrainedModel], device: str = "cpu") -> list[NativeModel]:
+    """The teachers for the native decoders on a device, named as errors name them."""
     names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
-    return [NativeModel.from_model(teacher, name) for teacher, name in zip(teachers, names, strict=True)]
+    return [NativeModel.from_model(teacher, name, device=device) for teacher, name in zip(teachers, names, strict=True)]
 
 
 def prepare_teacher(teacher: PreTrainedModel, settings: RunSettings) -> None:

@@ -79,9 +79,10 @@ class Rollouts:
     eos: int | None = None
 
     def __post_init__(self) -> None:
-        self.native_teachers = pack_teachers(self.teachers)
+        device = self.settings.rollout_device
+        self.native_teachers = pack_teachers(self.teachers, device)
         judge, threads = self.native_teachers[-1], self.settings.threads or None
-        self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=threads)
+        self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=threads, device=device)
         self.teacher_decoder = SingleModelDecoder(judge, role="teacher", num_threads=threads)
         start, eos, pad = special_tokens(self.student)
         self.eos = eos if self.eos is None else self.eos

@@ -111,7 +111,8 @@ class RunSettings:
     max_new_tokens: int = 80  # longest output that is decoded in training
     bf16: bool | str = "auto"  # forward passes under bf16 autocast; "auto" = if that is faster (number_format.py)
     seed: int = 0  # of data order, initial weights and samples
-    device: str = "cpu"  # of the training passes; the native decoders run on the CPU
+    device: str = "cpu"  # of the training passes
+    rollout_device: str = "cpu"  # where the native decoders write: cpu, cuda, cuda:1, or auto, the first CUDA device
     shard_teacher: bool = False  # FSDP: of several processes each holds a part of the teacher for the training passes
     threads: int = 0  # 0 = as torch has it
     log_every: int = 50  # batches whose means make one line of metrics.jsonl
@@ -190,7 +191,18 @@ class PhaseSettings(RunSettings):
 # What a result does not depend on, or what may be lengthened on purpose.
 HOUSEKEEPING = frozenset(
     (
-        *("summary", "out", "steps", "device", "shard_teacher", "threads", "max_non_finite", "tensorboard", "wandb"),
+        *(
+            "summary",
+            "out",
+            "steps",
+            "device",
+            "rollout_device",
+            "shard_teacher",
+            "threads",
+            "max_non_finite",
+            "tensorboard",
+            "wandb",
+        ),
         *("log_every", "checkpoint_every", "validate_every", "validation_rows", "sample_every", "samples"),
     )
 )

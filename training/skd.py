@@ -48,6 +48,7 @@ class SKD(gkd.GKD):
             accept_top_k=self.settings.accept_top_k,
             tokenizer=self.tokenizer,
             num_threads=torch.get_num_threads(),
+            device=self.settings.rollout_device,
         )
 
     def shown_by(self, index: int) -> tuple[Sampler, dict[str, Any]]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
-from kdtw_fast.cli.options import MODELS, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int
 from kdtw_fast.shapes import SHAPES
 
@@ -40,6 +40,7 @@ def bench(
     cache_dtype: Annotated[
         str, typer.Option(help=f"Keys and values: {', '.join(CACHE_DTYPES)}.", rich_help_panel=MODELS)
     ] = "auto",
+    device: Device = "cpu",
     threads: Threads = None,
     rows: Annotated[str, typer.Option(help="Batch sizes, with commas.", rich_help_panel=_MEASURE)] = "1,4,8,32",
     source_tokens: Annotated[int, typer.Option(help="Length of the sources.", rich_help_panel=_MEASURE)] = 64,
@@ -59,6 +60,7 @@ def bench(
 
     Encoder, steps, catch-ups and verifications with their time, their share of the roof (the rate at which this
     machine reads memory, or multiplies) and the operations it goes to; memory; for a pair, what each method would take.
+    On a CUDA device: passes that the host enqueues, by their time alone, and whole decodes.
 
         kdtw bench --shape flan-t5-small --teacher-shape flan-t5-base --rows 1,8
     """
@@ -86,13 +88,17 @@ def bench(
     from kdtw_fast.cli.bench_models import find_models, find_systems, make_peers
     from kdtw_fast.profiling import Plan, profile
 
+    where = _core.resolve_device(device)
     plan = Plan(**sizes, threads=threads or _core.hardware_threads())
     benched = find_models(pair, model, shape, teacher_shape)
     if teacher_dtype is not None and "teacher" not in benched:
         raise ValueError("--teacher-dtype was given, but there is no teacher; add --teacher-shape or choose a pair")
     models = {
         name: one.native(
-            name=name, dtype=(teacher_dtype or dtype) if name == "teacher" else dtype, cache_dtype=cache_dtype
+            name=name,
+            dtype=(teacher_dtype or dtype) if name == "teacher" else dtype,
+            cache_dtype=cache_dtype,
+            device=where,
         )
         for name, one in benched.items()
     }
@@ -107,7 +113,7 @@ def bench(
         report = profile(
             models,
             plan,
-            peers_of=lambda name: make_peers(benched[name], systems[name]),
+            peers_of=lambda name: make_peers(benched[name], systems[name], models[name].dtype, where),
             settings=settings,
             on_turn=bar.update,
         )

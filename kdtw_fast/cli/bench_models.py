@@ -61,6 +61,11 @@ def find_systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict
     none: dict[str, list[str]] = {name: [] for name in models}
     if wanted is False:
         return none, ""
+    device = next(iter(models.values())).device
+    if reason := peers.out_of_reach(device):
+        if wanted:
+            raise ValueError(f"{reason}; leave out --peers")
+        return none, f"Left out: other systems: {reason}."
     largest = max(model.num_bytes * 4 // BYTES[model.dtype] for model in models.values())
     free = available_memory()
     if PEER_COPIES * largest > free:
@@ -75,21 +80,21 @@ def find_systems(models: dict[str, NativeT5], wanted: bool | None) -> tuple[dict
     if not peers.has_ctranslate2():
         return systems, "Left out: CTranslate2, which is not installed."
     for name, model in models.items():
-        systems[name].append(peers.ctranslate2_beside(model.dtype))
+        systems[name].append(peers.ctranslate2_beside(model.dtype, device))
     return systems, ""
 
 
-def make_peers(model: BenchedModel, systems: list[str]) -> Peers:
-    """The other systems that decode this model, by name; each is made when its turn comes."""
+def make_peers(model: BenchedModel, systems: list[str], dtype: str, device: str) -> Peers:
+    """The other systems that decode this model, by name, on our device; each is made when its turn comes."""
     if not systems:
         return {}  # and no model for them: it may not even fit
     reference = model.reference()
 
     def make(system: str, new_tokens: int, threads: int) -> peers.Generate:
         if system == peers.HUGGING_FACE:
-            decode = peers.hugging_face(reference, new_tokens, threads)
+            decode = peers.hugging_face(peers.beside(reference, dtype, device), new_tokens, threads)
         else:
-            decode = converted[0].generate(new_tokens, threads, compute_type=system.split()[-1])
+            decode = converted[0].generate(new_tokens, threads, compute_type=system.split()[-1], device=device)
 
         def generate(ids: peers.Rows) -> peers.Decoded:
             try:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
-from kdtw_fast.cli.options import Dtype, TeacherDtype, Threads
+from kdtw_fast.cli.options import Device, Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, make_plan
 from kdtw_fast.extras import require
 from kdtw_fast.messages import Message, OptionName
@@ -91,6 +91,7 @@ def compare(
         ),
     ] = None,
     threads: Threads = None,
+    device: Device = "cpu",
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
     metric: Annotated[
@@ -134,7 +135,7 @@ def compare(
     if not figures_only:
         files: Sequence[Path | None] = data or [None] * len(names)
         drafts: Sequence[Path | None] = draft_student or [None] * len(names)
-        common = {"sentences": settings.sentences, "dtype": dtype, "teacher_dtype": teacher_dtype}
+        common = {"sentences": settings.sentences, "dtype": dtype, "teacher_dtype": teacher_dtype, "device": device}
         each = [
             {"pair": name, "data": file, "draft_student": draft, **common}
             for name, file, draft in zip(names, files, drafts)

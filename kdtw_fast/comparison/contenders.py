@@ -37,6 +37,11 @@ class Contender:
     samples: list[Sample]
 
     @property
+    def device(self) -> str:
+        """Where its models decode."""
+        return self.models["teacher"].device
+
+    @property
     def has_draft_student(self) -> bool:
         """Whether DistillSpec has a student of its own."""
         return DRAFT_STUDENT in self.folders
@@ -53,7 +58,7 @@ class Contender:
         parts["data"] = digest(part.encode() for s in self.samples for part in (s.source, s.target))
         parts["sentences"] = len(self.samples)
         parts |= {f"{role} dtype": model.dtype for role, model in self.models.items()}
-        return parts
+        return parts if self.device == "cpu" else parts | {"device": self.device}
 
 
 def load_contender(
@@ -64,6 +69,7 @@ def load_contender(
     sentences: int = 0,
     dtype: str = "auto",
     teacher_dtype: str | None = None,
+    device: str = "cpu",
 ) -> Contender:
     """Loads a pair and its data.
 
@@ -75,6 +81,7 @@ def load_contender(
             student drafts.
         sentences: how many, evenly spread; 0 = all.
         dtype, teacher_dtype: number formats, as decoders take them.
+        device: where the models decode, as decoders take it.
 
     Raises:
         FileNotFoundError: a folder or file is not there.
@@ -88,7 +95,10 @@ def load_contender(
     if draft_student is not None:
         folders[DRAFT_STUDENT] = draft_student
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
-    models = {role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype)) for role, folder in folders.items()}
+    models = {
+        role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype), device=device)
+        for role, folder in folders.items()
+    }
     return Contender(name, folders, models, tokenizer, chosen(samples, sentences))
 
 

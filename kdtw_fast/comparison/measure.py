@@ -51,6 +51,8 @@ def left_out(plan: Sequence[OperatingPoint], contender: Contender, settings: Set
     reasons = {}
     if "ctranslate2" in groups and not peers.has_ctranslate2():
         reasons["ctranslate2"] = "CTranslate2 is not installed (pip install ctranslate2)"
+    if reason := peers.out_of_reach(contender.device):
+        reasons |= {group: reason for group in OUTSIDE if group in groups}
     if "assisted" in groups and settings.batch_size > 1:
         reasons["assisted"] = f"Hugging Face assisted generation decodes single rows, not {settings.batch_size}"
     if contender.models["student"].tau_token_id is None:

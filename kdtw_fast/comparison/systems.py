@@ -214,9 +214,10 @@ class OutsideSystems:
         generate = peers.CTranslate2(self._model(role)).generate(
             self._max_new_tokens,
             self._threads,
-            peers.ctranslate2_beside(self._contender.models[role].dtype).split()[-1],
+            peers.ctranslate2_beside(self._contender.models[role].dtype, self._contender.device).split()[-1],
             min_new_tokens=1,
             suppressed=self._suppressed(role),
+            device=self._contender.device,
         )
         return Outside(generate, self._contender, role, owner)
 
@@ -236,5 +237,6 @@ class OutsideSystems:
 
             folder = self._contender.folders[role]
             with quietly():  # about beta, which Hugging Face's T5 does not know and does not need
-                self._models[role] = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+                model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+            self._models[role] = peers.beside(model, self._contender.models[role].dtype, self._contender.device)
         return self._models[role]
