@@ -76,13 +76,13 @@ class Request(c.Structure):
     """kdtw::PickRequest."""
 
     _fields_ = (
-        *((f"pointer_{number}", c.c_void_p) for number in range(6)),  # lists of ids and edits, and logits to keep
+        *((f"pointer_{number}", c.c_void_p) for number in range(7)),  # lists, and what to leave
         *((name, c.c_double) for name in ("uniform", "accept_uniform", "threshold")),
         ("sampling", Sampling),
         ("draft_sampling", Sampling),
         *((f"count_{number}", c.c_int32) for number in range(4)),  # of the lists
         *((name, c.c_int32) for name in ("only", "draft_only", "draft_vocabulary", "check", "draft")),
-        *((name, c.c_int32) for name in ("want_log_prob", "want_confidence", "want_entropy")),
+        *((name, c.c_int32) for name in ("want_log_prob", "want_confidence", "want_entropy", "top_count")),
     )
 
 
