@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -71,30 +73,74 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 EVERY = 8  # of a file's cases on the simulated device, so many are one in `make test`
+TIMES = 2  # of a test's cases on the simulated device, so many in `make test-all` have each value of each parameter
+# What takes longest begins first, so that no process is left alone with it.
+FIRST = ("test_language_model", "test_processes_training", "test_gpu_proof", "test_gpu_kernels", "test_gpu_simulator")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as long most cases on the simulated device, and those at SIMD levels that the processor would not choose.
+    """Marks as long or as full products most cases on the simulated device, and unusual SIMD levels as long.
 
-    One in EVERY of a file's cases on the simulated device is not long, evenly spread over what was collected: a case
-    that is named alone runs.
+    A test's cases on the simulated device that `covering` leaves out are marked product: on the CPU all of them run,
+    and one header of rules is compiled for both. One in EVERY of a file's other cases there is not long, evenly spread
+    over what was collected: a case that is named alone runs.
     """
     info = kdtw_fast.build_info()
     unusual = [level for level in info["simd_levels"] if level != info["simd"]]
     of_file: dict[Path, list[pytest.Item]] = {}
+    of_test: dict[tuple[Path, str], list[pytest.Function]] = {}
     for item in items:
         if not isinstance(item, pytest.Function) or item.get_closest_marker("gpu_proof"):
             continue
         params = item.callspec.params if hasattr(item, "callspec") else {}
         if SIMULATED in item.fixturenames or any(value is SIMULATED for value in params.values()):
-            of_file.setdefault(item.path, []).append(item)
+            of_test.setdefault((item.path, item.originalname), []).append(item)
         elif params.get("simd_level") in unusual or params.get("place") in unusual:
             item.add_marker(pytest.mark.long)
+    for (path, _), cases in of_test.items():
+        kept = covering(numbered([case.callspec.params if hasattr(case, "callspec") else {} for case in cases]))
+        for index, case in enumerate(cases):
+            if index in kept:
+                of_file.setdefault(path, []).append(case)
+            else:
+                case.add_marker(pytest.mark.product)
+                case.add_marker(pytest.mark.long)
     for cases in of_file.values():
         for index, item in enumerate(cases):
             if index % EVERY != min(EVERY, len(cases)) // 2:
                 item.add_marker(pytest.mark.long)
+    items.sort(key=lambda item: item.path.stem not in FIRST)
+
+
+def numbered(cases: Sequence[Mapping[str, Any]]) -> list[dict[str, int]]:
+    """Each parameter's values by number, in the order in which they come."""
+    numbers: dict[tuple[str, int], int] = {}
+    return [
+        {name: numbers.setdefault((name, id(value)), len(numbers)) for name, value in case.items()} for case in cases
+    ]
+
+
+def covering(cases: Sequence[Mapping[str, int]], times: int = TIMES) -> set[int]:
+    """Which of a test's cases to run so that each value of each parameter runs so many times, with other partners.
+
+    Args:
+        cases: the number of each parameter's value.
+        times: at least 1; a value that has fewer cases runs in all of them.
+    """
+    total = Counter(value for case in cases for value in case.items())
+    lacking = {value: min(times, count) for value, count in total.items()}
+    kept: set[int] = set()
+    if not lacking:
+        return set(range(len(cases)))
+    order = sorted(range(len(cases)), key=lambda index: crc32(repr(sorted(cases[index].items())).encode()))
+    while any(lacking.values()):
+        # The one that brings most; of equals, the first in an order that has nothing to do with the values.
+        best = max((i for i in order if i not in kept), key=lambda i: sum(lacking[v] > 0 for v in cases[i].items()))
+        kept.add(best)
+        for value in cases[best].items():
+            lacking[value] = max(0, lacking[value] - 1)
+    return kept
 
 
 @pytest.fixture(params=kdtw_fast.build_info()["simd_levels"])
