@@ -1,6 +1,6 @@
 # make demo: sets everything up in .venv and compares every method on held-out sentences, quickly.
 # make test: sets everything up and runs the tests. Both are quick when called again.
-# make test-all: the long matrix as well: every case on the simulated CUDA device, at every SIMD level, of every method.
+# make test-all: the long matrix as well: cases on the simulated CUDA device, at every SIMD level, of every family.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -22,7 +22,7 @@ test: $(VENV)/.extra-test
 	$(TEST)
 
 test-all: $(VENV)/.extra-test $(VENV)/.extra-smollm
-	$(TEST) -m "not gpu_proof"
+	$(TEST) -m "not gpu_proof and not product"
 
 # What to do with the first minutes of a GPU (docs/cuda.md); needs no network where .venv is, or PYTHON has PyTorch.
 FIRST_DAY ?= first-day
@@ -32,14 +32,16 @@ first-day:
 	else $$python kdtw_fast/selftest/first_day/__main__.py --out $(FIRST_DAY) $(ARGS); fi
 
 # All that is known about the CUDA kernels without a GPU (docs/gpu_proof.md); without nvcc, what g++ alone can say.
+# PROOF_MARK=gpu_proof leaves out what test-all has shown; operations run under the checker in the first line.
 PROOF := tests/test_gpu_simulator.py tests/test_gpu_kernels.py tests/test_gpu_proof.py
+PROOF_MARK ?=
 gpu-proof: gpu-proof-kernels gpu-proof-decodes
 gpu-proof-decodes: $(VENV)/.extra-test
 	$(TEST) -m "not gpu_proof" -k "simulated and not selftest" tests
 gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
-	$(TEST) -m "" $(PROOF)
+	$(TEST) -m "$(PROOF_MARK)" $(PROOF)
 	KDTW_CUDA_LIBRARY=$$($(BIN)/python -m gpu_proof.build --checked) $(TEST) -m "not gpu_proof" -k "not cpu" \
-		tests/test_cuda_decode.py tests/test_selftest.py
+		tests/test_cuda_decode.py tests/test_selftest.py::test_decodes_on_the_simulated_device
 
 # The CPU's core without optimisation, or under AddressSanitizer and UBSan, or ThreadSanitizer: built beside the usual
 # one in build/, and its tests. ARGS says what pytest is to run.

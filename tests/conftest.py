@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections import Counter
@@ -22,6 +23,12 @@ SIMULATED = "simulated"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--configs", type=int, default=3, help="random configs of each family of models")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported stays: the collector need not look at torch and transformers again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
@@ -45,6 +46,7 @@ __all__ = [
     "empty_the_device",
     "grow_vocabulary",
     "kept",
+    "mostly_long",
     "pack",
     "path_table",
     "random_batch",
@@ -112,6 +114,14 @@ def random_teachers(
         teachers.append(random_t5(SHAPES[int(rng.integers(len(SHAPES)))], vocab_size, seed=int(rng.integers(1 << 31))))
         scale_row(teachers[-1], EOS, float(rng.choice([0.5, 1.5, 2.2])))
     return student.eval(), teachers
+
+
+def mostly_long(values: Iterable[Any], keep: Iterable[int] = (0,)) -> list[Any]:
+    """Values of a parameter (tuples: of several): those whose place is not in `keep` run in `make test-all` alone."""
+    long: dict[str, Any] = {"marks": pytest.mark.long}
+    every = [value if isinstance(value, tuple) else (value,) for value in values]
+    places = set(keep)
+    return [pytest.param(*value, **({} if i in places else long)) for i, value in enumerate(every)]
 
 
 # --- Chains: T5s whose next-token logits are a table -----------------------------------------------------

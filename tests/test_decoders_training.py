@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import mostly_long
 from kdtw_fast.training import oracle, recipes
 from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.models import continues_prompts, fit_together, load_plain, load_student
@@ -63,7 +64,7 @@ def quick(root: Path, name: str, out: Path, **values: Any) -> recipes.Recipe:
 
 
 @pytest.mark.parametrize(
-    "name", ["phase1", "phase2", "gkd", "skd", "minillm", "supervised-kd", "sequence-kd", "distillspec"]
+    "name", mostly_long(["phase2", "phase1", "gkd", "skd", "minillm", "supervised-kd", "sequence-kd", "distillspec"])
 )
 def test_every_algorithm_trains_every_kind_of_pair(name: str, pair: Path, tmp_path: Path) -> None:
     outcome = recipes.train(quick(pair, f"debian-de-en/{name}", tmp_path), quiet=True)
@@ -80,7 +81,7 @@ def test_every_algorithm_trains_every_kind_of_pair(name: str, pair: Path, tmp_pa
         assert decoder.student.tau_token_id == student.config.tau_token_id
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", mostly_long(RUN, range(0, len(RUN), 4)))
 def test_the_recipes_of_decoders_run_on_toy_data(name: str, tmp_path: Path, tmp_path_factory: Any) -> None:
     """The shipped YAML, chat template included, with a few batches and toy models."""
     root = made("qwen3" if name.startswith("qwen3") else "llama", tmp_path_factory)

@@ -95,6 +95,7 @@ def test_catch_up_equals_steps_and_hugging_face(shape: T5Shape, length: int, dev
             assert np.array_equal(native.decode_logits(source, tokens, chunks=chunks, num_threads=threads), whole)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.long)], indirect=True)
 def test_flan_t5_small_shape(flan_small: T5ForConditionalGeneration, device: str) -> None:
     rng = np.random.default_rng(0)
     native = NativeT5.from_model(flan_small, device=device)
@@ -312,6 +313,7 @@ def test_one_thread_equals_two(relation: str, temperature: float) -> None:
         np.testing.assert_array_equal(as_array(again.sequences), as_array(one.sequences))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.long)], indirect=True)
 def test_threads_and_batch_at_flan_t5_small_shape(flan_small: T5ForConditionalGeneration, device: str) -> None:
     native = NativeT5.from_model(flan_small, device=device)
     rows, longest, limit = (3, 64, 12) if device == "cpu" else (2, 8, 3)

@@ -1,10 +1,9 @@
 """The project's CUDA kernels on the simulated device: right under every order of threads, and within CUDA's rules.
 
-What always runs: the sources, checked, in one schedule. `make gpu-proof` runs the rest: all schedules, and nvcc's PTX
-for sm_75 and sm_90.
+`make test-all`: the sources, checked, in one schedule. `make gpu-proof`: the sources in all schedules, and nvcc's PTX
+for sm_75 and for sm_90 in half of them each.
 """
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,9 +23,17 @@ def source() -> SimulatedDevice:
     return SimulatedDevice(build_simulated("source", checked=True))
 
 
-@pytest.fixture(scope="module", params=["sm_75", "sm_90"])
-def translated(request: pytest.FixtureRequest) -> Iterator[SimulatedDevice]:
-    yield SimulatedDevice(build_simulated("ptx", checked=True, arch=request.param))
+ARCHITECTURES = {"sm_75": SCHEDULES[::2], "sm_90": SCHEDULES[1::2]}  # the sources run in all of them
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def translated(architecture: str) -> SimulatedDevice:
+    return SimulatedDevice(build_simulated("ptx", checked=True, arch=architecture))
 
 
 def run(name: str, device: SimulatedDevice, schedule: Schedule) -> None:
@@ -34,6 +41,7 @@ def run(name: str, device: SimulatedDevice, schedule: Schedule) -> None:
     cases.run(name, device)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", cases.CASES)
 def test_source(name: str, source: SimulatedDevice) -> None:
     run(name, source, QUICK)
@@ -49,8 +57,8 @@ def test_source_in_all_schedules(name: str, source: SimulatedDevice) -> None:
 @needs_nvcc
 @pytest.mark.gpu_proof
 @pytest.mark.parametrize("name", cases.CASES)
-def test_ptx_in_all_schedules(name: str, translated: SimulatedDevice) -> None:
-    for schedule in SCHEDULES:
+def test_ptx_in_its_schedules(name: str, architecture: str, translated: SimulatedDevice) -> None:
+    for schedule in ARCHITECTURES[architecture]:
         run(name, translated, schedule)
 
 

@@ -1,6 +1,7 @@
 """The tests of the proof itself, and what the compiler and the traffic counter say about the project's CUDA kernels.
 
-Always: planted bugs still apply, three are caught, and the arithmetic of the bounds. The rest: `make gpu-proof`.
+Always: planted bugs still apply, and the arithmetic of the bounds. `make test-all`: three are caught. `make gpu-proof`:
+the rest.
 """
 
 import pytest
@@ -26,6 +27,7 @@ def test_stale_bug_is_an_error() -> None:
         mutations.plant(bug)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.quick], ids=lambda bug: bug.name)
 def test_planted_bug_is_caught(bug: mutations.Bug) -> None:
     assert mutations.attempt(bug) is not None

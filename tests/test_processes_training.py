@@ -100,7 +100,8 @@ def test_two_processes_are_as_one(toy, tmp_path):
         assert_same_training(tmp_path / name / "one", tmp_path / name / "two")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate launch", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_run_the_command(toy, tmp_path, launcher):
     recipe, settings = settings_of("fit", tmp_path / "one")
     alone = toy_recipe(toy, recipe, **settings)

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, fields, is_dataclass
 
 import pytest
+from factories import mostly_long
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from kdtw_fast.training import recipes
@@ -84,7 +85,7 @@ RUN = [name for name in ALL if name.startswith("debian-de-en/")]
 RUN += ["debian-synopsis/phase1", "wmt19-de-en/gkd", "xsum/phase1", "xsum/supervised-kd"]
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", mostly_long(RUN, range(0, len(RUN), 5)))
 def test_a_recipe_runs_on_toy_data(name, toy, tmp_path):
     """The shipped YAML with two batches and toy models; whatever else it says stays as it is."""
     small = {"steps": min(2, recipes.resolve(name).settings.steps), "sample_every": 0, "validation_rows": 0}

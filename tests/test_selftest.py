@@ -26,8 +26,13 @@ def test_on_the_cpu(check: Check, oracle_tally: Tally) -> None:
     passes("cpu", check, oracle_tally)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_on_the_simulated_device(check: Check, simulated: str, oracle_tally: Tally) -> None:
+@pytest.mark.parametrize("check", OPERATIONS, ids=lambda check: check.name)
+def test_operations_on_the_simulated_device(check: Check, simulated: str, oracle_tally: Tally) -> None:
+    passes(simulated, check, oracle_tally)
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in OPERATIONS], ids=lambda check: check.name)
+def test_decodes_on_the_simulated_device(check: Check, simulated: str, oracle_tally: Tally) -> None:
     passes(simulated, check, oracle_tally)
 
 

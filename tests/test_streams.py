@@ -126,6 +126,7 @@ def test_items_may_have_limits_and_row_ids_and_teacher_sources_of_their_own(rela
     assert_rows(list(decoder.stream(items, batch_size=4, max_teacher_fraction=0.25, **settings)), shared)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.long)], indirect=True)
 def test_admission_order_slots_and_neighbours_change_nothing(device: str) -> None:
     """Random methods, orders, numbers of slots, threads and ways to hold the teacher's rows."""
     rng = np.random.default_rng(0)
@@ -750,6 +751,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.long)], indirect=True)
 def test_slots_are_used_again_and_nothing_grows(device: str) -> None:
     decoder = make(SpeculativeDecoder, {}, natives(device))
     rows = ragged(50, 8)
@@ -759,7 +761,7 @@ def test_slots_are_used_again_and_nothing_grows(device: str) -> None:
         for _ in itertools.islice(stream, count):
             pass
 
-    share = 1 if device == "cpu" else 40  # of the rows
+    share = 1 if device == "cpu" else 100  # of the rows
     take(300 // share)
     before = resident_bytes()
     take(3000 // share)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from factories import mostly_long
 from safetensors.torch import load_file, save_file
 from test_families import FAMILIES, V, random_model, rows_of
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM, T5ForConditionalGeneration
@@ -61,7 +62,7 @@ def logits(model: Any, source: list[int], tokens: list[int], marks: list[int] | 
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("teachers", [1, 2])
+@pytest.mark.parametrize("teachers", mostly_long([2, 1]))
 def test_marks_are_read_natively_as_in_pytorch_and_from_a_folder(kind: str, teachers: int, tmp_path: Path) -> None:
     student = random_student(kind, teachers=teachers)
     native = NativeModel.from_model(student, "student")
@@ -100,7 +101,9 @@ def test_a_student_is_the_model_it_was_made_of_and_loads_as_one(kind: str, tmp_p
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("settings", [{}, {"verify_lenience": 0.5}], ids=["plain", "verified"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, marks=pytest.mark.long), {"verify_lenience": 0.5}], ids=["plain", "verified"]
+)
 def test_kdtw_is_the_reference_for_every_family(kind: str, settings: dict[str, float]) -> None:
     seen: set[int] = set()
     compared = 0
