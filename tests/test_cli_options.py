@@ -69,6 +69,12 @@ def test_a_new_method_or_option_needs_no_word_in_the_cli() -> None:
     assert (done.exit_code, done.stderr) == (2, "kdtw: --patience must be in [0, inf), got -1.0\n")
 
 
+def test_what_a_line_does_not_show_is_no_option() -> None:
+    made = {option.name for option in decoding_options()}
+    assert not made & {"output_logprobs", "top_logprobs", "output_reads", "num_return_sequences"}
+    assert {"stop", "repetition_penalty"} < made
+
+
 def test_options_of_a_call_have_pythons_names_and_defaults() -> None:
     command = typer.main.get_command(kdtw_fast.cli.app).commands["generate"]  # type: ignore[attr-defined]
     parameters = {p.name: p for p in command.params}

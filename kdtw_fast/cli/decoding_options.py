@@ -30,7 +30,7 @@ _PANELS = {
 _FLAGS = {"truncation": "truncate", "num_threads": "threads"}
 DEFAULTS = {"max_new_tokens": 128}
 # A line gives one line, without log-probabilities; threads are said once, for decoding and loading.
-_LEFT_OUT = ("num_return_sequences", "output_logprobs", "output_reads", "num_threads")
+_LEFT_OUT = ("num_return_sequences", "output_logprobs", "top_logprobs", "output_reads", "num_threads")
 
 
 def decoding_options(
