@@ -8,10 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 NATIVE := $(shell find csrc -type f)
-STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels -type f))
+STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels tests/fuzz -name '*.[ch]*' -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan fuzz bench bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -47,6 +47,10 @@ gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 # one in build/, and its tests. ARGS says what pytest is to run.
 debug asan tsan: $(VENV)/.extra-test
 	$(BIN)/python .ci/core.py $@ $(ARGS)
+
+# libFuzzer and Atheris: a fixed number of inputs in two minutes, or MINUTES of each target. Needs Clang (tests/fuzz/run.py).
+fuzz: $(VENV)/.extra-fuzz
+	$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff check .

@@ -65,12 +65,16 @@ def check_real(name: str, value: Any, low: float, high: float = math.inf, open_l
     """Returns ``value`` as a float in [low, high] (or (low, high]); TypeError or ValueError otherwise."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(Message(OptionName(name), f" must be a number, got {value!r} of type {type(value).__name__}"))
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf
     inside = low < number <= high if open_low else low <= number <= high
     if not math.isfinite(number) or not inside:
         upper = f"{high:g}]" if math.isfinite(high) else "inf)"
         limits = f"{'(' if open_low else '['}{low:g}, {upper}"
-        raise ValueError(Message(OptionName(name), f" must be in {limits}, got {value}"))
+        said = f"{value}" if math.isfinite(number) or isinstance(value, float) else "a number too large for a float"
+        raise ValueError(Message(OptionName(name), f" must be in {limits}, got {said}"))
     return number
 
 

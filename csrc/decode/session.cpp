@@ -25,6 +25,10 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
       backend_(make_backend(decoder_->device, options_.threads)),
       rows_(slots) {
   require(slots > 0, "a session needs at least one slot, got ", slots);
+  // Memory for the distributions that drafts were drawn from is made for so many.
+  require(method_.call.draft_length > 0 || !(method_.accept.checks_all || needs_draft_logits(method_.accept.check)),
+          "a method that checks all drafts, or by what they were drawn from, needs a draft_length above 0, got ",
+          method_.call.draft_length);
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const auto& special = decoder_->special;
   for (const int32_t id : special.end) stops_.push_back({id, 0});

@@ -38,7 +38,8 @@ struct StackConfig {
   int query_size() const { return heads * head_size; }
   int key_size() const { return key_heads * head_size; }
   int projected() const { return query_size() + 2 * key_size(); }
-  int window(int layer) const { return windows.empty() ? 0 : windows[layer]; }
+  // Rows are shorter than 2^28 tokens, and sums with a window must not overflow.
+  int window(int layer) const { return windows.empty() || windows[layer] >= 1 << 28 ? 0 : windows[layer]; }
   int rotary(int layer) const { return rotary_kind.empty() ? 0 : rotary_kind[layer]; }
   int rotary_kinds() const { return rotary_pairs > 0 ? static_cast<int>(rotary_scales.size()) : 0; }
 };

@@ -63,6 +63,7 @@ void Workspace::reserve(Operations& operations, const Config& config, int tokens
   if (tokens <= tokens_) return;
   size_t M = 0, wide = 0, mixed_size = 0, turned = 0;
   for (const StackConfig* stack : {&config.encoder, &config.decoder}) {
+    if (stack->layers == 0) continue;  // nothing has checked its other numbers
     const size_t in = (stack->activation.gated ? 2 : 1) * static_cast<size_t>(stack->feed_forward);
     M = std::max<size_t>(M, stack->model_size);
     wide = std::max({wide, static_cast<size_t>(stack->projected()), in, static_cast<size_t>(stack->model_size)});

@@ -177,8 +177,8 @@ class CpuOperations : public Operations {
     long work = 0;
     int longest = 0;
     for (const auto& token : tokens) {
-      const int seen = rule.window > 0 ? std::min(token.length, 2 * rule.window) : token.length;
-      work += static_cast<long>(seen) * H * D * 2;
+      const long seen = rule.window > 0 ? std::min<long>(token.length, 2L * rule.window) : token.length;
+      work += seen * H * D * 2;
       longest = std::max(longest, token.length);
     }
     group_queries(tokens, H);

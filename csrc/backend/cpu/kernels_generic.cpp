@@ -65,7 +65,8 @@ inline V round_even(const V& a) {
 }
 inline V scale_by_power(const V& a, const V& n) {
   return lanes([&](int i) {
-    const int32_t bits = (static_cast<int32_t>(n.lane[i]) + 127) << 23;
+    // What is not finite has no power; no result that comes of it is read.
+    const int32_t bits = (static_cast<int32_t>(std::fmin(std::fmax(n.lane[i], -127.0f), 128.0f)) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return a.lane[i] * power;

@@ -69,7 +69,7 @@ class Operand {
   // The first token of a block; of block blocks(): the number of tokens.
   int first(int block) const { return static_cast<int>(static_cast<long>(tokens_) * block / blocks_); }
   const std::byte* block(int b) const { return data_ + first(b) * token_bytes_; }
-  const float* scales(int b) const { return scales_.data() + first(b); }
+  const float* scales(int b) const { return scales_.empty() ? nullptr : scales_.data() + first(b); }
 
  private:
   int tokens_ = 0, blocks_ = 1;
