@@ -9,6 +9,14 @@ import numpy.typing as npt
 
 _Tensors = Callable[[str, int, int], npt.NDArray[np.float32] | None]
 
+class MappedFile:
+    """A file that is read where it lies, also while others cut it; `check()` raises OSError once they have."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def bytes(self) -> npt.NDArray[np.uint8]: ...
+    def check(self) -> None: ...
+
 class Transformer:
     def __init__(
         self,
@@ -16,6 +24,7 @@ class Transformer:
         device: str,
         tensors: _Tensors,
         blobs: Sequence[npt.NDArray[np.uint8]] | None = ...,
+        file: MappedFile | None = ...,
     ) -> None: ...
     def update(self, device: str, tensors: _Tensors) -> None: ...
     @property

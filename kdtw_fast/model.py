@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdtw_fast import _core
@@ -73,13 +72,13 @@ class NativeModel:
             self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
             described = file.describe_sources() if file is not None else []
             kept: dict[str, np.ndarray] = {}
-            self.core = self._make(cache_dtype, tensor_reader(model, tensors, name, kept))
+            self.core = self._make(cache_dtype, tensor_reader(model, tensors, name, kept, self._described["dtype"]))
             if file is not None:
                 file.write(described, PackedWeights(self._described, kept, self.core.blobs))
                 packed = file.read()
         if packed is not None:
             self._described, vectors = packed.spec, packed.vectors
-            self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed.blobs)
+            self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed)
         self.spec: dict[str, Any] = self.core.spec
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
         self.vocab_size: int = self.spec["vocabulary"]
@@ -130,7 +129,7 @@ class NativeModel:
         self,
         cache_dtype: str,
         tensors: Callable[[str, int, int], np.ndarray | None],
-        blobs: list[npt.NDArray[np.uint8]] | None = None,
+        packed: PackedWeights | None = None,
     ) -> _core.Transformer:
         """The native object of what is described."""
         dtype = self._described["dtype"]
@@ -139,9 +138,10 @@ class NativeModel:
             raise ValueError(
                 f"{self.name}: device {self.device!r} does not compute {lacking} yet; decode this model on 'cpu'"
             )
-        return _core.Transformer(
-            self._described | {"name": self.name, "cache_dtype": cache}, self.device, tensors, blobs
-        )
+        spec = self._described | {"name": self.name, "cache_dtype": cache}
+        if packed is None:
+            return _core.Transformer(spec, self.device, tensors)
+        return _core.Transformer(spec, self.device, tensors, packed.blobs, packed.file)
 
     @classmethod
     def from_model(
@@ -202,7 +202,7 @@ class NativeModel:
                     f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)} "
                     f"here and {new.get(field)} in the model given"
                 )
-        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}))
+        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype))
 
     @classmethod
     def from_pretrained(
@@ -251,7 +251,8 @@ class NativeModel:
         packed = None
         if cache is not None and cache is not False:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
-            packed = PackedFile(path, files, {"dtype": dtype, "ignored": sorted(ignore_config_fields)})
+            way = {"dtype": dtype, "ignored": sorted(ignore_config_fields)}
+            packed = PackedFile(path, files, way | {"channels": "even"} if dtype == "int8" else way)
         generation = read_generation(folder, config, name)
         made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device, generation)
         made.folder = folder

@@ -32,11 +32,13 @@ class PackedWeights:
         spec: ``_core.Transformer``'s, but for name and cache_dtype.
         vectors: what the core does not pack, by its names of tensors, float32.
         blobs: what ``_core.Transformer.blobs`` was.
+        file: where all of them lie; None of weights that are to be written.
     """
 
     spec: dict[str, Any]
     vectors: dict[str, npt.NDArray[np.float32]]
     blobs: list[npt.NDArray[np.uint8]]
+    file: _core.MappedFile | None = None
 
 
 class PackedFile:
@@ -53,7 +55,7 @@ class PackedFile:
         length are checked; its arrays are not read.
         """
         try:
-            header, data = self._open()
+            header, data, file = self._open()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return None  # write() tells when it cannot be there
         if header["key"] != self._key or not self._made_from_sources(header["sources"]):
@@ -63,7 +65,7 @@ class PackedFile:
             return data[entry["offset"] : entry["offset"] + entry["bytes"]]
 
         vectors = {v["name"]: array(v).view(np.float32).reshape(v["shape"]) for v in header["vectors"]}
-        return PackedWeights(header["spec"], vectors, [array(entry) for entry in header["blobs"]])
+        return PackedWeights(header["spec"], vectors, [array(entry) for entry in header["blobs"]], file)
 
     def describe_sources(self) -> list[dict[str, Any]]:
         """Name, size, time and SHA-256 of each source; to be taken before the weights are read from them."""
@@ -112,22 +114,23 @@ class PackedFile:
                 os.unlink(file.name)
                 raise
 
-    def _open(self) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-        """Header and arrays; ValueError when the file is not whole."""
-        with self.path.open("rb") as file:
-            start = file.read(_START)
-            length = int.from_bytes(start[8:16], "little")
-            size = os.fstat(file.fileno()).st_size
-            if len(start) < _START or start[:8] != _MAGIC or length > size:
-                raise ValueError("not a file of packed weights")
-            text = file.read(length)
-            if hashlib.sha256(text).digest() != start[16:]:
-                raise ValueError("broken header")
-            header = json.loads(text)
-            begin = _rounded(_START + length)
-            if size != begin + header["bytes"]:
-                raise ValueError("cut short")
-            return header, np.asarray(np.memmap(file, np.uint8, mode="r"))[begin:]
+    def _open(self) -> tuple[dict[str, Any], npt.NDArray[np.uint8], _core.MappedFile]:
+        """Header, arrays, and the file that they lie in; ValueError when it is not whole."""
+        self.path.open("rb").close()  # its errors tell one reason from another
+        file = _core.MappedFile(str(self.path))
+        data = file.bytes
+        start = data[:_START].tobytes()
+        length = int.from_bytes(start[8:16], "little")
+        if len(start) < _START or start[:8] != _MAGIC or length > data.size:
+            raise ValueError("not a file of packed weights")
+        text = data[_START : _START + length].tobytes()
+        if hashlib.sha256(text).digest() != start[16:]:
+            raise ValueError("broken header")
+        header = json.loads(text)
+        begin = _rounded(_START + length)
+        if data.size != begin + header["bytes"]:
+            raise ValueError("cut short")
+        return header, data[begin:], file
 
     def _made_from_sources(self, described: list[dict[str, Any]]) -> bool:
         if [entry["name"] for entry in described] != [source.name for source in self._sources]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +192,58 @@ def test_blobs_that_do_not_fit_are_refused(folder: Path) -> None:
             kdtw_fast._core.Transformer(native.spec, "cpu", read, bad)
     again = kdtw_fast._core.Transformer(native.spec, "cpu", read, blobs)
     assert [blob.tobytes() for blob in again.blobs] == [blob.tobytes() for blob in blobs]
+
+
+CUT = """
+import os, signal, sys
+import numpy as np
+from kdtw_fast import NativeT5, SingleModelDecoder, _core
+
+folder = sys.argv[1]
+path = folder + "/.kdtw_fast-fp32.packed"
+
+def refused(call):
+    try:
+        call()
+    except OSError as error:
+        assert path in str(error) and "cut or changed" in str(error), error
+        return True
+    return False
+
+native = NativeT5.from_pretrained(folder, cache=True)
+decoder = SingleModelDecoder(native)
+whole = decoder.generate([[5, 6, 1]], max_new_tokens=9, min_new_tokens=9).sequences.tolist()
+written = []
+
+def cut(row, position, token, owner):
+    written.append(token)
+    if position == 2:
+        os.truncate(path, 0)
+
+assert refused(lambda: decoder.generate([[5, 6, 1]], max_new_tokens=9, min_new_tokens=9, streamer=cut))
+assert written == whole[0][1 : 1 + len(written)] and len(written) < 9, "a token that no weights made was handed out"
+for call in (lambda: decoder.generate([[5, 1]]), lambda: native.decode_logits([5, 1], [0])):
+    assert refused(call)
+again = SingleModelDecoder(NativeT5.from_pretrained(folder, cache=True))
+assert again.generate([[5, 6, 1]], max_new_tokens=9, min_new_tokens=9).sequences.tolist() == whole
+
+file = _core.MappedFile(path)  # written over, with the same length
+with open(path, "r+b") as other:
+    other.write(b"another")
+os.utime(path, (1, 1))
+assert refused(file.check)
+print("zeros", int(np.abs(_core.MappedFile(path).bytes).sum() > 0), flush=True)
+import mmap
+with open(folder + "/other", "w+b") as other:  # what is not ours ends the process as before
+    other.write(bytes(8192))
+    other.flush()
+    pages = mmap.mmap(other.fileno(), 8192)
+    os.truncate(other.name, 0)
+    print(pages[5000])
+"""
+
+
+def test_a_file_that_is_cut_while_it_is_in_use(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", CUT, str(folder)], capture_output=True, text=True)
+    assert done.stdout == "zeros 1\n", done.stderr
+    assert done.returncode == -signal.SIGBUS

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "backend/cpu/mapped_file.h"
 #include "backend/cpu/packed_weight.h"
 #include "bindings/bindings.h"
 #include "core/error.h"
@@ -161,9 +162,10 @@ TensorSource tensor_source(const std::string& model, const py::function& tensors
 }
 
 // With `blobs`, what Transformer.blobs was, weights are read from those arrays in place and `tensors` is asked for no
-// matrix.
+// matrix. `file`: what they lie in.
 std::shared_ptr<Transformer> make_model(const py::dict& spec, const std::string& device, const py::function& tensors,
-                                        const std::optional<std::vector<ByteArray>>& blobs) {
+                                        const std::optional<std::vector<ByteArray>>& blobs,
+                                        const std::shared_ptr<cpu::MappedFile>& file) {
   const Config config = config_of(spec);
   const TensorSource source = tensor_source(config.name, tensors);
   const Backend backend = make_backend(device, 0);
@@ -181,7 +183,12 @@ std::shared_ptr<Transformer> make_model(const py::dict& spec, const std::string&
     });
     return {std::as_bytes(std::span(array.data(), static_cast<size_t>(array.size()))), owner};
   };
-  return std::make_shared<Transformer>(*backend.operations, config, source, packed);
+  auto model = std::make_shared<Transformer>(*backend.operations, config, source, packed);
+  if (file) {
+    model->check_by([file] { file->check(); });
+    model->check();
+  }
+  return model;
 }
 
 // The packed weights as arrays of bytes over the model's own memory, which they hold.
@@ -227,6 +234,7 @@ FloatArray decode_logits(const Transformer& model, const std::string& device, co
                         logits.data);
     begin += size;
   }
+  model.check();
   return out;
 }
 
@@ -251,8 +259,21 @@ py::tuple timed(Pass&& pass) {
 }  // namespace
 
 void bind_models(py::module_& m) {
+  py::class_<cpu::MappedFile, std::shared_ptr<cpu::MappedFile>>(m, "MappedFile")
+      .def(py::init<const std::string&>(), py::arg("path"))
+      .def_property_readonly("bytes",
+                             [](const std::shared_ptr<cpu::MappedFile>& file) {
+                               const auto bytes = file->bytes();
+                               ByteArray array(bytes.size(), reinterpret_cast<const uint8_t*>(bytes.data()),
+                                               py::cast(file));
+                               array.attr("setflags")(py::arg("write") = false);
+                               return array;
+                             })
+      .def("check", &cpu::MappedFile::check);
+
   py::class_<Transformer, std::shared_ptr<Transformer>>(m, "Transformer")
-      .def(py::init(&make_model), py::arg("spec"), py::arg("device"), py::arg("tensors"), py::arg("blobs") = py::none())
+      .def(py::init(&make_model), py::arg("spec"), py::arg("device"), py::arg("tensors"), py::arg("blobs") = py::none(),
+           py::arg("file") = py::none())
       .def_property_readonly("spec", [](const Transformer& model) { return spec_of(model.config()); })
       .def_property_readonly("num_bytes", &Transformer::bytes)
       .def_property_readonly("blobs", &blobs_of)

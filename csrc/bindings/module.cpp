@@ -97,6 +97,8 @@ PYBIND11_MODULE(_core, m) {
       if (error) std::rethrow_exception(error);
     } catch (const kdtw::NonFiniteError& e) {
       PyErr_SetString(PyExc_FloatingPointError, e.what());
+    } catch (const kdtw::FileChanged& e) {
+      PyErr_SetString(PyExc_OSError, e.what());
     } catch (const kdtw::OutOfMemory& e) {
       PyErr_SetString(PyExc_MemoryError, e.what());
     } catch (const std::bad_alloc&) {

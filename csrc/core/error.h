@@ -29,6 +29,11 @@ class NonFiniteError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// OSError in Python: a file that is in use is not what it was.
+class FileChanged : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;

@@ -29,6 +29,8 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   require(method_.call.draft_length > 0 || !(method_.accept.checks_all || needs_draft_logits(method_.accept.check)),
           "a method that checks all drafts, or by what they were drawn from, needs a draft_length above 0, got ",
           method_.call.draft_length);
+  require(!method_.two_models || method_.accept.teacher_continues || method_.accept.check != Check::kNone,
+          "a method whose teacher neither writes nor checks asks it for nothing");
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const auto& special = decoder_->special;
   for (const int32_t id : special.end) stops_.push_back({id, 0});
@@ -76,7 +78,7 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       if (stream) {
         settled_.clear();
         for (const int slot : running_) hand_tokens(rows_[slot]);
-        if (!settled_.empty()) stream(settled_);
+        if (!settled_.empty()) check_weights(), stream(settled_);
       }
       retire();
       const bool enough = until == Until::kAllFinished ? fault_ : !finished_.empty() || (bell && bell->rung());
@@ -102,9 +104,15 @@ std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& 
       draft(drafting_, until != Until::kAllFinished, stream || std::ranges::any_of(running_, hurried), poll);
     }
   }
+  check_weights();
   broken_ = fault_ = false;
   std::sort(finished_.begin(), finished_.end(), [](const Row& a, const Row& b) { return a.index < b.index; });
   return std::exchange(finished_, {});
+}
+
+void Session::check_weights() const {
+  decoder_->student->check();
+  for (const auto& teacher : decoder_->teachers) teacher->check();
 }
 
 Totals Session::totals() const {

@@ -91,6 +91,7 @@ class Session {
   };
 
   int asked_teachers() const { return static_cast<int>(teachers_.size()); }
+  void check_weights() const;
   void admit(const Poll& poll);
   void append(Row& row, int32_t token, Owner owner, int teacher = 0);
   void truncate(int slot, int length);

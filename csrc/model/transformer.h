@@ -100,7 +100,16 @@ class Transformer {
   const std::vector<const Weight*>& weights() const { return weights_; }
 
   // As long as the result is held, the weights do not change.
-  std::shared_ptr<const void> hold() const { return holders_->hold(config_.name); }
+  std::shared_ptr<const void> hold() const {
+    check();
+    return holders_->hold(config_.name);
+  }
+  // Throws where the weights are not what they were any more: they may lie in a file. Who gives out what was computed
+  // asks before.
+  void check() const {
+    if (check_) check_();
+  }
+  void check_by(std::function<void()> check) { check_ = std::move(check); }
   // Takes other weights of the same config. std::runtime_error while somebody holds the present ones; when `tensors`
   // throws, they stay.
   void update(Operations& operations, const TensorSource& tensors);
@@ -179,6 +188,7 @@ class Transformer {
                     std::span<const std::vector<int32_t>> sources, const Poll& poll) const;
 
   Config config_;
+  std::function<void()> check_;  // or none
   std::shared_ptr<Holders> holders_ = std::make_shared<Holders>();
   std::vector<const Weight*> weights_;
   std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied
