@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from kdtw_fast.equalising import Equaliser
 from kdtw_fast.families import Description, Part, Tensors
 from kdtw_fast.loaders import read_json
 
@@ -129,34 +130,44 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
 
 
 def tensor_reader(
-    model: Description, tensors: Tensors, name: str, kept: dict[str, np.ndarray]
+    model: Description, tensors: Tensors, name: str, kept: dict[str, np.ndarray], dtype: str = "fp32"
 ) -> Callable[[str, int, int], np.ndarray | None]:
     """Returns the function by which the core asks for a tensor of a shape (columns 0: a vector), as contiguous float32.
 
-    What it gives and the core does not pack is left in ``kept``.
+    What it gives and the core does not pack is left in ``kept``. For int8 channels are made even (equalising.py).
     """
 
-    def read(key: str, rows: int, columns: int) -> np.ndarray | None:
+    def values(key: str) -> np.ndarray | None:
         part = model.parts.get(key)
-        if part is None:
+        if part is None or (isinstance(part, Part) and part.stored not in tensors):
             return None
-        if isinstance(part, Part):
-            tensor, stored = tensors[part.stored](), part.stored
-            if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-                raise ValueError(
-                    f"{name}: tensor '{stored}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read"
-                )
-        else:
-            tensor, stored = part, key
-        expected = [rows, columns] if columns else [rows]
-        if list(tensor.shape) != expected:
+        tensor = tensors[part.stored]() if isinstance(part, Part) else part
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             raise ValueError(
-                f"{name}: tensor '{stored}' has shape {list(tensor.shape)}, but the config asks for {expected}"
+                f"{name}: tensor '{stored(key)}' has dtype {tensor.dtype}; float32, float16 or bfloat16 are read"
             )
-        values = tensor.detach().to("cpu", torch.float32)
+        found = tensor.detach().to("cpu", torch.float32)
         if isinstance(part, Part) and part.make is not None:
-            values = part.make(values)
-        array: np.ndarray = values.contiguous().numpy()
+            found = part.make(found)
+        return found.contiguous().numpy()
+
+    def stored(key: str) -> str:
+        part = model.parts[key]
+        return part.stored if isinstance(part, Part) else key
+
+    equaliser = Equaliser(model.spec, values) if dtype == "int8" else None
+
+    def read(key: str, rows: int, columns: int) -> np.ndarray | None:
+        array = values(key)
+        if array is None:
+            return None
+        expected = [rows, columns] if columns else [rows]
+        if list(array.shape) != expected:
+            raise ValueError(
+                f"{name}: tensor '{stored(key)}' has shape {list(array.shape)}, but the config asks for {expected}"
+            )
+        if equaliser is not None:
+            array = equaliser.apply(key, array)
         if key.rsplit(".", 1)[-1] not in _PACKED:
             kept[key] = array
         return array
