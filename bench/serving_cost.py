@@ -1,0 +1,62 @@
+"""What an answer of the service costs in processor time, by thread: python -m bench.serving_cost [--clients 8].
+
+Beside it what the same texts cost `decoder.stream`. Processor time hardly depends on what else the machine does, so
+this says where time goes also where it is not quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from typing import Any
+
+import psutil
+
+from bench.serving import METHODS, WARM, Streamed, drive, kdtw
+from kdtw_fast.tables import markdown_table
+
+KINDS: dict[str, dict[str, Any]] = {"whole": {}, "streamed": {"stream": True}}
+
+
+def by_thread(pid: int) -> dict[str, float]:
+    """Processor seconds of a service: its event loop's (the main thread), and all others'."""
+    seconds = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
+    return {"event loop": seconds.get(pid, 0.0), "other threads": sum(seconds.values()) - seconds.get(pid, 0.0)}
+
+
+def costs(method: str, clients: int, count: int) -> list[list[str]]:
+    """Lines of the table."""
+    streamed = Streamed(method)
+    streamed.rate(clients, WARM)
+    before = time.process_time()
+    streamed.rate(clients, count)
+    lines = [[f"{method}, decoder.stream", "", _ms(time.process_time() - before, count), ""]]
+    with kdtw("--batch-size", str(clients), "--method", method) as (host, port, process):
+        for kind, fields in KINDS.items():
+            asyncio.run(drive(host, port, clients, 4 * WARM, fields))
+            begun, mine = by_thread(process.pid), time.process_time()
+            asyncio.run(drive(host, port, clients, count, fields))
+            spent = {name: seconds - begun[name] for name, seconds in by_thread(process.pid).items()}
+            cells = [_ms(spent[name], count) for name in ("event loop", "other threads")]
+            lines.append([f"{method}, kdtw serve, {kind}", *cells, _ms(time.process_time() - mine, count)])
+    return lines
+
+
+def _ms(seconds: float, count: int) -> str:
+    return f"{1000 * seconds / count:.2f}"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=600)
+    given = parser.parse_args()
+    lines = [line for method in METHODS for line in costs(method, given.clients, given.requests)]
+    head = ["processor ms per answer", "event loop", "decoding and the rest", "client"]
+    print("\n".join(markdown_table(head, lines)))
+
+
+if __name__ == "__main__":
+    main()
