@@ -74,6 +74,8 @@ def start(work: Callable[[], object], processes: int = 1) -> list[Any]:
             os.environ.update(job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
         try:
             work()
+        except SystemExit as left:  # how a command ends
+            os._exit(1 if left.code else 0)
         except BaseException:
             os._exit(1)
         os._exit(0)
