@@ -48,7 +48,7 @@ gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 debug asan tsan: $(VENV)/.extra-test
 	$(BIN)/python .ci/core.py $@ $(ARGS)
 
-# libFuzzer and Atheris: a fixed number of inputs in two minutes, or MINUTES of each target. Needs Clang (tests/fuzz/run.py).
+# libFuzzer and Atheris: a fixed number of inputs, or MINUTES of each target. Needs Clang (tests/fuzz/run.py).
 fuzz: $(VENV)/.extra-fuzz
 	$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES))
 

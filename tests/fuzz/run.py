@@ -1,6 +1,6 @@
 """Fuzzes the core under AddressSanitizer and UBSan, and Python's side of it: python tests/fuzz/run.py [--minutes N].
 
-Without --minutes every target has a fixed number of inputs, from its corpus on, which is what CI runs. Needs Clang 16
+Without --minutes every target has a fixed number of inputs, from its corpus on. Needs Clang 16
 or newer with libFuzzer, and Atheris for the Python side. What is found new goes to build/fuzz/corpus; an input that
 breaks something to build/fuzz, and the command ends with status 1.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "fuzz"
-# Targets, and how many inputs CI tries of each.
+# Targets, and how many inputs are tried of each without --minutes.
 RUNS = {"model": 60_000, "decode": 30_000, "pick": 60_000, "boundary": 3_000}
 FLAGS = ["-std=c++20", "-O1", "-gline-tables-only", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w"]
 FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{ROOT / 'csrc'}"]
