@@ -58,6 +58,7 @@ RowOptions row_options(Bytes& bytes, int most) {
   RowOptions options;
   options.max_new_tokens = bytes.small(1, most);
   options.min_new_tokens = bytes.small(0, options.max_new_tokens);
+  options.forced_tokens = bytes.ids(0, std::min(2, options.max_new_tokens), kTau);
   options.student_sampling = sampling(bytes), options.teacher_sampling = sampling(bytes);
   options.seed = bytes.ConsumeIntegral<uint64_t>();
   if (bytes.rarely()) options.max_seconds = bytes.PickValueInArray({1e-9, 1e-5, 1e300});
@@ -114,7 +115,6 @@ void run(Bytes& bytes) {
   decoder->vocabulary = kTau;
   const int most = bytes.small(1, 9);
   SessionOptions options;
-  options.forced_tokens = bytes.ids(0, std::min(2, most - 1), kTau);
   options.row = row_options(bytes, most);
   options.row.max_new_tokens = most;
   options.row.min_new_tokens = std::min(options.row.min_new_tokens, most);
@@ -124,7 +124,6 @@ void run(Bytes& bytes) {
   const int slots = bytes.small(1, 3), longest = bytes.small(1, 5);
   Session session(decoder, options, slots, longest);
   const Poll poll = [] {};
-  std::vector<int> least;
   std::vector<Ledger> ledgers;
   std::vector<std::vector<int32_t>> streamed;
   const TokenStream stream = [&](std::span<const SettledToken> settled) {
