@@ -106,6 +106,10 @@ class SimulatedDevice:
         """Whether graphs may have WHILE nodes; not all devices and drivers have them."""
         self.library.kdtw_sim_conditional_nodes(there)
 
+    def largest_loop(self, nodes: int = 1 << 30) -> None:
+        """Loops whose bodies have more nodes are refused when their graph is instantiated."""
+        self.library.kdtw_sim_largest_loop(nodes)
+
     def allocate(self, size: int) -> int:
         """The address of so many bytes of device memory; cudaFree frees them."""
         pointer = ctypes.c_void_p()

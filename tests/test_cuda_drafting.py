@@ -281,6 +281,31 @@ def test_a_device_without_loops(simulated: str) -> None:
         device.conditional_nodes(True)
 
 
+def test_a_device_that_refuses_a_real_loop(simulated: str) -> None:
+    """One that runs the small loop which is tried first: drafts go on ahead of the host, with the same bits."""
+    device = the_device()
+    decoder = SingleModelDecoder(NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated))
+    use("host")
+    expected = decoder.generate([[5, 8, 1]], max_new_tokens=6, min_new_tokens=6, output_logprobs=True)
+    del decoder
+    empty_the_device()
+    try:
+        device.largest_loop(6)
+        decoder = SingleModelDecoder(NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), device=simulated))
+        use("loop")
+        with pytest.raises(RuntimeError, match="no loops of so many nodes"):
+            decoder.generate([[5, 1]])
+        use()
+        output = decoder.generate([[5, 8, 1]], max_new_tokens=6, min_new_tokens=6, output_logprobs=True)
+        same_outputs(Trial("cpu"), output, expected)
+        counters = counted(decoder, device, 4)
+        assert (counters["graph_launches"], counters["while_iterations"]) == (4, 0)
+    finally:
+        device.largest_loop()
+        del decoder
+        empty_the_device()  # it would go on without loops
+
+
 def test_ways_that_are_not_known() -> None:
     with pytest.raises(ValueError, match="unknown way to draft 'graph'"):
         use("graph")

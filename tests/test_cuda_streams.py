@@ -125,7 +125,7 @@ def test_no_memory_is_said_and_leaves_the_decoder_usable(other: OtherLibrary) ->
     decoder = TrainingWheelsDecoder(student, teacher, device="cuda")
     expected = decoder.generate([[5, 1]], **SETTINGS)
     other.left = 64
-    with pytest.raises(MemoryError):
+    with pytest.raises(MemoryError, match="on device cuda:0; lower max_new_tokens"):
         decoder.generate([[5, 1]], **SETTINGS)
     other.left = 1 << 40
     same_outputs(Trial("cpu"), decoder.generate([[5, 1]], **SETTINGS), expected)

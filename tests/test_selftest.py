@@ -143,3 +143,14 @@ def test_a_check_that_fails_is_told_and_the_rest_runs(monkeypatch: pytest.Monkey
     assert "the number: 1 at (0,), expected 2 within 0.5" in done.output
     assert "RuntimeError: CUDA error in linear: too bad" in done.output
     assert "1 of 3 checks passed on cpu" in done.output
+
+
+def test_after_a_device_is_lost_the_checks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(trial: Trial) -> None:
+        monkeypatch.setattr(run, "_answers", lambda device: False)
+        raise RuntimeError("CUDA error in attend: an illegal memory access was encountered; it stays")
+
+    monkeypatch.setattr(run, "CHECKS", run.Checks([Check("breaks", "", breaks), *some("gather", "norm")]))
+    done = CliRunner().invoke(cli.app, ["selftest", "--device", "cpu", "--quick"])
+    assert done.exit_code == 1 and "0 of 3 checks passed on cpu" in done.output
+    assert done.output.count("FAIL") == 1 and done.output.count("the device was lost in 'breaks'") == 2

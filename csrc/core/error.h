@@ -15,9 +15,10 @@ class OutOfMemory : public std::bad_alloc {
   static constexpr const char* kSmall =
       "memory has run out; lower max_new_tokens, the sources' length or the number of rows";
 
-  explicit OutOfMemory(size_t bytes)
-      : message_("cannot allocate " + std::to_string(bytes) +
-                 " bytes; lower max_new_tokens, the sources' length or the number of rows") {}
+  // of: what memory, and what to do, as " on device cuda:0; choose …"; empty: the host's.
+  explicit OutOfMemory(size_t bytes, const std::string& of = {})
+      : message_("cannot allocate " + std::to_string(bytes) + " bytes" +
+                 (of.empty() ? "; lower max_new_tokens, the sources' length or the number of rows" : of)) {}
   const char* what() const noexcept override { return message_.c_str(); }
 
  private:

@@ -52,6 +52,7 @@ EXPORT void kdtw_sim_schedule(int order, int depth_first, uint64_t seed, int res
   s.lazy = lazy != 0;
 }
 EXPORT void kdtw_sim_conditional_nodes(int there) { settings().conditional_nodes = there != 0; }
+EXPORT void kdtw_sim_largest_loop(int nodes) { settings().largest_loop = nodes; }
 EXPORT int kdtw_sim_checks() { return check::enabled; }
 
 // "name=value" lines; what is counted since the last reset.

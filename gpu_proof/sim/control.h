@@ -16,6 +16,7 @@ struct Settings {
   bool lazy = false;              // work runs when the host waits for it, not when it is enqueued
   bool traffic = false;           // count memory requests (checked libraries)
   bool conditional_nodes = true;  // whether graphs may have loops
+  int largest_loop = 1 << 30;     // nodes of a loop's body at most, else its graph is not instantiated
 };
 Settings& settings();
 

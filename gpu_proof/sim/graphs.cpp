@@ -122,6 +122,9 @@ cudaError_t cudaGraphAddNode(cudaGraphNode_t* out, cudaGraph_t graph, const cuda
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   return guarded([&] {
+    for (const auto& body : graph->bodies)
+      if (static_cast<int>(body->nodes.size()) > settings().largest_loop)
+        return set_error(cudaErrorNotSupported, "this device has no loops of so many nodes");
     *exec = new SimtGraphExec{copy_of(*graph)};
     return cudaSuccess;
   });

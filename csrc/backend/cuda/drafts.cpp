@@ -6,10 +6,11 @@
 namespace kdtw::cuda {
 
 Drafts::Drafts(GraphHost& host, DecoderPass pass, const Weight& head, const DraftRules& rules, int rows, bool loops,
-               int ahead)
+               bool only_loops, int ahead)
     : GraphUser(host, std::move(pass), head),
       stop_count_(rules.stop_count),
       loops_(loops),
+      only_loops_(only_loops),
       ahead_(ahead),
       exchange_(pool_, stream_, places(padded_rows(rows), kLongestDraft).bytes) {
   const int width = padded_rows(rows);
@@ -38,8 +39,9 @@ void Drafts::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
     check(table_, table_.advance(&draft, false, stream_), "advance");
     steps = 1;
   }
+  const Graph* const whole = loops_ && steps < most ? loop(width, draft) : nullptr;
+  if (whole != nullptr) whole->launch(stream_);
   if (loops_) {
-    if (steps < most) graph(width, draft).launch(stream_);
     read(at, width, most);
   } else {
     do {
@@ -107,6 +109,19 @@ void Drafts::send(std::span<const DraftRow> rows, const DraftRules& rules, const
 void Drafts::read(const Places& at, int width, int steps) {
   exchange_.fetch(at.state, at.picks + static_cast<size_t>(width) * steps * sizeof(PickResult) - at.state);
   host_.wait();
+}
+
+// The graph of a draft. Null, and no loops from now on, where the device that runs small loops refuses this one.
+const Graph* Drafts::loop(int width, const KdtwDraft& draft) {
+  try {
+    return &graph(width, draft);
+  } catch (const std::runtime_error&) {
+    if (only_loops_) throw;
+    graphs_.clear();
+    loops_ = false;
+    pool_.no_loops();
+    return nullptr;
+  }
 }
 
 // The graph of a step: the decoder reads what advance() has prepared, the picks are decided, and advance() takes them.

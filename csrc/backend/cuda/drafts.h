@@ -14,10 +14,11 @@ namespace kdtw::cuda {
 
 class Drafts : private GraphUser {
  public:
-  // For drafts of up to `rows` rows. loops: one launch repeats the step until the draft ends; otherwise the host
-  // launches `ahead` steps, looks whether the draft has ended, and launches more (see use_drafting).
+  // For drafts of up to `rows` rows. loops: one launch repeats the step until the draft ends; otherwise, and from the
+  // first step on that the device takes into no loop (an error where only_loops), the host launches `ahead` steps,
+  // looks whether the draft has ended, and launches more (see use_drafting).
   Drafts(GraphHost& host, DecoderPass pass, const Weight& head, const DraftRules& rules, int rows, bool loops,
-         int ahead);
+         bool only_loops, int ahead);
   ~Drafts() { table_.synchronise(stream_); }
 
   // As Runner::draft. hidden: the hidden states of the rows' newest tokens [rows, M], where a pass has read them
@@ -37,6 +38,7 @@ class Drafts : private GraphUser {
             const Places& at);
   void read(const Places& at, int width, int steps);
   const Graph& graph(int width, const KdtwDraft& draft);
+  const Graph* loop(int width, const KdtwDraft& draft);
 
   // Device memory that lasts as long as the drafts.
   template <typename T>
@@ -46,7 +48,8 @@ class Drafts : private GraphUser {
   }
 
   const int stop_count_;
-  const bool loops_;
+  bool loops_;
+  const bool only_loops_;
   const int ahead_;
   const Exchange exchange_;
   std::vector<std::shared_ptr<void>> memory_;     // on the device

@@ -17,6 +17,8 @@ extern "C" {
 
 enum { kKdtwCudaVersion = 8 };  // of this file; the engine refuses another one
 
+enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
+
 enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwScaledFp16 };
 
 // Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row

@@ -74,7 +74,13 @@ std::vector<std::string> devices(const Library& library) {
 }
 
 void check(const KdtwCudaTable& table, int32_t status, const char* doing) {
-  if (status != 0) throw std::runtime_error(concat(table.kind, " error in ", doing, ": ", table.describe(status)));
+  if (status == 0) return;
+  // Some errors stay: each later call of the process gives them again, whoever caused them.
+  const bool stays = table.synchronise(nullptr) == status;
+  throw std::runtime_error(concat(table.kind, " error in ", doing, ": ", table.describe(status),
+                                  stays ? "; work that was enqueued before may be the cause, and this process cannot "
+                                          "use the device any more"
+                                        : ""));
 }
 
 }  // namespace kdtw::cuda

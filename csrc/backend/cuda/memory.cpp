@@ -73,6 +73,11 @@ bool Pool::runs_loops() {
   return found;
 }
 
+void Pool::no_loops() {
+  const std::lock_guard lock(mutex_);
+  runs_loops_ = false;
+}
+
 void* Pool::begin_stream() {
   use();
   const std::lock_guard lock(mutex_);
@@ -108,7 +113,7 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   void* memory = nullptr;
   if (allocator_ != nullptr) {
     memory = allocator_->allocate(device_, std::max<size_t>(bytes, 1), stream);
-    if (memory == nullptr) throw OutOfMemory(bytes);
+    if (memory == nullptr) throw refused(bytes, stream);
     return {memory, [pool = shared_from_this()](void* p) { pool->allocator_->release(p); }};
   }
   {
@@ -123,7 +128,9 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
     }
   }
   use();
-  if (library_.table->allocate(&memory, size) != 0) {
+  const int32_t first = library_.table->allocate(&memory, size);
+  if (first != kKdtwOutOfMemory) check(*library_.table, first, "allocation of memory");
+  if (first == kKdtwOutOfMemory) {
     const std::lock_guard lock(mutex_);
     for (auto block = free_.begin(); block != free_.end();) {
       if (block->second.stream != nullptr && block->second.stream != stream) {
@@ -133,9 +140,18 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
       library_.table->release(block->second.memory);
       block = free_.erase(block);
     }
-    if (library_.table->allocate(&memory, size) != 0) throw OutOfMemory(bytes);
+    if (const int32_t status = library_.table->allocate(&memory, size); status == kKdtwOutOfMemory)
+      throw refused(bytes, stream);
+    else
+      check(*library_.table, status, "allocation of memory");
   }
   return {memory, [pool = shared_from_this(), size, stream](void* p) { pool->give_back(p, size, stream); }};
+}
+
+OutOfMemory Pool::refused(size_t bytes, void* stream) const {
+  const char* const what = stream == nullptr ? "; choose a format of fewer bits for the weights, or device 'cpu'"
+                                             : "; lower max_new_tokens, the sources' length or the number of rows";
+  return OutOfMemory(bytes, concat(" on device cuda:", device_, what));
 }
 
 void Pool::give_back(void* memory, size_t bytes, void* stream) {

@@ -41,6 +41,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void use() const;
   // Whether graphs with loops run on the device; found out by running one, once.
   bool runs_loops();
+  // From now on they do not: a real one was refused.
+  void no_loops();
 
   void* begin_stream();
   // Waits for the stream's work and lets others have its blocks, and the stream itself.
@@ -59,6 +61,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   };
 
   Pool(const Library& library, int device);
+  OutOfMemory refused(size_t bytes, void* stream) const;
   void give_back(void* memory, size_t bytes, void* stream);
 
   const Library& library_;
@@ -75,7 +78,10 @@ class Pool : public std::enable_shared_from_this<Pool> {
 class Pinned {
  public:
   Pinned(const KdtwCudaTable& table, size_t bytes) : table_(table), bytes_(bytes) {
-    if (table.allocate_host(&memory_, bytes) != 0) throw OutOfMemory(bytes);
+    const int32_t status = table.allocate_host(&memory_, bytes);
+    if (status == kKdtwOutOfMemory)
+      throw OutOfMemory(bytes, " of host memory that a device copies from; decode fewer rows together");
+    check(table, status, "allocation of host memory");
   }
   ~Pinned() { table_.release_host(memory_); }
   Pinned(const Pinned&) = delete;

@@ -65,7 +65,9 @@ class CudaRunner : public Runner {
       return;
     }
     poll();
-    if (!drafts_) drafts_.emplace(host_, make_pass_(2 * rows_), head_, rules, rows_, loops_, setting_.steps);
+    if (!drafts_)
+      drafts_.emplace(host_, make_pass_(2 * rows_), head_, rules, rows_, loops_, setting_.how == How::kLoop,
+                      setting_.steps);
     const float* hidden = nullptr;
     if (unread.ids.size() > rows.size()) hidden = pass_(operations_.place(unread), poll);
     drafts_->draft(rows, rules, here, hidden, picks);

@@ -68,6 +68,9 @@ def checks(device: str, tiny: bool, group: str, way: str) -> None:
         chosen = [Check(check.name, check.dtype, partial(_beside, check)) for check in chosen]
         before = torch.cuda.memory_allocated()
     for item in run_checks(device, chosen):
+        if item.left_out:
+            say(left_out=item.name, the_device_was_lost_in=item.left_out)
+            continue
         rows = {"near ties": item.near_ties, "s": round(item.seconds, 2)}
         say(check=item.name, error=item.error, permitted=item.permitted, failure=item.failure, **rows)
     if group == "torch":

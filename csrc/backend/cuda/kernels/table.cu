@@ -60,6 +60,7 @@ int32_t device_info(int32_t device, KdtwDevice* info) {
   return told(error);
 }
 
+static_assert(kKdtwOutOfMemory == cudaErrorMemoryAllocation);
 int32_t use_device(int32_t device) { return told(cudaSetDevice(device)); }
 int32_t allocate(void** memory, size_t bytes) { return told(cudaMalloc(memory, bytes)); }
 int32_t release(void* memory) { return told(cudaFree(memory)); }
