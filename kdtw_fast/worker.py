@@ -183,9 +183,14 @@ class _Line:
         result = self.session.run(False, self.kind.pad, self._put if streamed else None, bell, one_turn)
         for row, fault in result["faults"]:
             self.running.pop(row).fail(FloatingPointError(fault.replace(f"row {row},", "this row,", 1)))
+        failed = dict(self.failed)
         for row, out in one_by_one(result):
             out.index = 0
-            self.running.pop(row).give(out)
+            job = self.running.pop(row)
+            if row in failed:  # its streamer raised, and the row ended before it could be dropped
+                job.fail(failed[row])
+            else:
+                job.give(out)
 
     def _put(self, row: int, position: int, token: int, owner: int) -> None:
         job = self.running[row]

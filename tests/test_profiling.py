@@ -129,7 +129,7 @@ def test_a_reports_predictions_come_from_its_phases(report: profiling.Report) ->
 
 def test_a_report_is_json_and_tables(report: profiling.Report) -> None:
     known = json.loads(json.dumps(report.to_json()))
-    assert set(known) == {"settings", "machine", "roof", "phases", "generate", "predictions", "memory"}
+    assert set(known) == {"settings", "machine", "roof", "phases", "generate", "predictions", "memory", "device"}
     assert known["settings"] == {
         "rows": [1, 3],
         "source_tokens": 9,

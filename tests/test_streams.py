@@ -177,7 +177,7 @@ def texts_decoder(device: str) -> TrainingWheelsDecoder:
 def test_texts_get_their_prompts_and_are_tokenized_together(texts_decoder: TrainingWheelsDecoder) -> None:
     texts = ["one", "another", "a third, longer", "four", "the fifth"]
     outputs = list(texts_decoder.stream(texts, budget="light", batch_size=4, max_new_tokens=9))
-    assert texts_decoder.tokenizer.calls[:2] == [4, 4]  # the student's prompts and the teacher's
+    assert texts_decoder.tokenizer.calls[:2] == [8, 2]  # the student's prompts and the teacher's in one call
     assert_rows(outputs, texts_decoder(texts, budget="light", max_new_tokens=9))
     budgets = ["no", "light", 0.3, "high", "very high"]
     items: list[Any] = [{"text": text, "budget": budget} for text, budget in zip(texts, budgets, strict=True)]

@@ -164,6 +164,9 @@ def test_a_streamer_that_fails_ends_its_row_alone() -> None:
     with pytest.raises(LookupError, match="no place"):
         first.result(60)
     assert row_of(second.result(60), 0) == row_of(decoder.generate([rows[1]], max_new_tokens=20), 0)
+    quick = decoder.submit(rows[0], max_new_tokens=1, streamer=broken)  # which is its last token
+    with pytest.raises(LookupError, match="no place"):
+        quick.result(60)
 
 
 @pytest.mark.parametrize("streams", [False, True])

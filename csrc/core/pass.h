@@ -86,6 +86,7 @@ struct PickRequest {
   int32_t want_confidence = 0;
   int32_t want_entropy = 0;
   int32_t top_count = 0;  // goes with want_log_prob
+  int32_t unused = 0;     // kernels copy requests whole: no byte of them is left unset
 };
 
 inline constexpr int32_t kNoneLeft = -2;
