@@ -33,5 +33,7 @@ def read_gguf(path: Path, name: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
         )
+    except MemoryError:
+        raise
     except Exception as error:  # of any type: gguf's reader maps the file and believes it
         raise ValueError(f"{name}: transformers cannot read {path} ({type(error).__name__}: {error})") from error

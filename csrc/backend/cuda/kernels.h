@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 8 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 9 };  // of this file; the engine refuses another one
 
 enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
 
