@@ -7,12 +7,13 @@ is refused by name. Special tokens are read with the config (`kdtw_fast.weights`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from kdtw_fast.loaders import read_json
 from kdtw_fast.messages import Message, OptionName
-from kdtw_fast.options import GenerateOptions, nearest
+from kdtw_fast.options import MOST_TOKENS, GenerateOptions, check_int, nearest
 
 
 class Checkpoint(Protocol):
@@ -66,6 +67,65 @@ _NEUTRAL = {
     "guidance_scale": 1.0,
 }
 _TOP_K = 50  # transformers' where a checkpoint samples and does not say
+LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}  # the first count a prompt, too
+
+
+@dataclass(frozen=True)
+class WholeLengths(GenerateOptions):
+    """A call's options where a checkpoint without encoder has lengths that count the prompt, and the call has none.
+
+    Args:
+        max_length: of a prompt and its output together, 1 to 2^20; None = ``max_new_tokens`` holds. Until a row's
+            prompt is known, that is what a prompt of one token leaves.
+        min_length: no end token before so many of both, 0 to 2^20; 0 = ``min_new_tokens`` holds.
+    """
+
+    max_length: int | None = None
+    min_length: int = 0
+
+    def behind(self, prompt: int, label: str) -> GenerateOptions:
+        """The options of the row ``label`` behind a prompt of so many tokens; ValueError where it leaves no room."""
+        most, least = self.max_new_tokens, self.min_new_tokens
+        if self.max_length is not None:
+            most = self.max_length - prompt
+            if most < max(1, least):
+                wanted = f", and min_new_tokens={least} are wanted" if most > 0 else ""
+                raise ValueError(
+                    Message(
+                        f"{label} has a prompt of {prompt} tokens, which max_length={self.max_length} of the "
+                        f"checkpoint's generation_config counts{wanted}; shorten it, or pass ",
+                        OptionName("max_new_tokens"),
+                    )
+                )
+        if self.min_length > 0:
+            least = min(max(0, self.min_length - prompt), most)
+        return replace(self, max_new_tokens=most, min_new_tokens=least, max_length=None, min_length=0)
+
+
+def options_of(defaults: Mapping[str, Any], keywords: Mapping[str, Any]) -> GenerateOptions:
+    """A call's options: its keywords, and for what they do not say, the checkpoint's (`call_defaults`)."""
+    said: dict[str, Any] = {**defaults, **keywords}
+    whole = {name: said.pop(name) for name in LENGTHS if name in said}
+    whole = {name: value for name, value in whole.items() if LENGTHS[name] not in keywords}
+    for name, value in whole.items():
+        check_int(name, value, 1, MOST_TOKENS)
+    if "max_length" in whole:
+        said["max_new_tokens"] = max(1, whole["max_length"] - 1)
+    most = said.get("max_new_tokens")
+    if isinstance(most, int) and "min_new_tokens" in defaults and "min_new_tokens" not in keywords:
+        said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a keyword goes before it
+    return WholeLengths(**said, **whole) if whole else GenerateOptions(**said)
+
+
+def row_options(options: GenerateOptions, prompt: int, label: str, item: Any = None) -> GenerateOptions:
+    """The options of one row, whose ``item`` of a stream may have lengths of its own; ``label`` names it."""
+    if not isinstance(options, WholeLengths):
+        return options
+    if item is not None and item.max_new_tokens is not None:
+        options = replace(options, max_length=None)
+    if item is not None and item.min_new_tokens is not None:
+        options = replace(options, min_length=0)
+    return options.behind(prompt, label)
 
 
 def generation_fields() -> frozenset[str]:
@@ -93,7 +153,7 @@ def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
-    """The options that calls of a decoder have where they do not say otherwise, by the names of GenerateOptions.
+    """The options that calls of a decoder have where they do not say otherwise, by the names of WholeLengths.
 
     Args:
         models: the model that writes first, and its teachers.
@@ -118,7 +178,7 @@ def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
     for other in others:
         theirs = given_options({**other.generation, **(told or {})}, other)
         for name in sorted({*defaults, *theirs}):
-            usual = getattr(GenerateOptions, name)  # of a field, its default
+            usual = getattr(WholeLengths, name)  # of a field, its default
             mine, their_own = defaults.get(name, usual), theirs.get(name, usual)
             if mine != their_own:
                 raise ValueError(
@@ -152,12 +212,13 @@ def given_options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any
     if said.get("do_sample"):
         options["temperature"] = said.get("temperature", 1.0)
         options.setdefault("top_k", _TOP_K)
-    for length, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+    for length, new in LENGTHS.items():
         if length not in said or new in said or said[length] == 0:
             continue
-        if not model.has_encoder:
-            raise _refused(model, f"{length}={said[length]}, which counts the prompt", f"{length!r}: None, {new!r}: …")
-        options[new] = max(0, said[length] - 1)  # the start token counts there
+        if model.has_encoder:
+            options[new] = max(0, said[length] - 1)  # the start token counts there
+        else:
+            options[length] = said[length]
     if "forced_eos_token_id" in said:
         end = said["forced_eos_token_id"]
         if isinstance(end, (list, tuple)) and len(end) != 1:

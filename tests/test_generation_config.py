@@ -45,9 +45,8 @@ def test_a_call_that_says_nothing_is_that_of_transformers(kind: str, where: str,
         fields = as_transformers(random_rules(rng, V, 2 if kind == "bart" else 1, 12, 8))
         if "sequence_bias" in fields:  # as files have it
             fields["sequence_bias"] = [[list(ids), bias] for ids, bias in fields["sequence_bias"].items()]
-        lengths = [{"max_new_tokens": 12, "min_new_tokens": 3}]
-        if kind != "llama":
-            lengths.append({"max_length": 11, "min_length": 5})
+        counted = {"max_length": 17, "min_length": 10} if kind == "llama" else {"max_length": 11, "min_length": 5}
+        lengths = [{"max_new_tokens": 12, "min_new_tokens": 3}, counted]
         ends = {"eos_token_id": [2 if kind == "bart" else 1, *rng.integers(5, V, size=6).tolist()]}
         fields |= lengths[seed % len(lengths)] | (ends if seed % 3 == 0 else {})
         model = told(random_model(kind, seed), **fields)
@@ -147,12 +146,69 @@ def test_every_field_of_transformers_is_obeyed_without_effect_or_refused() -> No
     assert generation_fields() - known - set(REFUSED) == {"constraints"}
 
 
-def test_lengths_that_count_a_prompt_are_refused() -> None:
-    for field in ("max_length", "min_length"):
-        model = told(random_model("llama", 0), **{field: 30})
-        with pytest.raises(ValueError, match=f"says {field}=30, which counts the prompt"):
-            SingleModelDecoder(model)
-        assert SingleModelDecoder(model, generation_config={field: None}).defaults == {}
+def test_lengths_that_count_a_prompt_are_each_rows_own() -> None:
+    rng = np.random.default_rng(3)
+    sources = [rng.integers(3, V, size=length).tolist() for length in (3, 14, 8, 1, 17)]
+    fields: dict[str, Any] = {"max_length": 18, "min_length": 16, "eos_token_id": [1, *range(5, 15)]}
+    model = told(random_model("llama", 4), **fields)
+    decoder = SingleModelDecoder(model)
+    assert decoder.defaults == {"max_length": 18, "min_length": 16}
+    alone = [theirs(model, source) for source in sources]
+    assert len({len(row) for row in alone}) > 3
+    assert decoder.generate(sources).output_ids == alone
+    assert decoder.generate(sources, num_return_sequences=2).output_ids == [row for row in alone for _ in range(2)]
+    assert decoder.generate(sources, forced_tokens=[[]] * 5).output_ids == alone
+    streamed = decoder.stream(sources, batch_size=2, max_source_length=20, in_order=True)
+    assert [out.output_ids[0] for out in streamed] == alone
+    assert [decoder.submit(source).result().output_ids[0] for source in sources] == alone
+    student = random_model("llama", 5)
+    assert SpeculativeDecoder(told(student, **fields), model).generate(sources).output_ids == alone
+    with pytest.raises(ValueError, match="max_length is 19 by the student's generation_config, 18 by the teacher's"):
+        SpeculativeDecoder(told(student, **(fields | {"max_length": 19})), model)
+
+
+def test_keywords_and_items_come_before_lengths_that_count_a_prompt() -> None:
+    model = told(random_model("llama", 4), max_length=18, min_length=12)
+    decoder = SingleModelDecoder(model)
+    plain = SingleModelDecoder(model, generation_config="ignore")
+    source = [5, 6, 7, 8, 9, 10]
+
+    def both(**call: Any) -> tuple[list[int], list[int]]:
+        mask = torch.ones(1, len(source), dtype=torch.long)
+        whole = model.generate(torch.tensor([source]), attention_mask=mask, **call)[0].tolist()
+        return decoder.generate([source], **call).output_ids[0], whole[len(source) :]
+
+    end = {1: 99.0}
+    assert decoder.generate([source], logit_bias=end).lengths.tolist() == [7]  # min_length: six, and the end
+    assert decoder.generate([source], logit_bias=end, min_new_tokens=0).lengths.tolist() == [1]
+    assert decoder.generate([source], logit_bias=end, max_new_tokens=3).lengths.tolist() == [3]
+    for call in ({"max_new_tokens": 20}, {"max_new_tokens": 2}, {"min_new_tokens": 9}, {}):
+        mine, whole = both(**call)
+        assert mine == whole
+    items = [{"input_ids": source}, {"input_ids": source, "max_new_tokens": 5}]
+    items += [{"input_ids": source, "min_new_tokens": 0, "logit_bias": end}]
+    outs = list(decoder.stream(items, in_order=True))
+    assert outs[0].output_ids[0] == decoder.generate([source]).output_ids[0]
+    assert outs[1].lengths.tolist() == [5]
+    assert outs[2].output_ids == [[1]]
+    long = list(range(3, 21))
+    with pytest.raises(ValueError) as raised:
+        decoder.generate([source, long])
+    assert str(raised.value) == (
+        "row 1 has a prompt of 18 tokens, which max_length=18 of the checkpoint's generation_config counts; shorten "
+        "it, or pass max_new_tokens"
+    )
+    with pytest.raises(ValueError, match=r"Input length of input_ids is 18, but `max_length` is set to 18"):
+        theirs(model, long)
+    assert decoder.generate([long], max_new_tokens=4).output_ids == plain.generate([long], max_new_tokens=4).output_ids
+    with pytest.raises(ValueError, match=r"row 0 has a prompt of 6 tokens.* and min_new_tokens=13 are wanted; shorten"):
+        decoder.generate([source], min_new_tokens=13)
+    with pytest.raises(ValueError, match=r"^item 0 has a prompt of 18 tokens"):
+        next(decoder.stream([long]))
+    with pytest.raises(ValueError, match=r"^the input has a prompt of 18 tokens"):
+        decoder.submit(long)
+    with pytest.raises(ValueError, match=r"max_length must be in 1\.\."):
+        SingleModelDecoder(model, generation_config={"max_length": -3}).generate([source])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from kdtw_fast.cli.options import (
     read_generation_config,
 )
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
+from kdtw_fast.generation import LENGTHS
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method, make_decoder
 from kdtw_fast.options import MOST_ROWS, ON_ERROR, GenerateOptions, check_dtype, check_int, check_limit, check_word
@@ -128,7 +129,8 @@ def generate(
         call["budget"] = dict.fromkeys(range(1, 1 + len(models["student"].tau_token_ids)), "light")
     decoder = make_decoder(method, models, words, num_threads, told, **settings)
     # What is not said is as the checkpoint says, and otherwise as this command's help does.
-    call = {name: value for name, value in DEFAULTS.items() if name not in decoder.defaults} | call
+    told_of = {LENGTHS.get(name, name) for name in decoder.defaults}
+    call = {name: value for name, value in DEFAULTS.items() if name not in told_of} | call
     render = as_json(method) if jsonl else with_owners(words, chosen, call.get("budget")) if show_owners else as_text
     if show_owners and sys.stderr.isatty():
         print(LEGEND, file=sys.stderr)

@@ -14,7 +14,7 @@ from kdtw_fast import _core
 from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
-from kdtw_fast.generation import call_defaults
+from kdtw_fast.generation import call_defaults, row_options
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeT5, load
@@ -142,10 +142,9 @@ class Decoder(AnyDecoder):
             if item.words is not None and bounds == [None, None]:
                 bounds[0] = self._asked_for_none(budget if item.budget is None else item.budget)
             ledger, ledgers = self._ledgers(bounds)
-            own = item.options(options)
+            own = row_options(item.options(options), len(row.own), f"item {index}", item)
             key = index if item.row_id is None else item.row_id
-            row_options = None if own is options else self._row_options(own)
-            yield key, ledger, row.own, row.teachers, ledgers, row_options
+            yield key, ledger, row.own, row.teachers, ledgers, None if own is options else self._row_options(own)
 
     def _decode(self, rows: Sequence[Row], options: GenerateOptions, streamer: Any) -> GenerationOutput:
         repeats = options.num_return_sequences
@@ -153,10 +152,11 @@ class Decoder(AnyDecoder):
         limits = [self._ledgers(bounds) for bounds in self._limits(options, len(rows))]
         longest = max(len(source) for row in rows for source in (row.own, *row.teachers))
         session = self._open(options, len(rows) * repeats, longest)
-        for row, (ledger, ledgers), own in zip(rows, limits, options.by_row(len(rows)), strict=True):
-            row_options = None if own is options else self._row_options(own)
+        for r, (row, (ledger, ledgers), own) in enumerate(zip(rows, limits, options.by_row(len(rows)), strict=True)):
+            own = row_options(own, len(row.own), f"row {r}")
+            told = None if own is options else self._row_options(own)
             for _ in range(repeats):
-                session.add(next(keys), ledger, row.own, row.teachers, ledgers, row_options)
+                session.add(next(keys), ledger, row.own, row.teachers, ledgers, told)
         prompt = [self.model.decoder_start_token_id] if self.model.has_encoder else rows[0].own
         put = _as_callback(streamer, len(rows) * repeats, prompt)
         result = session.run(True, self.model.pad_token_id, put)

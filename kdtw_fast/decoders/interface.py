@@ -13,6 +13,7 @@ import torch
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.decoders.reading import Reading, Row
 from kdtw_fast.decoders.submitting import Submitting
+from kdtw_fast.generation import options_of
 from kdtw_fast.inputs import check_items
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import named
@@ -236,12 +237,7 @@ class AnyDecoder(Reading, Submitting, ABC):
 
     def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
         """A call's keywords, and for what they do not say, the checkpoint's defaults."""
-        defaults = dict(self.defaults)
-        most = options.get("max_new_tokens", defaults.get("max_new_tokens"))
-        if isinstance(most, int) and "min_new_tokens" in defaults:  # a keyword goes before it
-            defaults["min_new_tokens"] = min(defaults["min_new_tokens"], most)
-        said: dict[str, Any] = {**defaults, **options}
-        return GenerateOptions(**said)
+        return options_of(self.defaults, options)
 
     def _budget_of(self, budget: Any) -> Any:
         """The budget that goes into the student's prompt, where a call was given this one."""
