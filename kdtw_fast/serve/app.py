@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,23 +12,21 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qsl
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kdtw_fast.budgets import BUDGETS
-from kdtw_fast.owner import Owner
 from kdtw_fast.serve.asked import Asked, read_asked, read_json, read_messages, read_texts
 from kdtw_fast.serve.errors import ApiError, invalid
-from kdtw_fast.serve.flow import Events, Flow, GoneError, failure, late, outputs, read_body
+from kdtw_fast.serve.flow import Flow, GoneError, Mail, outputs, read_body
 from kdtw_fast.serve.likely import log_probs, mean
 from kdtw_fast.serve.metrics import Metrics
-from kdtw_fast.serve.pieces import Pieces
 from kdtw_fast.serve.served import Served, Source, counts, finish, usage
 from kdtw_fast.serve.shapes import Answer
-from kdtw_fast.stops import output_texts
+from kdtw_fast.serve.streamed import CLOSED, LOG, Events, Speech
 from kdtw_fast.worker import Ticket
 
 LONG_TEXT = 20_000  # characters that are tokenized in the event loop; more are, in a thread
@@ -46,9 +42,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-LOG = logging.getLogger("kdtw_fast.serve")
-CLOSED = 499  # counted for clients that did not wait
-
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -66,13 +59,14 @@ class Service:
         self.served, self.languages = served, languages
         self.metrics = Metrics(served)
         self._key = None if api_key is None else api_key.encode()
+        self._mails: Mail | None = None
         self.draining = False
 
-    def app(self) -> Starlette:
-        """The application."""
+    def app(self) -> ASGIApp:
+        """The application: Starlette's routes without its middleware, which would wrap every piece that is sent."""
 
         @asynccontextmanager
-        async def life(app: Starlette) -> AsyncIterator[None]:
+        async def life(app: Any) -> AsyncIterator[None]:
             yield
             self.draining = True
             await asyncio.to_thread(self.served.worker.close)
@@ -87,9 +81,18 @@ class Service:
         }
         free = {("GET", "/health"): self.health, ("GET", "/metrics"): self.show_metrics}
         free |= {("GET", "/about"): self.about, **{("GET", path): partial(_file, *told) for path, told in PAGE.items()}}
-        routes = [Route(path, self._endpoint(path, to, True), methods=[verb]) for (verb, path), to in asked.items()]
-        routes += [Route(path, self._endpoint(path, to, False), methods=[verb]) for (verb, path), to in free.items()]
-        return Starlette(routes=routes, lifespan=life, exception_handlers={HTTPException: _no_route})
+        routes = [Route(path, _Endpoint(self, path, to, True), methods=[verb]) for (verb, path), to in asked.items()]
+        routes += [Route(path, _Endpoint(self, path, to, False), methods=[verb]) for (verb, path), to in free.items()]
+        router = Router(routes, lifespan=life)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["app"] = app  # so that the router raises what it has no route for
+            try:
+                await router(scope, receive, send)
+            except HTTPException as error:
+                await _no_route(scope, error)(scope, receive, send)
+
+        return app
 
     # --- What is asked ------------------------------------------------------------------------------------
 
@@ -180,30 +183,8 @@ class Service:
 
     # --- How --------------------------------------------------------------------------------------------
 
-    def _endpoint(self, path: str, handler: Handler, keyed: bool) -> Handler:
-        async def answer(request: Request) -> Response:
-            begun = request.state.begun = time.monotonic()
-            try:
-                if keyed:
-                    self._check_key(request)
-                response = await handler(request)
-            except ApiError as error:
-                response = JSONResponse(error.body(), error.status, error.headers)
-            except (GoneError, ClientDisconnect):
-                self.metrics.disconnect()
-                response = Response(status_code=CLOSED)
-            except FloatingPointError as error:
-                response = JSONResponse(ApiError(500, str(error)).body(), 500)
-            except Exception:
-                LOG.exception("%s %s", request.method, path)
-                response = JSONResponse(ApiError(500, "an error that nobody foresaw; the log has it").body(), 500)
-            if not isinstance(response, Events):  # which counts itself when it has ended
-                self.metrics.request(path, response.status_code, time.monotonic() - begun)
-            return response
-
-        return answer
-
-    def _check_key(self, request: Request) -> None:
+    def check_key(self, request: Request) -> None:
+        """Raises ApiError where a request does not bring the key."""
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if self._key is not None and not hmac.compare_digest(given, self._key):
             raise ApiError(
@@ -217,8 +198,8 @@ class Service:
             raise ApiError(415, f"the content type must be {' or '.join(known)}, got {kind or 'none'!r}")
         return await read_body(request, self.served.limits.max_body_bytes)
 
-    async def _submit(self, asked: Asked, texts: Sequence[Source], flow: Flow | None = None) -> list[Ticket]:
-        """The rows of a request, to be released; where one of them is refused, none is left.
+    async def _submit(self, asked: Asked, texts: Sequence[Source], flow: Flow, streams: bool = False) -> list[Ticket]:
+        """The rows of a request, to be released, with their news in the flow; where one is refused, none is left.
 
         Those of one text stand together.
         """
@@ -228,12 +209,10 @@ class Service:
         try:
             for index in range(rows):
                 text, number = texts[index // asked.best_of], index % asked.best_of
-                streamer = None if flow is None else flow.streamer(index)
-                hand_in = partial(self.served.submit, asked, text, streamer, number)
+                hand_in = partial(self.served.submit, asked, text, flow.streamer(index) if streams else None, number)
                 ticket = hand_in() if len(text) < LONG_TEXT else await asyncio.to_thread(hand_in)
                 tickets.append(ticket)
-                if flow is not None:
-                    flow.end(index, ticket)
+                flow.end(index, ticket)
         except BaseException:
             self._release(tickets, rows)
             raise
@@ -249,15 +228,16 @@ class Service:
         self, request: Request, asked: Asked, texts: Sequence[Source]
     ) -> tuple[list[Any], list[str], list[dict[str, Any]]]:
         """The outputs of all rows, their texts and usages."""
-        tickets = await self._submit(asked, texts)
+        flow = Flow(self._mail())
+        tickets = await self._submit(asked, texts, flow)
         try:
-            found = await outputs(request, tickets, asked.timeout)
+            found = await outputs(request, flow, tickets, asked.timeout)
         finally:
             self._release(tickets, len(tickets))
         counted = [counts(out, ticket) for out, ticket in zip(found, tickets)]
         for row in counted:
             self.metrics.row(row)
-        return found, [self._text(out, ticket) for out, ticket in zip(found, tickets)], counted
+        return found, [self.served.text(out, ticket) for out, ticket in zip(found, tickets)], counted
 
     async def _answer(self, request: Request, asked: Asked, texts: Sequence[Source], chat: bool) -> Response:
         answer = Answer(asked.model or self.served.name, chat)
@@ -282,104 +262,66 @@ class Service:
 
     async def _stream(self, request: Request, asked: Asked, texts: Sequence[Source], answer: Answer) -> Response:
         begun, path = request.state.begun, request.scope["path"]
-        flow = Flow()
-        tickets = await self._submit(asked, texts, flow)
-        told: dict[str, int] = {}
+        flow = Flow(self._mail())
+        tickets = await self._submit(asked, texts, flow, streams=True)
 
-        def at_end() -> None:
+        def at_end(status: int) -> None:
             self._release(tickets, len(tickets))
-            status = told.get("status", CLOSED)
             if status == CLOSED:
                 self.metrics.disconnect()
             self.metrics.request(path, status, time.monotonic() - begun)
 
-        async def events() -> AsyncIterator[list[str]]:
-            try:
-                async with asyncio.timeout(asked.timeout):
-                    async for pieces in self._pieces(flow, answer, tickets, asked.usage_at_end, begun):
-                        yield [json.dumps(piece, ensure_ascii=False) for piece in pieces]
-                yield ["[DONE]"]
-                told["status"] = 200
-            except TimeoutError:
-                yield [json.dumps(late(asked.timeout).body())]
-                told["status"] = 504
-            except Exception as error:
-                foreseen = isinstance(error, FloatingPointError)
-                if not foreseen:
-                    LOG.exception("%s", path)
-                yield [json.dumps(ApiError(500, str(error) if foreseen else "the log has what went wrong").body())]
-                told["status"] = 500
+        speech = Speech(self.served, self.metrics, answer, tickets, asked.usage_at_end, begun)
+        return Events(flow, speech, asked.timeout, at_end)
 
-        return Events(events(), asked.timeout + 1, at_end)
-
-    async def _pieces(
-        self, flow: Flow, answer: Answer, tickets: Sequence[Ticket], usage_at_end: bool, begun: float
-    ) -> AsyncIterator[list[dict[str, Any]]]:
-        """What there is to send, as it comes: of tokens that have come together, those of one owner are one piece."""
-        texts = [self._pieces_of(ticket) for ticket in tickets]
-        counted: dict[int, dict[str, Any]] = {}
-        if answer.chat:
-            yield [answer.opening(index) for index in range(len(tickets))]
-        waits_for_first = True
-        async for news in flow:
-            pieces = []
-            for index, owner, tokens in _runs(news):
-                if waits_for_first:
-                    waits_for_first = False
-                    self.metrics.first_token(time.monotonic() - begun)
-                if text := texts[index].add(tokens, owner == Owner.FORCED):
-                    pieces.append(answer.piece(index, text, {"owner": Owner(owner).name.lower()}))
-            for index, _, _, ticket in news:
-                if ticket is None:
-                    continue
-                if (error := failure(ticket)) is not None:
-                    raise error
-                out = ticket.result()
-                counted[index] = counts(out, ticket)
-                self.metrics.row(counted[index])
-                rest = texts[index].end(self._text(out, ticket))
-                pieces.append(answer.piece(index, rest, {"usage": counted[index]}, finish(out)))
-            ended = len(counted) == len(tickets)
-            if ended and usage_at_end:
-                pieces.append(answer.closing(usage([counted[index] for index in range(len(tickets))])))
-            if pieces:
-                yield pieces
-            if ended:
-                break
-
-    def _pieces_of(self, ticket: Ticket) -> Pieces:
-        assert ticket.options is not None
-        return Pieces(self.served.tokenizer, ticket.options.stop_texts, ticket.options.stop_token_ids)
-
-    def _text(self, out: Any, ticket: Ticket) -> str:
-        if out.texts:
-            return str(out.texts[0])
-        assert ticket.options is not None
-        return output_texts(self.served.tokenizer, out, ticket.options)[0]
+    def _mail(self) -> Mail:
+        """That of the event loop that asks."""
+        if self._mails is None or self._mails.loop is not asyncio.get_running_loop():
+            self._mails = Mail()
+        return self._mails
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.served.created, "owned_by": "kdtw_fast"}
 
 
-def _runs(news: Sequence[tuple[int, int, int, Ticket | None]]) -> list[tuple[int, int, list[int]]]:
-    """Rows' tokens that one owner wrote, one after the other: index, owner, tokens."""
-    runs: list[tuple[int, int, list[int]]] = []
-    latest: dict[int, tuple[int, list[int]]] = {}
-    for index, token, owner, ticket in news:
-        if ticket is not None:
-            continue
-        if index not in latest or latest[index][0] != owner:
-            latest[index] = owner, []
-            runs.append((index, *latest[index]))
-        latest[index][1].append(token)
-    return runs
+class _Endpoint:
+    """A handler as a route calls it, which answers what goes wrong, and counts.
+
+    An object: Starlette wraps functions.
+    """
+
+    def __init__(self, service: Service, path: str, handler: Handler, keyed: bool):
+        self._service, self._path, self._handler, self._keyed = service, path, handler, keyed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        begun = request.state.begun = time.monotonic()
+        response = await self._answer(request)
+        if not isinstance(response, Events):  # which counts itself when it has ended
+            self._service.metrics.request(self._path, response.status_code, time.monotonic() - begun)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        try:
+            if self._keyed:
+                self._service.check_key(request)
+            return await self._handler(request)
+        except ApiError as error:
+            return JSONResponse(error.body(), error.status, error.headers)
+        except (GoneError, ClientDisconnect):
+            self._service.metrics.disconnect()
+            return Response(status_code=CLOSED)
+        except FloatingPointError as error:
+            return JSONResponse(ApiError(500, str(error)).body(), 500)
+        except Exception:
+            LOG.exception("%s %s", request.method, self._path)
+            return JSONResponse(ApiError(500, "an error that nobody foresaw; the log has it").body(), 500)
 
 
 async def _file(name: str, kind: str, request: Request) -> Response:
     return Response(files("kdtw_fast.serve").joinpath("page", name).read_bytes(), 200, PAGE_HEADERS, kind)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path} is nothing here: {error.detail}"
+def _no_route(scope: Scope, error: HTTPException) -> Response:
+    said = f"{scope['method']} {scope['path']} is nothing here: {error.detail}"
     return JSONResponse(ApiError(error.status_code, said).body(), error.status_code, error.headers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive
 
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.serve.errors import ApiError
@@ -19,101 +19,115 @@ from kdtw_fast.worker import Ticket, TokenStreamer
 BODY_TIMEOUT = 30.0  # seconds for a request's body to come
 
 
+News = tuple[
+    int, int, int, Ticket | None
+]  # of a row: its index, a token and who wrote it; or its ticket, which is done
+
+
 class GoneError(Exception):
     """The client has."""
 
 
-class Flow:
-    """Tokens and ends of a request's rows, from the worker's thread to the event loop that made it."""
+class Mail:
+    """What the worker's thread has for the requests of an event loop, which is woken once for all that comes together.
+
+    To be made in that loop.
+    """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._news: deque[tuple[int, int, int, Ticket | None]] = deque()
-        self._here = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self._news: deque[tuple[Flow, News]] = deque()
         self._told = False
+
+    def put(self, flow: Flow, news: News) -> None:
+        """Hands in news for a request; from any thread."""
+        self._news.append((flow, news))
+        if not self._told:  # the tokens of a step come one after the other, and the first of them wakes the loop
+            self._told = True
+            self.loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        self._told = False
+        while self._news:
+            flow, news = self._news.popleft()
+            flow.take(news)
+
+
+class Flow:
+    """Tokens and ends of a request's rows, for the one coroutine that answers it."""
+
+    def __init__(self, mail: Mail):
+        self._mail = mail
+        self._news: list[News] = []
+        self._waits: asyncio.Future[None] | None = None
+        self._gone = False
 
     def streamer(self, index: int) -> TokenStreamer:
         """What puts the tokens of the row of that index in."""
-        return lambda row, position, token, owner: self._put((index, token, owner, None))
+        return lambda row, position, token, owner: self._mail.put(self, (index, token, owner, None))
 
     def end(self, index: int, ticket: Ticket) -> None:
         """Puts the row's end in when it has ended."""
-        ticket.add_done_callback(lambda _: self._put((index, 0, 0, ticket)))
+        ticket.add_done_callback(lambda _: self._mail.put(self, (index, 0, 0, ticket)))
 
-    async def __aiter__(self) -> AsyncIterator[list[tuple[int, int, int, Ticket | None]]]:
-        """All that has come since the last time: a request that is behind takes as many steps as one that is not."""
-        while True:
-            await self._here.wait()
-            self._here.clear()
-            yield [self._news.popleft() for _ in range(len(self._news))]
+    async def next(self) -> list[News]:
+        """All that has come since the last time: a request that is behind takes as many steps as one that is not.
 
-    def _put(self, news: tuple[int, int, int, Ticket | None]) -> None:
-        self._news.append(news)
-        if not self._told:  # the loop is told of many tokens at once
-            self._told = True
-            self._loop.call_soon_threadsafe(self._tell)
+        Raises:
+            GoneError: the client has left.
+        """
+        if not self._news and not self._gone:
+            self._waits = self._mail.loop.create_future()
+            await self._waits
+        if self._gone:
+            raise GoneError
+        news, self._news = self._news, []
+        return news
 
-    def _tell(self) -> None:
-        self._told = False
-        self._here.set()
-
-
-class Events(Response):
-    """Server-sent events, as long as the client is there.
-
-    Args:
-        events: their data; what comes together is sent together.
-        timeout: seconds, after which the connection of a client that does not read ends.
-        at_end: called in the end, whatever it was.
-    """
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncIterator[list[str]], timeout: float, at_end: Callable[[], None]):
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
-        self._events, self._timeout, self._at_end = events, timeout, at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends them."""
-        sending = asyncio.ensure_future(self._send(send))
+    @contextmanager
+    def watching(self, receive: Receive) -> Iterator[None]:
+        """Looks for the client to leave, meanwhile."""
         leaving = asyncio.ensure_future(_gone(receive))
+        leaving.add_done_callback(self._leave)
         try:
-            await asyncio.wait({sending, leaving}, timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED)
+            yield
         finally:
-            self._at_end()
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            leaving.cancel()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async for several in self._events:
-            body = "".join(f"data: {data}\n\n" for data in several).encode()
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def take(self, news: News) -> None:
+        """Takes news, in the event loop's thread."""
+        self._news.append(news)
+        self._wake()
+
+    def _leave(self, leaving: asyncio.Future[None]) -> None:
+        if not leaving.cancelled():
+            self._gone = True
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waits is not None and not self._waits.done():
+            self._waits.set_result(None)
 
 
-async def outputs(request: Request, tickets: Sequence[Ticket], timeout: float) -> list[GenerationOutput]:
+async def outputs(request: Request, flow: Flow, tickets: Sequence[Ticket], timeout: float) -> list[GenerationOutput]:
     """The rows' outputs, when all are there.
 
     Raises:
         ApiError: they took longer than so many seconds.
         GoneError: the client did not wait.
     """
-    work: asyncio.Future[Any] = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in tickets))
-    leaving: asyncio.Future[Any] = asyncio.ensure_future(_gone(request.receive))
+    left = len(tickets)
     try:
-        done, _ = await asyncio.wait({work, leaving}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if work in done:
-            return list(work.result())
-        if leaving in done:
-            raise GoneError
-        raise late(timeout)
-    finally:
-        work.cancel()
-        leaving.cancel()
-        await asyncio.gather(work, leaving, return_exceptions=True)
+        with flow.watching(request.receive):
+            async with asyncio.timeout(timeout):
+                while left:
+                    for _, _, _, ticket in await flow.next():
+                        if ticket is not None and (error := failure(ticket)) is not None:
+                            raise error
+                        left -= ticket is not None
+    except TimeoutError:
+        raise late(timeout) from None
+    return [ticket.result() for ticket in tickets]
 
 
 def late(timeout: float) -> ApiError:

@@ -14,6 +14,7 @@ from kdtw_fast.owner import Owner
 from kdtw_fast.serve.asked import MOST_TOLD, OPTION_NAMES, Asked, unknown_model
 from kdtw_fast.serve.errors import ApiError, invalid, of_option
 from kdtw_fast.serve.settings import ServeOptions
+from kdtw_fast.stops import output_texts
 from kdtw_fast.worker import Ticket, TokenStreamer, Worker
 
 FINISH = {"end": "stop", "stop": "stop", "length": "length", "time": "length"}  # finish_reasons, in OpenAI's words
@@ -157,6 +158,13 @@ class Served:
             if kind != "messages":
                 raise
             raise invalid(f"messages: {error}", "messages") from None  # a template may raise what it likes
+
+    def text(self, out: GenerationOutput, ticket: Ticket) -> str:
+        """The text of a row's output."""
+        if out.texts:
+            return str(out.texts[0])
+        assert ticket.options is not None
+        return output_texts(self.tokenizer, out, ticket.options)[0]
 
     def _known(self, method: str | None) -> str:
         if method in self.decoders:
