@@ -35,6 +35,7 @@ BUDGETS: tuple[Budget, ...] = (
     Budget("very high", 0.5),
 )
 """The paper's six budgets, by which a student is trained and asked."""
+_BY_PHRASE = {budget.phrase: budget for budget in BUDGETS}
 
 
 def _table() -> str:
@@ -52,11 +53,9 @@ def resolve_budget(budget: str | float | Budget) -> Budget:
         budget = budget.phrase
     if isinstance(budget, str):
         words = " ".join(budget.split()).casefold()
-        phrases = [known.phrase for known in BUDGETS]
-        for known in BUDGETS:
-            if known.phrase == words:
-                return known
-        nearest = difflib.get_close_matches(words, phrases, n=1, cutoff=0.0)[0]
+        if words in _BY_PHRASE:
+            return _BY_PHRASE[words]
+        nearest = difflib.get_close_matches(words, list(_BY_PHRASE), n=1, cutoff=0.0)[0]
         raise ValueError(f'unknown budget {budget!r}; did you mean "{nearest}"? The six budgets are {_table()}')
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
         raise TypeError(f"budget must be a phrase or a number, got {type(budget).__name__}; the six are {_table()}")

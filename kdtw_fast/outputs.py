@@ -157,8 +157,8 @@ class GenerationOutput(ModelOutput):
     def spans(self) -> list[slice]:
         """Where each row's output stands in ``sequences`` and what lies beside it."""
         assert self.prompt_lengths is not None and self.lengths is not None
-        ends = (self.prompt_lengths + self.lengths).tolist()
-        return [slice(start, end) for start, end in zip(self.prompt_lengths.tolist(), ends)]
+        places = zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
+        return [slice(start, start + length) for start, length in places]
 
     @property
     def token_logprobs(self) -> torch.Tensor:

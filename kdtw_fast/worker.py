@@ -232,11 +232,13 @@ class _Shared:
             if self.closed:
                 raise RuntimeError("this worker is closed; make another one")
             self.arrived.append(job)
+            self.news = True
+            self.changed.notify()
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, daemon=True, name="kdtw_fast worker")
                 self.thread.start()
+        self.bell.ring()
         job.ticket.add_done_callback(self._tell_if_cancelled)
-        self._tell()
 
     def _tell_if_cancelled(self, ticket: Future[GenerationOutput]) -> None:
         if ticket.cancelled():

@@ -27,6 +27,7 @@ from kdtw_fast.cli import app  # noqa: E402
 from kdtw_fast.methods import make_decoder  # noqa: E402
 from kdtw_fast.pairs import load_samples  # noqa: E402
 from kdtw_fast.serve.app import Service  # noqa: E402
+from kdtw_fast.serve.flow import Flow, Mail  # noqa: E402
 from kdtw_fast.serve.pieces import Pieces  # noqa: E402
 from kdtw_fast.serve.run import listen  # noqa: E402
 
@@ -592,3 +593,21 @@ def test_the_command_refuses_what_it_cannot_do() -> None:
         ):
             done = CliRunner().invoke(app, ["serve", *arguments])
             assert done.exit_code == 2 and said in done.output, (arguments, done.output)
+
+
+def test_the_loop_is_woken_once_for_what_comes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        mail = Mail()
+        flows, calls = [Flow(mail), Flow(mail)], []
+        wake = mail.loop.call_soon_threadsafe
+        monkeypatch.setattr(mail.loop, "call_soon_threadsafe", lambda *told: (calls.append(told), wake(*told)))
+        for step in range(3):
+            waits = [asyncio.ensure_future(flow.next()) for flow in flows]
+            await asyncio.sleep(0)
+            put = [flow.streamer(index) for flow in flows for index in range(4)]
+            for index, one in enumerate(put):
+                one(0, step, index, Owner.STUDENT)
+            assert [len(await one) for one in waits] == [4, 4]
+            assert len(calls) == step + 1
+
+    asyncio.run(whole())

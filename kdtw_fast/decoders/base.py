@@ -67,6 +67,7 @@ class Decoder(AnyDecoder):
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
+        self._latest: tuple[Any, Kind] | None = None  # what the row before was of, of those submitted
 
     def _stream(
         self,
@@ -111,15 +112,24 @@ class Decoder(AnyDecoder):
         except (TypeError, ValueError) as error:
             raise type(error)(Message.of(error).reworded(f"item {row_id}", "the input")) from None
         own = item.options(options)
-        worker, core, pad, longest = self.worker, self._core, self.model.pad_token_id, options.max_source_length
-        room = self._room(options.max_new_tokens)  # not the item's own: it may join those of others
-        shared = self._session_options(replace(options, max_new_tokens=room), worker.slots)
-        told = (options.teacher_batch, options.output_logprobs, options.output_reads, options.top_logprobs)
-        key = (core, room, longest, options.num_threads or self.num_threads, *map(str, told))
-        # Nothing here holds this decoder: the worker, which it holds, keeps the kind.
-        kind = Kind(key, lambda slots: _core.Session(core, shared, slots, longest), pad)
         finish = partial(_add_words, self._words, item.words is not None, own)
-        return worker.submit(kind, (*arguments[:-1], arguments[-1] or self._row_options(own)), finish, streamer, own)
+        arguments = (*arguments[:-1], arguments[-1] or self._row_options(own))
+        return self.worker.submit(self._kind(options, self.worker.slots), arguments, finish, streamer, own)
+
+    def _kind(self, options: GenerateOptions, slots: int) -> Kind:
+        """The kind of rows that are submitted with these options."""
+        core, room = self._core, self._room(options.max_new_tokens)  # not the item's own: it may join those of others
+        longest, threads = options.max_source_length, options.num_threads or self.num_threads
+        told = (options.teacher_batch, options.output_logprobs, options.output_reads, options.top_logprobs)
+        key = (core, room, longest, threads, *map(str, told))
+        latest = self._latest
+        if latest is not None and latest[0] == (key, slots):
+            return latest[1]
+        # Nothing here holds this decoder: the worker, which it holds, keeps the kind.
+        shared = self._session_options(replace(options, max_new_tokens=room), slots)
+        kind = Kind(key, lambda slots: _core.Session(core, shared, slots, longest), self.model.pad_token_id)
+        self._latest = (key, slots), kind
+        return kind
 
     def _room(self, tokens: int) -> int:
         """The outputs that a session for a row of so many has places for: few sizes, so that rows share sessions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+MOST_READ = 8  # tokens that are read with those that have come
 UNFINISHED = "\ufffd"  # what a tokenizer makes of the beginning of a character's bytes
 
 
@@ -13,7 +14,7 @@ class Pieces:
 
     What may still change is held back: white space, which some tokenizers take out before what follows, characters
     whose bytes are not all there, and what may be the beginning of a stop. All pieces together are the output's whole
-    text. A token is read again a few times only: its piece is what it adds to the piece before.
+    text. A token is read again a few times only: a piece is what its tokens add to the text of the few before them.
 
     Args:
         tokenizer: of the output.
@@ -25,18 +26,21 @@ class Pieces:
         self._tokenizer = tokenizer
         self._stops, self._stop_ids = tuple(stops), frozenset(stop_ids)
         self._tokens: list[int] = []
-        self._before = self._here = 0  # where the tokens of the last piece begin, and those that have none yet
+        self._begin = self._here = 0  # where the tokens begin that are read, and those that have no piece yet
+        self._read = ""  # the text between
         self._held = ""  # may begin a stop
         self._given: list[str] = []
 
     def add(self, tokens: Iterable[int], forced: bool = False) -> str:
         """The piece that these tokens complete; "" where there is none yet. Stops are not looked for in forced ones."""
         self._tokens += [token for token in tokens if token not in self._stop_ids]
-        before, text = self._text(self._before, self._here), self._text(self._before, None)
-        if text != text.rstrip().rstrip(UNFINISHED) or not text.startswith(before) or text == before:
+        text, read = self._text(self._begin), self._read
+        if text != text.rstrip().rstrip(UNFINISHED) or not text.startswith(read) or text == read:
             return ""
-        self._before, self._here = self._here, len(self._tokens)
-        return self._give(text[len(before) :] if forced else self._released(text[len(before) :]))
+        piece, begin, self._here, self._read = text[len(read) :], self._here, len(self._tokens), text
+        if self._here - self._begin > MOST_READ:
+            self._begin, self._read = begin, self._text(begin)
+        return self._give(piece if forced else self._released(piece))
 
     def end(self, whole: str) -> str:
         """What was held back of the output's whole text."""
@@ -51,8 +55,8 @@ class Pieces:
         self._held = held[cut:]
         return held[:cut]
 
-    def _text(self, start: int, end: int | None) -> str:
-        text: str = self._tokenizer.decode(self._tokens[start:end], skip_special_tokens=True)
+    def _text(self, begin: int) -> str:
+        text: str = self._tokenizer.decode(self._tokens[begin:], skip_special_tokens=True)
         return text
 
     def _give(self, piece: str) -> str:

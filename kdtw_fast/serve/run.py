@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -45,6 +46,7 @@ def make_server(service: Service) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # clients' addresses are nothing to it
         lifespan="on",
         timeout_graceful_shutdown=max(1, round(service.served.limits.drain_timeout)),
     )
@@ -54,6 +56,10 @@ def make_server(service: Service) -> uvicorn.Server:
 def run(service: Service, listening: socket.socket, say: Callable[[str], None] = print) -> None:
     """Answers requests until SIGTERM or Ctrl-C; then those under way are ended first."""
     served = service.served
+    # Texts are tokenized one by one, for which threads would only take processors from the decoding.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The decoding takes Python's lock for a moment after a step, and would wait the usual 5 ms for the loop to give it.
+    sys.setswitchinterval(0.0003)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that leaves in the middle
     # uvicorn raises the signal again when it has ended, for whoever waits for it too: nobody does.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}

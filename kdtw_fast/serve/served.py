@@ -8,7 +8,7 @@ from typing import Any
 
 from kdtw_fast.decoders import Decoder
 from kdtw_fast.methods import METHODS, make_decoder
-from kdtw_fast.options import nearest
+from kdtw_fast.options import GenerateOptions, nearest
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.owner import Owner
 from kdtw_fast.serve.asked import MOST_TOLD, OPTION_NAMES, Asked, unknown_model
@@ -19,6 +19,8 @@ from kdtw_fast.worker import Ticket, TokenStreamer, Worker
 
 FINISH = {"end": "stop", "stop": "stop", "length": "length", "time": "length"}  # finish_reasons, in OpenAI's words
 DEFAULT_BUDGET = "light"
+NAMES = {int(owner): owner.name.lower() for owner in Owner}
+TEACHERS = [int(owner) for owner in Owner if owner.is_teacher]
 LONGEST_TOKEN = 64  # characters; a text that must be too long is not read for its tokens
 Source = str | list[int] | list[dict[str, str]]  # a text, token ids, or the messages of a chat
 
@@ -58,6 +60,7 @@ class Served:
         self.decoders: dict[str, Decoder] = {}
         self.lacking = {"auto": "it chooses a method for a whole batch, and a service has none"}
         self.open = 0
+        self._options: dict[tuple[Decoder, bool], GenerateOptions] = {}  # of all rows; and whether they are judged
         for one in METHODS:
             if one in self.lacking:
                 continue
@@ -69,16 +72,22 @@ class Served:
             assert isinstance(decoder, Decoder)
             decoder.worker = self.worker
             self.decoders[one] = decoder
+            for judged in (False, True):
+                self._options[decoder, judged] = decoder._parsed(
+                    {
+                        "max_new_tokens": limits.max_new_tokens,
+                        "max_source_length": limits.max_source_length,
+                        "output_logprobs": judged,
+                        "top_logprobs": MOST_TOLD if judged else 0,  # of one number, so that rows share a session
+                    }
+                )
         if not self.decoders:
             raise ValueError(f"{name}: no method decodes with these models: {self.lacking}")
         self.method = self._known(method) if method is not None else next(iter(self.decoders))
         decoder = self.decoders[self.method]
         # A short row shows whether the models have places for such lengths, and opens the session for those that come.
-        decoder.submit(
-            {"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1},
-            max_new_tokens=limits.max_new_tokens,
-            max_source_length=limits.max_source_length,
-        ).result()
+        short = {"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1}
+        decoder._submit(short, 0, None, None, self._options[decoder, False]).result()
 
     @property
     def ids(self) -> list[str]:
@@ -141,17 +150,11 @@ class Served:
             budget = DEFAULT_BUDGET if several < 2 else dict.fromkeys(range(1, 1 + several), DEFAULT_BUDGET)
         elif "budget" in item and not decoder._keeps_limits:
             raise invalid(f"a budget is nothing to the method {self.method_of(asked)!r}; leave it out", "budget")
-        limits, judged = self.limits, asked.logprobs is not None or asked.best_of > asked.n
+        options = self._options[decoder, asked.logprobs is not None or asked.best_of > asked.n]
+        if item["max_new_tokens"] == options.max_new_tokens:
+            del item["max_new_tokens"]  # an item without options of its own is checked sooner
         try:
-            return decoder.submit(
-                item,
-                budget=budget,
-                streamer=streamer,
-                max_new_tokens=limits.max_new_tokens,
-                max_source_length=limits.max_source_length,
-                output_logprobs=judged,
-                top_logprobs=MOST_TOLD if judged else 0,  # of one number, so that rows share a session
-            )
+            return decoder._submit(item, 0, budget, streamer, options)
         except (TypeError, ValueError) as error:
             raise of_option(error, OPTION_NAMES) from None
         except Exception as error:
@@ -182,17 +185,17 @@ def finish(out: GenerationOutput) -> str:
 
 def counts(out: GenerationOutput, ticket: Ticket) -> dict[str, Any]:
     """What an output cost: the usage of one row."""
-    assert out.owners is not None and out.lengths is not None and out.teacher_calls is not None
-    owners = out.owners[0, out.spans[0]].tolist()
+    assert out.owners is not None and out.teacher_calls is not None
+    owners = out.owners.tolist()[0][out.spans[0]]
     started = ticket.submitted if ticket.started is None else ticket.started
     ended = started if ticket.ended is None else ticket.ended
     return {
         "prompt_tokens": ticket.source_length,
         "completion_tokens": len(owners),
         "total_tokens": ticket.source_length + len(owners),
-        "by_owner": {owner.name.lower(): owners.count(owner) for owner in Owner if owner in owners},
+        "by_owner": {name: owners.count(owner) for owner, name in NAMES.items() if owner in owners},
         "teacher_calls": int(out.teacher_calls[0]),
-        "teacher_share": sum(Owner(owner).is_teacher for owner in owners) / max(1, len(owners)),
+        "teacher_share": sum(map(owners.count, TEACHERS)) / max(1, len(owners)),
         "queue_ms": 1000 * (started - ticket.submitted),
         "decode_ms": 1000 * (ended - started),
     }
@@ -204,8 +207,7 @@ def usage(rows: list[dict[str, Any]]) -> dict[str, Any]:
         name: sum(row[name] for row in rows)
         for name in ("prompt_tokens", "completion_tokens", "total_tokens", "teacher_calls")
     }
-    names = [owner.name.lower() for owner in Owner]
-    by_owner = {name: sum(row["by_owner"].get(name, 0) for row in rows) for name in names}
+    by_owner = {name: sum(row["by_owner"].get(name, 0) for row in rows) for name in NAMES.values()}
     whole["by_owner"] = {name: count for name, count in by_owner.items() if count}
     tokens = whole["completion_tokens"]
     whole["teacher_share"] = sum(row["teacher_share"] * row["completion_tokens"] for row in rows) / max(1, tokens)
