@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels tests/fuzz -name '*.[ch]*' -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan fuzz bench bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan fuzz bench bench-families bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -78,10 +78,17 @@ package: $(VENV)/.extra-package
 # Wants a quiet machine: about twenty minutes on two cores.
 bench: $(VENV)/.extra-bench
 	mkdir -p build
-	$(BIN)/python -m pytest bench --ignore=bench/test_training.py --benchmark-json=build/bench.json
+	$(BIN)/python -m pytest bench --ignore=bench/test_training.py $(FAMILIES:%=--ignore=%) --benchmark-json=build/bench.json
 	$(BIN)/python -m bench.speed_tables build/bench.json
 	$(BIN)/python -m pytest bench/test_training.py --benchmark-json=build/training.json
 	$(BIN)/python -m bench.speed_tables build/training.json --region training
+
+# Shapes of other families than T5 beside llama.cpp and CTranslate2: about half an hour, and 12 GB of memory.
+FAMILIES := bench/test_language_models.py bench/test_encoded_models.py
+bench-families: $(VENV)/.extra-bench
+	mkdir -p build
+	$(BIN)/python -m pytest $(FAMILIES) --benchmark-json=build/families.json
+	$(BIN)/python -m bench.speed_tables build/families.json --region families
 
 # The benchmarks on tiny models: checks that they run, measures nothing.
 bench-tiny: $(VENV)/.extra-bench

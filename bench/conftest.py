@@ -54,5 +54,5 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "cores": os.cpu_count(),
         "simd": build_info()["simd"],
         "tiny": bool(config.getoption("--tiny")),
-        "versions": versions("kdtw_fast", "torch", "transformers", "ctranslate2"),
+        "versions": versions("kdtw_fast", "torch", "transformers", "ctranslate2", "xllamacpp"),
     }

@@ -29,6 +29,8 @@ LARGE_TEACHER = {"speculative": 1.5, "Training Wheels": 6.0}  # by the method's 
 MEMORY = 6e9  # bytes, at most
 ROLLOUTS = 5.0  # times Hugging Face
 RENEWAL = 2  # percent of a training batch, at most
+FASTER_STEPS, FASTER_READING = 1.3, 1.0  # of language models, than the fastest other
+FASTER_ENCODED = {1: 1.5, 32: 1.3}  # by rows
 
 Entry = tuple[dict[str, Any], float]  # what a benchmark says of itself, and its median seconds
 Entries = dict[str, list[Entry]]  # by kind
@@ -66,6 +68,8 @@ def speed_tables(*runs: dict[str, Any]) -> str:
         "rollout": _rollout,
         "phase 2": _phase_2,
         "cuda": _cuda,
+        "language model": _language_model,
+        "encoded model": _encoded_model,
     }
     unknown = sorted(set(entries) - set(sections) - {"verification"})
     if unknown:
@@ -318,6 +322,70 @@ def _cuda(entries: list[Entry], _: Entries) -> list[str]:
     return [
         *lines,
         "Bytes: weights, caches and activations of the decoder passes that were made, over the memory's peak rate.",
+    ]
+
+
+def _language_model(entries: list[Entry], _: Entries) -> list[str]:
+    lines: list[str] = []
+    for (model, group), here in _grouped(entries, "model", "group").items():
+        rows = []
+        for (threads,), these in _grouped(here, "threads").items():
+            infos = [info for info, _ in these]
+            (own,) = (info for info in infos if info["system"] == OURS)
+            best = {part: min((i[part] for i in infos if i is not own), default=0.0) for part in ("reading", "step")}
+            for info in infos:
+                cells = []
+                for part, scale, mark in (("reading", 1e3, FASTER_READING), ("step", 1e3, FASTER_STEPS)):
+                    seconds = info[part]
+                    marked = _mark(mark if seconds == best[part] else None, "×")
+                    cells += [
+                        f"{scale * seconds:.{0 if part == 'reading' else 2}f}",
+                        f"{100 * info[f'{part}_of_roof']:.0f} %",
+                    ]
+                    cells.append("" if info is own else f"{seconds / own[part]:.2f}×{marked}")
+                rows.append([f"{info['system']}, {info['format']}", str(threads), *cells])
+        columns = ("system", "threads", "prompt, ms", "of roof", "faster by", "step, ms", "of roof", "faster by")
+        lines += _section(f"{model}'s shape, {group}", columns, rows)
+    told = entries[0][0]
+    rates = {info["threads"]: (info["read_gb_per_s"], info["gemm_gflop_per_s"]) for info, _ in entries}
+    build = f" (the wheel xllamacpp, built for {told['llama_cpp']})" if told["llama_cpp"] else ""
+    return [
+        *lines,
+        f"One row: a prompt of {told['prompt_tokens']} tokens up to the first output, then a step for each of "
+        f"{told['new_tokens'] - 1} more. Times of llama.cpp{build} are those of its own clocks, which leave out its "
+        "server; the others' are from the call to the first token, and between tokens. Roof of a step: its own bytes "
+        "of weights, keys and values at the rate at which this machine reads; of a prompt: its operations at torch's "
+        "fp32 rate, which int8 may exceed ("
+        + "; ".join(f"{a:.1f} GB/s and {b:.0f} GFLOP/s with {_threads(n)}" for n, (a, b) in sorted(rates.items()))
+        + '). Columns "faster by": kdtw_fast against that row.',
+    ]
+
+
+def _encoded_model(entries: list[Entry], _: Entries) -> list[str]:
+    lines: list[str] = []
+    for (model, dtype), here in _grouped(entries, "model", "dtype").items():
+        rows = []
+        for (count,), these in _grouped(here, "rows").items():
+            own = {info["threads"]: seconds for info, seconds in these if info["system"] == OURS}
+            used = sorted({info["threads"] * info["workers"] for info, _ in these})
+            best = {
+                n: min(s for i, s in these if i["system"] != OURS and i["threads"] * i["workers"] == n) for n in used
+            }
+            for info, seconds in these:
+                threads = info["threads"] * info["workers"]
+                mark = _mark(FASTER_ENCODED.get(count) if seconds == best[threads] else None, "×")
+                factor = "" if info["system"] == OURS else f"{seconds / own[threads]:.2f}×{mark}"
+                setting = f"{info['workers']} workers" if info["workers"] > 1 else _threads(info["threads"])
+                speed = f"{1000 * seconds:.0f}", f"{info['tokens'] / seconds:.0f}", f"{100 * info['of_roof']:.0f} %"
+                rows.append([f"{info['system']}, {setting}", str(count), *speed, factor])
+        columns = ("system", "rows", "ms", "tokens/s", "of roof", "faster by")
+        lines += _section(f"{model}'s shape, {dtype}", columns, rows)
+    told = entries[0][0]
+    return [
+        *lines,
+        f"Whole calls, {told['source_tokens']} source tokens, {told['tokens'] // told['rows']} new ones a row. Roof: "
+        "the encoder's and each step's weights at the rate at which this machine reads, or their operations at torch's "
+        "fp32 rate, whichever takes longer.",
     ]
 
 

@@ -111,19 +111,38 @@ def beside(model: Any, dtype: str, device: str) -> Any:
 
 
 class CTranslate2:
-    """A Hugging Face T5 converted to CTranslate2; the converted files are gone with the object."""
+    """A Hugging Face model converted to CTranslate2; the converted files are gone with the object.
+
+    Attributes:
+        pieces: the word of each token id.
+        converted: the folder that CTranslate2 loads.
+    """
 
     def __init__(self, model: Any):
         from ctranslate2.converters import TransformersConverter
         from tokenizers import Tokenizer, models
         from transformers import PreTrainedTokenizerFast
 
-        # The converter wants a tokenizer; only its number of words matters.
-        self._pieces = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(3, model.config.vocab_size))]
-        self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+        # The converter wants a tokenizer; only its number of words and the special ones matter.
+        config = model.config
+        if config.model_type == "bart":  # its converter reads a field that transformers 5 has no more
+            config.normalize_before = False
+        self.pieces = [f"w{i}" for i in range(config.vocab_size)]
+        special = {config.pad_token_id: "<pad>", config.eos_token_id: "</s>"}
+        begin = getattr(config, "bos_token_id", None)
+        if begin is not None:
+            special.setdefault(begin, "<s>")
+        special[next(i for i in range(config.vocab_size) if i not in special)] = "<unk>"
+        for i, piece in special.items():
+            self.pieces[i] = piece
+        self._ids = {piece: i for i, piece in enumerate(self.pieces)}
         words = Tokenizer(models.WordLevel(self._ids, unk_token="<unk>"))
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+            tokenizer_object=words,
+            pad_token="<pad>",
+            eos_token="</s>",
+            unk_token="<unk>",
+            bos_token="<s>" if "<s>" in self._ids else None,
         )
 
         class InMemory(TransformersConverter):
@@ -137,7 +156,7 @@ class CTranslate2:
 
         self._folder = tempfile.TemporaryDirectory()
         model.config.save_pretrained(self._folder.name)
-        self._converted = InMemory(self._folder.name).convert(str(Path(self._folder.name) / "converted"))
+        self.converted = InMemory(self._folder.name).convert(str(Path(self._folder.name) / "converted"))
 
     def generate(
         self,
@@ -158,7 +177,7 @@ class CTranslate2:
 
         kind, _, index = device.partition(":")
         translator = ctranslate2.Translator(
-            self._converted,
+            self.converted,
             device=kind,
             device_index=int(index or 0),
             compute_type=compute_type,
@@ -169,9 +188,9 @@ class CTranslate2:
         def generate(ids: Rows) -> Decoded:
             rows = ids.tolist() if isinstance(ids, torch.Tensor) else ids
             results = translator.translate_batch(
-                [[self._pieces[i] for i in row] for row in rows],
+                [[self.pieces[i] for i in row] for row in rows],
                 beam_size=1,
-                suppress_sequences=[[self._pieces[i]] for i in suppressed] or None,
+                suppress_sequences=[[self.pieces[i]] for i in suppressed] or None,
                 min_decoding_length=new_tokens if min_new_tokens is None else min_new_tokens,
                 max_decoding_length=new_tokens,
                 max_input_length=0,

@@ -145,6 +145,44 @@ def test_hugging_face_is_held_against_itself_and_the_best_peer_bears_the_mark() 
     assert "| CTranslate2, fp32, a | 5 | 4.00× |" in text and "| CTranslate2, fp32, b | 10 | 2.00× (≥ 1.8×) |" in text
 
 
+def test_other_families_are_held_against_the_fastest_other() -> None:
+    def one(system: str, kind: str, reading: float, step: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "language model", "model": "m", "group": "int8", "system": system, "format": kind}
+        info |= {"threads": 1, "prompt_tokens": 512, "new_tokens": 33, "reading": reading, "step": step}
+        info |= {"reading_of_roof": 1.5, "step_of_roof": 0.9, "read_gb_per_s": 20.0, "gemm_gflop_per_s": 100.0}
+        return info | {"llama_cpp": "AVX2"}, reading + 32 * step
+
+    text = speed_tables(
+        results(
+            one("kdtw_fast", "int8", 0.4, 0.01),
+            one("llama.cpp", "Q8_0", 0.8, 0.014),
+            one("CTranslate2", "int8", 0.5, 0.02),
+        )
+    )
+    assert "| kdtw_fast, int8 | 1 | 400 | 150 % |  | 10.00 | 90 % |  |" in text
+    assert "| llama.cpp, Q8_0 | 1 | 800 | 150 % | 2.00× | 14.00 | 90 % | 1.40× (≥ 1.3×) |" in text
+    assert "| CTranslate2, int8 | 1 | 500 | 150 % | 1.25× (≥ 1×) | 20.00 | 90 % | 2.00× |" in text
+    assert "built for AVX2" in text and "20.0 GB/s and 100 GFLOP/s with 1 thread)" in text
+
+    def encoded(system: str, threads: int, workers: int, seconds: float) -> tuple[dict[str, object], float]:
+        info = {"kind": "encoded model", "model": "m", "dtype": "fp32", "rows": 32, "system": system, "tokens": 1024}
+        return info | {"threads": threads, "workers": workers, "source_tokens": 64, "of_roof": 0.5}, seconds
+
+    text = speed_tables(
+        results(
+            encoded("kdtw_fast", 1, 1, 4.0),
+            encoded("kdtw_fast", 2, 1, 2.0),
+            encoded("CTranslate2", 1, 1, 8.0),
+            encoded("CTranslate2", 2, 1, 5.0),
+            encoded("CTranslate2", 1, 2, 3.0),
+        )
+    )
+    assert "| kdtw_fast, 2 threads | 32 | 2000 | 512 | 50 % |  |" in text
+    assert "| CTranslate2, 1 thread | 32 | 8000 | 128 | 50 % | 2.00× (≥ 1.3×) |" in text
+    assert "| CTranslate2, 2 threads | 32 | 5000 | 205 | 50 % | 2.50× |" in text
+    assert "| CTranslate2, 2 workers | 32 | 3000 | 341 | 50 % | 1.50× (≥ 1.3×) |" in text
+
+
 def test_a_device_has_its_roof_beside_it() -> None:
     def one(method: str, roof: float | None, median: float) -> tuple[dict[str, object], float]:
         info = {"kind": "cuda", "method": method, "device": "T4", "dtype": "fp16", "student": "s", "teacher": "t"}
