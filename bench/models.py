@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from kdtw_fast.random_pairs import Made, asking_student, no_mark, plain, source, steered, teacher_without
-from kdtw_fast.shapes import EOS, PAD, SHAPES, T5Shape
+from kdtw_fast.shapes import EOS, PAD, SHAPES, T5Shape, random_tensors
 
 __all__ = ["Made", "asking_student", "plain", "source", "teacher_without"]
 
@@ -97,3 +99,14 @@ def strays(length: int, steps: int, share: float, seed: int = 0) -> torch.Tensor
         return first + torch.randperm(count, generator=generator)[: round(share * count)]
 
     return torch.cat((some(0, steps), some(steps, length - steps)))
+
+
+def save(made: Made, folder: Path) -> None:
+    """Writes a model's folder as ``save_pretrained`` does, in bf16."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    tensors = {name: make() for name, make in {**random_tensors(made.shape, made.seed), **made.tensors}.items()}
+    save_file({name: one.bfloat16() for name, one in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    kind = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps({**kind, **made.shape.config, **made.config}))

@@ -7,13 +7,12 @@ this says where time goes also where it is not quiet.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 from typing import Any
 
 import psutil
 
-from bench.serving import METHODS, WARM, Streamed, drive, kdtw
+from bench.serving_load import METHODS, WARM, Streamed, ask, kdtw
 from kdtw_fast.tables import markdown_table
 
 KINDS: dict[str, dict[str, Any]] = {"whole": {}, "streamed": {"stream": True}}
@@ -28,15 +27,15 @@ def by_thread(pid: int) -> dict[str, float]:
 def costs(method: str, clients: int, count: int) -> list[list[str]]:
     """Lines of the table."""
     streamed = Streamed(method)
-    streamed.rate(clients, WARM)
+    streamed.rate(clients, 2 * WARM)
     before = time.process_time()
     streamed.rate(clients, count)
     lines = [[f"{method}, decoder.stream", "", _ms(time.process_time() - before, count), ""]]
     with kdtw("--batch-size", str(clients), "--method", method) as (host, port, process):
         for kind, fields in KINDS.items():
-            asyncio.run(drive(host, port, clients, 4 * WARM, fields))
+            ask(host, port, clients, 8 * WARM, fields)
             begun, mine = by_thread(process.pid), time.process_time()
-            asyncio.run(drive(host, port, clients, count, fields))
+            ask(host, port, clients, count, fields)
             spent = {name: seconds - begun[name] for name, seconds in by_thread(process.pid).items()}
             cells = [_ms(spent[name], count) for name in ("event loop", "other threads")]
             lines.append([f"{method}, kdtw serve, {kind}", *cells, _ms(time.process_time() - mine, count)])
