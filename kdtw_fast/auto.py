@@ -20,6 +20,7 @@ from kdtw_fast import _core
 from kdtw_fast.budgets import Budget, resolve_budget
 from kdtw_fast.cost_measuring import measure_costs
 from kdtw_fast.costs import Costs, Prediction
+from kdtw_fast.decoder_options import PairKeywords, PairOptions
 from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, load_teacher
 from kdtw_fast.decoders.interface import AnyDecoder
 from kdtw_fast.decoders.reading import Row
@@ -33,8 +34,6 @@ from kdtw_fast.options import (
     LIMITS,
     GenerateKeywords,
     GenerateOptions,
-    PairKeywords,
-    PairOptions,
     check_real,
     nearest,
 )

@@ -157,7 +157,7 @@ def call_defaults(models: Iterable[Checkpoint], told: Any) -> dict[str, Any]:
 
     Args:
         models: the model that writes first, and its teachers.
-        told: :attr:`kdtw_fast.options.DecoderOptions.generation_config`.
+        told: :attr:`kdtw_fast.decoder_options.DecoderOptions.generation_config`.
 
     Raises:
         TypeError, ValueError: `told` is neither None, "ignore" nor a mapping of fields that transformers knows.

@@ -17,7 +17,15 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 import kdtw_fast
-from kdtw_fast import AutoDecoder, GenerateOptions, GreedyDecoder, SingleModelDecoder, SpeculativeDecoder, options
+from kdtw_fast import (
+    AutoDecoder,
+    GenerateOptions,
+    GreedyDecoder,
+    SingleModelDecoder,
+    SpeculativeDecoder,
+    decoder_options,
+    options,
+)
 from kdtw_fast.keywords import entries
 
 DECODERS = [
@@ -54,7 +62,7 @@ def test_calls_show_the_options_with_their_defaults(decoder: type, call: str) ->
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_constructors_show_and_document_what_decoders_share(decoder: type) -> None:
     shown = inspect.signature(decoder).parameters
-    shared = options.DecoderOptions if decoder is SingleModelDecoder else options.PairOptions
+    shared = decoder_options.DecoderOptions if decoder is SingleModelDecoder else decoder_options.PairOptions
     text = pydoc.plain(pydoc.render_doc(decoder))
     for field in fields(shared):
         assert shown[field.name].default == field.default
@@ -67,8 +75,8 @@ def test_constructors_show_and_document_what_decoders_share(decoder: type) -> No
     ("keywords", "fields_of"),
     [
         (options.GenerateKeywords, GenerateOptions),
-        (options.DecoderKeywords, options.DecoderOptions),
-        (options.PairKeywords, options.PairOptions),
+        (decoder_options.DecoderKeywords, decoder_options.DecoderOptions),
+        (decoder_options.PairKeywords, decoder_options.PairOptions),
     ],
 )
 def test_typed_keywords_are_the_fields(keywords: type, fields_of: type) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import torch
 
 from kdtw_fast import _core
+from kdtw_fast.decoder_options import DecoderOptions, PairKeywords, PairOptions
 from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
@@ -20,10 +21,7 @@ from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import (
     LIMITS,
-    DecoderOptions,
     GenerateOptions,
-    PairKeywords,
-    PairOptions,
     check_int,
 )
 from kdtw_fast.outputs import GenerationOutput, empty, together

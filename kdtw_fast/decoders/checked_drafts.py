@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Unpack
 
 from kdtw_fast import _core
+from kdtw_fast.decoder_options import PairKeywords, PairOptions
 from kdtw_fast.decoders.base import ModelLike, TwoModelDecoder
 from kdtw_fast.keywords import takes
-from kdtw_fast.options import PairKeywords, PairOptions, check_int, check_real
+from kdtw_fast.options import check_int, check_real
 
 
 class SpeculativeDecoder(TwoModelDecoder):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Unpack
 
 from kdtw_fast import _core
+from kdtw_fast.decoder_options import DecoderKeywords, DecoderOptions
 from kdtw_fast.decoders.base import Decoder, ModelLike
 from kdtw_fast.decoders.tokenizers import words_of
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.keywords import takes
 from kdtw_fast.model import NativeT5, load
-from kdtw_fast.options import DecoderKeywords, DecoderOptions
 
 ROLES = ("student", "teacher")
 

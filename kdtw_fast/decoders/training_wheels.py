@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 from kdtw_fast import _core
+from kdtw_fast.decoder_options import PairKeywords, PairOptions
 from kdtw_fast.decoders.base import ModelLike, TwoModelDecoder
 from kdtw_fast.keywords import takes
-from kdtw_fast.options import PairKeywords, PairOptions, check_real
+from kdtw_fast.options import check_real
 
 
 class TrainingWheelsDecoder(TwoModelDecoder):

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from kdtw_fast.decoder_options import DecoderKeywords
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.generation import given_options
 from kdtw_fast.model import NativeModel
-from kdtw_fast.options import DecoderKeywords
 
 FOLDER = str(Path(__file__).parent)  # what `custom_generate` is given where the package is installed
 _DEFAULT_TOKENS = 20  # transformers' where nobody says
