@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from factories import pack, slow_model
-from test_streams import METHODS, assert_rows, make, nan_for, natives, ragged, row_of
+from streaming import METHODS, assert_rows, make, nan_for, natives, ragged, row_of
 
 from kdtw_fast import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import ROW_OPTIONS
