@@ -61,6 +61,11 @@ def logits(model: Any, source: list[int], tokens: list[int], marks: list[int] | 
         return model(input_ids=torch.tensor([source + tokens[1:]]), **more, use_cache=False).logits[0, before:]
 
 
+def same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for the last bits: PyTorch's products depend on where a weight lies in memory, and files are mapped."""
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("teachers", mostly_long([2, 1]))
 def test_marks_are_read_natively_as_in_pytorch_and_from_a_folder(kind: str, teachers: int, tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ def test_marks_are_read_natively_as_in_pytorch_and_from_a_folder(kind: str, teac
     student.save_pretrained(tmp_path)
     again = TrainingWheels.from_pretrained(tmp_path, attn_implementation="eager").eval()
     assert type(again) is type(student) is student_class(student.base)
-    assert torch.equal(logits(again, source, tokens, marks), expected)
+    same_logits(logits(again, source, tokens, marks), expected)
     folder = NativeModel.from_pretrained(tmp_path)
     assert (folder.decode_logits(source, tokens, from_teacher=marks) == found).all()
 
@@ -90,14 +95,14 @@ def test_a_student_is_the_model_it_was_made_of_and_loads_as_one(kind: str, tmp_p
     assert getattr(model.config, "tau_token_id", None) is None
     (source,) = rows_of(kind, 2, 1)
     tokens = [getattr(model.config, "decoder_start_token_id", None) or source[-1], 5, 6, 7]
-    assert torch.equal(logits(student, source, tokens)[:, :V], logits(model, source, tokens))
+    same_logits(logits(student, source, tokens)[:, :V], logits(model, source, tokens))
     student.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["architectures"] == [type(model).__name__] and saved["model_type"] == kind
     auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
     plain = auto.from_pretrained(tmp_path, attn_implementation="eager").eval()
     assert type(plain) is type(model)
-    assert torch.equal(logits(plain, source, tokens), logits(student, source, tokens))
+    same_logits(logits(plain, source, tokens), logits(student, source, tokens))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
