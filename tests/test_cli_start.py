@@ -23,6 +23,7 @@ LIGHT = {
     "unknown option": ["generate", "--metod", "bild", "x"],
     "unknown method": ["generate", "--method", "speculativ", "x"],
     "option of another method": ["generate", "--lenience", "1", "x"],
+    "folder that is not there": ["generate", "--student", "no-such", "--teacher", "no-other", "x"],
     "bench help": ["bench", "--help"],
     "bench of no rows": ["bench", "--rows", "0"],
     "bench of a number format that is none": ["bench", "--dtype", "fp8"],

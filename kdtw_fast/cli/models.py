@@ -20,13 +20,13 @@ def load_models(
     device: str = "cpu",
 ) -> tuple[dict[str, Any], Any]:
     """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders."""
-    from kdtw_fast.model import NativeT5
-
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     if student is None and not teacher:
         if tokenizer is not None:
             raise ValueError("--tokenizer goes with --student and --teacher; a shipped pair has its own")
         home = pair_folder(pair or DEFAULT_PAIR)
+        from kdtw_fast.model import NativeT5  # PyTorch: what is wrong with the words of a command is said without it
+
         shipped = {
             role: NativeT5.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
             for role in needed
@@ -34,7 +34,6 @@ def load_models(
         return shipped, _tokenizer(home / "tokenizer", beside=False)
     if pair is not None:
         raise ValueError("give --pair, or --student and --teacher, not both")
-    models: dict[str, Any] = {}
     for role in needed:
         if not folders[role]:
             raise ValueError(f"this method needs --{role} too")
@@ -43,6 +42,10 @@ def load_models(
                 raise FileNotFoundError(
                     f"--{role} {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
                 )
+    from kdtw_fast.model import NativeT5
+
+    models: dict[str, Any] = {}
+    for role in needed:
         names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
         found = [
             NativeT5.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)
