@@ -228,8 +228,11 @@ def attention(trial: Trial, dtype: str) -> None:
                 )
                 what = f"{heads} heads of {size}, {length} keys"
                 trial.close(out[t].reshape(heads, size), expected, 2e-5 + 1e-4 * np.abs(expected), what)
-            alone = trial.operations.attend(*place, asked[5:6], queries[5:6], bias, lowest)
-            trial.same(alone, out[5:6], f"{heads} heads of {size}, a query alone")
+            alone = trial.operations.attend(*place, asked[6:7], queries[6:7], bias, lowest)
+            trial.same(alone, out[6:7], f"{heads} heads of {size}, a query alone")
+        if size == 5:  # so many that a block reads all keys of a query
+            many = trial.operations.attend(*place, 11 * asked, np.tile(queries, (11, 1)), bias, lowest)
+            trial.same(many, np.tile(out, (11, 1)), "88 queries")
 
 
 # --- Picks -----------------------------------------------------------------------------------------------

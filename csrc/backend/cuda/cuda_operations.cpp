@@ -137,10 +137,10 @@ class CudaOperations : public Operations, public GraphHost {
     if (tokens.empty()) return;
     if (rule.scale != 1.0f || rule.cap > 0.0f || rule.window > 0) refuse("scaled scores, caps and windows");
     pool_->use();
-    const PositionBias& view = rule.bias;
-    check(table_,
-          table_.attend(&static_cast<const DeviceCache&>(cache).view(), tokens.data(),
-                        static_cast<int32_t>(tokens.size()), queries, stride, &view, out, queue_->stream),
+    const KdtwCache& keys = static_cast<const DeviceCache&>(cache).view();
+    const auto count = static_cast<int32_t>(tokens.size());
+    float* const chunks = scratch(scratch_->chunks, kdtw_attention_scratch(&keys, count));
+    check(table_, table_.attend(&keys, tokens.data(), count, queries, stride, &rule.bias, chunks, out, queue_->stream),
           "attend");
   }
 

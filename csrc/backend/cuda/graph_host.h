@@ -18,7 +18,7 @@ namespace kdtw::cuda {
 // Device memory for intermediate results, kept from call to call and replaced by a larger piece when it is too small. A
 // captured graph has its addresses in it, so memory that a graph has used must stay: it goes to `outgrown`.
 struct Scratch {
-  Buffer logits, summaries, decided, scaled, scales;
+  Buffer logits, summaries, decided, scaled, scales, chunks;
   bool of_graphs = false;  // whether graphs are captured with it
   std::vector<Buffer> outgrown;
 };

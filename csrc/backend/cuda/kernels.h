@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 9 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 10 };  // of this file; the engine refuses another one
 
 enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
 
@@ -47,6 +47,19 @@ enum KdtwEpilogue : int32_t {
 
 // Largest head size in elements, by the cache's format.
 enum { kKdtwLargestHeadFp32 = 512, kKdtwLargestHead = 1024 };
+
+// attend() reads keys in chunks. Chunks have blocks of their own where a cache has many of them and a pass has few
+// queries; from so many blocks on, one for each query and head, the device is busy without that.
+enum { kKdtwAttentionChunk = 64, kKdtwFewChunks = 2, kKdtwManyBlocks = 256 };
+
+// Floats of scratch memory that attend() needs for so many tokens: for each query, head and chunk its values [D], their
+// weights' sum and the largest score. 0 where chunks have no blocks of their own.
+inline size_t kdtw_attention_scratch(const KdtwCache* cache, int32_t tokens) {
+  const int32_t chunks = (cache->capacity + kKdtwAttentionChunk - 1) / kKdtwAttentionChunk;
+  const int32_t blocks = tokens * cache->heads;
+  const bool apart = chunks > kKdtwFewChunks && blocks < kKdtwManyBlocks;
+  return apart ? static_cast<size_t>(blocks) * chunks * (cache->head_size + 2) : 0;
+}
 
 // One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
 enum { kKdtwChunk = 1024 };
@@ -148,9 +161,10 @@ struct KdtwCudaTable {
   // Copies keys and values [T, H D], `input_stride` floats from token to token, to their places in the cache.
   int32_t (*store)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* keys,
                    const float* values, int32_t input_stride, void* stream);
-  // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null.
+  // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null. scratch: of
+  // kdtw_attention_scratch() floats.
   int32_t (*attend)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* queries,
-                    int32_t query_stride, const kdtw::PositionBias* bias, float* out, void* stream);
+                    int32_t query_stride, const kdtw::PositionBias* bias, float* scratch, float* out, void* stream);
   // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
   int32_t (*pick)(const float* logits, int32_t vocabulary, const kdtw::PickRequest* requests, int32_t count,
                   KdtwSummary* summaries, kdtw::PickResult* results, void* stream);

@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 
-VERSION = 9  # of kernels.h
+VERSION = 10  # of kernels.h
 FUNCTIONS = (  # of the table, in its order
     *("describe", "device_count", "device_info", "use_device", "allocate", "release", "allocate_host", "release_host"),
     *("create_stream", "destroy_stream", "synchronise", "follow", "copy_in", "copy_out"),
@@ -28,7 +28,7 @@ STORE, ADD, GATED = 0, 1, 3
 TOKENS = (1, 2, 4, 8, 16, 64)
 # Sizes of models, their heads, and the widths of their feed-forward parts.
 SIZES = {"flan-t5-small": (512, 6, 1024), "flan-t5-base": (768, 12, 2048), "flan-t5-xl": (2048, 32, 5120)}
-VOCABULARY, HEAD_SIZE, CHUNK = 32128, 64, 1024
+VOCABULARY, HEAD_SIZE, CHUNK, ATTENTION_CHUNK = 32128, 64, 1024, 64
 
 
 class Weight(c.Structure):
@@ -271,17 +271,19 @@ class Sweep:
             return
         at = k.put(bytes(places))
         bias = Bias(self.floats, 128, 128)
+        chunks = k.memory(4 * tokens * heads * (length // ATTENTION_CHUNK + 1) * (HEAD_SIZE + 2))  # as much as any needs
 
         def enqueue(number: int) -> None:
             keys = self.weights + number % copies * 2 * size
             cache = Cache(keys, keys + size, FP16, 1, heads, HEAD_SIZE, HEAD_SIZE, length)
             queries = (c.c_void_p(self.floats), integer(heads * HEAD_SIZE))
-            out = (c.byref(bias), c.c_void_p(self.out), k.stream)
+            out = (c.byref(bias), c.c_void_p(chunks), c.c_void_p(self.out), k.stream)
             k("attend", c.byref(cache), c.c_void_p(at), integer(tokens), *queries, *out)
 
         moved = 2 * size + 8 * tokens * heads * HEAD_SIZE
         self.row(f"attention, {heads} heads, {length} keys", tokens, moved, enqueue)
-        k("release", c.c_void_p(at))
+        for address in (at, chunks):
+            k("release", c.c_void_p(address))
 
     def pick(self, name: str, tokens: int, vocabulary: int, sampling: Sampling) -> None:
         """Decisions about logits that lie there."""

@@ -1,15 +1,23 @@
 // Writing keys and values to the cache, and attention over them with T5's relative position bias.
 //
-// A block computes one head of one query. It reads the keys in tiles of kTile and corrects what it has summed when a
-// tile raises the maximum (the "online" softmax), so shared memory does not grow with the length. Its sums depend on
+// Keys are read in chunks of kChunk, which begin at multiples of it in the cache; what chunks gave is added up in their
+// order (the "online" softmax). A block computes one head of one query: one chunk of it where there are few queries,
+// whose chunks attend_join_kernel adds up, and else all. Both add the same numbers in the same order, which depend on
 // this query and its keys alone: a query gets the same bits in a pass by itself and in a pass with others.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
-constexpr int kThreads = 128, kTile = kThreads;  // a tile has one key for each thread
-constexpr int kTileWarps = kThreads / kWarp;
+constexpr int kThreads = 128, kChunk = kKdtwAttentionChunk;
+constexpr int kInFlight = 8;  // loads of 16 bytes that a thread waits for at a time
+constexpr int min_of(int a, int b) { return a < b ? a : b; }
+constexpr int max_of(int a, int b) { return a > b ? a : b; }
+template <int n>
+struct Number {
+  static constexpr int value = n;
+};
+static_assert(kChunk == 2 * kWarp, "a lane has two keys of a chunk");
 
 // Stores one head's key and value of one token in the cache's format; block: token * heads + head. The row is filled up
 // with zeros to `stride`, because attention reads it in pieces of 16 bytes.
@@ -28,86 +36,191 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head. A query of length 0 gets zeros.
-// pieces: of 16 bytes, in a key. lanes: how many lanes of a warp read one key together; a power of two.
-template <typename Format>
+// What has been seen of a query's keys: their largest score, and the sum of exp(score - largest).
+struct Seen {
+  float largest = -INFINITY, total = 0.0f;
+};
+
+// Adds a chunk to what was seen before. A sum over the keys becomes sum * shrink + the chunk's * grow.
+__device__ __forceinline__ void join(Seen& seen, Seen chunk, float& shrink, float& grow) {
+  const float reached = fmaxf(seen.largest, chunk.largest);
+  shrink = expf(seen.largest - reached), grow = expf(chunk.largest - reached);
+  seen = {reached, seen.total * shrink + chunk.total * grow};
+}
+
+// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head, and a chunk where `scales` is
+// given. Then the chunk's largest score and its sum go to scales [T, H, chunks], and its values times their weights to
+// parts [T, H, chunks, D]. A query of length 0 gets zeros.
+//
+// kLanes lanes read a key together, 16 bytes each, and again kSteps times; pieces: of 16 bytes, in a key, at most
+// kLanes
+// * kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads are begun long before their use: a
+// chunk's first keys while the values of the one before are added up, its first values before its scores.
+template <typename Format, int kLanes, int kSteps>
 __global__ void __launch_bounds__(kThreads)
-    attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity, int lanes,
+    attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity,
                   const TokenAt* tokens, const float* queries, int query_stride, const float* bias, int lowest,
-                  int highest, float* out) {
-  constexpr int kEach = Format::kEach, kMost = Format::kEach == 4 ? kKdtwLargestHeadFp32 : kKdtwLargestHead;
-  KDTW_SHARED(float, query, kMost);
-  KDTW_SHARED(float, weights, kTile);
-  KDTW_SHARED(float, partial, kThreads* kEach);
+                  int highest, float2* scales, float* parts, float* out) {
+  constexpr int kEach = Format::kEach, kWidth = kLanes * kEach;  // elements of a step
+  constexpr int kAtOnce = kThreads / kLanes, kLoads = kChunk / kAtOnce, kAhead = min_of(kLoads, kInFlight);
+  constexpr int kOwn = max_of(kWidth / kThreads, 1);  // elements of a step that a thread adds up in the end
+  constexpr int kPitch = kThreads + kWarp / kEach;    // between elements of a piece: other banks for all of a warp
+  KDTW_SHARED(float, scores, kChunk);
+  KDTW_SHARED(float, shared, kEach* kPitch);  // the query, and later each thread's part of the values
   const int h = blockIdx.x % heads, t = blockIdx.x / heads, thread = threadIdx.x, lane = lane_id();
+  const int first = thread / kLanes, piece = thread % kLanes;
+  float asked[kSteps * kOwn];
+#pragma unroll
+  for (int i = 0; i < kSteps * kOwn; ++i) {
+    const int d = thread + i * kThreads;
+    asked[i] = d < head_size ? queries[static_cast<size_t>(t) * query_stride + h * head_size + d] : 0.0f;
+  }
   const TokenAt token = tokens[t];
-  const size_t row = (static_cast<size_t>(token.row) * heads + h) * capacity * pieces;
+  const size_t row = (static_cast<size_t>(token.row) * heads + h) * capacity * pieces + first * pieces + piece;
   keys += row, values += row;
   const float* table = bias != nullptr ? bias + static_cast<size_t>(h) * (lowest + highest + 1) + lowest : nullptr;
-  for (int d = thread; d < pieces * kEach; d += kThreads)
-    query[d] = d < head_size ? queries[static_cast<size_t>(t) * query_stride + h * head_size + d] : 0.0f;
-  __syncthreads();
+  // A thread's piece of key or value first + i kAtOnce of the chunk; zeros where there is none.
+  const auto load = [&](const uint4* from, int start, int step, int i) {
+    const bool there = start + first + i * kAtOnce < token.length && step * kLanes + piece < pieces;
+    return there ? from[static_cast<size_t>(start + i * kAtOnce) * pieces + step * kLanes] : make_uint4(0, 0, 0, 0);
+  };
+  const auto bias_of = [&](int key) {
+    return table != nullptr && key < token.length ? table[max(-lowest, min(highest, key - token.position))] : 0.0f;
+  };
 
-  // Of the values, a thread adds up one 16-byte piece (`piece`) of every groups-th position, beginning at `group`.
-  const int groups = kThreads / pieces, group = thread / pieces, piece = thread % pieces;
-  float largest = -INFINITY, total = 0.0f, sums[kEach];
+  const int all = (token.length + kChunk - 1) / kChunk;
+  int chunk = scales != nullptr ? static_cast<int>(blockIdx.y) : 0;
+  const int end = scales != nullptr ? min(chunk + 1, all) : all;
+  uint4 next[kAhead];
 #pragma unroll
-  for (int e = 0; e < kEach; ++e) sums[e] = 0.0f;
-  for (int start = 0; start < token.length; start += kTile) {
-    const int count = min(kTile, token.length - start);
-    // Scores. Each warp has 32 keys of the tile; `lanes` lanes read a key, so a warp reads neighbouring memory.
-    for (int j = warp_id() * kWarp + lane / lanes; j < (warp_id() + 1) * kWarp; j += kWarp / lanes) {
-      float score = 0.0f;
-      if (j < count) {
-        for (int c = lane % lanes; c < pieces; c += lanes) {
+  for (int i = 0; i < kAhead; ++i) next[i] = load(keys, chunk * kChunk, 0, i);
+  float near = bias_of(chunk * kChunk + lane), far = bias_of(chunk * kChunk + kWarp + lane);
+#pragma unroll
+  for (int i = 0; i < kSteps * kOwn; ++i) {
+    const int d = thread + i * kThreads;
+    if (d < kSteps * kWidth) shared[d % kEach * kPitch + d / kEach] = asked[i];
+  }
+  __syncthreads();
+  float query[kSteps][kEach];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) query[s][e] = shared[e * kPitch + s * kLanes + piece];
+  }
+
+  Seen seen;
+  float own[kSteps * kOwn] = {};
+  for (; chunk < end; ++chunk) {
+    const int start = chunk * kChunk;
+    uint4 first_values[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) first_values[i] = load(values, start, 0, i);
+    float score[kLoads] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int begin = 0; begin < kLoads; begin += kAhead) {
+        if (s + begin > 0) {
+#pragma unroll
+          for (int i = 0; i < kAhead; ++i) next[i] = load(keys, start, s, begin + i);
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
           float key[kEach];
-          Format::expand(keys[static_cast<size_t>(start + j) * pieces + c], key);
+          Format::expand(next[i], key);
 #pragma unroll
-          for (int e = 0; e < kEach; ++e) score = fmaf(query[c * kEach + e], key[e], score);
+          for (int e = 0; e < kEach; ++e) score[begin + i] = fmaf(query[s][e], key[e], score[begin + i]);
         }
       }
-      for (int offset = lanes / 2; offset > 0; offset /= 2) score += __shfl_xor_sync(kAllLanes, score, offset);
-      if (lane % lanes == 0) {
-        if (table != nullptr && j < count) score += table[max(-lowest, min(highest, start + j - token.position))];
-        weights[j] = j < count ? score : -INFINITY;
-      }
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+#pragma unroll
+      for (int offset = kLanes / 2; offset > 0; offset /= 2) score[i] += __shfl_xor_sync(kAllLanes, score[i], offset);
+      if (piece == 0) scores[first + i * kAtOnce] = score[i];
     }
     __syncthreads();
-    // Every warp computes the tile's maximum and sum itself, from the same numbers in the same order: that needs no
-    // barrier to hand them around.
-    float top = weights[lane];
+    // Every warp computes the chunk's maximum and sum itself, from the same numbers in the same order: that needs no
+    // barrier to hand them around. A lane has the weights of two keys.
+    near = start + lane < token.length ? scores[lane] + near : -INFINITY;
+    far = start + kWarp + lane < token.length ? scores[kWarp + lane] + far : -INFINITY;
+    const float top = warp_reduce<Largest>(fmaxf(near, far));
+    const float weights[2] = {expf(near - top), expf(far - top)};
+    const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
+    if (chunk + 1 < end) {
 #pragma unroll
-    for (int w = 1; w < kTileWarps; ++w) top = fmaxf(top, weights[w * kWarp + lane]);
-    const float reached = fmaxf(largest, warp_reduce<Largest>(top));
-    const float mine = expf(weights[thread] - reached), shrink = expf(largest - reached);
-    __syncthreads();
-    weights[thread] = mine;
-    __syncthreads();
-    float added = weights[lane];
+      for (int i = 0; i < kAhead; ++i) next[i] = load(keys, start + kChunk, 0, i);
+      near = bias_of(start + kChunk + lane), far = bias_of(start + kChunk + kWarp + lane);
+    }
+    float shrink, grow;
+    join(seen, of_chunk, shrink, grow);
 #pragma unroll
-    for (int w = 1; w < kTileWarps; ++w) added += weights[w * kWarp + lane];
-    total = total * shrink + warp_reduce<Sum>(added);
-    largest = reached;
+    for (int s = 0; s < kSteps; ++s) {
+      float sums[kEach] = {};
 #pragma unroll
-    for (int e = 0; e < kEach; ++e) sums[e] *= shrink;
-    if (group < groups) {
-      for (int j = group; j < count; j += groups) {
-        float value[kEach];
-        Format::expand(values[static_cast<size_t>(start + j) * pieces + piece], value);
+      for (int begin = 0; begin < kLoads; begin += kAhead) {
+        if (s + begin > 0) {
 #pragma unroll
-        for (int e = 0; e < kEach; ++e) sums[e] = fmaf(weights[j], value[e], sums[e]);
+          for (int i = 0; i < kAhead; ++i) first_values[i] = load(values, start, s, begin + i);
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int key = (begin + i) * kAtOnce;
+          const float weight = __shfl_sync(kAllLanes, weights[key / kWarp], key % kWarp + first);
+          float value[kEach];
+          Format::expand(first_values[i], value);
+#pragma unroll
+          for (int e = 0; e < kEach; ++e) sums[e] = fmaf(weight, value[e], sums[e]);
+        }
+      }
+      if (s > 0) __syncthreads();
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) shared[e * kPitch + thread] = sums[e];
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        const int d = thread + i * kThreads;
+        if (d >= kWidth) break;
+        const float* from = shared + d % kEach * kPitch + d / kEach;
+        float sum = from[0];
+#pragma unroll
+        for (int g = 1; g < kAtOnce; ++g) sum += from[g * kLanes];
+        own[s * kOwn + i] = own[s * kOwn + i] * shrink + sum * grow;
       }
     }
-    __syncthreads();
   }
+
+  if (scales != nullptr && static_cast<int>(blockIdx.y) >= all) return;
+  const size_t place = scales != nullptr ? static_cast<size_t>(blockIdx.x) * gridDim.y + blockIdx.y : blockIdx.x;
+  float* to = (scales != nullptr ? parts : out) + place * head_size;
+  if (scales != nullptr && thread == 0) scales[place] = make_float2(seen.largest, seen.total);
 #pragma unroll
-  for (int e = 0; e < kEach; ++e) partial[e * kThreads + thread] = sums[e];
-  __syncthreads();
-  for (int d = thread; d < head_size; d += kThreads) {
-    const float* from = partial + d % kEach * kThreads + d / kEach;
-    float sum = from[0];
-    for (int g = 1; g < groups; ++g) sum += from[g * pieces];
-    out[(static_cast<size_t>(t) * heads + h) * head_size + d] = token.length > 0 ? sum / total : 0.0f;
+  for (int i = 0; i < kSteps * kOwn; ++i) {
+    const int d = thread + i * kThreads;
+    if (d >= head_size) break;
+    to[d] = scales != nullptr ? own[i] : token.length > 0 ? own[i] / seen.total : 0.0f;
+  }
+}
+
+// Adds up the chunks of one head of one query, as a block does that reads all of them; block: token * heads + head.
+__global__ void __launch_bounds__(kThreads)
+    attend_join_kernel(const float2* scales, const float* parts, int heads, int head_size, int chunks,
+                       const TokenAt* tokens, float* out) {
+  const int all = (tokens[blockIdx.x / heads].length + kChunk - 1) / kChunk;
+  scales += static_cast<size_t>(blockIdx.x) * chunks;
+  parts += static_cast<size_t>(blockIdx.x) * chunks * head_size;
+  for (int d = threadIdx.x; d < head_size; d += blockDim.x) {
+    Seen seen;
+    float own = 0.0f;
+#pragma unroll 8
+    for (int c = 0; c < all; ++c) {
+      const float2 scale = scales[c];
+      const float part = parts[static_cast<size_t>(c) * head_size + d];
+      float shrink, grow;
+      join(seen, {scale.x, scale.y}, shrink, grow);
+      own = own * shrink + part * grow;
+    }
+    out[static_cast<size_t>(blockIdx.x) * head_size + d] = all > 0 ? own / seen.total : 0.0f;
   }
 }
 
@@ -125,16 +238,32 @@ int32_t store(const KdtwCache* cache, const TokenAt* tokens, int32_t count, cons
 }
 
 int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, const float* queries, int32_t query_stride,
-               const PositionBias* bias, float* out, void* stream) {
+               const PositionBias* bias, float* scratch, float* out, void* stream) {
+  const int blocks = count * cache->heads;
+  const bool apart = kdtw_attention_scratch(cache, count) > 0;
+  const int chunks = apart ? ceil_divide(cache->capacity, kChunk) : 1;
+  auto* scales = apart ? reinterpret_cast<float2*>(scratch) : nullptr;
+  float* parts = apart ? scratch + 2 * static_cast<size_t>(blocks) * chunks : nullptr;
   return with_format(cache->format, [&](auto format) {
     using Format = decltype(format);
     const int pieces = cache->stride / Format::kEach;
-    int lanes = 1;
-    while (lanes < pieces && lanes < kWarp) lanes *= 2;
-    KDTW_LAUNCH((attend_kernel<Format>), dim3(count * cache->heads), dim3(kThreads), stream,
-                static_cast<const uint4*>(cache->keys), static_cast<const uint4*>(cache->values), cache->heads,
-                cache->head_size, pieces, cache->capacity, lanes, tokens, queries, query_stride, bias->table,
-                bias->lowest, bias->highest, out);
+    const auto launch = [&](auto lanes, auto steps) {
+      KDTW_LAUNCH((attend_kernel<Format, decltype(lanes)::value, decltype(steps)::value>), dim3(blocks, chunks),
+                  dim3(kThreads), stream, static_cast<const uint4*>(cache->keys),
+                  static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity,
+                  tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, scales, parts, out);
+    };
+    if (pieces <= 8)
+      launch(Number<8>{}, Number<1>{});
+    else if (pieces <= 16)
+      launch(Number<16>{}, Number<1>{});
+    else if (pieces <= 32)
+      launch(Number<32>{}, Number<1>{});
+    else
+      launch(Number<32>{}, Number<4>{});
+    if (apart)
+      KDTW_LAUNCH(attend_join_kernel, dim3(blocks), dim3(min(kThreads, ceil_divide(cache->head_size, kWarp) * kWarp)),
+                  stream, scales, parts, cache->heads, cache->head_size, chunks, tokens, out);
   });
 }
 
