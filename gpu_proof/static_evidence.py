@@ -158,8 +158,8 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join([*beside, *pip]))
 
 
-def instructions(source: Path, arch: str) -> dict[str, Counter[str]]:
-    """How often each load, store and tensor-core instruction is in each kernel's machine code.
+def machine_code(source: Path, arch: str) -> dict[str, str]:
+    """Each kernel's machine code, as text.
 
     Raises:
         FileNotFoundError: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm).
@@ -169,8 +169,31 @@ def instructions(source: Path, arch: str) -> dict[str, Counter[str]]:
         raise FileNotFoundError("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     cubin, _ = _cubin(source, arch)
     parts = re.split(r"Function : (\S+)", run([tool, "-sass", cubin]))[1:]
-    found = (re.findall(r"\b((?:LDG|LDL|STL|STG|LDS|STS|HMMA)[.\w]*)", text) for text in parts[1::2])
-    return dict(zip(plain_names(parts[::2]), map(Counter, found)))
+    return dict(zip(plain_names(parts[::2]), parts[1::2]))
+
+
+def instructions(source: Path, arch: str) -> dict[str, Counter[str]]:
+    """How often each load, store and tensor-core instruction is in each kernel's machine code."""
+    kind = re.compile(r"\b((?:LDG|LDL|STL|STG|LDS|STS|HMMA)[.\w]*)")
+    return {name: Counter(kind.findall(text)) for name, text in machine_code(source, arch).items()}
+
+
+def loads_in_flight(code: str) -> int:
+    """The most 16-byte loads of global memory that a kernel begins before an instruction names what one brings.
+
+    Of the machine code from its first line to its last one: branches are not followed.
+    """
+    waiting: dict[int, int] = {}  # register: the load that fills it
+    most = 0
+    for number, line in enumerate(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.+?);", code)):
+        load = re.search(r"\bLDG\.\S*128\S*\s+R(\d+)", line)
+        named = {int(register) for register in re.findall(r"\bR(\d+)", line)}
+        used = {waiting[register] for register in named if register in waiting}
+        waiting = {register: one for register, one in waiting.items() if one not in used}
+        if load:
+            waiting |= dict.fromkeys(range(int(load[1]), int(load[1]) + 4), number)
+        most = max(most, len(set(waiting.values())))
+    return most
 
 
 def machine_code_faults() -> list[str]:
@@ -201,16 +224,19 @@ def main() -> int:
     options = parser.parse_args()
     if find_nvcc() is None:
         sys.exit("no nvcc: set CUDA_HOME or put it on the PATH")
-    found = tables()
+    found, code = tables(), find_tool("cuobjdump") is not None
     for arch, rows in found.items():
+        texts = [machine_code(source, arch) for source in kernel_sources()] if code else []
+        in_flight = {name: loads_in_flight(text) for one in texts for name, text in one.items()}
         for name, row in rows.items():
             print(f"{arch} {name:52s} registers {row.registers:3d} shared {row.shared:6d} block {row.threads:4d}: "
-                  f"{row.blocks:2d} blocks a multiprocessor, {row.occupancy:3d} %")  # fmt: skip
+                  f"{row.blocks:2d} blocks a multiprocessor, {row.occupancy:3d} %, 16-byte loads in flight "
+                  f"{in_flight.get(name, '?')}")  # fmt: skip
     if options.renew:
         kept = {arch: {name: asdict(row) for name, row in rows.items()} for arch, rows in found.items()}
         TABLE.write_text(json.dumps({"nvcc": version(), "kernels": kept}, indent=1) + "\n", encoding="utf-8")
     said = faults(found) + differences(found)
-    said += machine_code_faults() if find_tool("cuobjdump") else []
+    said += machine_code_faults() if code else []
     print(*said, sep="\n")
     return int(bool(said))
 

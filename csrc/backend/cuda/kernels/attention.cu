@@ -11,8 +11,6 @@ namespace {
 
 constexpr int kThreads = 128, kChunk = kKdtwAttentionChunk;
 constexpr int kInFlight = 8;  // loads of 16 bytes that a thread waits for at a time
-constexpr int min_of(int a, int b) { return a < b ? a : b; }
-constexpr int max_of(int a, int b) { return a > b ? a : b; }
 template <int n>
 struct Number {
   static constexpr int value = n;
@@ -53,20 +51,24 @@ __device__ __forceinline__ void join(Seen& seen, Seen chunk, float& shrink, floa
 // parts [T, H, chunks, D]. A query of length 0 gets zeros.
 //
 // kLanes lanes read a key together, 16 bytes each, and again kSteps times; pieces: of 16 bytes, in a key, at most
-// kLanes
-// * kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads are begun long before their use: a
-// chunk's first keys while the values of the one before are added up, its first values before its scores.
+// kLanes kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads begin long before their use
+// (kEarly): a chunk's first keys while the values of the one before are added up, its first values before its scores.
 template <typename Format, int kLanes, int kSteps>
 __global__ void __launch_bounds__(kThreads)
     attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity,
                   const TokenAt* tokens, const float* queries, int query_stride, const float* bias, int lowest,
                   int highest, float2* scales, float* parts, float* out) {
   constexpr int kEach = Format::kEach, kWidth = kLanes * kEach;  // elements of a step
-  constexpr int kAtOnce = kThreads / kLanes, kLoads = kChunk / kAtOnce, kAhead = min_of(kLoads, kInFlight);
-  constexpr int kOwn = max_of(kWidth / kThreads, 1);  // elements of a step that a thread adds up in the end
-  constexpr int kPitch = kThreads + kWarp / kEach;    // between elements of a piece: other banks for all of a warp
+  constexpr int kAtOnce = kThreads / kLanes, kLoads = kChunk / kAtOnce,
+                kAhead = kLoads < kInFlight ? kLoads : kInFlight;
+  constexpr bool kEarly = kSteps == 1;  // large heads have no registers for that
+  // Elements of a step that a thread adds up in the end.
+  constexpr int kOwn = kWidth > kThreads ? kWidth / kThreads : 1;
+  // Element e of piece c is at e * kPitch + c, so that a warp meets all banks whether its lanes are pieces or elements.
+  constexpr int kPitch = kThreads + kWarp / kEach;
+  KDTW_SHARED(float, query, kEach* kPitch);
+  KDTW_SHARED(float, partial, kEach* kPitch);
   KDTW_SHARED(float, scores, kChunk);
-  KDTW_SHARED(float, shared, kEach* kPitch);  // the query, and later each thread's part of the values
   const int h = blockIdx.x % heads, t = blockIdx.x / heads, thread = threadIdx.x, lane = lane_id();
   const int first = thread / kLanes, piece = thread % kLanes;
   float asked[kSteps * kOwn];
@@ -91,45 +93,42 @@ __global__ void __launch_bounds__(kThreads)
   const int all = (token.length + kChunk - 1) / kChunk;
   int chunk = scales != nullptr ? static_cast<int>(blockIdx.y) : 0;
   const int end = scales != nullptr ? min(chunk + 1, all) : all;
-  uint4 next[kAhead];
+  uint4 next_keys[kAhead];
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) next[i] = load(keys, chunk * kChunk, 0, i);
+  for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, chunk * kChunk, 0, i);
   float near = bias_of(chunk * kChunk + lane), far = bias_of(chunk * kChunk + kWarp + lane);
 #pragma unroll
   for (int i = 0; i < kSteps * kOwn; ++i) {
     const int d = thread + i * kThreads;
-    if (d < kSteps * kWidth) shared[d % kEach * kPitch + d / kEach] = asked[i];
+    if (d < kSteps * kWidth) query[d % kEach * kPitch + d / kEach] = asked[i];
   }
   __syncthreads();
-  float query[kSteps][kEach];
-#pragma unroll
-  for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-    for (int e = 0; e < kEach; ++e) query[s][e] = shared[e * kPitch + s * kLanes + piece];
-  }
 
   Seen seen;
   float own[kSteps * kOwn] = {};
   for (; chunk < end; ++chunk) {
     const int start = chunk * kChunk;
-    uint4 first_values[kAhead];
+    uint4 next_values[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) first_values[i] = load(values, start, 0, i);
+    for (int i = 0; kEarly && i < kAhead; ++i) next_values[i] = load(values, start, 0, i);
     float score[kLoads] = {};
-#pragma unroll
+#pragma unroll 1  // keeps fewer loads of large heads in registers
     for (int s = 0; s < kSteps; ++s) {
+      float asks[kEach];
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) asks[e] = query[e * kPitch + s * kLanes + piece];
 #pragma unroll
       for (int begin = 0; begin < kLoads; begin += kAhead) {
-        if (s + begin > 0) {
+        if (!kEarly || begin > 0) {
 #pragma unroll
-          for (int i = 0; i < kAhead; ++i) next[i] = load(keys, start, s, begin + i);
+          for (int i = 0; i < kAhead; ++i) next_keys[i] = load(keys, start, s, begin + i);
         }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
           float key[kEach];
-          Format::expand(next[i], key);
+          Format::expand(next_keys[i], key);
 #pragma unroll
-          for (int e = 0; e < kEach; ++e) score[begin + i] = fmaf(query[s][e], key[e], score[begin + i]);
+          for (int e = 0; e < kEach; ++e) score[begin + i] = fmaf(asks[e], key[e], score[begin + i]);
         }
       }
     }
@@ -149,7 +148,7 @@ __global__ void __launch_bounds__(kThreads)
     const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
     if (chunk + 1 < end) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) next[i] = load(keys, start + kChunk, 0, i);
+      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start + kChunk, 0, i);
       near = bias_of(start + kChunk + lane), far = bias_of(start + kChunk + kWarp + lane);
     }
     float shrink, grow;
@@ -159,29 +158,29 @@ __global__ void __launch_bounds__(kThreads)
       float sums[kEach] = {};
 #pragma unroll
       for (int begin = 0; begin < kLoads; begin += kAhead) {
-        if (s + begin > 0) {
+        if (!kEarly || begin > 0) {
 #pragma unroll
-          for (int i = 0; i < kAhead; ++i) first_values[i] = load(values, start, s, begin + i);
+          for (int i = 0; i < kAhead; ++i) next_values[i] = load(values, start, s, begin + i);
         }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
           const int key = (begin + i) * kAtOnce;
           const float weight = __shfl_sync(kAllLanes, weights[key / kWarp], key % kWarp + first);
           float value[kEach];
-          Format::expand(first_values[i], value);
+          Format::expand(next_values[i], value);
 #pragma unroll
           for (int e = 0; e < kEach; ++e) sums[e] = fmaf(weight, value[e], sums[e]);
         }
       }
       if (s > 0) __syncthreads();
 #pragma unroll
-      for (int e = 0; e < kEach; ++e) shared[e * kPitch + thread] = sums[e];
+      for (int e = 0; e < kEach; ++e) partial[e * kPitch + thread] = sums[e];
       __syncthreads();
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
         const int d = thread + i * kThreads;
         if (d >= kWidth) break;
-        const float* from = shared + d % kEach * kPitch + d / kEach;
+        const float* from = partial + d % kEach * kPitch + d / kEach;
         float sum = from[0];
 #pragma unroll
         for (int g = 1; g < kAtOnce; ++g) sum += from[g * kLanes];
