@@ -101,6 +101,7 @@ SIZE, VOCABULARY = 512, 4096
 NORMED, ADDED, GATED = (3 * 384, SIZE), (SIZE, 384), (2 * 1024, SIZE)
 TOKENS = (1, 8)
 SOURCE = 64  # tokens of an encoder's pass
+KEYS = 200  # of a token's attention: more than few chunks
 
 
 def real_sizes(trial: Trial) -> None:
@@ -117,7 +118,7 @@ def real_sizes(trial: Trial) -> None:
         operations.norm_linear_activate(weights[2], x, scale, 1e-6, True, "fp16", encoder)
         if not encoder:
             operations.rms_norm(x, scale, 1e-6)
-    length, width = 96, 6 * 64
+    length, width = KEYS, 6 * 64
     stored = [(0, position) for position in range(length)]
     keys, values, query = normal(rng, length, width), normal(rng, length, width), normal(rng, 1, width)
     operations.attend(1, length + 3, 6, "fp16", stored, keys, values, [(0, length - 1, length)], query, NOTHING, 0)

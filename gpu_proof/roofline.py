@@ -19,7 +19,12 @@ def table() -> str:
             moved = decoder_pass(shape, LENGTH, SOURCE, weights).total
             bounds = (f"{1e3 * moved / (memory_rate(name) or 0):.2f}" for name in DEVICES)
             rows.append(
-                [f"{shape.name}, {weights}", f"{moved / 1e6:.0f}", *bounds, str(shape.decoder_kernels(weights))]
+                [
+                    f"{shape.name}, {weights}",
+                    f"{moved / 1e6:.0f}",
+                    *bounds,
+                    str(shape.decoder_kernels(weights, LENGTH, SOURCE)),
+                ]
             )
     columns = ("shape", "MB", *(f"{name}, ms" for name in DEVICES), "kernels")
     return "\n".join(markdown_table(columns, rows))

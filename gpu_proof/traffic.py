@@ -82,6 +82,10 @@ def on_paper() -> dict[str, int]:
         for outputs, inputs, written, added, _ in products
     )
     bytes_["scale_kernel<Halves>"] = sum(source * (6 * inputs + 4) + 4 * scale for _, inputs, _, _, scale in products)
+    # Each of 6 heads of 64: keys and values in fp16, the query; and of each chunk of 64 keys, values and two numbers.
+    chunks = -(-cases.KEYS // 64) * (64 + 2)
+    bytes_["attend_kernel<Fp16, 8, 1>"] = 6 * (2 * 2 * 64 * cases.KEYS + 4 * 64 + 4 * chunks)
+    bytes_["attend_join_kernel"] = 6 * 4 * (chunks + 64)
     bytes_["rms_norm_kernel"] = sum(4 * size * (2 * tokens + 1) for tokens in cases.TOKENS)
     return bytes_
 

@@ -144,9 +144,14 @@ class T5Shape:
         """Keys and values of so many positions, of a source or of an output, in all decoder layers."""
         return self.layers * 2 * self.inner * positions
 
-    def decoder_kernels(self, dtype: str) -> int:
-        """Kernels of a decoder pass and its pick on a CUDA device, as counted by tests/test_cuda_decode.py."""
-        return 15 * self.layers + 7 if dtype == "int8" else 9 * self.layers + 6
+    def decoder_kernels(self, dtype: str, output: int = 0, source: int = 0) -> int:
+        """Kernels of a decoder pass over few tokens and its pick on a CUDA device (tests/test_cuda_decode.py counts).
+
+        ``output`` and ``source``: places of the caches. One of more than 192 takes one more kernel of each layer, which
+        adds up what blocks have made of its chunks.
+        """
+        each, others = (15, 7) if dtype == "int8" else (9, 6)
+        return (each + (output > 192) + (source > 192)) * self.layers + others
 
     def encoder_kernels(self, dtype: str) -> int:
         """The same of the encoder and the cross-attention's keys and values."""

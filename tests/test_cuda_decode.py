@@ -7,6 +7,7 @@ KDTW_CUDA_LIBRARY to run the same tests on another library of the kernels.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,13 @@ def test_no_order_of_work_changes_a_bit(order: Any, simulated: str) -> None:
 # --- What a token costs ----------------------------------------------------------------------------------
 
 
-def counted(decoder: Any, device: SimulatedDevice, tokens: int, **options: Any) -> dict[str, int]:
+def counted(
+    decoder: Any, device: SimulatedDevice, tokens: int, source: Sequence[int] = (5, 8, 1), **options: Any
+) -> dict[str, int]:
     """What the device counted in a greedy decode of exactly so many tokens; its memory was asked for before."""
     for _ in range(2):
         device.reset_counters()
-        decoder.generate([[5, 8, 1]], max_new_tokens=tokens, min_new_tokens=tokens, **options)
+        decoder.generate([list(source)], max_new_tokens=tokens, min_new_tokens=tokens, **options)
     return device.counters()
 
 
@@ -123,19 +126,22 @@ def test_kernels_of_an_encoder(dtype: str, simulated: str) -> None:
     assert alone == SHAPES[1].encoder_kernels(dtype) + SHAPES[1].decoder_kernels(dtype)
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "int8"])
-def test_launches_copies_and_waits_of_a_step(dtype: str, simulated: str) -> None:
-    """Of the host's steps, as docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and it waits once."""
+@pytest.mark.parametrize(("dtype", "length"), [("fp16", 3), ("int8", 193)])
+def test_launches_copies_and_waits_of_a_step(dtype: str, length: int, simulated: str) -> None:
+    """Of the host's steps, as docs/cuda.md counts them: 9 kernels a layer (15 in int8) and 6 (7), and it waits once.
+
+    A source of more than 192 tokens takes one more a layer.
+    """
     device = the_device()
     kdtw_fast._core.use_cuda_drafting("host", 1)
     native = NativeT5.from_model(random_t5(SHAPES[1], VOCAB, seed=1), dtype=dtype, device=simulated)
     decoder = SingleModelDecoder(native)
     try:
-        four, five = (counted(decoder, device, tokens) for tokens in (4, 5))
+        four, five = (counted(decoder, device, tokens, [5] * (length - 1) + [1]) for tokens in (4, 5))
     finally:
         kdtw_fast._core.use_cuda_drafting("auto", 4)
     step = {name: five[name] - four[name] for name in five}
-    assert step["host_launches"] == step["kernels"] == SHAPES[1].decoder_kernels(dtype)
+    assert step["host_launches"] == step["kernels"] == SHAPES[1].decoder_kernels(dtype, 5, length)
     assert step["host_synchronisations"] == step["copies_to_host"] == 1
     assert step["copies_to_device"] == 2  # the pass's tokens, and the request
     assert step["bytes_to_host"] == 24

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from kdtw_fast import _core
 from kdtw_fast.roofline import memory_rate
 from kdtw_fast.selftest.first_day import __main__ as command
-from kdtw_fast.selftest.first_day import ncu, work
+from kdtw_fast.selftest.first_day import kernels, ncu, work
 from kdtw_fast.selftest.first_day.plan import make_plan
 from kdtw_fast.selftest.first_day.runner import Run, Step
 
@@ -204,3 +205,33 @@ def test_the_notebook_has_three_cells_and_calls_what_is_there() -> None:
     (line,) = [line for line in cells[2]["source"] if line.startswith("!python -m")]
     module, *arguments = line.removeprefix("!python -m ").split()
     assert module == HERE_MODULE and command.main([*arguments, "--list"]) == 0
+
+
+def test_the_table_is_that_of_the_header() -> None:
+    """What kernels.py says of the library by hand: its version, functions, structs and chunks."""
+    csrc = Path(__file__).parent.parent / "csrc"
+    header, passes = ((csrc / name).read_text(encoding="utf-8") for name in ("backend/cuda/kernels.h", "core/pass.h"))
+    for name, value in (
+        ("kKdtwCudaVersion", kernels.VERSION),
+        ("kKdtwChunk", kernels.CHUNK),
+        ("kKdtwAttentionChunk", kernels.ATTENTION_CHUNK),
+    ):
+        assert re.search(rf"{name} = (\d+)", header)[1] == str(value), name  # type: ignore[index]
+    table = re.search(r"struct KdtwCudaTable \{(.*?)\n\};", header, re.DOTALL)
+    assert table is not None
+    assert tuple(re.findall(r"\(\*(\w+)\)\(", table[1])) == kernels.FUNCTIONS
+    structs = {
+        "KdtwWeight": kernels.Weight,
+        "KdtwCache": kernels.Cache,
+        "TokenAt": kernels.TokenAt,
+        "PositionBias": kernels.Bias,
+        "Sampling": kernels.Sampling,
+        "KdtwCapture": kernels.Capture,
+        "KdtwDevice": kernels.Device,
+    }
+    for name, mirror in structs.items():
+        body = re.search(rf"struct {name} \{{(.*?)\n\}};", header + passes, re.DOTALL)
+        assert body is not None, name
+        lines = (line.split("//")[0] for line in body[1].splitlines())
+        declared = re.findall(r"(\w+)(?:\[\d+\])?(?: = [^,;]+)?[,;]", " ".join(lines))
+        assert declared == [field for field, *_ in mirror._fields_], name

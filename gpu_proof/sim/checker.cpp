@@ -206,7 +206,7 @@ void access(const void* address, size_t bytes, bool write, bool atomic, const vo
   if (space == Space::kOther) return check_foreign(p, write, pc);
   const char* const kind = space == Space::kGlobal ? "global" : "shared";
   const char* const verb = atomic ? "atomic" : write ? "store" : "load";
-  if (bytes <= 16 && offset % bytes) {
+  if (bytes <= 16 && offset % (bytes & -bytes)) {  // a struct of 12 bytes is copied by words of 4
     report_once(pc, "misaligned " + std::to_string(bytes) + "-byte " + verb);
   }
   if (settings().traffic && !atomic) count_request(offset, bytes, space == Space::kShared, write, pc);

@@ -202,7 +202,7 @@ def attend(keys: Array, values: Array, query: Array, position: int, bias: Array 
 
 @OPERATIONS.add("fp32", "fp16", "bf16")
 def attention(trial: Trial, dtype: str) -> None:
-    """Rows of 1, 31, 33, 128 and 150 keys, causal and whole, with and without bias; a query also alone."""
+    """Rows of 1, 31, 33, 128 and 150 keys, causal and whole, with and without bias; a query alone, and very many."""
     for heads, size in [(1, 1), (3, 5), (2, 33), (1, 64), (2, 130)]:
         rng = np.random.default_rng([heads, size])
         lengths = [1, 31, 33, 128, 150]
@@ -214,7 +214,7 @@ def attention(trial: Trial, dtype: str) -> None:
         queries = normal(rng, len(asked), heads * size)
         kept_keys, kept_values = rounded(keys, dtype), rounded(values, dtype)
         for bias, lowest in ((NOTHING, 0), (normal(rng, heads, 20 + 5 + 1), 20)):
-            place = (5, 151, heads, dtype, stored, keys, values)
+            place = (5, 200, heads, dtype, stored, keys, values)
             out = trial.operations.attend(*place, asked, queries, bias, lowest)
             for t, (row, position, length) in enumerate(asked):
                 first = sum(lengths[:row])

@@ -50,7 +50,7 @@ enum { kKdtwLargestHeadFp32 = 512, kKdtwLargestHead = 1024 };
 
 // attend() reads keys in chunks. Chunks have blocks of their own where a cache has many of them and a pass has few
 // queries; from so many blocks on, one for each query and head, the device is busy without that.
-enum { kKdtwAttentionChunk = 64, kKdtwFewChunks = 2, kKdtwManyBlocks = 256 };
+enum { kKdtwAttentionChunk = 64, kKdtwFewChunks = 3, kKdtwManyBlocks = 256 };
 
 // Floats of scratch memory that attend() needs for so many tokens: for each query, head and chunk its values [D], their
 // weights' sum and the largest score. 0 where chunks have no blocks of their own.
