@@ -271,9 +271,7 @@ class Sweep:
             return
         at = k.put(bytes(places))
         bias = Bias(self.floats, 128, 128)
-        chunks = k.memory(
-            4 * tokens * heads * (length // ATTENTION_CHUNK + 1) * (HEAD_SIZE + 2)
-        )  # as much as any needs
+        chunks = k.memory(4 * tokens * heads * (length // ATTENTION_CHUNK + 1) * (HEAD_SIZE + 2))  # or more
 
         def enqueue(number: int) -> None:
             keys = self.weights + number % copies * 2 * size
