@@ -56,8 +56,8 @@ class Pair:
 
     def decoder(self, method: str) -> Any:
         """Its decoder of a method."""
-        from kdtw_fast.cli.models import load_models
         from kdtw_fast.methods import make_decoder
+        from kdtw_fast.pair_folders import load_models
 
         roles = ("student", "teacher")
         dtypes = dict.fromkeys(roles, "auto")

@@ -11,6 +11,8 @@ NEEDED = {
     "reading data sets": {"datasets": "datasets"},
     "reading GGUF files": {"gguf": "gguf", "accelerate": "accelerate"},
     "serving": {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"},
+    "decoding on Ray": {"ray": "ray[data,serve]", "pyarrow": "pyarrow"},
+    "reading Parquet": {"pyarrow": "pyarrow"},
 }
 
 

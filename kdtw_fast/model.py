@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdtw_fast import _core
@@ -67,15 +68,16 @@ class NativeModel:
             option = "dtype" if dtype == "fp16" else "cache_dtype"
             raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
         packed = file.read() if file is not None else None
-        if packed is None:
-            model = describe(config, tensors, name, self._ignored)
-            self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
-            described = file.describe_sources() if file is not None else []
-            kept: dict[str, np.ndarray] = {}
-            self.core = self._make(cache_dtype, tensor_reader(model, tensors, name, kept, self._described["dtype"]))
-            if file is not None:
-                file.write(described, PackedWeights(self._described, kept, self.core.blobs))
-                packed = file.read()
+        if file is not None and packed is None:
+            with file.alone():
+                packed = file.read()  # another process may have written it meanwhile
+                if packed is None:
+                    described = file.describe_sources()
+                    kept = self._pack(config, tensors, dtype, cache_dtype)
+                    file.write(described, PackedWeights(self._described, kept, self.core.blobs))
+                    packed = file.read()
+        elif packed is None:
+            self._pack(config, tensors, dtype, cache_dtype)
         if packed is not None:
             self._described, vectors = packed.spec, packed.vectors
             self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed)
@@ -124,6 +126,16 @@ class NativeModel:
                 f"{name}: config has <tau> for {len(self.tau_token_ids)} teachers, but tensor "
                 f"'teacher_token_embedding' has vectors for {self.num_teachers}"
             )
+
+    def _pack(
+        self, config: Mapping[str, Any], tensors: Tensors, dtype: str, cache_dtype: str
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Makes the native object of a checkpoint's tensors; returns those that the core does not pack."""
+        model = describe(config, tensors, self.name, self._ignored)
+        self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
+        kept: dict[str, npt.NDArray[np.float32]] = {}
+        self.core = self._make(cache_dtype, tensor_reader(model, tensors, self.name, kept, self._described["dtype"]))
+        return kept
 
     def _make(
         self,

@@ -6,12 +6,14 @@ of 64, and the arrays, each on a multiple of 64.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,17 @@ class PackedFile:
 
         vectors = {v["name"]: array(v).view(np.float32).reshape(v["shape"]) for v in header["vectors"]}
         return PackedWeights(header["spec"], vectors, [array(entry) for entry in header["blobs"]], file)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds off others who would pack the same weights meanwhile: what is written in here is there for them.
+
+        The lock is on the first source. Where a file system has no locks, each packs, and the last one's file stays.
+        """
+        with self._sources[0].open("rb") as source:
+            with suppress(OSError):
+                fcntl.flock(source, fcntl.LOCK_EX)
+            yield
 
     def describe_sources(self) -> list[dict[str, Any]]:
         """Name, size, time and SHA-256 of each source; to be taken before the weights are read from them."""

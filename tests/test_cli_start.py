@@ -94,11 +94,11 @@ def test_packages_that_are_named_are_those_of_the_extras() -> None:
 
     optional = project["optional-dependencies"]
     assert set(extras.NEEDED["comparing"].values()) == names(optional["compare"])
-    needed = {package for packages in extras.NEEDED.values() for package in packages.values()}
+    needed = names([package for packages in extras.NEEDED.values() for package in packages.values()])
     faster = {"httptools", "uvloop"}  # without which uvicorn does the same in more time
     assert set(extras.NEEDED["serving"].values()) | faster == names(optional["serve"])
     assert set(extras.NEEDED["reading GGUF files"].values()) == names(optional["gguf"])
-    assert needed <= set.union(*(names(optional[extra]) for extra in ("compare", "train", "serve", "gguf")))
+    assert needed <= set.union(*(names(optional[extra]) for extra in ("compare", "train", "serve", "gguf", "ray")))
     assert not needed & names(project["dependencies"])
 
 

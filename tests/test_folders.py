@@ -173,7 +173,7 @@ def test_a_tokenizer_that_wants_to_run_code(evil: Path) -> None:
 LOADERS = [
     "from kdtw_fast import NativeT5; NativeT5.from_pretrained(folder)",
     "from kdtw_fast import SingleModelDecoder; SingleModelDecoder(folder)",
-    "from kdtw_fast.cli.models import load_models; load_models(('student',), None, p, None, None, {'student': 'fp32'})",
+    "from kdtw_fast import pair_folders as f; f.load_models(('student',), None, p, None, None, {'student': 'fp32'})",
     "from kdtw_fast.training.models import load_student; load_student(folder, 40)",
     "from kdtw_fast.training.models import load_tokenizer; load_tokenizer(SimpleNamespace(tokenizer=folder))",
     "from kdtw_fast.training.number_format import decided; decided(SimpleNamespace("

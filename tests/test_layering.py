@@ -84,15 +84,21 @@ def test_simd_files_define_nothing_shared(level: str) -> None:
 
 # A module may import those of its own layer and of the layers before it; a package stands for all that is in it.
 LAYERS = {
+<<<<<<< HEAD
     "foundations": "_core budgets decoder_options deprecation extras gguf_file keywords loaders machine messages "
     "options owner random tables visible",
     "models": "equalising families generation model modeling packed pairs random_pairs roofline shapes "
+=======
+    "foundations": "_core budgets deprecation extras gguf_file keywords loaders machine messages options owner random "
+    "tables visible",
+    "models": "equalising families generation model modeling packed pair_folders pairs random_pairs roofline shapes "
+>>>>>>> d19621b (A stage of Ray Data; one packed file however many ask)
     "torch_allocator weights",
     "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view stops streams token_rules worker",
     "decoding": "auto cost_measuring decoders methods",
     "the package": "kdtw_fast",  # what users import: kdtw_fast/__init__.py
     "measuring": "comparison paired_timing peers profiling reference selftest",
-    "for others": "hub serve",
+    "for others": "hub ray serve",
     "commands": "__main__ cli",
     "training": "training",
     "beside the package": "bench gpu_proof",

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import kdtw_fast
 from kdtw_fast import NativeT5, SingleModelDecoder, weights
 from kdtw_fast.families import describe
+from kdtw_fast.packed import PackedFile
 from kdtw_fast.weights import read_folder, tensor_reader
 
 VOCAB = 43
@@ -247,3 +250,23 @@ def test_a_file_that_is_cut_while_it_is_in_use(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CUT, str(folder)], capture_output=True, text=True)
     assert done.stdout == "zeros 1\n", done.stderr
     assert done.returncode == -signal.SIGBUS
+
+
+def test_who_asks_at_once_packs_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    write, describe_sources = PackedFile.write, PackedFile.describe_sources
+
+    def slowly(self: PackedFile) -> list[dict[str, Any]]:
+        time.sleep(0.1)
+        return describe_sources(self)
+
+    def counted(self: PackedFile, *args: Any) -> None:
+        written.append(self.path)
+        write(self, *args)
+
+    monkeypatch.setattr(PackedFile, "describe_sources", slowly)
+    monkeypatch.setattr(PackedFile, "write", counted)
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: NativeT5.from_pretrained(folder, cache=True), range(4)))
+    assert len(written) == 1 and len({logits(model) for model in models}) == 1
+    assert not [name for name in os.listdir(folder) if "lock" in name]

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import Student, Teachers, TokenizerFolder
+from kdtw_fast.pair_folders import load_models
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
 EXAMPLES = """[bold]Examples[/bold]

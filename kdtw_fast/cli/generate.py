@@ -14,7 +14,6 @@ from kdtw_fast.cli.decoding_options import DEFAULTS, METHOD, decoding_options
 from kdtw_fast.cli.errors import tell
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
-from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import (
     CacheWeights,
     Device,
@@ -34,6 +33,7 @@ from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method, make_decoder
 from kdtw_fast.options import MOST_ROWS, ON_ERROR, GenerateOptions, check_dtype, check_int, check_limit, check_word
 from kdtw_fast.owners_view import LEGEND
+from kdtw_fast.pair_folders import load_models
 
 OUTPUT = "Output"  # a panel of the help page
 _METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}" for name, m in METHODS.items()) + "."

@@ -11,7 +11,6 @@ import typer
 from rich.markup import escape
 
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
-from kdtw_fast.cli.models import load_models
 from kdtw_fast.cli.options import (
     CacheWeights,
     Device,
@@ -25,6 +24,7 @@ from kdtw_fast.cli.options import (
 from kdtw_fast.extras import require
 from kdtw_fast.methods import find_method
 from kdtw_fast.options import check_dtype, check_int
+from kdtw_fast.pair_folders import load_models
 from kdtw_fast.pairs import DEFAULT_PAIR
 from kdtw_fast.serve.settings import ServeOptions
 

@@ -1,0 +1,76 @@
+"""The models to decode with and their tokenizer, from a shipped pair or from folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kdtw_fast.gguf_file import is_gguf
+from kdtw_fast.loaders import find_tokenizer, load_tokenizer
+from kdtw_fast.messages import Message, OptionName
+from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
+
+
+def load_models(
+    needed: tuple[str, ...],
+    pair: str | None,
+    student: Path | None,
+    teacher: list[Path] | None,
+    tokenizer: Path | None,
+    dtypes: dict[str, str],
+    cache: bool = False,
+    device: str = "cpu",
+) -> tuple[dict[str, Any], Any]:
+    """The models that a method needs (several teachers: a list) and their tokenizer, from a shipped pair or folders.
+
+    Args:
+        needed: of "student" and "teacher".
+        pair: a shipped pair's name; None = the default one, where no folder is given.
+        student, teacher, tokenizer: folders; several teachers in the order of their numbers.
+        dtypes: by role, as for :meth:`kdtw_fast.NativeModel.from_pretrained`.
+        cache: keep the packed weights in files beside the models, and map them.
+        device: where they are to decode.
+
+    Raises:
+        FileNotFoundError: a folder, or the tokenizer, is not there.
+        ValueError: a pair and folders were given, or a model is missing; or as ``from_pretrained`` does.
+    """
+    from kdtw_fast.model import NativeModel
+
+    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
+    if student is None and not teacher:
+        if tokenizer is not None:
+            one = OptionName("tokenizer"), " goes with ", OptionName("student"), " and ", OptionName("teacher")
+            raise ValueError(Message(*one, "; a shipped pair has its own"))
+        home = pair_folder(pair or DEFAULT_PAIR)
+        shipped = {
+            role: NativeModel.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
+            for role in needed
+        }
+        return shipped, _tokenizer(home / "tokenizer", beside=False)
+    if pair is not None:
+        both = OptionName("pair"), ", or ", OptionName("student"), " and ", OptionName("teacher")
+        raise ValueError(Message("give ", *both, ", not both"))
+    models: dict[str, Any] = {}
+    for role in needed:
+        if not folders[role]:
+            raise ValueError(Message("this method needs ", OptionName(role), " too"))
+        for folder in folders[role]:
+            if not (folder.is_dir() or is_gguf(folder)):
+                said = f" {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
+                raise FileNotFoundError(Message(OptionName(role), said))
+        names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
+        found = [
+            NativeModel.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)
+            for folder, name in zip(folders[role], names)
+        ]
+        models[role] = found if len(found) > 1 else found[0]
+    return models, _tokenizer(folders[needed[0]][0]) if tokenizer is None else _tokenizer(tokenizer, beside=False)
+
+
+def _tokenizer(folder: Path, beside: bool = True) -> Any:
+    found = find_tokenizer(folder, beside)
+    if found is None:
+        places = f"{folder} or {folder.parent / 'tokenizer'}" if beside else str(folder)
+        raise FileNotFoundError(Message(f"no tokenizer in {places}; name its folder with ", OptionName("tokenizer")))
+    return load_tokenizer(found)

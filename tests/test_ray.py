@@ -1,0 +1,184 @@
+"""On a Ray cluster of several nodes in this machine: what comes out is what one process gives, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
+pytest.importorskip("ray.data", reason="ray[data] is not installed (the extra 'ray')")
+
+from on_ray import cluster  # noqa: E402
+from test_cli import LINES, SMALL, TinyPair, kdtw, pair  # noqa: E402, F401 - fixtures
+
+from kdtw_fast import TrainingWheelsDecoder  # noqa: E402
+from kdtw_fast.ray import Decode, decode  # noqa: E402
+
+pytestmark = pytest.mark.long  # it starts clusters
+TEXTS = [line for line in LINES if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    with cluster(nodes=3, cpus=1) as made:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        yield made
+
+
+def folders(pair: TinyPair) -> dict[str, str]:  # noqa: F811
+    return {"student": str(pair.folder / "student"), "teacher": str(pair.folder / "teacher")}
+
+
+def alone(pair: TinyPair, items: list[Any], **options: Any) -> list[Any]:  # noqa: F811
+    decoder = TrainingWheelsDecoder(**folders(pair))
+    return list(decoder.stream(items, in_order=True, on_error="return", **options))
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [{"id": n, "text": f"{TEXTS[n % len(TEXTS)]} {n % 7}"} for n in range(count)]
+
+
+def actors() -> list[int]:
+    """The processes of a stage's actors."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "MapBatches(Decode)" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def whole(dataset: Any, expected: list[Any], meanwhile: Any = None) -> None:
+    """The dataset's rows are those expected, each once; ``meanwhile`` is called when the first have come."""
+    got: dict[int, dict[str, Any]] = {}
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for row in batch.to_pylist():
+            assert row["id"] not in got, row
+            got[row["id"]] = row
+        if meanwhile is not None:
+            meanwhile()
+            meanwhile = None
+    assert sorted(got) == list(range(len(expected)))
+    for n, out in enumerate(expected):
+        assert (got[n]["output"], got[n]["output_ids"]) == (out.texts[0], out.sequences[0, out.spans[0]].tolist())
+
+
+def test_a_stage_gives_what_one_process_gives_and_a_poison_row_its_error(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
+    own = [{}, {"max_new_tokens": 5}, {"budget": "high"}, {"temperature": 0.7, "seed": 4}]
+    items = [{"text": text, "row_id": n, **own[n % 4]} for n, text in enumerate(TEXTS * 8)]
+    items[7]["text"] = "paket " * 120
+    items[9]["text"] = " "
+    blanks = {"max_new_tokens": None, "budget": None, "temperature": None, "seed": None}
+    rows = [{"id": n, **blanks, **item} for n, item in enumerate(items)]
+    rows[11]["text"] = None
+    options: dict[str, Any] = {"budget": "light", "max_new_tokens": 12, "max_source_length": 80}
+    data = ray.data.from_items(rows, override_num_blocks=5)
+    got = decode(data, actors=2, batch_size=6, slots=4, **folders(pair), **options).take_all()
+    expected = alone(pair, items, **options)
+    assert sorted(row["id"] for row in got) == list(range(len(items)))
+    for row in got:
+        n, out = row["id"], expected[row["id"]]
+        if n in (7, 11):
+            assert row["output"] is row["output_ids"] is row["finish_reason"] is None
+            assert row["error"].startswith("the row") and ("tokens" in row["error"]) == (n == 7), row["error"]
+            continue
+        assert row["error"] is None and row["text"] == items[n]["text"] and row["row_id"] == n
+        assert row["output"] == out.texts[0] and row["finish_reason"] == out.finish_reasons[0]
+        assert row["output_ids"] == out.sequences[0, out.spans[0]].tolist()
+        assert row["owners"] == out.owners[0, out.spans[0]].tolist()
+        assert row["teacher_calls"] == int(out.teacher_calls[0])
+
+
+def test_the_class_is_a_stage_by_itself_over_numpy_and_pandas(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
+    rows = [{"id": n, "german": text, "max_new_tokens": [None, 4][n % 2]} for n, text in enumerate(TEXTS)]
+    items = [{"text": row["german"], "max_new_tokens": row["max_new_tokens"]} for row in rows]
+    expected = alone(pair, items, budget="light", max_new_tokens=12)
+    for form in ("numpy", "pandas"):
+        stage = ray.data.from_items(rows).map_batches(
+            Decode,
+            fn_constructor_kwargs=folders(pair) | {"text": "german", "max_new_tokens": 12, "budget": "light"},
+            compute=ray.data.ActorPoolStrategy(size=1),
+            batch_size=256,
+            batch_format=form,
+        )
+        whole(stage, expected)
+
+
+def test_actors_map_one_packed_file_and_one_that_is_killed_loses_and_repeats_nothing(
+    nodes: Any,
+    pair: TinyPair,  # noqa: F811
+) -> None:
+    rows = rows_of(1500)
+    expected = alone(pair, [row["text"] for row in rows], budget="light", max_new_tokens=12)
+    seen: list[set[str]] = []
+
+    def kill() -> None:
+        running = actors()
+        assert len(running) == 2
+        for pid in running:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            seen.append(set(re.findall(r"(\S+ \d+) +(\S+/student/\.kdtw_fast-\w+\.packed)$", maps, re.MULTILINE)))
+        os.kill(running[0], signal.SIGKILL)
+
+    data = ray.data.from_items(rows, override_num_blocks=100)
+    whole(
+        decode(data, actors=2, batch_size=15, budget="light", max_new_tokens=12, **folders(pair)),
+        expected,
+        kill,
+    )
+    assert len(seen) == 2 and seen[0] == seen[1] and len(seen[0]) == 1  # device and inode are those of one file
+
+
+def test_a_node_that_is_killed_loses_and_repeats_nothing(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
+    rows = rows_of(1500)
+    expected = alone(pair, [row["text"] for row in rows], budget="light", max_new_tokens=12)
+    added = nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+    def kill() -> None:
+        nodes.remove_node(added, allow_graceful=False)
+
+    data = ray.data.from_items(rows, override_num_blocks=100)
+    begun = time.monotonic()
+    whole(
+        decode(data, actors=4, batch_size=15, budget="light", max_new_tokens=12, **folders(pair)),
+        expected,
+        kill,
+    )
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"actors": 0}, "actors must be"),
+        ({"methd": "speculative"}, "no argument 'methd'; did you mean 'method'"),
+        ({"method": "speculativ"}, "unknown method 'speculativ'"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_runs(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        decode(None, **arguments)  # type: ignore[arg-type]
+
+
+def test_what_a_stage_refuses(pair: TinyPair) -> None:  # noqa: F811
+    import pyarrow as pa
+
+    stage = Decode(**folders(pair), max_new_tokens=4)
+    with pytest.raises(ValueError, match="no column 'text', only german; name theirs with text="):
+        stage(pa.table({"german": TEXTS}))
+    with pytest.raises(ValueError, match="a column 'owners' already"):
+        stage(pa.table({"text": TEXTS, "owners": TEXTS}))
+    with pytest.raises(ValueError, match="need a column 'row_id'"):
+        Decode(**folders(pair), temperature=1.0)(pa.table({"text": TEXTS}))
+    assert len(stage(pa.table({"text": pa.array([], pa.string())}))) == 0
