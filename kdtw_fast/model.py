@@ -67,6 +67,8 @@ class NativeModel:
         if self.device == "cpu" and "fp16" in (dtype, cache_dtype):
             option = "dtype" if dtype == "fp16" else "cache_dtype"
             raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
+        self.core: _core.Transformer
+        self._described: dict[str, Any]
         packed = file.read() if file is not None else None
         if file is not None and packed is None:
             with file.alone():

@@ -35,14 +35,14 @@ def load_models(
         FileNotFoundError: a folder, or the tokenizer, is not there.
         ValueError: a pair and folders were given, or a model is missing; or as ``from_pretrained`` does.
     """
-    from kdtw_fast.model import NativeModel
-
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     if student is None and not teacher:
         if tokenizer is not None:
             one = OptionName("tokenizer"), " goes with ", OptionName("student"), " and ", OptionName("teacher")
             raise ValueError(Message(*one, "; a shipped pair has its own"))
         home = pair_folder(pair or DEFAULT_PAIR)
+        from kdtw_fast.model import NativeModel  # PyTorch: what is wrong with the words of a command is said without it
+
         shipped = {
             role: NativeModel.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
             for role in needed
@@ -51,7 +51,6 @@ def load_models(
     if pair is not None:
         both = OptionName("pair"), ", or ", OptionName("student"), " and ", OptionName("teacher")
         raise ValueError(Message("give ", *both, ", not both"))
-    models: dict[str, Any] = {}
     for role in needed:
         if not folders[role]:
             raise ValueError(Message("this method needs ", OptionName(role), " too"))
@@ -59,6 +58,10 @@ def load_models(
             if not (folder.is_dir() or is_gguf(folder)):
                 said = f" {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
                 raise FileNotFoundError(Message(OptionName(role), said))
+    from kdtw_fast.model import NativeModel
+
+    models: dict[str, Any] = {}
+    for role in needed:
         names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
         found = [
             NativeModel.from_pretrained(folder, name, dtypes[role], cache=cache, device=device)

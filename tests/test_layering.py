@@ -84,15 +84,9 @@ def test_simd_files_define_nothing_shared(level: str) -> None:
 
 # A module may import those of its own layer and of the layers before it; a package stands for all that is in it.
 LAYERS = {
-<<<<<<< HEAD
     "foundations": "_core budgets decoder_options deprecation extras gguf_file keywords loaders machine messages "
     "options owner random tables visible",
-    "models": "equalising families generation model modeling packed pairs random_pairs roofline shapes "
-=======
-    "foundations": "_core budgets deprecation extras gguf_file keywords loaders machine messages options owner random "
-    "tables visible",
     "models": "equalising families generation model modeling packed pair_folders pairs random_pairs roofline shapes "
->>>>>>> d19621b (A stage of Ray Data; one packed file however many ask)
     "torch_allocator weights",
     "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view stops streams token_rules worker",
     "decoding": "auto cost_measuring decoders methods",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +20,7 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 pytest.importorskip("ray.data", reason="ray[data] is not installed (the extra 'ray')")
 
-from on_ray import cluster  # noqa: E402
+from on_ray import KDTW, cluster  # noqa: E402
 from test_cli import LINES, SMALL, TinyPair, kdtw, pair  # noqa: E402, F401 - fixtures
 
 from kdtw_fast import TrainingWheelsDecoder  # noqa: E402
@@ -182,3 +185,145 @@ def test_what_a_stage_refuses(pair: TinyPair) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="need a column 'row_id'"):
         Decode(**folders(pair), temperature=1.0)(pa.table({"text": TEXTS}))
     assert len(stage(pa.table({"text": pa.array([], pa.string())}))) == 0
+
+
+# --- kdtw generate --ray ----------------------------------------------------------------------------------
+
+
+def write_lines(file: Path, count: int) -> Path:
+    file.write_text("".join(f"{row['text']}\n" if row["id"] % 9 else "\n" for row in rows_of(count)), encoding="utf-8")
+    return file
+
+
+def test_generate_gives_the_same_lines_and_says_the_same(
+    nodes: Any,
+    kdtw: Any,  # noqa: F811
+    pair: TinyPair,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    source = write_lines(tmp_path / "in.txt", 50)
+    source.write_bytes(source.read_bytes() + b"enth\xe4lt\n" + b"paket " * 120 + b"\ndoku")
+    more = [*pair.folders, *SMALL, "--file", source, "--on-error", "return", "--max-source-length", "80"]
+    for form in ([], ["--jsonl"]):
+        one = kdtw("generate", *more, *form, "-o", tmp_path / "one")
+        two = kdtw("generate", *more, *form, "-o", tmp_path / "two", "--ray", "auto", "--piece-rows", "7")
+        assert one.exit_code == two.exit_code == 0, two.stderr
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+        assert one.stderr == two.stderr and two.stderr.count("\n") == 2
+        assert not (tmp_path / "two.pieces").exists()
+
+
+def test_rows_of_json_and_parquet_have_options(nodes: Any, kdtw: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    rows = [{"german": text, "max_new_tokens": [3, None][n % 2], "more": n} for n, text in enumerate(TEXTS * 3)]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=4)
+    items = [{"text": row["german"], "max_new_tokens": row["max_new_tokens"]} for row in rows]
+    expected = [" ".join(out.texts[0].splitlines()) for out in alone(pair, items, budget="light", max_new_tokens=12)]
+    for name in ("in.jsonl", "in.parquet"):
+        for how in ([], ["--ray", "auto", "--piece-rows", "4"]):
+            arguments = ["--file", tmp_path / name, "--column", "german", "-o", tmp_path / "out", *how]
+            result = kdtw("generate", *pair.folders, *SMALL, *arguments)
+            assert result.exit_code == 0, result.stderr
+            assert (tmp_path / "out").read_text(encoding="utf-8").split("\n") == [*expected, ""]
+    (tmp_path / "in.jsonl").write_text('{"english": "x"}\n')
+    result = kdtw("generate", *pair.folders, "--file", tmp_path / "in.jsonl", "--column", "german")
+    assert result.exit_code == 2 and result.stderr == "kdtw: line 1: column 'german' is missing; there are english\n"
+
+
+def test_a_run_that_is_killed_goes_on_and_decodes_nothing_twice(nodes: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    source, output = write_lines(tmp_path / "in.txt", 3000), tmp_path / "out"
+    pieces = tmp_path / "out.pieces"
+    command = [sys.executable, "-c", KDTW, "generate", *pair.folders, *SMALL, "--file", str(source)]
+    on_ray = [*command, "-o", str(output), "--piece-rows", "20", "--ray", nodes.address]
+
+    def finished() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in pieces.glob("0*.json")}
+
+    with subprocess.Popen(on_ray, stderr=subprocess.PIPE) as driver:
+        deadline = time.monotonic() + 90
+        while len(finished()) < 20 and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        driver.kill()
+        _, said = driver.communicate()
+    before = finished()
+    assert 20 <= len(before) < 150 and not output.exists(), said
+    refused = subprocess.run([*on_ray, "--max-new-tokens", "11"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "options.call.max_new_tokens was 12 there and is 11 now" in refused.stderr
+
+    with subprocess.Popen(on_ray, stderr=subprocess.PIPE) as driver:  # and a process of a task is killed meanwhile
+        killed = False
+        while driver.poll() is None:
+            now = finished()
+            if not killed and len(now) > len(before) + 10:
+                killed = kill_one("ray::decode_piece")
+            assert output.exists() or all(now[name] == when for name, when in before.items())
+            time.sleep(0.01)
+        assert killed and driver.returncode == 0, driver.stderr and driver.stderr.read()
+    whole_run = subprocess.run([*command, "-o", str(tmp_path / "one")], capture_output=True)
+    assert whole_run.returncode == 0 and output.read_bytes() == (tmp_path / "one").read_bytes()
+    assert not pieces.exists()
+
+
+def kill_one(name: str) -> bool:
+    """Kills a process of this cluster by kill -9."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                process.kill()
+                return True
+    return False
+
+
+def test_a_wrong_line_ends_a_run_that_can_go_on_without_it(
+    nodes: Any,
+    kdtw: Any,  # noqa: F811
+    pair: TinyPair,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    source = write_lines(tmp_path / "in.txt", 30)
+    source.write_bytes(source.read_bytes() + b"enth\xe4lt\n" + b"doku\n" * 30)
+    more = ["generate", *pair.folders, *SMALL, "--file", source, "-o", tmp_path / "out", "--piece-rows", "5"]
+    result = kdtw(*more, "--ray", "auto")
+    assert result.exit_code == 2 and result.stderr.startswith("kdtw: line 31 is not UTF-8 text"), result.stderr
+    assert result.stderr.count("\n") == 1 and "the same command goes on from there" in result.stderr
+    result = kdtw(*more, "--ray", "auto", "--on-error", "return")
+    assert result.exit_code == 0 and (tmp_path / "out").read_text().count("\n") == 61
+
+
+def test_a_piece_that_kills_its_process_again_and_again_is_named(
+    nodes: Any,
+    kdtw: Any,  # noqa: F811
+    pair: TinyPair,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kdtw_fast.cli import on_ray
+
+    def dies(job: Any, first: int, rows: list[Any]) -> Any:
+        if first == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [""] * len(rows), []
+
+    monkeypatch.setattr(on_ray, "decode_piece", dies)
+    monkeypatch.setattr(on_ray, "RETRIES", 1)
+    source = write_lines(tmp_path / "in.txt", 12)
+    more = ["--file", source, "-o", tmp_path / "out", "--piece-rows", "5", "--ray", "auto"]
+    result = kdtw("generate", *pair.folders, *more)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "lines 6 to 10: the process that decodes them ended 2 times" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a text", "--ray", "auto"], "--ray decodes a --file into an --output; name both"),
+        (["--piece-rows", "5", "a text"], "--piece-rows goes with --ray"),
+        (["--column", "german", "a text"], "--column=german is of a file's rows"),
+    ],
+)
+def test_what_generate_refuses(kdtw: Any, arguments: list[str], said: str) -> None:  # noqa: F811
+    result = kdtw("generate", *arguments)
+    assert result.exit_code == 2 and said in result.stderr

@@ -60,7 +60,7 @@ class OneSentence(TyperGroup):
             if os.environ.get("KDTW_TRACEBACK"):
                 raise
             command = self.commands.get(ctx.invoked_subcommand)
-            said = _sentence(error, command.params if command else [])
+            said = sentence(error, command.params if command else [])
             if isinstance(error, _EXPECTED):
                 raise typer.Exit(_fail(_with_notes(said, error))) from error
             said = f"{type(error).__name__}: {said}; set KDTW_TRACEBACK=1 to see where this comes from"
@@ -69,7 +69,12 @@ class OneSentence(TyperGroup):
 
 def tell(error: BaseException, parameters: Sequence[Any]) -> None:
     """Says on stderr what was wrong, where a command with these parameters goes on."""
-    _fail(_sentence(error, parameters))
+    say(sentence(error, parameters))
+
+
+def say(message: str) -> None:
+    """Says something on stderr."""
+    _fail(message)
 
 
 def _fail(message: str, status: int = USER_ERROR) -> int:
@@ -81,7 +86,8 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
-def _sentence(error: BaseException, parameters: Sequence[Any]) -> str:
+def sentence(error: BaseException, parameters: Sequence[Any]) -> str:
+    """What went wrong, in the words of a command with these parameters."""
     if isinstance(error, OSError) and error.strerror:
         place = "write the output" if error.filename is None else f"use {error.filename}"
         return f"cannot {place}: {error.strerror}"

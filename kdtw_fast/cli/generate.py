@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from kdtw_fast.budgets import BUDGETS, resolve_budgets, written_budget
 from kdtw_fast.cli.decoding_options import DEFAULTS, METHOD, decoding_options
-from kdtw_fast.cli.errors import tell
+from kdtw_fast.cli.errors import say, sentence, tell
+from kdtw_fast.cli.files import check_target
+from kdtw_fast.cli.jobs import Job
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
 from kdtw_fast.cli.options import (
@@ -28,14 +30,13 @@ from kdtw_fast.cli.options import (
     read_generation_config,
 )
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
-from kdtw_fast.generation import LENGTHS
+from kdtw_fast.extras import require
 from kdtw_fast.messages import Message, OptionName
-from kdtw_fast.methods import METHODS, Method, find_method, make_decoder
+from kdtw_fast.methods import METHODS, Method, find_method
 from kdtw_fast.options import MOST_ROWS, ON_ERROR, GenerateOptions, check_dtype, check_int, check_limit, check_word
 from kdtw_fast.owners_view import LEGEND
-from kdtw_fast.pair_folders import load_models
 
-OUTPUT = "Output"  # a panel of the help page
+OUTPUT, RAY = "Output", "Several machines"  # panels of the help page
 _METHOD_HELP = "How to decode: " + "; ".join(f"[bold]{name}[/bold]: {m.summary}" for name, m in METHODS.items()) + "."
 _BUDGETED = [name for name, method in METHODS.items() if "budget" in method.call_options]
 _BUDGET_HELP = (
@@ -49,6 +50,8 @@ EXAMPLES = """[bold]Examples[/bold]
     kdtw generate "Dieses Paket enthält die Dokumentation." --show-owners
 
     kdtw generate --file german.txt --output english.txt --budget moderate
+
+    kdtw generate --file german.parquet --output english.txt --ray auto    (on a cluster; goes on after a stop)
 
     cat german.txt | kdtw generate --method speculative --jsonl > english.jsonl
 
@@ -66,7 +69,16 @@ def generate(
         list[str] | None, typer.Argument(help="Texts, one output line each. Without them: --file, or stdin.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="UTF-8 text, one source per line; - is stdin.")
+        Path | None,
+        typer.Option("--file", "-f", help="UTF-8 text, one source per line, or NAME.parquet; - is stdin."),
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="The file has rows, and their texts are in this column: a JSON object per line, or Parquet (by "
+            "default 'text'). Columns such as budget or max_new_tokens are options of their row.",
+            show_default=False,
+        ),
     ] = None,
     pair: PairName = None,
     student: Student = None,
@@ -103,6 +115,18 @@ def generate(
             "--show-owners", help=f"Mark who wrote what: {LEGEND}.".replace("[", "\\["), rich_help_panel=OUTPUT
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Decode --file into --output on a Ray cluster: its address, auto (this machine's) or local (its "
+            "own). Finished pieces are kept beside the output, and the same command goes on with them. "
+            "--threads are those of a task, by default 1.",
+            show_default=False,
+            rich_help_panel=RAY,
+        ),
+    ] = None,
+    piece_rows: Annotated[int, typer.Option(help="Lines of a task.", rich_help_panel=RAY)] = 1000,
     **options: Any,
 ) -> None:
     """Decode texts: one line in, one line out, in order.
@@ -122,15 +146,22 @@ def generate(
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
-    lines = Lines.of(text, file, output, batch_size)
+    check_int("piece_rows", piece_rows, 1)
+    if ray is not None:
+        _check_for_ray(text, file, output, show_owners)
+    elif _was_said(ctx, "piece_rows"):
+        raise ValueError(Message(OptionName("piece_rows"), " goes with ", OptionName("ray")))
     dtypes = {"student": dtype, "teacher": teacher_dtype or dtype}
-    models, words = load_models(chosen.models, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
-    if budget is None and "budget" in call and len(models["student"].tau_token_ids) > 1:
-        call["budget"] = dict.fromkeys(range(1, 1 + len(models["student"].tau_token_ids)), "light")
-    decoder = make_decoder(method, models, words, num_threads, told, **settings)
-    # What is not said is as the checkpoint says, and otherwise as this command's help does.
-    told_of = {LENGTHS.get(name, name) for name in decoder.defaults}
-    call = {name: value for name, value in DEFAULTS.items() if name not in told_of} | call
+    asked = Job(
+        *(method, settings, call, budget is not None, told, pair, student, teacher, tokenizer, dtypes, cache_weights),
+        *(device, num_threads, batch_size, jsonl, column),
+    )
+    if ray is not None:
+        assert file is not None and output is not None
+        _on_ray(ctx, ray, asked, file, output, piece_rows, on_error)
+        return
+    lines = Lines.of(text, file, output, batch_size, column)
+    decoder, call, words = asked.make()
     render = as_json(method) if jsonl else with_owners(words, chosen, call.get("budget")) if show_owners else as_text
     if show_owners and sys.stderr.isatty():
         print(LEGEND, file=sys.stderr)
@@ -143,6 +174,33 @@ def generate(
                 tell(line.error, ctx.command.params)
             write(render(line))
             bar.update()
+
+
+def _check_for_ray(text: list[str] | None, file: Path | None, output: Path | None, show_owners: bool) -> None:
+    if text or file is None or str(file) == "-" or output is None:
+        both = OptionName("file"), " into an ", OptionName("output")
+        raise ValueError(Message(OptionName("ray"), " decodes a ", *both, "; name both"))
+    if show_owners:
+        raise ValueError(Message(OptionName("show_owners"), " is for a terminal; choose ", OptionName("jsonl")))
+    check_target("output", output, file)
+    require("decoding on Ray", "kdtw generate --ray")
+
+
+def _on_ray(
+    ctx: typer.Context, address: str, job: Job, file: Path, output: Path, piece_rows: int, on_error: str
+) -> None:
+    from kdtw_fast.cli.on_ray import generate_on_ray
+
+    def words(error: Exception) -> str:
+        return sentence(error, ctx.command.params)
+
+    with tqdm(unit="line", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def advance(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count)
+
+        generate_on_ray(address, job, file, output, piece_rows, on_error, words, say, advance)
 
 
 def _was_said(ctx: typer.Context, name: str) -> bool:

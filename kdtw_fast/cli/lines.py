@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import deque
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kdtw_fast.cli.files import check_target
-from kdtw_fast.messages import Message
+from kdtw_fast.cli.rows import ParquetRows, is_parquet, item_of
+from kdtw_fast.messages import Message, OptionName
 
 if TYPE_CHECKING:
     from kdtw_fast.decoders.interface import AnyDecoder
@@ -52,13 +54,23 @@ class Line:
 class Lines:
     """Where lines come from; ``total`` where it is known before reading."""
 
-    lines: Iterable[str | ValueError]  # an error stands for a line that is no text
+    lines: Iterable[str | dict[str, Any] | ValueError]  # a stream's item with a text; an error of a line that is none
     total: int | None
     batch_size: int
+    first: int = 1  # the first one's number
 
     @classmethod
-    def of(cls, texts: list[str] | None, file: Path | None, output: Path | None, batch_size: int) -> Lines:
-        """The lines of arguments, a file or stdin."""
+    def of(
+        cls,
+        texts: list[str] | None,
+        file: Path | None,
+        output: Path | None,
+        batch_size: int,
+        column: str | None = None,
+    ) -> Lines:
+        """The lines of arguments, a file or stdin; with ``column``, or of a Parquet file, rows that have options."""
+        if texts and column is not None:
+            raise ValueError(Message(OptionName("column", column), " is of a file's rows; leave it out beside texts"))
         if texts and file is not None:
             raise ValueError(f"give texts or --file {file}, not both")
         from_stdin = not texts and (file is None or str(file) == "-")
@@ -70,9 +82,12 @@ class Lines:
             if sys.stdin.isatty():
                 print("kdtw: reading lines from the keyboard; Ctrl-D ends", file=sys.stderr)
                 batch_size = 1
-            return cls(_read(_stdin()), None, batch_size)
+            return cls(read(_stdin(), column=column), None, batch_size)
+        if is_parquet(file):
+            rows = ParquetRows(file)
+            return cls(read(rows, column=column), rows.total, batch_size)
         with file.open("rb") as stream:
-            lines = list(_read(stream))
+            lines = list(read(stream, column=column))
         return cls(lines, len(lines), batch_size)
 
 
@@ -100,13 +115,24 @@ def _stdin() -> Iterable[bytes]:
         yield rest
 
 
-def _read(stream: Iterable[bytes]) -> Iterator[str | ValueError]:
-    for number, raw in enumerate(stream, start=1):
+def read(
+    stream: Iterable[bytes | dict[str, Any]], first: int = 1, column: str | None = None
+) -> Iterator[str | dict[str, Any] | ValueError]:
+    """Lines of bytes, or rows, as :class:`Lines` has them; with ``column`` a line is a row as a JSON object."""
+    for number, raw in enumerate(stream, start=first):
         try:
-            yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            if isinstance(raw, dict):
+                yield item_of(raw, column or "text")
+                continue
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            yield line if column is None else item_of(json.loads(line), column)
         except UnicodeDecodeError as error:
+            assert isinstance(raw, bytes)
             byte = f"byte 0x{raw[error.start]:02x} at place {error.start}"
             yield ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8")
+        except (ValueError, RecursionError) as error:
+            no_json = isinstance(error, json.JSONDecodeError | RecursionError)
+            yield ValueError(f"line {number} is no JSON object ({error})" if no_json else f"line {number}: {error}")
 
 
 def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error: str = "raise") -> Iterator[Line]:
@@ -115,22 +141,23 @@ def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error:
     An error names its line, after those before it; with ``on_error="return"`` it is the line's, and others follow.
     Options are checked at once, before the first line is asked for.
     """
-    read: deque[Line] = deque()  # and not given out yet
+    waiting: deque[Line] = deque()  # read, and not given out yet
 
     def items() -> Iterator[dict[str, Any]]:
-        for number, source in enumerate(lines.lines, start=1):
+        for number, source in enumerate(lines.lines, start=lines.first):
             if isinstance(source, ValueError):
                 if on_error == "raise":
                     raise source
-                read.append(Line(number, "", error=source))
+                waiting.append(Line(number, "", error=source))
                 continue
-            read.append(Line(number, source))
-            if source.strip():
-                yield {"text": source, "row_id": number - 1}
+            item = {"text": source} if isinstance(source, str) else source
+            waiting.append(Line(number, item["text"]))
+            if item["text"].strip():
+                yield {"row_id": number - 1} | item
 
     def empty_lines() -> Iterator[Line]:
-        while read and not read[0].source.strip():
-            yield read.popleft()
+        while waiting and not waiting[0].source.strip():
+            yield waiting.popleft()
 
     stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, on_error=on_error, **options)
 
@@ -138,16 +165,16 @@ def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error:
         try:
             for out in stream:
                 yield from empty_lines()
-                line = read.popleft()
+                line = waiting.popleft()
                 if out.error is None:
                     yield Line(line.number, line.source, out)
                 else:
                     yield Line(line.number, line.source, error=_of_line(line.number, out.error, out.index))
         except (ValueError, FloatingPointError) as error:
             yield from empty_lines()
-            if not read:  # it is the next line that could not be read
+            if not waiting:  # it is the next line that could not be read
                 raise
-            raise _of_line(read[0].number, error, stream.failed) from error
+            raise _of_line(waiting[0].number, error, stream.failed) from error
         yield from empty_lines()
 
     return decoded()
