@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from on_ray import KDTW, cluster  # noqa: E402
 from test_cli import LINES, SMALL, TinyPair, kdtw, pair  # noqa: E402, F401 - fixtures
 
 from kdtw_fast import TrainingWheelsDecoder  # noqa: E402
-from kdtw_fast.ray import Decode, decode  # noqa: E402
+from kdtw_fast.ray import Decode, decode, deployment  # noqa: E402
+from kdtw_fast.serve.settings import ServeOptions  # noqa: E402
 
 pytestmark = pytest.mark.long  # it starts clusters
 TEXTS = [line for line in LINES if line.strip()]
@@ -187,6 +190,58 @@ def test_what_a_stage_refuses(pair: TinyPair) -> None:  # noqa: F811
     assert len(stage(pa.table({"text": pa.array([], pa.string())}))) == 0
 
 
+# --- Ray Serve --------------------------------------------------------------------------------------------
+
+
+def test_a_deployment_answers_as_a_call_alone_does(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
+    openai = pytest.importorskip("openai")
+    httpx = pytest.importorskip("httpx")
+    serve = pytest.importorskip("ray.serve")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    url, more = f"http://127.0.0.1:{port}", {"max_new_tokens": 12, "max_source_length": 80}
+    try:
+        app = deployment(**folders(pair), name="tiny", replicas=(1, 2), api_key="key", limits=ServeOptions(**more))
+        serve.run(app, name="tiny")
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
+        assert next(iter(client.models.list())).id == "tiny"
+        expected = alone(pair, TEXTS, budget="high", **more)
+        answer = client.completions.create(model="tiny", prompt=TEXTS, extra_body={"budget": "high"})
+        assert [choice.text for choice in answer.choices] == [out.texts[0] for out in expected]
+        stream = client.completions.create(model="tiny", prompt=TEXTS[0], stream=True, extra_body={"budget": "high"})
+        assert "".join(piece.choices[0].text for piece in stream) == expected[0].texts[0]
+        with pytest.raises(openai.BadRequestError, match="tokens"):
+            client.completions.create(model="tiny", prompt="paket " * 120)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="no", max_retries=0).models.list()
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        assert "kdtw_tokens_total" in httpx.get(f"{url}/metrics").text
+        with ThreadPoolExecutor(1) as pool:  # a replica that is told to end answers first
+            waits = pool.submit(client.completions.create, model="tiny", prompt=TEXTS * 12)
+            time.sleep(0.05)
+            serve.delete("tiny")
+            assert len(waits.result(60).choices) == 12 * len(TEXTS)
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"pair": "debian"}, "unknown pair 'debian'"),
+        ({"replicas": 0}, "replicas must be at least 1"),
+        ({"replicas": (2, 1)}, "replicas must be at least 2"),
+        ({"name": "a b"}, "name must be of letters"),
+        ({"api_key": " "}, "the API key is empty"),
+    ],
+)
+def test_what_a_deployment_refuses(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        deployment(**arguments)
+
+
 # --- kdtw generate --ray ----------------------------------------------------------------------------------
 
 
@@ -314,6 +369,21 @@ def test_a_piece_that_kills_its_process_again_and_again_is_named(
     result = kdtw("generate", *pair.folders, *more)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "lines 6 to 10: the process that decodes them ended 2 times" in result.stderr
+
+
+def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+    from kdtw_fast.cli.on_ray import check_answers
+
+    with pytest.raises(ConnectionError, match="no Ray cluster answers at"):
+        check_answers("127.0.0.1:1")
+    check_answers("auto")
+
+
+def test_nothing_is_left_of_a_run_that_finished_nothing(nodes: Any, kdtw: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    more = ["--student", tmp_path, "--file", write_lines(tmp_path / "in.txt", 3), "-o", tmp_path / "out"]
+    result = kdtw("generate", *more, "--teacher", pair.folder / "teacher", "--ray", "auto")
+    assert result.exit_code == 2 and "config.json" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert os.listdir(tmp_path) == ["in.txt"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ back, so that a line is written once whatever was tried how often.
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -113,7 +115,10 @@ def generate_on_ray(
                         tell(said)
                     stream.writelines(f"{line}\n" for line in piece["lines"])
         except BaseException as error:
-            error.add_note(f"what was finished is in {progress.folder}, and the same command goes on from there")
+            if progress.begun:
+                error.add_note(f"what was finished is in {progress.folder}, and the same command goes on from there")
+            else:
+                progress.remove()
             raise
         progress.remove()
 
@@ -195,6 +200,7 @@ def connected(address: str, cpus: int = 1) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     told: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address == "local":
@@ -208,6 +214,16 @@ def connected(address: str, cpus: int = 1) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raises ConnectionError where nobody listens at HOST:PORT, which Ray would try for minutes."""
+    if (found := re.fullmatch(r"([^:/]+):(\d+)", address)) is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), 5).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(f"no Ray cluster answers at {address!r}: {error}") from None
 
 
 def _count(file: Path) -> int:

@@ -69,6 +69,11 @@ class Progress:
         text = json.dumps({"lines": lines, "errors": errors}, ensure_ascii=False)
         write_whole(self._file(first, len(lines)), text)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are finished pieces."""
+        return any(self.folder.glob("[0-9]*.json"))
+
     def remove(self) -> None:
         """Ends the progress, once the output is written."""
         shutil.rmtree(self.folder)

@@ -26,10 +26,9 @@ from kdtw_fast.methods import find_method
 from kdtw_fast.options import check_dtype, check_int
 from kdtw_fast.pair_folders import load_models
 from kdtw_fast.pairs import DEFAULT_PAIR
-from kdtw_fast.serve.settings import ServeOptions
+from kdtw_fast.serve.settings import TRANSLATES, ServeOptions
 
 LIMITS = "Limits"
-TRANSLATES = {"debian-de-en": "de:en"}  # shipped pairs that translate
 EXAMPLES = """[bold]Examples[/bold]
 
     kdtw serve                                     (the shipped pair, at http://127.0.0.1:8000, with a page)
@@ -99,7 +98,9 @@ def serve(
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
     if method is not None:
         find_method(method)
-    languages = _languages(translates or (TRANSLATES.get(pair or DEFAULT_PAIR) if student is None else None))
+    languages = _languages(translates)
+    if languages is None and student is None:
+        languages = TRANSLATES.get(pair or DEFAULT_PAIR)
     if api_key is not None and not api_key.strip():
         raise ValueError("the API key is empty; leave it out, or give one")
     require("serving", "kdtw serve")

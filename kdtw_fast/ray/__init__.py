@@ -9,6 +9,7 @@ from kdtw_fast.extras import require
 
 require("decoding on Ray", "kdtw_fast.ray")
 
+from kdtw_fast.ray.deployment import deployment  # noqa: E402
 from kdtw_fast.ray.stage import Decode, decode  # noqa: E402
 
-__all__ = ["Decode", "decode"]
+__all__ = ["Decode", "decode", "deployment"]

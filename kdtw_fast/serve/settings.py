@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kdtw_fast.options import MOST_ROWS, MOST_TOKENS, check_int, check_real
 
 MOST_BODY = 2**30
+TRANSLATES = {"debian-de-en": ("de", "en")}  # shipped pairs that translate, and their languages
 
 
 @dataclass(frozen=True)
