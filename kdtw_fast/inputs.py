@@ -212,6 +212,7 @@ class Item:
             return asked[1]
         own = {name: value for name in ROW_OPTIONS if (value := getattr(self, name)) is not None}
         if not own:
+            self.__dict__["_asked"] = shared, shared  # a row asks several times
             return shared
         with named(label):
             options = replace(shared, **own)
@@ -220,7 +221,7 @@ class Item:
         if options.max_new_tokens > shared.max_new_tokens:
             most = OptionName("max_new_tokens", shared.max_new_tokens)
             raise ValueError(Message(f"{label}: max_new_tokens={options.max_new_tokens} exceeds the stream's ", most))
-        self.__dict__["_asked"] = shared, options  # a row asks several times
+        self.__dict__["_asked"] = shared, options
         return options
 
     @classmethod

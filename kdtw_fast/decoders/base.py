@@ -65,7 +65,9 @@ class Decoder(AnyDecoder):
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
-        self._latest: tuple[Any, Kind] | None = None  # what the row before was of, of those submitted
+        # Of the row that was submitted before; what comes next is mostly like it.
+        self._latest: tuple[Any, Kind] | None = None
+        self._latest_own: tuple[GenerateOptions, _core.RowOptions] | None = None
 
     def _stream(
         self,
@@ -111,8 +113,12 @@ class Decoder(AnyDecoder):
             raise type(error)(Message.of(error).reworded(f"item {row_id}", "the input")) from None
         own = item.options(options)
         finish = partial(_add_words, self._words, item.words is not None, own)
-        arguments = (*arguments[:-1], arguments[-1] or self._row_options(own))
-        return self.worker.submit(self._kind(options, self.worker.slots), arguments, finish, streamer, own)
+        latest = self._latest_own
+        if latest is None or latest[0] is not own:
+            latest = self._latest_own = own, arguments[-1] or self._row_options(own)
+        return self.worker.submit(
+            self._kind(options, self.worker.slots), (*arguments[:-1], latest[1]), finish, streamer, own
+        )
 
     def _kind(self, options: GenerateOptions, slots: int) -> Kind:
         """The kind of rows that are submitted with these options."""

@@ -33,6 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")  # no part of a result
 OWN = ("model", "method", "stream", "stream_options", "timeout", "n", "best_of", "logprobs", "top_logprobs")
+KNOWN = dict.fromkeys((*OWN, *ITEM_FIELDS, "max_completion_tokens", *NEUTRAL, *IGNORED))  # besides sources
 MOST_STOPS = 16  # texts; each is looked for after every step
 MOST_RULES = 1024  # entries of a rule on tokens
 MOST_TOLD = 20  # likeliest tokens at each place
@@ -84,13 +85,12 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeOptions) -> Asked:
     """What the fields of a body ask for, apart from ``sources``, which hold texts; ApiError for what is not obeyed."""
-    known = (*sources, *OWN, *ITEM_FIELDS, "max_completion_tokens", *NEUTRAL, *IGNORED)
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         if name in GenerateOptions.elsewhere:
             raise invalid(f"{name} is no field here: {GenerateOptions.elsewhere[name]}", name, "unsupported_parameter")
-        if name not in known:
-            raise invalid(f"unknown field {name!r}{nearest(name, known)}", name, "unknown_parameter")
+        if name not in KNOWN and name not in sources:
+            raise invalid(f"unknown field {name!r}{nearest(name, (*sources, *KNOWN))}", name, "unknown_parameter")
         if name in NEUTRAL and not any(value == plain and type(value) is type(plain) for plain in _plain(name)):
             raise invalid(f"{name}={value!r} is not supported; leave it out", name, "unsupported_parameter")
     for name in ("model", "method"):

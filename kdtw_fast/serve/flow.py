@@ -97,7 +97,8 @@ class Flow:
     def take(self, news: News) -> None:
         """Takes news, in the event loop's thread."""
         self._news.append(news)
-        self._wake()
+        if self._waits is not None:
+            self._wake()
 
     def _leave(self, leaving: asyncio.Future[None]) -> None:
         if not leaving.cancelled():
@@ -105,8 +106,9 @@ class Flow:
             self._wake()
 
     def _wake(self) -> None:
-        if self._waits is not None and not self._waits.done():
-            self._waits.set_result(None)
+        waits, self._waits = self._waits, None
+        if waits is not None and not waits.done():
+            waits.set_result(None)
 
 
 async def outputs(request: Request, flow: Flow, tickets: Sequence[Ticket], timeout: float) -> list[GenerationOutput]:

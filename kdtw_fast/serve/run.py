@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -58,8 +57,6 @@ def run(service: Service, listening: socket.socket, say: Callable[[str], None] =
     served = service.served
     # Texts are tokenized one by one, for which threads would only take processors from the decoding.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # The decoding takes Python's lock for a moment after a step, and would wait the usual 5 ms for the loop to give it.
-    sys.setswitchinterval(0.0003)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every client that leaves in the middle
     # uvicorn raises the signal again when it has ended, for whoever waits for it too: nobody does.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
