@@ -170,6 +170,7 @@ def test_ctrl_c_while_a_pipe_is_waited_for(pair: TinyPair) -> None:  # noqa: F81
         assert child.stderr.read() == b"kdtw: interrupted\n"
 
 
+@pytest.mark.long
 def test_lines_that_cannot_be_decoded_are_told_and_others_follow(kdtw, pair: TinyPair) -> None:  # noqa: F811
     lines = b"die doku\n\nenth\xe4lt\n" + b"paket " * 30 + b"\npaket\n"
     arguments = ["generate", *pair.folders, *SMALL, "--max-source-length", "20"]

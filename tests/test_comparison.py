@@ -214,6 +214,7 @@ def test_the_search_for_a_threshold_is_short() -> None:
     assert (found["use"], rounds) == (0.2, ROUNDS)
 
 
+@pytest.mark.long
 def test_a_cut_file_is_continued(compare, without_figures, tmp_path: Path) -> None:
     methods = ("--methods", "student,training-wheels")
     assert compare(tmp_path, *methods).exit_code == 0
@@ -259,6 +260,7 @@ def test_results_of_something_else_are_refused(compare, without_figures, folder:
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_device_decodes_the_same_and_its_results_are_its_own(
     compare, without_figures, tmp_path: Path, simulated: str
 ) -> None:

@@ -164,6 +164,7 @@ def test_what_cannot_be_pickled_says_what_to_do(way: Any) -> None:
         way(decoder.stream([]))
 
 
+@pytest.mark.long
 def test_the_pages_pool_of_processes_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs/howto/streams.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -172,6 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_folder_is_measured_beside_the_other_systems(kdtw, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     for role in ("teacher", "student"):
