@@ -192,10 +192,10 @@ def load(method: str, pair: Pair, clients: list[int], turns: int, seconds: float
     """Lines of a method. A turn of each kind takes about so many seconds; those of one line of clients alternate."""
     found: Found = {}
     streamed = Streamed(method, pair)
+    streamed.rate(1, WARM)
     with kdtw("--batch-size", str(max(clients)), "--method", method, pair=pair) as (host, port, _):
         for rows in clients:
             warm = max(pair.least * WARM, rows)
-            streamed.rate(rows, warm)
             ask(host, port, rows, warm, pair.asked | STREAMED)
             count = max(pair.least * rows, int(seconds * streamed.rate(rows, pair.least * warm)[1]))
             alone = list[float]()
