@@ -16,6 +16,7 @@ namespace kdtw::cuda {
 using Mass = unsigned long long;
 
 constexpr int kBins = 256;
+constexpr int kReads = 8;                  // numbers that a thread waits for at a time
 constexpr float kOne = 17592186044416.0f;  // 2^44, the most likely id's mass; 64 bits hold the sum of fewer than 2^20
 
 // An unsigned number that is larger where the float is larger (not for NaN): negative floats have their bits inverted.
@@ -51,12 +52,28 @@ struct Logits {
   const int32_t* banned;
   int banned_count;
 
+  __device__ __forceinline__ float read(int id) const { return id < size ? values[id] : 0.0f; }
   __device__ __forceinline__ bool is_banned(int id) const {
     bool found = false;
     for (int i = 0; i < banned_count; ++i) found |= banned[i] == id;
     return found;
   }
 };
+
+// Calls visit(id, source.read(id)) for the ids begin, begin + by, … below `end`. Of kReads ids each, what is read is on
+// its way before the first is visited.
+template <typename Source, typename Visit>
+__device__ __forceinline__ void visit_ids(const Source& source, int begin, int end, int by, Visit visit) {
+  for (int start = begin; start < end; start += kReads * by) {
+    decltype(source.read(0)) reads[kReads];
+#pragma unroll
+    for (int i = 0; i < kReads; ++i)
+      reads[i] = start + i * by < end ? source.read(start + i * by) : decltype(source.read(0)){};
+#pragma unroll
+    for (int i = 0; i < kReads; ++i)
+      if (start + i * by < end) visit(start + i * by, reads[i]);
+  }
+}
 
 // What is left of the softmax of logits / temperature after top-k and top-p: distribution(id) is the id's mass, 0 for
 // an id that was cut or is banned.
@@ -74,11 +91,12 @@ struct Distribution {
   __device__ __forceinline__ Mass mass_of(float logit) const {
     return static_cast<Mass>(expf((logit - best) * inverse) * kOne);
   }
-  __device__ __forceinline__ Mass operator()(int id) const {
-    if (id >= logits.size) return 0;
-    const float logit = logits.values[id];
-    return keeps(id, ordered(logit)) ? mass_of(logit) : 0;
+  __device__ __forceinline__ float read(int id) const { return logits.read(id); }
+  // The mass of an id whose logit was read.
+  __device__ __forceinline__ Mass operator()(int id, float logit) const {
+    return id < logits.size && keeps(id, ordered(logit)) ? mass_of(logit) : 0;
   }
+  __device__ __forceinline__ Mass operator()(int id) const { return (*this)(id, read(id)); }
 };
 
 // The sum of this lane's mass and those of the lanes before it.
@@ -126,8 +144,8 @@ __device__ __forceinline__ Crossing find_crossing(const Shared& shared, Mass nee
   return {static_cast<int>(shared.found[0]), shared.found[1]};
 }
 
-// One step of the radix select: sorts ids into bins by 8 bits of their logit, those at `shift`, and adds up weigh(id)
-// in each bin. Only ids whose higher bits equal those of `prefix` count. The largest 8 bits are bin 0.
+// One step of the radix select: sorts ids into bins by 8 bits of their logit, those at `shift`, and adds up
+// weigh(id, logit) in each bin. Only ids whose higher bits equal those of `prefix` count. The largest 8 bits are bin 0.
 template <typename Weigh>
 __device__ __forceinline__ void histogram(const Shared& shared, const Logits& logits, unsigned prefix, int shift,
                                           Weigh weigh) {
@@ -135,16 +153,16 @@ __device__ __forceinline__ void histogram(const Shared& shared, const Logits& lo
   for (int b = threadIdx.x; b < kBins; b += kBlock) shared.bins[b] = 0;
   __syncthreads();
   const unsigned high = shift == 24 ? 0u : 0xffffffffu << (shift + 8);
-  for (int id = threadIdx.x; id < logits.size; id += kBlock) {
-    const unsigned key = ordered(logits.values[id]);
-    if ((key & high) != (prefix & high)) continue;
-    const Mass mass = weigh(id);
+  visit_ids(logits, threadIdx.x, logits.size, kBlock, [&](int id, float logit) {
+    const unsigned key = ordered(logit);
+    if ((key & high) != (prefix & high)) return;
+    const Mass mass = weigh(id, logit);
     if (mass > 0) atomicAdd(&shared.bins[kBins - 1 - (key >> shift & 255u)], mass);
-  }
+  });
 }
 
-// Takes ids in descending order of their logits until the sum of weigh(id) reaches `need`, and cuts the distribution
-// behind the last one. unit(logit): what weigh gives an id of that logit. Returns the sum of what stays.
+// Takes ids in descending order of their logits until the sum of weigh(id, logit) reaches `need`, and cuts the
+// distribution behind the last one. unit(logit): what weigh gives an id of that logit. Returns the sum of what stays.
 template <typename Weigh, typename Unit>
 __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribution, Mass need, Weigh weigh,
                                     Unit unit) {
@@ -166,7 +184,8 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
     Mass seen = 0;
     for (int start = 0; seen < wanted; start += kBlock) {
       const int id = start + static_cast<int>(threadIdx.x);
-      const bool tie = id < logits.size && ordered(logits.values[id]) == prefix && weigh(id) > 0;
+      const float logit = logits.read(id);
+      const bool tie = id < logits.size && ordered(logit) == prefix && weigh(id, logit) > 0;
       const Mass before = seen;
       seen += static_cast<Mass>(__syncthreads_count(tie));
       if (seen >= wanted) {  // the last id that stays is one of these: the thread that has it counts those before it
@@ -199,10 +218,10 @@ __device__ __forceinline__ Distribution make_distribution(const Shared& shared, 
   if (greedy) return result;
   if (sampling.top_k > 0 && sampling.top_k < logits.size)
     cut(
-        shared, result, static_cast<Mass>(sampling.top_k), [&](int id) { return Mass{!logits.is_banned(id)}; },
+        shared, result, static_cast<Mass>(sampling.top_k), [&](int id, float) { return Mass{!logits.is_banned(id)}; },
         [](float) { return Mass{1}; });
   Mass own = 0;
-  for (int id = threadIdx.x; id < logits.size; id += kBlock) own += result(id);
+  visit_ids(result, threadIdx.x, logits.size, kBlock, [&](int id, float logit) { own += result(id, logit); });
   result.total = block_reduce<Sum>(own, shared.scratch);
   if (sampling.top_p < 1.0f) {
     const double enough = static_cast<double>(sampling.top_p) * static_cast<double>(result.total);
@@ -224,10 +243,8 @@ __device__ __forceinline__ int draw(const Shared& shared, const Masses& mass, in
   __syncthreads();
   for (int bin = warp_id(); bin < kBins; bin += kWarps) {
     Mass own = 0;
-    for (int i = lane_id(); i < segment; i += kWarp) {
-      const int id = bin * segment + i;
-      if (id < size) own += mass(id);
-    }
+    visit_ids(mass, bin * segment + lane_id(), min(size, (bin + 1) * segment), kWarp,
+              [&](int id, auto read) { own += mass(id, read); });
     own = warp_reduce<Sum>(own);
     if (lane_id() == 0) shared.bins[bin] = own;
   }

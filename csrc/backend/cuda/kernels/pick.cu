@@ -131,10 +131,12 @@ struct Residual {
   const Distribution &p, &q;
   double of_p, of_q;  // factors that turn masses into probabilities; that of q times the threshold
 
-  __device__ __forceinline__ Mass operator()(int id) const {
-    const double left = static_cast<double>(p(id)) * of_p - static_cast<double>(q(id)) * of_q;
+  __device__ __forceinline__ float2 read(int id) const { return make_float2(p.read(id), q.read(id)); }
+  __device__ __forceinline__ Mass operator()(int id, float2 logits) const {
+    const double left = static_cast<double>(p(id, logits.x)) * of_p - static_cast<double>(q(id, logits.y)) * of_q;
     return left > 0.0 ? static_cast<Mass>(left * static_cast<double>(kOne)) : 0;
   }
+  __device__ __forceinline__ Mass operator()(int id) const { return (*this)(id, read(id)); }
 };
 
 // The teacher's distribution p and the student's q, where the student drafted.
@@ -151,10 +153,10 @@ __device__ __forceinline__ Pair make_pair(const Shared& shared, const Logits& ro
                                           const Sampling& draft_sampling) {
   const Logits drafts{request.draft_logits, request.draft_vocabulary, request.draft_banned, request.draft_banned_count};
   unsigned long long draft_best = 0;
-  for (int id = threadIdx.x; id < drafts.size; id += kBlock) {
-    const unsigned long long rank = drafts.is_banned(id) ? 0 : ranked(drafts.values[id], id);
+  visit_ids(drafts, threadIdx.x, drafts.size, kBlock, [&](int id, float logit) {
+    const unsigned long long rank = drafts.is_banned(id) ? 0 : ranked(logit, id);
     draft_best = rank > draft_best ? rank : draft_best;
-  }
+  });
   draft_best = block_reduce<Largest>(draft_best, shared.scratch);
   const Distribution p = make_distribution(shared, row, sampling, logit_of(best), id_of(best));
   const Distribution q = make_distribution(shared, drafts, draft_sampling, logit_of(draft_best), id_of(draft_best));
@@ -184,7 +186,7 @@ __device__ __forceinline__ bool student_decides(const Shared& shared, const Logi
   const Pair pair = make_pair(shared, row, request, best, plain, plain);
   const Residual residual = pair.residual(1.0);
   Mass apart = 0;
-  for (int id = threadIdx.x; id < row.size; id += kBlock) apart += residual(id);
+  visit_ids(residual, threadIdx.x, row.size, kBlock, [&](int id, float2 logits) { apart += residual(id, logits); });
   apart = block_reduce<Sum>(apart, shared.scratch);
   const double one = static_cast<double>(kOne);  // the likeliest id's mass
   return one * residual.of_q >= one * residual.of_p - request.threshold * (static_cast<double>(apart) / one);
