@@ -442,11 +442,13 @@ def test_the_plan_has_the_papers_grid_and_every_point_once() -> None:
         plan = make_plan(Choices(), has_draft_student)
         assert len({point.name for point in plan}) == len(plan)
         by_group = {group: [p for p in plan if p.group == group] for group in GROUPS}
-        assert len(by_group["training-wheels"]) == 6 and len(by_group["speculative"]) == 3
+        assert len(by_group["training-wheels"]) == 6 and len(by_group["speculative"]) == 5
         assert len(by_group["student"]) == 1 + has_draft_student
         lossy = by_group["distillspec"]
-        assert len(lossy) == (33 if has_draft_student else 30)  # l = 1 of the own student is lossless decoding
-        assert all(("DistillSpec" in p.label) == has_draft_student for p in lossy)
+        own = [p for p in lossy if p.label.startswith("lossy, own student")]
+        assert len(own) == 5 * 11  # l = 1 of the own student is lossless decoding
+        gkd = [p for p in lossy if p.label.startswith("DistillSpec")]
+        assert len(gkd) == (5 * 12 if has_draft_student else 0) and len(lossy) == len(own) + len(gkd)
 
 
 def sentence(index: int, text: str, owners: str = "", reference: str = "a b c d") -> Sentence:

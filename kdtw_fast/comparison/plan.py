@@ -20,7 +20,7 @@ GROUPS: dict[str, str] = {
     "training-wheels": "KDTW at each budget",
     "verify": "KDTW whose calls also check the drafts (verify_lenience)",
     "speculative": "lossless speculative decoding",
-    "distillspec": "lossy speculative decoding with a GKD student as drafter",
+    "distillspec": "lossy speculative decoding, drafted by the GKD student and by the pair's own",
     "bild": "BiLD over its thresholds",
     "interleaved": "interleaved sampling (SKD): drafts among the teacher's best 25 stay",
     "random": "calls drawn at random, as many as KDTW makes",
@@ -82,7 +82,7 @@ def _word(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a plan is made of; the defaults are the paper's grid where it has one.
+    """What a plan is made of; the defaults hold the paper's grid where it has one.
 
     Args:
         groups: of :data:`GROUPS`.
@@ -101,8 +101,8 @@ class Choices:
 
     groups: Sequence[str] = tuple(GROUPS)
     budgets: Sequence[str] = tuple(budget.phrase for budget in BUDGETS)
-    draft_lengths: Sequence[int] = (3, 5, 10)
-    leniences: Sequence[float] = tuple(i / 10 for i in range(11))
+    draft_lengths: Sequence[int] = (1, 2, 3, 5, 10)
+    leniences: Sequence[float] = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
     verify_budgets: Sequence[str] = ("light", "moderate", "very high")
     verify_leniences: Sequence[float] = (0.1, 0.3)
     fallbacks: Sequence[float] = (0.3, 0.5, 0.7, 0.9)
@@ -183,9 +183,10 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
 
     Args:
         choices: what to compare.
-        has_draft_student: whether DistillSpec's student is there; else the pair's own drafts, and labels say so.
+        has_draft_student: whether DistillSpec's student is there, which drafts beside the pair's own; labels say who.
     """
-    drafter, lossy = (DRAFT_STUDENT, "DistillSpec") if has_draft_student else (OWN_STUDENT, "lossy, own student")
+    drafters = {DRAFT_STUDENT: "DistillSpec"} if has_draft_student else {}
+    drafters[OWN_STUDENT] = "lossy, own student"
 
     def wheels(group: str, phrase: str, **settings: float) -> OperatingPoint:
         checks = "".join(f", verify {value:g}" for value in settings.values())
@@ -218,7 +219,7 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
         "speculative": [speculative("speculative", f"speculative, lossless, K {k}", k, 1.0) for k in c.draft_lengths],
         "distillspec": [
             speculative("distillspec", f"{lossy}, K {k}, l {value:g}", k, value, drafter)
-            for k, value in product(c.draft_lengths, c.leniences)
+            for (drafter, lossy), k, value in product(drafters.items(), c.draft_lengths, c.leniences)
         ],
         "bild": [
             OperatingPoint("bild", "bild", f"BiLD {a:g} / {r:g}", {"fallback": float(a), "rollback": float(r)})
@@ -236,5 +237,5 @@ def make_plan(choices: Choices, has_draft_student: bool) -> list[OperatingPoint]
     once: dict[str, OperatingPoint] = {}
     for group in GROUPS:
         for point in points[group] if group in choices.groups else ():
-            once.setdefault(point.name, point)  # without a draft student, l = 1 is lossless decoding, there already
+            once.setdefault(point.name, point)  # the own student at l = 1 is lossless decoding, there already
     return list(once.values())
