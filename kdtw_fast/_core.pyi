@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 _Tensors = Callable[[str, int, int], npt.NDArray[np.float32] | None]
+_ProbeTokens = tuple[Sequence[int], Sequence[int]]  # a source, and what the decoder reads
 
 class MappedFile:
     """A file that is read where it lies, also while others cut it; `check()` raises OSError once they have."""
@@ -25,8 +26,10 @@ class Transformer:
         tensors: _Tensors,
         blobs: Sequence[npt.NDArray[np.uint8]] | None = ...,
         file: MappedFile | None = ...,
+        probe: _ProbeTokens | None = ...,
     ) -> None: ...
-    def update(self, device: str, tensors: _Tensors) -> None: ...
+    def update(self, device: str, tensors: _Tensors, probe: _ProbeTokens | None = ...) -> None: ...
+    def int8_losses(self, probe: _ProbeTokens) -> dict[str, float]: ...
     @property
     def spec(self) -> dict[str, Any]: ...
     @property

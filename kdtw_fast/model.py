@@ -18,6 +18,7 @@ from kdtw_fast.gguf_file import is_gguf, read_gguf
 from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
+from kdtw_fast.probing import VERSION, probe_tokens
 from kdtw_fast.torch_allocator import share_with_torch
 from kdtw_fast.weights import read_folder, read_module, tensor_reader
 
@@ -33,6 +34,8 @@ class NativeModel:
         folder: where it was loaded from; None where it was made of a model in memory.
         device: where the weights are and decodes run, "cpu" or "cuda:<index>".
         dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
+        kept_bf16: matrices that are bf16 though ``dtype`` is int8, which would lose too much in them: by the core's
+            name of their first tensor, the power of int8's noise as a share of the signal's, 0.0125 to 1.
         cache_dtype: number format of the keys and values that decodes keep, "fp32", "fp16" (CUDA only) or "bf16".
         vocab_size: rows of the vocabulary head, V.
         pad_token_id, decoder_start_token_id: token ids; a model without an encoder begins with its prompt instead.
@@ -69,6 +72,7 @@ class NativeModel:
             raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
         self.core: _core.Transformer
         self._described: dict[str, Any]
+        self._probe: tuple[list[int], list[int]] | None  # of int8
         packed = file.read() if file is not None else None
         if file is not None and packed is None:
             with file.alone():
@@ -76,12 +80,14 @@ class NativeModel:
                 if packed is None:
                     described = file.describe_sources()
                     kept = self._pack(config, tensors, dtype, cache_dtype)
-                    file.write(described, PackedWeights(self._described, kept, self.core.blobs))
+                    spec = self._described | {"kept": self.core.spec["kept"]}
+                    file.write(described, PackedWeights(spec, kept, self.core.blobs))
                     packed = file.read()
         elif packed is None:
             self._pack(config, tensors, dtype, cache_dtype)
         if packed is not None:
-            self._described, vectors = packed.spec, packed.vectors
+            self._described, vectors = {k: v for k, v in packed.spec.items() if k != "kept"}, packed.vectors
+            self._probe = probe_tokens(self._described, config) if self._described["dtype"] == "int8" else None
             self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed)
         self.spec: dict[str, Any] = self.core.spec
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
@@ -136,6 +142,7 @@ class NativeModel:
         model = describe(config, tensors, self.name, self._ignored)
         self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
         kept: dict[str, npt.NDArray[np.float32]] = {}
+        self._probe = probe_tokens(self._described, config) if self._described["dtype"] == "int8" else None
         self.core = self._make(cache_dtype, tensor_reader(model, tensors, self.name, kept, self._described["dtype"]))
         return kept
 
@@ -154,8 +161,8 @@ class NativeModel:
             )
         spec = self._described | {"name": self.name, "cache_dtype": cache}
         if packed is None:
-            return _core.Transformer(spec, self.device, tensors)
-        return _core.Transformer(spec, self.device, tensors, packed.blobs, packed.file)
+            return _core.Transformer(spec, self.device, tensors, probe=self._probe)
+        return _core.Transformer(spec | {"kept": packed.spec["kept"]}, self.device, tensors, packed.blobs, packed.file)
 
     @classmethod
     def from_model(
@@ -173,8 +180,10 @@ class NativeModel:
             model: the model.
             name: what messages call it.
             dtype: number format of the matrices. "fp32"; "bf16", and on CUDA "fp16": rounded, and multiplied in fp32;
-                "int8": one scale per output, and activations quantised per token; "auto": the smallest that holds the
-                model exactly, that is bf16 when all its matrices are bfloat16, else fp32.
+                "int8": one scale per output, and activations quantised per token; matrices that lose too much by
+                that when the model reads a few tokens drawn at random stay in bf16 (:attr:`kept_bf16`; for CUDA,
+                too, the CPU measures); "auto": the smallest that holds the model exactly, that is bf16 when all its
+                matrices are bfloat16, else fp32.
             cache_dtype: number format of keys and values, "fp32", "bf16" or, on CUDA, "fp16"; "auto": bf16 beside int8
                 weights on the CPU, else fp32.
             ignore_config_fields: config fields that are known not to change the maths.
@@ -216,7 +225,7 @@ class NativeModel:
                     f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)} "
                     f"here and {new.get(field)} in the model given"
                 )
-        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype))
+        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), self._probe)
 
     @classmethod
     def from_pretrained(
@@ -266,7 +275,7 @@ class NativeModel:
         if cache is not None and cache is not False:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
             way = {"dtype": dtype, "ignored": sorted(ignore_config_fields)}
-            packed = PackedFile(path, files, way | {"channels": "even"} if dtype == "int8" else way)
+            packed = PackedFile(path, files, way | {"channels": "even", "probe": VERSION} if dtype == "int8" else way)
         generation = read_generation(folder, config, name)
         made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device, generation)
         made.folder = folder
@@ -296,6 +305,12 @@ class NativeModel:
     def tau_token_id(self) -> int | None:
         """The first teacher's <tau> row, or None."""
         return self.tau_token_ids[0] if self.tau_token_ids else None
+
+    @property
+    def kept_bf16(self) -> dict[str, float]:
+        """Matrices that int8 would cost too much, and what."""
+        kept: dict[str, float] = self.core.spec["kept"]  # update_weights chooses anew
+        return kept
 
     @property
     def num_bytes(self) -> int:

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -50,7 +51,7 @@ class Weight {
   virtual ~Weight() = default;
   virtual size_t bytes() const = 0;
   // What it is made of, in host memory, as Operations::adopt takes it; std::runtime_error where it is not kept there.
-  virtual std::span<const std::byte> blob() const = 0;
+  virtual Blob blob() const = 0;
   // The same without the outputs from `count` on; shares this one's memory.
   virtual std::unique_ptr<Weight> first(int count) const = 0;
   const int outputs, inputs;
@@ -190,5 +191,9 @@ class Listening {
 };
 
 std::unique_ptr<Operations> make_cpu_operations(int threads);
+
+// The CPU's, which note in `lost` what int8 loses in the products of a pass, by weight (backend/cpu/int8_losses.cpp).
+// The numbers are the same at every SIMD level and with any number of threads. Only what passes ask for is computed.
+std::unique_ptr<Operations> make_measuring_operations(int threads, std::map<const Weight*, double>& lost);
 
 }  // namespace kdtw

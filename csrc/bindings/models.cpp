@@ -74,6 +74,7 @@ void each_field(Model& model, Visit&& visit) {
   visit("teachers", model.teachers);
   visit("dtype", model.dtype);
   visit("cache_dtype", model.cache_dtype);
+  visit("kept", model.kept);
 }
 
 // Fields that the dict lacks stay what they are; std::invalid_argument for a name that is none, or another type.
@@ -161,19 +162,54 @@ TensorSource tensor_source(const std::string& model, const py::function& tensors
   };
 }
 
+// A weight in which int8 loses more than so much, in Transformer::int8_losses' measure, is bf16 instead: noise of a
+// ninth of the signal's size. tests/test_outliers.py holds the shipped models below it.
+constexpr double kMostLost = 0.0125;
+
+// (source, decoder's tokens)
+using ProbeLists = std::pair<std::vector<int32_t>, std::vector<int32_t>>;
+
+// The model. With a probe, which is for int8, it is made for the CPU and tried first: what loses too much is bf16.
+Transformer made(Operations& operations, bool on_cpu, Config config, const TensorSource& tensors,
+                 const std::optional<ProbeLists>& lists, const Poll& poll) {
+  if (!lists) return Transformer(operations, std::move(config), tensors);
+  const ProbeTokens probe{lists->first, lists->second};
+  for (const auto& ids : {probe.source, probe.tokens})
+    for (const int32_t id : ids)
+      require(id >= 0 && id < config.vocabulary, config.name, ": the probe's token ", id, " is outside the vocabulary");
+  require(!probe.tokens.empty() && (!probe.source.empty() || !config.has_encoder()), config.name,
+          ": the probe has no tokens");
+  const auto host = make_cpu_operations(0);
+  const Listening listening(*host, poll);
+  Config tried = config;
+  tried.kept.clear();
+  Transformer trial(*host, std::move(tried), tensors);
+  for (const auto& [name, lost] : trial.int8_losses(probe, poll))
+    if (lost > kMostLost) config.kept[name] = lost;
+  if (!on_cpu) return Transformer(operations, std::move(config), tensors);
+  if (config.kept.empty()) return trial;
+  size_t next = 0;
+  return Transformer(operations, config, tensors, [&](const std::string& name) {
+    const Weight& weight = *trial.weights()[next++];
+    return config.kept.contains(name) ? Blob{} : weight.blob();
+  });
+}
+
 // With `blobs`, what Transformer.blobs was, weights are read from those arrays in place and `tensors` is asked for no
-// matrix. `file`: what they lie in.
+// matrix. `file`: what they lie in. With `probe`, of int8 weights some may be kept in bf16, as its `spec` then says.
 std::shared_ptr<Transformer> make_model(const py::dict& spec, const std::string& device, const py::function& tensors,
                                         const std::optional<std::vector<ByteArray>>& blobs,
-                                        const std::shared_ptr<cpu::MappedFile>& file) {
+                                        const std::shared_ptr<cpu::MappedFile>& file,
+                                        const std::optional<ProbeLists>& probe) {
   const Config config = config_of(spec);
   const TensorSource source = tensor_source(config.name, tensors);
   const Backend backend = make_backend(device, 0);
   const Poll poll = SignalPoll();
   const Listening listening(*backend.operations, poll);
-  if (!blobs) return std::make_shared<Transformer>(*backend.operations, config, source);
+  if (!blobs)
+    return std::make_shared<Transformer>(made(*backend.operations, device == "cpu", config, source, probe, poll));
   size_t next = 0;
-  const BlobSource packed = [&]() -> Blob {
+  const BlobSource packed = [&](const std::string&) -> Blob {
     require(next < blobs->size(), config.name, ": there are only ", blobs->size(), " packed weights");
     const ByteArray& array = (*blobs)[next++];
     // The last to let go of the weights may be a thread that does not hold Python's lock.
@@ -197,7 +233,7 @@ std::vector<ByteArray> blobs_of(const std::shared_ptr<Transformer>& model) {
   const py::capsule owner(new Held(model, model->hold()), [](void* held) { delete static_cast<Held*>(held); });
   std::vector<ByteArray> blobs;
   for (const Weight* weight : model->weights()) {
-    const auto bytes = weight->blob();
+    const auto bytes = weight->blob().bytes;
     blobs.emplace_back(bytes.size(), reinterpret_cast<const uint8_t*>(bytes.data()), owner);
     blobs.back().attr("setflags")(py::arg("write") = false);
   }
@@ -273,19 +309,29 @@ void bind_models(py::module_& m) {
 
   py::class_<Transformer, std::shared_ptr<Transformer>>(m, "Transformer")
       .def(py::init(&make_model), py::arg("spec"), py::arg("device"), py::arg("tensors"), py::arg("blobs") = py::none(),
-           py::arg("file") = py::none())
+           py::arg("file") = py::none(), py::arg("probe") = py::none())
       .def_property_readonly("spec", [](const Transformer& model) { return spec_of(model.config()); })
       .def_property_readonly("num_bytes", &Transformer::bytes)
       .def_property_readonly("blobs", &blobs_of)
       .def(
           "update",
-          [](Transformer& model, const std::string& device, const py::function& tensors) {
+          [](Transformer& model, const std::string& device, const py::function& tensors,
+             const std::optional<ProbeLists>& probe) {
             const Backend backend = make_backend(device, 0);
             const Poll poll = SignalPoll();
             const Listening listening(*backend.operations, poll);
-            model.update(*backend.operations, tensor_source(model.config().name, tensors));
+            const TensorSource source = tensor_source(model.config().name, tensors);
+            Config config = model.config();
+            config.kept.clear();
+            model.update([&] { return made(*backend.operations, device == "cpu", config, source, probe, poll); });
           },
-          py::arg("device"), py::arg("tensors"))
+          py::arg("device"), py::arg("tensors"), py::arg("probe") = py::none())
+      .def(
+          "int8_losses",
+          [](const Transformer& model, const ProbeLists& probe) {
+            return model.int8_losses({probe.first, probe.second}, SignalPoll());
+          },
+          py::arg("probe"))
       .def("decode_logits", &decode_logits, py::arg("device"), py::arg("source"), py::arg("tokens"), py::arg("marked"),
            py::arg("chunks"), py::arg("threads"));
 

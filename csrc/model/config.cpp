@@ -56,6 +56,7 @@ void Config::validate() const {
   if (has_encoder()) validate_stack(name, "encoder.", encoder);
   require(teachers >= 0 && teachers <= 32, name, ": a student has 1 to 32 teachers, got ", teachers);
   require(cache_dtype != DType::kInt8, name, ": keys and values are not cached in int8");
+  require(kept.empty() || dtype == DType::kInt8, name, ": weights are kept in bf16 beside dtype int8 only");
 }
 
 }  // namespace kdtw

@@ -2,6 +2,7 @@
 // kdtw_fast/families/ says what the configs that people have mean in these words.
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,9 @@ struct Config {
   int teachers = 0;                  // rows of the student's teacher_token_embedding (beta, Eq. 15); 0: it has none
   DType dtype = DType::kFp32;        // of the weight matrices; norms, biases, tables of positions and beta are fp32
   DType cache_dtype = DType::kFp32;  // of keys and values; not int8
+  // Beside dtype int8: weights that are bf16 instead, each by the name of its first tensor, and what int8 would lose in
+  // them (Transformer::int8_losses).
+  std::map<std::string, double> kept;
 
   bool has_encoder() const { return encoder.layers > 0; }
 

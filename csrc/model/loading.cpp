@@ -51,6 +51,8 @@ class Transformer::Loader {
     // One teacher's is a vector.
     if (config_.teachers > 0)
       model_.mark_ = config_.teachers > 1 ? required("mark", config_.teachers, M) : required("mark", M);
+    require(kept_ == config_.kept.size(), config_.name, ": of ", config_.kept.size(),
+            " weights that are kept in bf16, only ", kept_, " are the model's");
   }
 
  private:
@@ -76,12 +78,15 @@ class Transformer::Loader {
   // multiplied.
   std::unique_ptr<Weight> stack(WeightRole role, const std::vector<std::string>& names, const std::vector<int>& outputs,
                                 int inputs, bool lookup = false) {
-    const DType dtype = lookup && config_.dtype == DType::kInt8 ? DType::kBf16 : config_.dtype;
+    const bool kept = config_.kept.contains(names[0]);
+    kept_ += kept;
+    const DType dtype = (lookup || kept) && config_.dtype == DType::kInt8 ? DType::kBf16 : config_.dtype;
     int all = 0;
     for (const int some : outputs) all += some;
     std::unique_ptr<Weight> weight;
-    if (blobs_) {
-      weight = operations_.adopt(all, inputs, dtype, blobs_());
+    const Blob packed = blobs_ ? blobs_(names[0]) : Blob{};
+    if (packed.owner) {
+      weight = operations_.adopt(all, inputs, dtype, packed);
     } else {
       std::vector<Tensor> held;
       std::vector<const float*> parts;
@@ -94,6 +99,7 @@ class Transformer::Loader {
     }
     weight->bias = biases(names, outputs, all);
     model_.weights_.push_back(weight.get());
+    model_.names_.push_back(names[0]);
     return weight;
   }
   std::unique_ptr<Weight> stack(WeightRole role, const std::vector<std::string>& names, int outputs, int inputs,
@@ -207,6 +213,7 @@ class Transformer::Loader {
   Operations& operations_;
   const TensorSource& tensors_;
   const BlobSource& blobs_;
+  size_t kept_ = 0;  // weights that config.kept names
 };
 
 Transformer::Transformer(Operations& operations, Config config, const TensorSource& tensors, const BlobSource& blobs)
@@ -237,11 +244,11 @@ void Holders::release() {
 }
 
 // Packing calls back into the program, which may begin a decode: the claim comes before it.
-void Transformer::update(Operations& operations, const TensorSource& tensors) {
+void Transformer::update(const std::function<Transformer()>& make) {
   const std::shared_ptr<Holders> holders = holders_;
   holders->claim(config_.name);
   try {
-    Transformer other(operations, config_, tensors);
+    Transformer other = make();
     other.holders_ = holders;
     *this = std::move(other);
   } catch (...) {

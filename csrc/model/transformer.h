@@ -4,10 +4,12 @@
 
 #include <array>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "backend/runner.h"
@@ -24,8 +26,9 @@ struct Tensor {
 // Gives the named tensor of exactly `rows` x `columns` (columns 0: a vector), or nothing where the model has none.
 using TensorSource = std::function<std::optional<Tensor>(const std::string& name, int rows, int columns)>;
 
-// Gives the blobs of all weights in the order of Transformer::weights().
-using BlobSource = std::function<Blob()>;
+// Gives the blobs of all weights in the order of Transformer::weights(), each by the name of its first tensor; one
+// without an owner: it is to be packed.
+using BlobSource = std::function<Blob(const std::string& name)>;
 
 class Transformer;
 
@@ -75,6 +78,11 @@ struct InputToken {
   uint8_t marked;  // k: written by teacher k, embedded with its beta (Eq. 13, 15); 0: by none
 };
 
+// Tokens that a model is tried with: a source, or nothing of a model without an encoder, and what its decoder reads.
+struct ProbeTokens {
+  std::vector<int32_t> source, tokens;
+};
+
 // Who reads the weights, and whether somebody is about to replace them: never both.
 class Holders {
  public:
@@ -91,13 +99,21 @@ class Holders {
 
 class Transformer {
  public:
-  // With `blobs`, weights are made of them and `tensors` is asked for norms, biases and tables only.
+  // With `blobs`, weights are made of them and `tensors` is asked for norms, biases and tables, and for what has no
+  // blob.
   Transformer(Operations& operations, Config config, const TensorSource& tensors, const BlobSource& blobs = {});
 
   const Config& config() const { return config_; }
   size_t bytes() const;
   // All weights, in an order that the config decides.
   const std::vector<const Weight*>& weights() const { return weights_; }
+  // Of each weight's first tensor.
+  const std::vector<std::string>& names() const { return names_; }
+  // What int8 loses in each of the int8 weights, by the name of its first tensor, when the CPU's model reads these
+  // tokens: the power of the noise that rounding activations and weights adds to the weight's outputs, as a share of
+  // that which tells tokens apart there, from 0 to 1, of the token where it is largest. A function of weights and
+  // tokens, whatever the processor computes with.
+  std::map<std::string, double> int8_losses(const ProbeTokens& probe, const Poll& poll) const;
 
   // As long as the result is held, the weights do not change.
   std::shared_ptr<const void> hold() const {
@@ -110,9 +126,9 @@ class Transformer {
     if (check_) check_();
   }
   void check_by(std::function<void()> check) { check_ = std::move(check); }
-  // Takes other weights of the same config. std::runtime_error while somebody holds the present ones; when `tensors`
-  // throws, they stay.
-  void update(Operations& operations, const TensorSource& tensors);
+  // Takes the weights of a model of the same config. std::runtime_error while somebody holds the present ones; when
+  // `make` throws, they stay.
+  void update(const std::function<Transformer()>& make);
 
   // Reads the sources of `rows`: the encoder fills their cross-attention caches or, without one, the decoder reads
   // the prompts. sources[i] belongs to rows[i].
@@ -191,6 +207,7 @@ class Transformer {
   std::function<void()> check_;  // or none
   std::shared_ptr<Holders> holders_ = std::make_shared<Holders>();
   std::vector<const Weight*> weights_;
+  std::vector<std::string> names_;
   std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied
   Buffer mark_;
   Stack encoder_, decoder_;

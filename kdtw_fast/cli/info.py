@@ -1,16 +1,49 @@
-"""`kdtw info`: version, machine, build and the shipped pairs."""
+"""`kdtw info`: version, machine, build and the shipped pairs; or the number formats of a model."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from kdtw_fast import __version__
+from kdtw_fast.cli.options import Device, Dtype
 from kdtw_fast.pairs import pair_names
 
 
-def info() -> None:
-    """Version, machine, build, SIMD level, threads and the shipped pairs."""
-    show({"kdtw_fast": __version__, **described(), "pairs": ", ".join(pair_names()) or "none"})
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="A model's folder, or a GGUF file: in which formats it is held, and why.")
+    ] = None,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+) -> None:
+    """Version, machine, build, SIMD level, threads and the shipped pairs; of a model, its number formats."""
+    told = {"kdtw_fast": __version__, **described(), "pairs": ", ".join(pair_names()) or "none"}
+    show(told if model is None else _formats(model, dtype, device))
+
+
+def _formats(folder: Path, dtype: str, device: str) -> dict[str, str]:
+    """Of a model that is packed in a number format."""
+    from kdtw_fast.model import NativeT5
+
+    native = NativeT5.from_pretrained(folder, dtype=dtype, device=device)
+    told = {
+        "model": str(folder),
+        "matrices": f"{native.dtype}, {native.num_bytes / 1e6:.1f} MB on {native.device}",
+        "keys, values": native.cache_dtype,
+    }
+    if native.dtype != "int8":
+        return told
+    return told | {"kept in bf16": _kept(native.kept_bf16)}
+
+
+def _kept(kept: dict[str, float]) -> str:
+    if not kept:
+        return "none: int8 loses little in every matrix"
+    lines = [f"{name} (int8's noise is {100 * lost:.2g} % of its signal)" for name, lost in kept.items()]
+    return f"\n{'':<16}".join(lines)
 
 
 def show(rows: dict[str, str]) -> None:

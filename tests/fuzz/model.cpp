@@ -63,9 +63,9 @@ void run(Bytes& bytes) {
   if (bytes.ConsumeBool()) {  // as a file of packed weights: each of its blobs as it was, or of another size or place
     size_t next = 0;
     const int wrong = bytes.small(0, 20);
-    const BlobSource blobs = [&]() -> Blob {
+    const BlobSource blobs = [&](const std::string&) -> Blob {
       require(next < model->weights().size(), "no more");
-      const auto whole = model->weights()[next++]->blob();
+      const auto whole = model->weights()[next++]->blob().bytes;
       const bool cut = static_cast<int>(next) == wrong;
       return {cut ? whole.subspan(std::min<size_t>(whole.size(), bytes.small(0, 64))) : whole, model};
     };

@@ -31,7 +31,7 @@ constexpr long kUnheardWork = 1 << 24;
 
 class CpuOperations : public Operations {
  public:
-  explicit CpuOperations(int threads) : kernels_(kernels()), threads_(threads) {}
+  CpuOperations(const Kernels& kernels, int threads) : kernels_(kernels), threads_(threads) {}
 
   void listen(const Poll* poll) override { poll_ = poll; }
 
@@ -437,13 +437,14 @@ const Kernels& kernels() {
   return *current.load();
 }
 
+std::unique_ptr<Operations> make_operations(const Kernels& kernels, int threads) {
+  return std::make_unique<CpuOperations>(kernels, std::min(threads > 0 ? threads : 1 << 20, hardware_threads()));
+}
+
 }  // namespace kdtw::cpu
 
 namespace kdtw {
 
-std::unique_ptr<Operations> make_cpu_operations(int threads) {
-  const int most = cpu::hardware_threads();  // the pool has no more
-  return std::make_unique<cpu::CpuOperations>(threads > 0 ? std::min(threads, most) : most);
-}
+std::unique_ptr<Operations> make_cpu_operations(int threads) { return cpu::make_operations(cpu::kernels(), threads); }
 
 }  // namespace kdtw

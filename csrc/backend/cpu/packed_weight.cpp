@@ -96,6 +96,11 @@ std::unique_ptr<PackedWeight> PackedWeight::pack(const Kernels& kernels, std::sp
   return std::make_unique<PackedWeight>(outputs, inputs, dtype, Blob{{data, panels * panel_bytes}, memory});
 }
 
+float PackedWeight::scale(int output) const {
+  const std::byte* scales = panel(output / kPanel) + static_cast<size_t>(rows_) * kPanelRow;
+  return reinterpret_cast<const float*>(scales)[output % kPanel];
+}
+
 void PackedWeight::unpack(int output, float* to) const {
   const std::byte* start = panel(output / kPanel);
   const int n = output % kPanel;
@@ -110,8 +115,8 @@ void PackedWeight::unpack(int output, float* to) const {
   } else if (dtype_ == DType::kBf16) {
     for (int k = 0; k < inputs; ++k) to[k] = from_bf16(at(k, uint16_t{}));
   } else {
-    const float scale = reinterpret_cast<const float*>(start + static_cast<size_t>(rows_) * kPanelRow)[n];
-    for (int k = 0; k < inputs; ++k) to[k] = scale * static_cast<float>(at(k, int8_t{}));
+    const float step = scale(output);
+    for (int k = 0; k < inputs; ++k) to[k] = step * static_cast<float>(at(k, int8_t{}));
   }
 }
 

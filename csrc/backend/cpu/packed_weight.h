@@ -38,13 +38,15 @@ class PackedWeight : public Weight {
                                             const std::function<void(const Range&, long work)>& done);
 
   size_t bytes() const override { return blob_.bytes.size(); }
-  std::span<const std::byte> blob() const override { return blob_.bytes; }
+  Blob blob() const override { return blob_; }
   std::unique_ptr<Weight> first(int count) const override;
   DType dtype() const { return dtype_; }
   int panels() const { return panels_; }
   size_t panel_bytes() const { return panel_bytes_; }
   const std::byte* panel(int p) const { return blob_.bytes.data() + p * panel_bytes_; }
 
+  // int8: of one output.
+  float scale(int output) const;
   // The K values of one output, as fp32.
   void unpack(int output, float* to) const;
 

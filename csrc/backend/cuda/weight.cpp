@@ -117,7 +117,7 @@ DeviceWeight::DeviceWeight(const std::shared_ptr<Pool>& pool, void* stream, std:
   if (scaled) view_.scales = reinterpret_cast<const float*>(static_cast<const std::byte*>(memory_.get()) + matrix);
 }
 
-std::span<const std::byte> DeviceWeight::blob() const {
+Blob DeviceWeight::blob() const {
   throw std::runtime_error(
       "weights in device memory have no packed bytes to keep in a file; pack them for device 'cpu'");
 }

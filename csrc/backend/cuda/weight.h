@@ -22,7 +22,7 @@ class DeviceWeight : public Weight {
                std::span<const int> part_outputs, int inputs, DType dtype, WeightRole role);
 
   size_t bytes() const override { return bytes_; }
-  std::span<const std::byte> blob() const override;
+  Blob blob() const override;
   std::unique_ptr<Weight> first(int count) const override;
   const KdtwWeight& view() const { return view_; }
   const Library& library() const { return library_; }
