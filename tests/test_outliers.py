@@ -253,3 +253,17 @@ def test_a_probe_that_does_not_fit_is_refused() -> None:
         _core.Transformer(spec | {"kept": {"elsewhere": 0.5}}, "cpu", read)
     with pytest.raises(ValueError, match="kept in bf16 beside dtype int8 only"):
         _core.Transformer(spec | {"dtype": "fp32", "kept": {"embedding": 0.5}}, "cpu", read)
+
+
+def test_a_device_keeps_what_the_cpu_keeps(simulated: str) -> None:
+    shape = next(shape for shape in SHAPES if shape.activation == "gated-gelu")
+    model = outliers.with_outlying_products(random_t5(shape, VOCABULARY, seed=9), 3000.0)
+    fp32, cpu, device = (
+        NativeT5.from_model(model, dtype=dtype, device=where)
+        for dtype, where in (("fp32", "cpu"), ("int8", "cpu"), ("int8", simulated))
+    )
+    assert cpu.kept_bf16 and device.kept_bf16 == cpu.kept_bf16
+    source, tokens = [5, 9, 30, EOS], [0, 7, 12, 40]
+    exact = fp32.decode_logits(source, tokens)
+    for native in (cpu, device):
+        assert np.sqrt(np.mean((native.decode_logits(source, tokens) - exact) ** 2)) < 0.1 * exact.std()
