@@ -1,6 +1,6 @@
 """Many sentences over actors of a Ray cluster in this machine, beside one process; an actor is killed midway.
 
-    python -m bench.ray [--sentences 100000] [--record]
+    python -m bench.ray [--sentences 100000]
 
 The held-out sentences of the shipped pair, over and over, each with its number: first in one process, then over two
 actors and over four, of the four one by kill -9 midway. Every row is compared with what one process gives, and counted:
@@ -21,7 +21,6 @@ from typing import Any
 
 import psutil
 
-from bench.regions import BENCHMARKS, write_region
 from kdtw_fast.machine import machine, versions
 from kdtw_fast.pairs import load_samples, pair_folder
 from kdtw_fast.tables import markdown_table
@@ -166,12 +165,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=20_000, help="sentences of the one process")
     parser.add_argument("--actors", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--no-kill", action="store_true")
-    parser.add_argument("--record", action="store_true", help="into docs/benchmarks.md")
-    given = parser.parse_args()
-    text = recorded(given)
-    print(text)
-    if given.record:
-        write_region(BENCHMARKS, "ray", text)
+    print(recorded(parser.parse_args()))
 
 
 if __name__ == "__main__":
