@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from kdtw_fast import _core
 
-_MAGIC, _START, _ALIGNMENT = b"kdtwpak2", 48, 64  # the magic changes with the header
+_MAGIC, _START, _ALIGNMENT = b"kdtwpak3", 48, 64  # the magic changes with the header
 
 
 @dataclass(frozen=True)
