@@ -240,6 +240,28 @@ def test_logits_are_those_of_transformers(kind: str, config_seed: int) -> None:
         np.testing.assert_array_equal(native.decode_logits(source, tokens, chunks=[1] * 10, num_threads=2), whole)
 
 
+@pytest.mark.parametrize("heads", [(2, 1), (6, 2), (14, 2), (7, 7)], ids=lambda heads: f"{heads[0]} of {heads[1]}")
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])  # fp32 and bf16 keys
+def test_heads_that_share_keys_have_the_bits_that_each_has_alone(
+    heads: tuple[int, int], dtype: str, simd_level: str
+) -> None:
+    """A step takes a token's heads together, a pass of many tokens takes the tokens of a head."""
+    fields = {"vocab_size": V, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 18}
+    fields |= {"num_attention_heads": heads[0], "num_key_value_heads": heads[1], "pad_token_id": 0, "eos_token_id": 1}
+    for window in (None, 21):
+        model = random_model("mistral", 1, fields | {"sliding_window": window})
+        native = NativeModel.from_model(model, dtype=dtype)
+        rng = random.Random(5)
+        source, tokens = rng.choices(range(3, V - 1), k=70), [0, *rng.choices(range(3, V - 1), k=20)]
+        whole = native.decode_logits(source, tokens)
+        if dtype == "fp32":
+            np.testing.assert_allclose(whole, logits_of(model, source, tokens), atol=1e-3)
+        for threads in (1, 2):
+            for chunks in ([1] * 21, [1, 6, 1, 13]):
+                one_by_one = native.decode_logits(source, tokens, chunks=chunks, num_threads=threads)
+                np.testing.assert_array_equal(one_by_one, whole)
+
+
 def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], list[float], float]:
     """Transformers' greedy output (without what stands before it), its log-probabilities, the least lead of a pick."""
     if model.config.is_encoder_decoder:

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "backend/cpu/cpu_operations.h"
+#include "backend/cpu/simd_levels.h"
 #include "backend/cuda/library.h"
 #include "backend/cuda/runner.h"
 #include "backend/runner.h"

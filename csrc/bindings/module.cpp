@@ -3,8 +3,8 @@
 #include <memory>
 #include <new>
 
-#include "backend/cpu/cpu_operations.h"
 #include "backend/cpu/memory_probe.h"
+#include "backend/cpu/simd_levels.h"
 #include "backend/cpu/thread_pool.h"
 #include "backend/cuda/library.h"
 #include "backend/cuda/memory.h"

@@ -1,4 +1,4 @@
-// Attention of a few queries of one row and head over its cached keys and values (Attention in kernels.h), written
+// Attention of a few queries of one row over the same cached keys and values (Attention in kernels.h), written
 // once over the vector type `V` that the including file defines; see kernels_body.h for how. The queries share what is
 // read from the cache and nothing else: a score has one accumulator over ascending d, an output one over the even keys
 // and one over the odd ones, a softmax is its query's own. So a group of any size gives the bits of its queries alone.
@@ -100,7 +100,7 @@ constexpr Edge kEdge = make_edge();
 
 // Keys, from the first that is not skipped on, that end before what query r does not see any more.
 inline int visible(const Attention& a, int r) {
-  const TokenAt& token = a.tokens[r];
+  const TokenAt& token = a.tokens[r * a.token_stride];
   const int end = token.position + a.window;
   return (a.window > 0 && end < token.length ? end : token.length) - a.skipped;
 }
@@ -110,7 +110,7 @@ inline int visible(const Attention& a, int r) {
 // the rule has no scale, cap or window, and the loops over the keys need not ask.
 template <bool kPlain>
 inline float softmax(const Attention& a, int r, float* scores) {
-  const int position = a.tokens[r].position - a.skipped, length = visible(a, r);
+  const int position = a.tokens[r * a.token_stride].position - a.skipped, length = visible(a, r);
   const int first = a.window > 0 ? position - a.window + 1 : 0;  // the first key of the window
   const int last = (length - 1) / kKeyBlock, hidden = (last + 1) * kKeyBlock - length;
   const long stride = static_cast<long>(a.count) * kKeyBlock;

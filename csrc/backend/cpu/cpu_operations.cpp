@@ -1,12 +1,6 @@
 #include "backend/cpu/cpu_operations.h"
 
-#if defined(__x86_64__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -15,7 +9,9 @@
 #include "backend/cpu/memory.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/pick.h"
+#include "backend/cpu/simd_levels.h"
 #include "backend/cpu/thread_pool.h"
+#include "backend/operations.h"
 #include "core/error.h"
 
 namespace kdtw::cpu {
@@ -181,19 +177,21 @@ class CpuOperations : public Operations {
       work += seen * H * D * 2;
       longest = std::max(longest, token.length);
     }
-    group_queries(tokens, H);
+    const int threads = threads_for(work);
+    group_queries(tokens, H, bias.table ? 1 : sharing, threads);
     const auto run = kernels_.attend[static_cast<int>(blocked.dtype)];
-    const int groups = static_cast<int>(groups_.size()), threads = threads_for(work);
+    const int groups = static_cast<int>(groups_.size());
     const size_t needed = static_cast<size_t>(round_up(longest, kKeyBlock)) * kernels_.max_queries;
     float* const scratch = scratch_of(parts_of(groups, 1, threads) * needed);
     parallel_for(groups, 1, threads, [&](const Range& range) {
       for (int i = range.begin; i < range.end; ++i) {
-        const auto [h, t, count] = groups_[i];
+        const auto [h, t, count, of_heads] = groups_[i];
         const int row = tokens[t].row, before = rule.window > 0 ? tokens[t].position - rule.window + 1 : 0;
         const int skipped = std::max(before, 0) / kKeyBlock * kKeyBlock;
         run({.queries = queries + static_cast<size_t>(t) * stride + h * D,
-             .query_stride = stride,
+             .query_stride = of_heads ? D : stride,
              .tokens = tokens.data() + t,
+             .token_stride = of_heads ? 0 : 1,
              .count = count,
              .skipped = skipped,
              .keys = blocked.keys(row, h / sharing, skipped),
@@ -208,7 +206,7 @@ class CpuOperations : public Operations {
              .window = rule.window,
              .scratch = scratch + range.part * needed,
              .out = out + (static_cast<size_t>(t) * H + h) * D,
-             .out_stride = H * D});
+             .out_stride = of_heads ? D : H * D});
         done(range, static_cast<long>(tokens[t].length) * count * D * 2);
       }
     });
@@ -299,17 +297,27 @@ class CpuOperations : public Operations {
     parallel_for(tokens, 1, threads_for(tokens * work_per_token), body);
   }
 
-  // Cuts each row's tokens into nearly equal groups that attend() takes at once. A head's groups follow each other: its
-  // keys and values stay in the cache.
-  void group_queries(std::span<const TokenAt> tokens, int heads) {
+  // Cuts the queries into nearly equal groups that read the same keys, for attend() to take at once: a row's tokens of
+  // one head; of a row with a single token, the heads that share keys, but not fewer groups than `threads` if that can
+  // be. Groups with the same keys and values follow each other, which stay in the cache.
+  void group_queries(std::span<const TokenAt> tokens, int heads, int sharing, int threads) {
     groups_.clear();
-    const int T = static_cast<int>(tokens.size());
+    const int T = static_cast<int>(tokens.size()), most = kernels_.max_queries;
+    const int wanted = (threads * sharing + T * heads - 1) / (T * heads);
     for (int first = 0, last; first < T; first = last) {
       for (last = first + 1; last < T && tokens[last].row == tokens[first].row;) ++last;
-      const int groups = (last - first + kernels_.max_queries - 1) / kernels_.max_queries;
-      const auto begin = [&](int group) { return first + static_cast<int>((last - first) * long{group} / groups); };
-      for (int h = 0; h < heads; ++h)
-        for (int g = 0; g < groups; ++g) groups_.push_back({h, begin(g), begin(g + 1) - begin(g)});
+      const int together = last - first == 1 ? sharing : 1, queries = std::max(last - first, together);
+      const int groups = std::max((queries + most - 1) / most, std::min(together, wanted));
+      const auto begin = [&](int group) { return static_cast<int>(queries * long{group} / groups); };
+      for (int h = 0; h < heads; h += together)
+        for (int g = 0; g < groups; ++g) {
+          const int count = begin(g + 1) - begin(g);
+          if (together > 1) {
+            groups_.push_back({h + begin(g), first, count, true});
+          } else {
+            groups_.push_back({h, first + begin(g), count, false});
+          }
+        }
     }
   }
 
@@ -359,6 +367,7 @@ class CpuOperations : public Operations {
 
   struct QueryGroup {
     int head, first, count;  // tokens [first, first + count) of one row
+    bool of_heads;           // or heads [head, head + count) of the token `first`
   };
 
   // What a thread needs to decide requests, kept for its memory.
@@ -379,63 +388,7 @@ class CpuOperations : public Operations {
   std::vector<float> logits_;
 };
 
-#if defined(__x86_64__)
-// Linux gives the tile registers of AMX to processes that ask for them, once for all their threads and children.
-bool may_use_tiles() {
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return granted;
-}
-#endif
-
-std::vector<const Kernels*> supported() {
-  std::vector<const Kernels*> tables;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const auto add = [&](const Kernels* table, bool runs) {
-    if (table && runs) tables.push_back(table);
-  };
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  add(amx_kernels(),
-      vnni && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && may_use_tiles());
-  add(avx512_vnni_kernels(), vnni);
-  add(avx512_kernels(), avx512);
-  add(avx2_vnni_kernels(), avx2 && __builtin_cpu_supports("avxvnni"));
-  add(avx2_kernels(), avx2);
-#endif
-  tables.push_back(&generic_kernels());
-  return tables;
-}
-
-std::atomic<const Kernels*> current{nullptr};
-
 }  // namespace
-
-std::vector<std::string> simd_levels() {
-  std::vector<std::string> names;
-  for (const auto* table : supported()) names.push_back(table->name);
-  return names;
-}
-
-void set_simd(const std::string& level) {
-  for (const auto* table : supported()) {
-    if (level == table->name) {
-      current = table;
-      return;
-    }
-  }
-  std::string known;
-  for (const auto& name : simd_levels()) known += (known.empty() ? "'" : ", '") + name + "'";
-  throw std::invalid_argument(concat("SIMD level '", level, "' is not available here; choose one of ", known));
-}
-
-const Kernels& kernels() {
-  if (current.load() == nullptr) current = supported().front();
-  return *current.load();
-}
 
 std::unique_ptr<Operations> make_operations(const Kernels& kernels, int threads) {
   return std::make_unique<CpuOperations>(kernels, std::min(threads > 0 ? threads : 1 << 20, hardware_threads()));

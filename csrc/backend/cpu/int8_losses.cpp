@@ -9,6 +9,7 @@
 
 #include "backend/cpu/cpu_operations.h"
 #include "backend/cpu/packed_weight.h"
+#include "backend/cpu/simd_levels.h"
 
 namespace kdtw::cpu {
 namespace {

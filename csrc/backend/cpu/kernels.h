@@ -45,15 +45,16 @@ struct Gemm {
   int max_rows;  // of a product
 };
 
-// One head of a few queries of one row: out = softmax(cap(scale * q k^T) + bias) v, each query over the keys
-// 0..length-1 of its token that its window reaches (AttentionRule).
+// A few queries of one row and of heads that share keys: out = softmax(cap(scale * q k^T) + bias) v, each query over
+// the keys 0..length-1 of its token that its window reaches (AttentionRule).
 struct Attention {
   const float* queries;  // D floats each, query_stride apart
   int query_stride;
-  const TokenAt* tokens;  // where the queries stand
-  int count;              // of the queries, at most max_queries
-  int skipped;            // keys before these, whole blocks of them, that no query of the group sees
-  const float* keys;      // as key_value_cache.h lays them out
+  const TokenAt* tokens;  // where the queries stand, token_stride apart: 1, or 0 for the heads of one token
+  int token_stride;
+  int count;          // of the queries, at most max_queries
+  int skipped;        // keys before these, whole blocks of them, that no query of the group sees
+  const float* keys;  // as key_value_cache.h lays them out
   const float* values;
   int head_size;      // D
   int value_stride;   // 4-byte columns of a row of values
