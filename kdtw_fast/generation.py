@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,22 +73,35 @@ LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}  # th
 
 @dataclass(frozen=True)
 class WholeLengths(GenerateOptions):
-    """A call's options where a checkpoint without encoder has lengths that count the prompt, and the call has none.
+    """A call's options where lengths are a checkpoint's: those that count the prompt, where there is no encoder.
 
     Args:
         max_length: of a prompt and its output together, 1 to 2^20; None = ``max_new_tokens`` holds. Until a row's
             prompt is known, that is what a prompt of one token leaves.
         min_length: no end token before so many of both, 0 to 2^20; 0 = ``min_new_tokens`` holds.
+        least_yields: whether ``min_new_tokens`` are the checkpoint's, so that fewer ``max_new_tokens`` hold.
     """
 
     max_length: int | None = None
     min_length: int = 0
+    least_yields: bool = False
+
+    def with_own(self, own: Mapping[str, Any]) -> GenerateOptions:
+        """The options of a row that has these of its own, by name."""
+        most = own.get("max_new_tokens")
+        if "min_new_tokens" in own:
+            return replace(self, **own, least_yields=False)
+        if self.least_yields and isinstance(most, Integral):
+            return replace(self, **own, min_new_tokens=min(self.min_new_tokens, int(most)))
+        return replace(self, **own)
 
     def behind(self, prompt: int, label: str) -> GenerateOptions:
         """The options of the row ``label`` behind a prompt of so many tokens; ValueError where it leaves no room."""
         most, least = self.max_new_tokens, self.min_new_tokens
         if self.max_length is not None:
             most = self.max_length - prompt
+            if self.least_yields and most > 0:
+                least = min(least, most)
             if most < max(1, least):
                 wanted = f", and min_new_tokens={least} are wanted" if most > 0 else ""
                 raise ValueError(
@@ -112,14 +126,15 @@ def options_of(defaults: Mapping[str, Any], keywords: Mapping[str, Any]) -> Gene
     if "max_length" in whole:
         said["max_new_tokens"] = max(1, whole["max_length"] - 1)
     most = said.get("max_new_tokens")
-    if isinstance(most, int) and "min_new_tokens" in defaults and "min_new_tokens" not in keywords:
+    yields = "min_new_tokens" in defaults and "min_new_tokens" not in keywords
+    if isinstance(most, int) and yields:
         said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a keyword goes before it
-    return WholeLengths(**said, **whole) if whole else GenerateOptions(**said)
+    return WholeLengths(**said, **whole, least_yields=yields) if whole or yields else GenerateOptions(**said)
 
 
 def row_options(options: GenerateOptions, prompt: int, label: str, item: Any = None) -> GenerateOptions:
     """The options of one row, whose ``item`` of a stream may have lengths of its own; ``label`` names it."""
-    if not isinstance(options, WholeLengths):
+    if not isinstance(options, WholeLengths) or (options.max_length is None and options.min_length == 0):
         return options
     if item is not None and item.max_new_tokens is not None:
         options = replace(options, max_length=None)

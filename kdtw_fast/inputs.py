@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class Item:
             self.__dict__["_asked"] = shared, shared  # a row asks several times
             return shared
         with named(label):
-            options = replace(shared, **own)
+            options = shared.with_own(own)
             if options.forced_by_row:
                 raise TypeError(f"forced_tokens must be a list of ids, got {options.forced_tokens!r}")
         if options.max_new_tokens > shared.max_new_tokens:

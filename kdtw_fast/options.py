@@ -305,6 +305,10 @@ class GenerateOptions:
                 f"forced_tokens has {longest} tokens and leaves no room in max_new_tokens={self.max_new_tokens}"
             )
 
+    def with_own(self, own: Mapping[str, Any]) -> GenerateOptions:
+        """The options of a row that has these of its own, by name."""
+        return replace(self, **own)
+
     @property
     def forced_by_row(self) -> bool:
         """Whether each row has forced tokens of its own."""

@@ -251,7 +251,8 @@ class _Shared:
         self.bell.ring()
 
     def end(self) -> None:
-        self.closed = True
+        with self.changed:  # what was handed in before is there for the thread to cancel
+            self.closed = True
         self._tell()
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join()
@@ -279,6 +280,9 @@ class _Shared:
                     del self.lines[line.kind.key]  # its session has ended
                     line.fail(error)
             self._count()
+        with self.changed:  # no more will come
+            arrived += self.arrived
+            self.arrived = []
         for job in arrived:
             job.ticket.cancel()
         for line in self.lines.values():

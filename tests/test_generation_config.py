@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,11 @@ def test_lengths_that_count_a_prompt_are_each_rows_own() -> None:
     streamed = decoder.stream(sources, batch_size=2, max_source_length=20, in_order=True)
     assert [out.output_ids[0] for out in streamed] == alone
     assert [decoder.submit(source).result().output_ids[0] for source in sources] == alone
+
+    async def handed_in() -> dict[int, list[int]]:
+        return {out.index: out.output_ids[0] async for out in decoder.astream(sources, max_source_length=20)}
+
+    assert asyncio.run(handed_in()) == dict(enumerate(alone))
     student = random_model("llama", 5)
     assert SpeculativeDecoder(told(student, **fields), model).generate(sources).output_ids == alone
     with pytest.raises(ValueError, match="max_length is 19 by the student's generation_config, 18 by the teacher's"):
@@ -209,6 +215,26 @@ def test_keywords_and_items_come_before_lengths_that_count_a_prompt() -> None:
         decoder.submit(long)
     with pytest.raises(ValueError, match=r"max_length must be in 1\.\."):
         SingleModelDecoder(model, generation_config={"max_length": -3}).generate([source])
+
+
+@pytest.mark.parametrize(("kind", "fields"), [("t5", {"min_length": 8}), ("llama", {"min_new_tokens": 7})])
+def test_an_item_that_wants_less_than_a_checkpoints_minimum_gets_it(kind: str, fields: dict[str, Any]) -> None:
+    decoder = SingleModelDecoder(told(random_model(kind, 4), max_new_tokens=12, **fields))
+    source, end = [5, 6, 7, 1], {"logit_bias": {1: 99.0}}
+    items = [{"input_ids": source} | own for own in ({}, {"max_new_tokens": 3}, {"min_new_tokens": 2})]
+    assert [int(out.lengths[0]) for out in decoder.stream(items, in_order=True, **end)] == [8, 3, 3]
+    assert [int(decoder.submit(item, **end).result(60).lengths[0]) for item in items] == [8, 3, 3]
+    both = {"input_ids": source, "max_new_tokens": 3, "min_new_tokens": 5}  # an item's own is no checkpoint's
+    for call in (lambda: decoder.submit(both), lambda: decoder.submit(items[1], min_new_tokens=5)):
+        with pytest.raises(ValueError, match=r"min_new_tokens must be in 0\.\.3, got 5"):
+            call()
+
+
+def test_a_checkpoints_minimum_gives_way_to_its_whole_length() -> None:
+    model = told(random_model("llama", 4), max_length=9, min_new_tokens=5)
+    decoder = SingleModelDecoder(model)
+    for source in ([5, 6, 7], [5, 6, 7, 8, 9, 10]):
+        assert decoder.generate([source]).output_ids == [theirs(model, source)]
 
 
 @pytest.mark.parametrize(

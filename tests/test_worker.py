@@ -18,7 +18,7 @@ from streaming import METHODS, assert_rows, make, nan_for, natives, ragged, row_
 
 from kdtw_fast import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import ROW_OPTIONS
-from kdtw_fast.worker import Worker
+from kdtw_fast.worker import Kind, Ticket, Worker, _Job, _Shared
 
 # What rows side by side ask for.
 OWN: list[dict[str, Any]] = [
@@ -252,6 +252,37 @@ def test_a_fork_is_told_to_make_its_own() -> None:
     with open(read) as told:
         assert "process that made it" in told.read()
     os.waitpid(child, 0)
+
+
+def test_a_row_that_comes_while_the_worker_closes_is_cancelled() -> None:
+    shared = _Shared(1)
+    job = _Job(Ticket(), Kind("none", lambda slots: pytest.fail("it is closed"), 0), ([],), None, None)
+
+    coming = [job]
+
+    class Changed(threading.Condition):
+        def __exit__(self, *told: Any) -> None:
+            super().__exit__(*told)
+            if coming:  # the thread has just looked for rows
+                shared.put(coming.pop())
+                shared.end()
+
+    shared.changed, shared.news, shared.thread = Changed(), True, threading.current_thread()
+    shared._work()
+    assert job.ticket.cancelled() and shared.waiting == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        shared.put(job)
+
+
+def test_a_worker_closes_between_rows_that_are_handed_in() -> None:
+    shared = _Shared(1)
+    with shared.changed:
+        ending = threading.Thread(target=shared.end)
+        ending.start()
+        ending.join(0.05)
+        assert not shared.closed  # a row that is handed in just now is not forgotten
+    ending.join(60)
+    assert shared.closed
 
 
 # --- Coroutines ------------------------------------------------------------------------------------------

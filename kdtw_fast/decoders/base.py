@@ -67,7 +67,7 @@ class Decoder(AnyDecoder):
         self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
         # Of the row that was submitted before; what comes next is mostly like it.
         self._latest: tuple[Any, Kind] | None = None
-        self._latest_own: tuple[GenerateOptions, _core.RowOptions] | None = None
+        self._latest_shared: tuple[GenerateOptions, _core.RowOptions] | None = None
 
     def _stream(
         self,
@@ -113,11 +113,14 @@ class Decoder(AnyDecoder):
             raise type(error)(Message.of(error).reworded(f"item {row_id}", "the input")) from None
         own = item.options(options)
         finish = partial(_add_words, self._words, item.words is not None, own)
-        latest = self._latest_own
-        if latest is None or latest[0] is not own:
-            latest = self._latest_own = own, arguments[-1] or self._row_options(own)
+        told = arguments[-1]
+        if told is None:  # the row has the call's options, which may be those of many; a row's own are its alone
+            latest = self._latest_shared
+            if latest is None or latest[0] is not options:
+                latest = self._latest_shared = options, self._row_options(options)
+            told = latest[1]
         return self.worker.submit(
-            self._kind(options, self.worker.slots), (*arguments[:-1], latest[1]), finish, streamer, own
+            self._kind(options, self.worker.slots), (*arguments[:-1], told), finish, streamer, own
         )
 
     def _kind(self, options: GenerateOptions, slots: int) -> Kind:
