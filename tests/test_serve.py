@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,14 +23,19 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from serving import NAME, serving, settled, shipped  # noqa: E402
 
-from kdtw_fast import Owner, load_pair  # noqa: E402
+from kdtw_fast import NativeModel, Owner, load_pair  # noqa: E402
 from kdtw_fast.cli import app  # noqa: E402
 from kdtw_fast.methods import make_decoder  # noqa: E402
 from kdtw_fast.pairs import load_samples  # noqa: E402
-from kdtw_fast.serve.app import Service  # noqa: E402
+from kdtw_fast.serve.app import Service, _in_thread  # noqa: E402
+from kdtw_fast.serve.asked import read_asked  # noqa: E402
+from kdtw_fast.serve.errors import ApiError  # noqa: E402
 from kdtw_fast.serve.flow import Flow, Mail  # noqa: E402
 from kdtw_fast.serve.pieces import Pieces  # noqa: E402
 from kdtw_fast.serve.run import listen  # noqa: E402
+from kdtw_fast.serve.served import Served, size  # noqa: E402
+from kdtw_fast.serve.settings import ServeOptions  # noqa: E402
+from kdtw_fast.worker import Ticket  # noqa: E402
 
 LONG = {"max_tokens": 20_000, "extra_body": {"min_tokens": 20_000, "method": "greedy-student"}}
 LONG_BODY = {"max_tokens": 20_000, "min_tokens": 20_000, "method": "greedy-student"}
@@ -289,6 +295,16 @@ def test_chat_is_for_models_with_a_template(running: tuple[str, Service]) -> Non
         )
         for wrong in ([], [{"role": "user"}], [{"role": "user", "content": [{"type": "image_url"}]}], "hello"):
             check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": wrong}), "messages")
+        long = [{"role": "user", "content": "a" * 20_000}] * 2
+        check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": long}), "40008 characters", "32768")
+        with pytest.MonkeyPatch.context() as patch:  # what takes long is not read in the event loop
+            asked: list[Any] = []
+            patch.setattr("kdtw_fast.serve.app._in_thread", lambda hand_in: (asked.append(1), _in_thread(hand_in))[1])
+            for content in ("a" * 20_000, "a"):
+                chat = {"messages": [{"role": "user", "content": content}]}
+                httpx.post(f"{url}/v1/chat/completions", json=chat)
+            assert len(asked) == 1
+        assert size(long) == 40_008 and size("abc") == size([1, 2, 3]) == 3 and size("") == 0
 
 
 def test_health_and_metrics(running: tuple[str, Service]) -> None:
@@ -593,6 +609,41 @@ def test_the_command_refuses_what_it_cannot_do() -> None:
         ):
             done = CliRunner().invoke(app, ["serve", *arguments])
             assert done.exit_code == 2 and said in done.output, (arguments, done.output)
+
+
+def test_a_checkpoints_minimum_is_no_hindrance() -> None:
+    pair = load_pair(NAME)
+    pair.student.generation_config.min_length = 9
+    models = {"student": NativeModel.from_model(pair.student, "student")}
+    served = Served(NAME, models, pair.tokenizer, ServeOptions(), num_threads=1)
+    assert served._options[served.decoders[served.method], False].min_new_tokens == 8
+    for tokens in (3, 30):
+        asked = read_asked({"max_tokens": tokens, "logit_bias": {"1": 99.0}}, (), served.limits)
+        assert int(served.submit(asked, "Ein Spiel.").result(60).lengths[0]) == min(tokens, 9)
+    with pytest.raises(ApiError, match=r"min_tokens must be in 0\.\.3, got 5"):
+        served.submit(read_asked({"max_tokens": 3, "min_tokens": 5}, (), served.limits), "Ein Spiel.")
+    served.worker.close()
+
+
+def test_a_row_that_is_handed_in_for_nobody_is_ended() -> None:
+    going_on, ticket = threading.Event(), Ticket()
+
+    def hand_in() -> Ticket:
+        assert going_on.wait(60)
+        return ticket
+
+    async def leave() -> None:
+        asked = asyncio.ensure_future(_in_thread(hand_in))
+        await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        going_on.set()
+        async with asyncio.timeout(60):
+            while not ticket.cancelled():
+                await asyncio.sleep(0.001)
+
+    asyncio.run(leave())
 
 
 def test_the_loop_is_woken_once_for_what_comes_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from kdtw_fast.serve.errors import ApiError, invalid
 from kdtw_fast.serve.flow import Flow, GoneError, Mail, outputs, read_body
 from kdtw_fast.serve.likely import log_probs, mean
 from kdtw_fast.serve.metrics import Metrics
-from kdtw_fast.serve.served import Served, Source, counts, finish, usage
+from kdtw_fast.serve.served import Served, Source, counts, finish, size, usage
 from kdtw_fast.serve.shapes import Answer
 from kdtw_fast.serve.streamed import CLOSED, LOG, Events, Speech
 from kdtw_fast.worker import Ticket
@@ -210,7 +210,7 @@ class Service:
             for index in range(rows):
                 text, number = texts[index // asked.best_of], index % asked.best_of
                 hand_in = partial(self.served.submit, asked, text, flow.streamer(index) if streams else None, number)
-                ticket = hand_in() if len(text) < LONG_TEXT else await asyncio.to_thread(hand_in)
+                ticket = hand_in() if size(text) < LONG_TEXT else await _in_thread(hand_in)
                 tickets.append(ticket)
                 flow.end(index, ticket)
         except BaseException:
@@ -316,6 +316,21 @@ class _Endpoint:
         except Exception:
             LOG.exception("%s %s", request.method, self._path)
             return JSONResponse(ApiError(500, "an error that nobody foresaw; the log has it").body(), 500)
+
+
+async def _in_thread(hand_in: Callable[[], Ticket]) -> Ticket:
+    """The ticket of what is handed in, in a thread; where nobody waits for it any more, its row is ended."""
+    handing = asyncio.get_running_loop().run_in_executor(None, hand_in)
+    try:
+        return await asyncio.shield(handing)
+    except asyncio.CancelledError:
+        handing.add_done_callback(_drop)
+        raise
+
+
+def _drop(handing: asyncio.Future[Ticket]) -> None:
+    if not handing.cancelled() and handing.exception() is None:
+        handing.result().cancel()
 
 
 async def _file(name: str, kind: str, request: Request) -> Response:

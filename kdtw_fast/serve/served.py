@@ -139,8 +139,9 @@ class Served:
         if isinstance(source, str) and not source.strip():
             raise invalid(f"the text is empty ({source!r})")
         most = LONGEST_TOKEN * self.limits.max_source_length
-        if kind == "text" and len(source) > most:
-            raise invalid(f"the text has {len(source)} characters, more than {most}; cut it into parts")
+        if kind != "input_ids" and (characters := size(source)) > most:
+            what, instead = ("text", "cut it into parts") if kind == "text" else ("chat", "leave out messages")
+            raise invalid(f"the {what} has {characters} characters, more than {most}; {instead}")
         item = dict(asked.item) | {kind: source}
         if number > 0 and isinstance(item.get("row_id", 0), int):  # as generate names outputs of one input
             item["row_id"] = item.get("row_id", 0) + number
@@ -175,6 +176,13 @@ class Served:
         if method in self.lacking:
             raise ValueError(f"the method {method!r} is not offered here: {self.lacking[method]}")
         raise ValueError(f"unknown method {method!r}{nearest(str(method), self.decoders)}")
+
+
+def size(source: Source) -> int:
+    """Characters of a text or of a chat's messages, roles included; of token ids, how many."""
+    if source and isinstance(source[0], dict):
+        return sum(len(word) for part in source if isinstance(part, dict) for word in part.values())
+    return len(source)
 
 
 def finish(out: GenerationOutput) -> str:
