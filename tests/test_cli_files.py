@@ -14,6 +14,7 @@ import pytest
 from test_cli import SMALL, TinyPair, kdtw, pair  # noqa: F401 - fixtures
 
 from kdtw_fast.cli.files import check_target, replacing, write_whole
+from kdtw_fast.cli.progress import Progress
 from kdtw_fast.messages import Message
 
 
@@ -196,3 +197,30 @@ def test_sizes_that_no_machine_has_are_named_as_they_were_written(option: str, v
     status, out, err = run("generate", "a text", option, value)
     assert (status, out) == (2, b"")
     assert option in err and str(value) in err and len(err.splitlines()) == 1
+
+
+# --- Progress of a long run --------------------------------------------------------------------------------
+
+
+def test_pieces_are_never_without_what_they_were_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    first = Progress(output, {"options": 1})
+    with first.held():
+        first.finish(1, ["a", "b"], [])
+        (first.folder / "000000000003-000000000004.json.77.part").write_text("{")
+        gone: list[str] = []
+        unlink = Path.unlink
+        monkeypatch.setattr(Path, "unlink", lambda file, **more: (gone.append(file.name), unlink(file, **more)))
+        first.remove()
+        monkeypatch.undo()
+        assert gone[-1] == "manifest.json" and len(gone) == 3
+        with pytest.raises(BlockingIOError), Progress(output, {"options": 1}).held():
+            pass  # it is held to the end
+    assert os.listdir(tmp_path) == []
+    # A folder that lost its manifest, however it came to that: its pieces are of who knows what.
+    with first.held():
+        first.finish(1, ["a", "b"], [])
+    (first.folder / "manifest.json").unlink()
+    other = Progress(output, {"options": 2})
+    with other.held():
+        assert other.piece(1, 2) is None and not other.begun

@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,6 +28,7 @@ from on_ray import KDTW, cluster  # noqa: E402
 from test_cli import LINES, SMALL, TinyPair, kdtw, pair  # noqa: E402, F401 - fixtures
 
 from kdtw_fast import TrainingWheelsDecoder  # noqa: E402
+from kdtw_fast.cli.jobs import Job  # noqa: E402
 from kdtw_fast.ray import Decode, decode, deployment  # noqa: E402
 from kdtw_fast.serve.settings import ServeOptions  # noqa: E402
 
@@ -190,6 +193,68 @@ def test_what_a_stage_refuses(pair: TinyPair) -> None:  # noqa: F811
     assert len(stage(pa.table({"text": pa.array([], pa.string())}))) == 0
 
 
+def test_a_row_without_a_number_is_not_drawn(pair: TinyPair) -> None:  # noqa: F811
+    import pyarrow as pa
+
+    numbers, texts = [4, None, float("nan"), 7], TEXTS[:4]
+    table = pa.table({"text": texts, "row_id": pa.array(numbers, pa.float64())})
+    drawn = Decode(**folders(pair), max_new_tokens=8, budget="light", temperature=1.0)(table).to_pylist()
+    own = Decode(**folders(pair), max_new_tokens=8, budget="light")
+    plain = own(table.append_column("temperature", pa.array([1.0, 0.5, None, 1.0]))).to_pylist()
+    items = [{"text": texts[n], "row_id": numbers[n]} for n in (0, 3)]
+    expected = [out.texts[0] for out in alone(pair, items, max_new_tokens=8, budget="light", temperature=1.0)]
+    for rows, unnamed in ((drawn, [1, 2]), (plain, [1])):
+        assert [rows[0]["output"], rows[3]["output"]] == expected
+        for n, row in enumerate(rows):
+            assert (row["error"] is not None and "no row_id" in row["error"]) == (n in unnamed), row
+
+
+def test_folders_are_those_of_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: dict[str, Any] = {}
+
+    class Dataset:
+        def map_batches(self, stage: Any, **how: Any) -> None:
+            asked.update(how["fn_constructor_kwargs"])
+
+    own = {"student": "student", "teacher": [Path("one"), tmp_path / "two"], "tokenizer": None}
+    decode(Dataset(), **own, max_new_tokens=3)  # type: ignore[arg-type]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    expected = {"student": str(tmp_path / "student"), "teacher": [one, two], "tokenizer": None}
+    assert asked == expected | {"max_new_tokens": 3}
+    job = Job(
+        *("training-wheels", {}, {}, False, None, None, Path("student"), own["teacher"], Path("words"), {}),
+        *(False, "cpu", None, 8, False, None),
+    )
+    told = job.placed()
+    assert (told.student, told.teacher) == (tmp_path / "student", [tmp_path / "one", tmp_path / "two"])
+    assert told.tokenizer == tmp_path / "words" and told.described() == job.described()
+    assert (
+        replace(job, student=None, teacher=None, tokenizer=None).placed().folders()
+        == replace(job, student=None, teacher=None, tokenizer=None).folders()
+    )
+
+
+def test_a_task_has_the_threads_that_it_was_given_cpus_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from kdtw_fast.cli import on_ray
+
+    job = Job(
+        *("training-wheels", {}, {}, False, None, None, Path("student"), None, None, {}),
+        *(False, "cpu", None, 8, False, None),
+    )
+    put: list[Job] = []
+    quiet = SimpleNamespace(put=put.append, remote=lambda **how: lambda task: task, cancel=None)
+    monkeypatch.setattr(on_ray, "ray", quiet)
+    monkeypatch.setattr(on_ray, "connected", lambda *told: nullcontext())
+    source = SimpleNamespace(pieces=lambda rows: iter(()))
+    for threads, expected in ((None, 1), (2, 2)):
+        on_ray._decode_all("auto", replace(job, num_threads=threads), source, None, 5, "raise", str, print)  # type: ignore[arg-type]
+        assert put[-1].num_threads == expected and put[-1].student == Path("student").absolute()
+
+
 # --- Ray Serve --------------------------------------------------------------------------------------------
 
 
@@ -240,6 +305,22 @@ def test_a_deployment_answers_as_a_call_alone_does(nodes: Any, pair: TinyPair) -
 def test_what_a_deployment_refuses(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         deployment(**arguments)
+
+
+def test_a_deployment_is_of_folders_here_and_lets_one_request_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module, places = sys.modules[deployment.__module__], list[Any]()
+    ingress = module.serve.ingress
+    builds: list[Any] = []
+    monkeypatch.setattr(module.serve, "ingress", lambda build: (builds.append(build), ingress(build))[1])
+    monkeypatch.setattr(module, "load_pair_or_folders", lambda roles, *where: places.extend(where) or {}["none"])
+    made = deployment(student="student", teacher=["one"], name="tiny", limits=ServeOptions(max_queue=0))
+    with pytest.raises(KeyError):
+        builds[0]()
+    assert places[:4] == [None, str(tmp_path / "student"), [str(tmp_path / "one")], None]
+    assert made._bound_deployment._deployment_config.max_queued_requests == 1
 
 
 # --- kdtw generate --ray ----------------------------------------------------------------------------------

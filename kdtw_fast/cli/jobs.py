@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,12 @@ class Job:
         models = [*([self.student] if self.student is not None else []), *(self.teacher or [])]
         words = self.tokenizer or find_tokenizer(models[0])
         return [*models, *([words] if words is not None and words not in models else [])]
+
+    def placed(self) -> Job:
+        """The same for processes that run elsewhere: its folders are absolute."""
+        student, tokenizer = (None if one is None else one.absolute() for one in (self.student, self.tokenizer))
+        teacher = None if self.teacher is None else [one.absolute() for one in self.teacher]
+        return replace(self, student=student, teacher=teacher, tokenizer=tokenizer)
 
     def described(self) -> dict[str, Any]:
         """What decides the outputs, but for the contents of models and input, as JSON has it."""

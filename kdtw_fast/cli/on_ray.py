@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def _decode_all(
     with connected(address, cpus):
         gpus = 0 if job.device == "cpu" else 1
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(decode_piece)
-        asked = ray.put(job)
+        asked = ray.put(replace(job.placed(), num_threads=cpus))  # of a task, however many its machine has
         try:
             for first, rows in source.pieces(piece_rows):
                 finished = progress.piece(first, len(rows))

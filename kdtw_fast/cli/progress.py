@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,8 @@ from kdtw_fast.cli.files import write_whole
 from kdtw_fast.messages import Message, OptionName
 
 _MANIFEST = "manifest.json"
+_LOCK = "lock"
+_PIECES = "[0-9]*-[0-9]*.json"
 _LAYOUT = 1
 
 
@@ -33,6 +34,7 @@ class Progress:
     def __init__(self, output: Path, made_from: Mapping[str, Any]):
         self.folder = output.with_name(f"{output.name}.pieces")
         self._output = output
+        self._removed = False
         self._made_from = json.loads(json.dumps({"layout": _LAYOUT} | dict(made_from), default=str))
 
     @contextmanager
@@ -44,17 +46,22 @@ class Progress:
             ValueError: its pieces were made from something else, naming the first difference.
         """
         self.folder.mkdir(exist_ok=True)
-        lock = FileLock(self.folder / "lock")
+        lock = FileLock(self.folder / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             said = f" is being written by another process ({self.folder}); wait for it, or choose another"
             raise BlockingIOError(Message(OptionName("output", self._output), said)) from None
+        self._removed = False
         try:
             self._begin()
             yield
         finally:
             lock.release()
+            if self._removed:
+                with suppress(OSError):  # there is something else in it
+                    (self.folder / _LOCK).unlink(missing_ok=True)
+                    self.folder.rmdir()
 
     def piece(self, first: int, count: int) -> dict[str, Any] | None:
         """The finished piece of so many lines from the line of that number on; None where it is to be made."""
@@ -72,20 +79,27 @@ class Progress:
     @property
     def begun(self) -> bool:
         """Whether there are finished pieces."""
-        return any(self.folder.glob("[0-9]*.json"))
+        return any(self.folder.glob(_PIECES))
 
     def remove(self) -> None:
-        """Ends the progress, once the output is written."""
-        shutil.rmtree(self.folder)
+        """Ends the progress that is held, once the output is written; the folder goes when it is held no more."""
+        self._clear(_PIECES)
+        self._clear(_MANIFEST)  # last: pieces never lie there without what they were made from
+        self._removed = True
 
     def _file(self, first: int, count: int) -> Path:
         return self.folder / f"{first:012d}-{first + count - 1:012d}.json"
+
+    def _clear(self, names: str) -> None:
+        for file in self.folder.glob(f"{names}*"):  # what was not written to its end, too
+            file.unlink()
 
     def _begin(self) -> None:
         manifest = self.folder / _MANIFEST
         try:
             found = json.loads(manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            self._clear(_PIECES)  # of who knows what
             write_whole(manifest, json.dumps(self._made_from, indent=1, ensure_ascii=False))
             return
         was, now = _flat(found), _flat(self._made_from)

@@ -11,7 +11,7 @@ from ray import serve
 from kdtw_fast.methods import find_method
 from kdtw_fast.options import check_int, check_real
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
-from kdtw_fast.ray.stage import assigned_cpus, load_pair_or_folders
+from kdtw_fast.ray.stage import assigned_cpus, load_pair_or_folders, placed
 from kdtw_fast.serve.settings import TRANSLATES, ServeOptions
 
 _CLOSING = 5.0  # seconds beyond the drain that a replica has to end
@@ -50,7 +50,8 @@ def deployment(
         num_cpus: of each replica, which are its threads.
         api_key: what requests must bring as ``Authorization: Bearer KEY``; None = nothing. The cluster keeps it.
         languages: codes of the source's and the output's language, of a pair that translates.
-        limits: of each replica; None = ``ServeOptions()``. What more than ``max_queue`` requests wait for is 503.
+        limits: of each replica; None = ``ServeOptions()``. What more than ``max_queue`` requests wait for, at least
+            1, is 503.
 
     Raises:
         TypeError, ValueError: a wrong argument. What is wrong with the models is told by ``serve.run``.
@@ -78,7 +79,7 @@ def deployment(
     # A pair, or what there is of one: the methods that it lacks models for are not offered.
     given = [role for role, place in (("student", student), ("teacher", teacher)) if place]
     roles = tuple(given) or ("student", "teacher")
-    where = pair, student, teacher, tokenizer, dtype, teacher_dtype, "cpu", cache
+    where = pair, placed(student), placed(teacher), placed(tokenizer), dtype, teacher_dtype, "cpu", cache
 
     def build() -> Any:
         """The application, made in the replica."""
@@ -98,7 +99,7 @@ def deployment(
         name=called,
         ray_actor_options={"num_cpus": num_cpus},
         max_ongoing_requests=2 * limits.batch_size,  # a batch, and what follows it without a pause
-        max_queued_requests=limits.max_queue,
+        max_queued_requests=max(1, limits.max_queue),  # Ray's fewest
         graceful_shutdown_timeout_s=limits.drain_timeout + _CLOSING,
         **told_replicas,
     )

@@ -33,6 +33,7 @@ OUTPUTS: dict[str, pa.DataType] = {
     "finish_reason": pa.string(),
     "error": pa.string(),
 }
+_LACKS_ID = "the row has no row_id, and its tokens are drawn at random; give it a number of its own"
 _SOURCES = ("text", "messages", "input_ids")
 _OPTIONS = {field.name: str(field.type) for field in fields(Item) if field.name != "text"}
 
@@ -51,7 +52,8 @@ class Decode:
 
     Args:
         pair: a shipped pair's name; None = the default one, where no folder is given.
-        student, teacher, tokenizer: folders instead, at the same place on every machine; several teachers as a list.
+        student, teacher, tokenizer: folders instead, at the same place on every machine (relative ones are of the
+            process that calls :func:`decode`); several teachers as a list.
         method: a name in :data:`kdtw_fast.methods.METHODS`.
         settings: of the method, by name.
         text: the column with the texts; rows may have "messages" or "input_ids" instead.
@@ -103,17 +105,24 @@ class Decode:
 
         Raises:
             ValueError: there is no column of texts, one has the name of an output, or tokens are drawn at random and no
-                column "row_id" says by which numbers.
+                column "row_id" says by which numbers (where the column is null, the row has the error).
         """
         table = batch
         if not isinstance(table, pa.Table):
             table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
         items = self._items(table)
-        stream = self.decoder.stream(items, in_order=True, on_error="return", **self._asked)
-        rows = [_row(out) for out in stream]
+        named = [item for item in items if not self._lacks_id(item)]
+        decoded = iter(
+            [_row(out) for out in self.decoder.stream(named, in_order=True, on_error="return", **self._asked)]
+        )
+        rows = [{"error": _LACKS_ID} if self._lacks_id(item) else next(decoded) for item in items]
         for name, kind in OUTPUTS.items():
             table = table.append_column(name, pa.array([row.get(name) for row in rows], kind))
         return table
+
+    def _lacks_id(self, item: dict[str, Any]) -> bool:
+        drawn = self._draws or item.get("temperature") or item.get("teacher_temperature")
+        return bool(drawn) and "row_id" not in item
 
     def _items(self, table: pa.Table) -> list[dict[str, Any]]:
         names: list[str] = table.column_names
@@ -178,6 +187,7 @@ def decode(
         if name not in known:
             raise TypeError(f"decode has no argument {name!r}{nearest(name, known)}")
     GenerateOptions(**{name: value for name, value in how.items() if name in GenerateOptions.__dataclass_fields__})
+    how |= {name: placed(how[name]) for name in ("student", "teacher", "tokenizer") if name in how}
     if num_gpus is None and how.get("device", "cpu") != "cpu":
         num_gpus = 1
     return dataset.map_batches(
@@ -190,6 +200,13 @@ def decode(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
+
+
+def placed(folder: Any) -> Any:
+    """A folder, or a list of them, as processes that run elsewhere find it: absolute. None stays."""
+    if folder is None:
+        return None
+    return [placed(one) for one in folder] if isinstance(folder, list) else str(Path(folder).absolute())
 
 
 def load_pair_or_folders(
