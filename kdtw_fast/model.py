@@ -18,7 +18,7 @@ from kdtw_fast.gguf_file import is_gguf, read_gguf
 from kdtw_fast.messages import named
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
-from kdtw_fast.probing import VERSION, probe_tokens
+from kdtw_fast.probing import probe_key, probe_tokens
 from kdtw_fast.torch_allocator import share_with_torch
 from kdtw_fast.weights import read_folder, read_module, tensor_reader
 
@@ -72,7 +72,7 @@ class NativeModel:
             raise ValueError(f"{name}: {option} 'fp16' is for device 'cuda'; on 'cpu' choose 'bf16' or 'fp32'")
         self.core: _core.Transformer
         self._described: dict[str, Any]
-        self._probe: tuple[list[int], list[int]] | None  # of int8
+        self._probe: tuple[list[int], list[int]] | None
         packed = file.read() if file is not None else None
         if file is not None and packed is None:
             with file.alone():
@@ -87,7 +87,7 @@ class NativeModel:
             self._pack(config, tensors, dtype, cache_dtype)
         if packed is not None:
             self._described, vectors = {k: v for k, v in packed.spec.items() if k != "kept"}, packed.vectors
-            self._probe = probe_tokens(self._described, config) if self._described["dtype"] == "int8" else None
+            self._probe = probe_tokens(self._described, config)
             self.core = self._make(cache_dtype, lambda key, *_: vectors.get(key), packed)
         self.spec: dict[str, Any] = self.core.spec
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
@@ -142,7 +142,7 @@ class NativeModel:
         model = describe(config, tensors, self.name, self._ignored)
         self._described = model.spec | {"dtype": _auto_dtype(tensors) if dtype == "auto" else dtype}
         kept: dict[str, npt.NDArray[np.float32]] = {}
-        self._probe = probe_tokens(self._described, config) if self._described["dtype"] == "int8" else None
+        self._probe = probe_tokens(self._described, config)
         self.core = self._make(cache_dtype, tensor_reader(model, tensors, self.name, kept, self._described["dtype"]))
         return kept
 
@@ -153,8 +153,7 @@ class NativeModel:
         packed: PackedWeights | None = None,
     ) -> _core.Transformer:
         """The native object of what is described."""
-        dtype = self._described["dtype"]
-        cache = _auto_cache(dtype, self.device) if cache_dtype == "auto" else cache_dtype
+        cache = _auto_cache(self._described["dtype"], self.device) if cache_dtype == "auto" else cache_dtype
         if self.device != "cpu" and (lacking := _lacking_on_devices(self._described)):
             raise ValueError(
                 f"{self.name}: device {self.device!r} does not compute {lacking} yet; decode this model on 'cpu'"
@@ -196,10 +195,8 @@ class NativeModel:
                 device cannot be used, saying why.
         """
         config, tensors = read_module(model, name)
-        generation = module_generation(model)
-        return cls(
-            config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device, generation=generation
-        )
+        told = module_generation(model)
+        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device, generation=told)
 
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
@@ -225,7 +222,9 @@ class NativeModel:
                     f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)} "
                     f"here and {new.get(field)} in the model given"
                 )
-        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), self._probe)
+        probe = probe_tokens(self._described, config)
+        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), probe)
+        self._probe = probe
 
     @classmethod
     def from_pretrained(
@@ -254,8 +253,7 @@ class NativeModel:
             FileNotFoundError: the folder, its config or its safetensors files are not there.
             ValueError: a file is corrupt, or config and tensors do not make a T5 that the core knows.
         """
-        folder = Path(folder)
-        name = name or folder.name
+        folder, name = Path(folder), name or Path(folder).name
         device = check_device(device)
         if device != "cpu" and cache is not None and cache is not False:
             raise ValueError(
@@ -274,8 +272,10 @@ class NativeModel:
         packed = None
         if cache is not None and cache is not False:
             path = folder / f".kdtw_fast-{dtype}.packed" if cache is True else Path(cache)
-            way = {"dtype": dtype, "ignored": sorted(ignore_config_fields)}
-            packed = PackedFile(path, files, way | {"channels": "even", "probe": VERSION} if dtype == "int8" else way)
+            way: dict[str, Any] = {"dtype": dtype, "ignored": sorted(ignore_config_fields)}
+            if dtype == "int8":
+                way |= {"channels": "even", "probe": probe_key(config)}
+            packed = PackedFile(path, files, way)
         generation = read_generation(folder, config, name)
         made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device, generation)
         made.folder = folder

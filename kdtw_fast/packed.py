@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from kdtw_fast import _core
 
 _MAGIC, _START, _ALIGNMENT = b"kdtwpak3", 48, 64  # the magic changes with the header
+_LONGEST_WAIT = 600.0  # seconds for another who packs the same weights
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,19 @@ class PackedFile:
     def alone(self) -> Iterator[None]:
         """Holds off others who would pack the same weights meanwhile: what is written in here is there for them.
 
-        The lock is on the first source. Where a file system has no locks, each packs, and the last one's file stays.
+        The lock is on the first source. Where a file system has no locks, and where somebody holds one for more than
+        ten minutes (whoever may read the file may lock it), each packs, and the last one's file stays.
         """
         with self._sources[0].open("rb") as source:
-            with suppress(OSError):
-                fcntl.flock(source, fcntl.LOCK_EX)
+            end = time.monotonic() + _LONGEST_WAIT
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(source, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05)
+                except OSError:
+                    break
             yield
 
     def describe_sources(self) -> list[dict[str, Any]]:

@@ -9,36 +9,62 @@ enough where the question is what channels do. The choice is a function of the c
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from typing import Any
 
+from kdtw_fast.families import FAMILIES
 from kdtw_fast.random import philox4x32
 
-VERSION = 1  # to be raised when other tokens, another measure or another limit would choose otherwise
+VERSION = 2  # to be raised when other tokens, another measure or another limit would choose otherwise
 SOURCE, TOKENS = 16, 32  # of the source, and of the decoder
+LEAST = 4  # different tokens, below which nothing tells what is usual
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "tau_token_id", "tau_token_ids")
 
 
-def probe_tokens(spec: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+def probe_key(config: Mapping[str, Any]) -> list[Any]:
+    """What the choice depends on beside the weights: ``generation_config.json`` says it, too; and other processors than
+    x86-64 round the generic kernels' sums otherwise."""
+    return [VERSION, _special_ids(config), platform.machine()]
+
+
+def probe_tokens(spec: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
     """A source and what a decoder reads: ids drawn with a fixed seed, none of them special.
+
+    None where nothing is to be tried: of other formats than int8, and of models that cannot read :data:`LEAST`
+    different tokens.
 
     Args:
         spec: the core's of the model.
         config: Hugging Face's. A source ends with its end token; a decoder begins with its start token, and one
             without an encoder with ``bos_token_id``, where there is one.
     """
+    if spec["dtype"] != "int8":
+        return None
     vocabulary = int(spec["vocabulary"])
-    ends = _ids(config.get("eos_token_id"), vocabulary)
-    special = {token for field in _SPECIAL for token in _ids(config.get(field), vocabulary)}
+    ids = {field: _ids(value, vocabulary) for field, value in _special_ids(config).items()}
+    special = {token for tokens in ids.values() for token in tokens}
     encoder, decoder = spec.get("encoder") or {}, spec["decoder"]
-    encodes = bool(encoder.get("layers"))
-    begins = _ids(config.get("decoder_start_token_id" if encodes else "bos_token_id"), vocabulary)
-    if encodes and not begins:
-        begins = _ids(config.get("pad_token_id"), vocabulary)  # T5 starts from pad
-    room, to_write = _room(encoder, SOURCE), _room(decoder, TOKENS)
-    source = _drawn(special, vocabulary, 0, room - 1 if ends else room) + ends[:1]
-    tokens = begins[:1] + _drawn(special, vocabulary, 1, to_write - 1 if begins else to_write)
-    return source if encodes else [], tokens
+    encodes, ends = bool(encoder.get("layers")), ids["eos_token_id"][:1]
+    begins = ids["decoder_start_token_id"] or ids["pad_token_id"] if encodes else ids["bos_token_id"]  # T5's is pad
+    lists = []
+    for stack, stream, wanted, before, after in ((encoder, 0, SOURCE, [], ends), (decoder, 1, TOKENS, begins[:1], [])):
+        count = _room(stack, wanted) - len(before) - len(after)
+        lists.append(before + _drawn(special, vocabulary, stream, count) + after)
+    source, tokens = lists[0] if encodes else [], lists[1]
+    readable = min(len(set(each)) for each in ([source, tokens] if encodes else [tokens]))
+    return (source, tokens) if readable >= LEAST else None
+
+
+def _special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that name special tokens; one that is absent is what transformers makes of it, as in memory."""
+    kind = config.get("model_type", "t5")
+    defaults: dict[str, Any] = {}
+    if isinstance(kind, str) and kind in FAMILIES and any(field not in config for field in _SPECIAL):
+        from transformers import AutoConfig
+
+        defaults = AutoConfig.for_model(kind).to_dict()
+    return {field: config.get(field, defaults.get(field)) for field in _SPECIAL}
 
 
 def _ids(value: Any, vocabulary: int) -> list[int]:

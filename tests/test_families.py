@@ -389,6 +389,11 @@ def test_positions_beyond_the_table_are_refused() -> None:
     with pytest.raises(ValueError, match=f"model: outputs of up to {most + 1} tokens"):
         decoder.generate([[5, 6]], max_new_tokens=most + 1)
     assert decoder.generate([[5] * most], max_new_tokens=4, min_new_tokens=4).lengths.tolist() == [4]
+    native = NativeModel.from_model(model, dtype="int8")
+    assert native.decode_logits([5], [5] * most).shape[0] == most
+    for read in (native.decode_logits, lambda *lists: native.core.int8_losses(lists)):
+        with pytest.raises(ValueError, match=f"model: outputs of up to {most + 1} tokens"):
+            read([5], [5] * (most + 1))
 
 
 @pytest.mark.parametrize("kinds", [("t5", "llama"), ("llama", "t5")], ids="-".join)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from factories import EOS, SHAPES, random_t5
 from toy_decoders import random_pair_member
 
@@ -224,16 +228,28 @@ def test_new_weights_choose_anew(teacher: Any) -> None:
         assert (native.decode_logits(sources[0], outputs[0]) == fresh.decode_logits(sources[0], outputs[0])).all()
 
 
+def drawn(spec: dict[str, Any], config: dict[str, Any]) -> tuple[list[int], list[int]]:
+    probe = probe_tokens(spec, config)
+    assert probe is not None
+    return probe
+
+
 def test_the_probes_tokens() -> None:
     config = {"eos_token_id": [1, 4], "pad_token_id": 0, "bos_token_id": 2}
-    both = {"vocabulary": 40, "encoder": {"layers": 1}, "decoder": {"layers": 1}}
-    source, tokens = probe_tokens(both, config)
+    both = {"dtype": "int8", "vocabulary": 40, "encoder": {"layers": 1}, "decoder": {"layers": 1}}
+    source, tokens = drawn(both, config)
     assert (len(source), len(tokens)) == (SOURCE, TOKENS) and source[-1] == 1 and tokens[0] == 0
     assert not {0, 1, 2, 4} & {*source[:-1], *tokens[1:]}
-    assert (source, tokens) == probe_tokens(both, config)
-    alone = {"vocabulary": 3, "encoder": {"layers": 0}, "decoder": {"positions": 8, "first_position": 2}}
-    source, tokens = probe_tokens(alone, config)
-    assert source == [] and len(tokens) == 6 and tokens[0] == 2 and set(tokens) <= {0, 1, 2}
+    assert (source, tokens) == drawn(both, config)
+    alone = {"dtype": "int8", "vocabulary": 40, "encoder": {"layers": 0}}
+    alone["decoder"] = {"positions": 8, "first_position": 2}
+    source, tokens = drawn(alone, config)
+    assert source == [] and len(tokens) == 6 and tokens[0] == 2
+    assert probe_tokens(both | {"dtype": "bf16"}, config) is None
+    for few in ({"vocabulary": 3}, {"decoder": {"positions": 8, "first_position": 8}}):
+        assert probe_tokens(alone | few, config) is None and probe_tokens(both | few, config) is None
+    for room in (1, 2):
+        assert probe_tokens(both | {"encoder": {"layers": 1, "positions": room}}, config) is None
 
 
 def test_a_probe_that_does_not_fit_is_refused() -> None:
@@ -249,6 +265,11 @@ def test_a_probe_that_does_not_fit_is_refused() -> None:
     for probe in (([5], []), ([], [5])):
         with pytest.raises(ValueError, match="little: the probe has no tokens"):
             _core.Transformer(spec, "cpu", read, probe=probe)
+    native = NativeT5.from_model(random_t5(SHAPES[0], VOCABULARY, seed=3), "little", dtype="int8")
+    with pytest.raises(ValueError, match=f"little: the probe's token {VOCABULARY} is outside the vocabulary"):
+        native.core.int8_losses(([5], [VOCABULARY]))
+    with pytest.raises(ValueError, match="little: the probe has no tokens"):
+        native.core.int8_losses(([], [5]))
     with pytest.raises(ValueError, match="little: of 1 weights that are kept in bf16, only 0 are the model's"):
         _core.Transformer(spec | {"kept": {"elsewhere": 0.5}}, "cpu", read)
     with pytest.raises(ValueError, match="kept in bf16 beside dtype int8 only"):
@@ -267,3 +288,82 @@ def test_a_device_keeps_what_the_cpu_keeps(simulated: str) -> None:
     exact = fp32.decode_logits(source, tokens)
     for native in (cpu, device):
         assert np.sqrt(np.mean((native.decode_logits(source, tokens) - exact) ** 2)) < 0.1 * exact.std()
+
+
+def test_a_device_does_not_measure_itself(simulated: str) -> None:
+    native = NativeT5.from_model(random_t5(SHAPES[0], VOCABULARY, seed=3), dtype="int8", device=simulated)
+    with pytest.raises(ValueError, match="measured on the CPU, but these weights are on another device"):
+        native.core.int8_losses(([5, 6], [7, 8]))
+
+
+def test_a_device_is_packed_when_the_model_that_was_tried_is_gone(simulated: str) -> None:
+    model = random_t5(SHAPES[0], VOCABULARY, seed=3)
+    spec, arrays = tensors_of(model)
+    arrays["embedding"] = np.ones((1 << 20, spec["decoder"]["model_size"]), np.float32)
+    spec |= {"name": "wide", "dtype": "int8", "vocabulary": 1 << 20}
+    resident: list[int] = []
+
+    def read(key: str, rows: int, columns: int) -> np.ndarray | None:
+        if key == "embedding":
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * 4096)
+        return arrays.get(key)
+
+    _core.Transformer(spec, simulated, read, probe=([5, 6, 7, 8], [5, 6, 7, 8]))
+    assert len(resident) == 2 and resident[1] - resident[0] < arrays["embedding"].size / 2
+
+
+def test_python_goes_on_while_a_model_is_tried() -> None:
+    core = NativeT5.from_model(random_t5(SHAPES[2], VOCABULARY, seed=3), dtype="int8").core
+    trial = threading.Thread(target=core.int8_losses, args=(([5, 6] * 1500, [7, 8] * 1500),))
+    trial.start()
+    turns = 0
+    while trial.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 20
+
+
+def test_tokens_that_are_not_finite_are_not_read(teacher: Any) -> None:
+    """As in rows that fill up a vocabulary: of the encoder's tokens, of the decoder's, and of all."""
+    model, *_ = of_model(teacher, "products", 100.0)
+    healthy = NativeT5.from_model(model, dtype="int8")
+    assert healthy.kept_bf16 and healthy._probe is not None
+    for broken in (healthy._probe[0][:2], healthy._probe[1][3:5]):
+        filled = copy.deepcopy(model)
+        filled.shared.weight.data[broken] = torch.tensor([[torch.nan], [torch.inf]])
+        assert NativeT5.from_model(filled, dtype="int8").kept_bf16.keys() == healthy.kept_bf16.keys()
+    model.shared.weight.data[:] = torch.nan
+    assert set(NativeT5.from_model(model, dtype="int8").kept_bf16.values()) == {1.0}
+
+
+def test_where_tokens_do_not_differ_nothing_is_lost() -> None:
+    core = NativeT5.from_model(random_t5(SHAPES[0], VOCABULARY, seed=3), dtype="int8").core
+    losses = core.int8_losses(([5], [7, 8, 9, 10, 11]))
+    assert {lost for name, lost in losses.items() if "encoder" in name} == {0.0} and max(losses.values()) > 0.0
+    bart = random_pair_member("bart", VOCABULARY, 16, 1)
+    bart.config.max_position_embeddings = 1
+    for name in ("encoder", "decoder"):
+        getattr(bart.model, name).embed_positions.weight.data = torch.ones(3, 16)
+    assert not NativeT5.from_model(bart, dtype="int8").kept_bf16
+
+
+def test_a_model_reads_its_own_special_tokens(tmp_path: Path) -> None:
+    """Of a folder, where absent fields are transformers' defaults, as in memory; and of new weights."""
+    massive_first().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["bos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded, memory = NativeT5.from_pretrained(tmp_path, dtype="int8"), NativeT5.from_model(module, dtype="int8")
+    assert loaded._probe == memory._probe and loaded._probe is not None and loaded._probe[1][0] == 1
+    assert loaded.kept_bf16 == memory.kept_bf16
+    other = massive_first()
+    fresh = NativeT5.from_model(other, dtype="int8")
+    memory.update_weights(other)
+    assert memory._probe == fresh._probe != loaded._probe and memory.kept_bf16 == fresh.kept_bf16
+
+
+def test_a_pass_of_no_tokens() -> None:
+    core = NativeT5.from_model(random_t5(SHAPES[0], VOCABULARY, seed=3)).core
+    once, twice = (core.decode_logits("cpu", [4, EOS], [0, 5], [], sizes, 1) for sizes in ([2], [0, 2]))
+    assert (once == twice).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import os
@@ -21,7 +22,7 @@ from factories import EOS, SHAPES, START, random_t5, with_tau
 from safetensors.torch import load_file, save_file
 
 import kdtw_fast
-from kdtw_fast import NativeT5, SingleModelDecoder, weights
+from kdtw_fast import NativeT5, SingleModelDecoder, packed, weights
 from kdtw_fast.families import describe
 from kdtw_fast.packed import PackedFile
 from kdtw_fast.weights import read_folder, tensor_reader
@@ -127,6 +128,22 @@ def test_what_changed_is_packed_again(folder: Path, change: Callable[[Path], Non
     change(folder)
     new = logits(NativeT5.from_pretrained(folder, dtype="bf16", cache=True))
     assert new != old and new == logits(NativeT5.from_pretrained(folder, dtype="bf16"))
+
+
+def test_special_tokens_of_the_generation_config_choose_anew(folder: Path) -> None:
+    """Of int8, whose probe reads them."""
+    files = {dtype: folder / f".kdtw_fast-{dtype}.packed" for dtype in ("bf16", "int8")}
+
+    def load() -> dict[str, int]:
+        for dtype in files:
+            NativeT5.from_pretrained(folder, dtype=dtype, cache=True)
+        return {dtype: path.stat().st_mtime_ns for dtype, path in files.items()}
+
+    first = load()
+    assert load() == first
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    second = load()
+    assert second["bf16"] == first["bf16"] and second["int8"] > first["int8"]
 
 
 def test_a_copy_with_other_times_is_the_same_checkpoint(folder: Path, sealed: Callable[[], None]) -> None:
@@ -270,3 +287,11 @@ def test_who_asks_at_once_packs_once(folder: Path, monkeypatch: pytest.MonkeyPat
         models = list(pool.map(lambda _: NativeT5.from_pretrained(folder, cache=True), range(4)))
     assert len(written) == 1 and len({logits(model) for model in models}) == 1
     assert not [name for name in os.listdir(folder) if "lock" in name]
+
+
+def test_a_lock_that_is_not_let_go_holds_nobody_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_LONGEST_WAIT", 0.2)
+    with (folder / "config.json").open("rb") as config:
+        fcntl.flock(config, fcntl.LOCK_EX)
+        NativeT5.from_pretrained(folder, cache=True)
+    assert list(folder.glob(".*.packed"))

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -169,28 +170,31 @@ constexpr double kMostLost = 0.0125;
 // (source, decoder's tokens)
 using ProbeLists = std::pair<std::vector<int32_t>, std::vector<int32_t>>;
 
+// Nothing in it is Python's but the poll, which takes the lock itself.
+std::map<std::string, double> int8_losses(const Transformer& model, const ProbeLists& probe, const Poll& poll) {
+  const py::gil_scoped_release unlocked;
+  return model.int8_losses({probe.first, probe.second}, poll);
+}
+
 // The model. With a probe, which is for int8, it is made for the CPU and tried first: what loses too much is bf16.
 Transformer made(Operations& operations, bool on_cpu, Config config, const TensorSource& tensors,
                  const std::optional<ProbeLists>& lists, const Poll& poll) {
   if (!lists) return Transformer(operations, std::move(config), tensors);
-  const ProbeTokens probe{lists->first, lists->second};
-  for (const auto& ids : {probe.source, probe.tokens})
-    for (const int32_t id : ids)
-      require(id >= 0 && id < config.vocabulary, config.name, ": the probe's token ", id, " is outside the vocabulary");
-  require(!probe.tokens.empty() && (!probe.source.empty() || !config.has_encoder()), config.name,
-          ": the probe has no tokens");
   const auto host = make_cpu_operations(0);
   const Listening listening(*host, poll);
   Config tried = config;
   tried.kept.clear();
-  Transformer trial(*host, std::move(tried), tensors);
-  for (const auto& [name, lost] : trial.int8_losses(probe, poll))
+  std::optional<Transformer> trial(std::in_place, *host, std::move(tried), tensors);
+  for (const auto& [name, lost] : int8_losses(*trial, *lists, poll))
     if (lost > kMostLost) config.kept[name] = lost;
-  if (!on_cpu) return Transformer(operations, std::move(config), tensors);
-  if (config.kept.empty()) return trial;
+  if (!on_cpu) {
+    trial.reset();  // both at once would take the host's memory twice
+    return Transformer(operations, std::move(config), tensors);
+  }
+  if (config.kept.empty()) return std::move(*trial);
   size_t next = 0;
   return Transformer(operations, config, tensors, [&](const std::string& name) {
-    const Weight& weight = *trial.weights()[next++];
+    const Weight& weight = *trial->weights()[next++];
     return config.kept.contains(name) ? Blob{} : weight.blob();
   });
 }
@@ -248,7 +252,7 @@ FloatArray decode_logits(const Transformer& model, const std::string& device, co
   Operations& operations = *backend.operations;
   const int V = model.config().vocabulary, T = static_cast<int>(tokens.size());
   FloatArray out({T, V});
-  ModelState state(model, 1, static_cast<int>(source.size()), T);
+  ModelState state(model, 1, static_cast<int>(source.size()), T + 1);  // the last token is read, too
   Workspace work;
   const Poll poll = SignalPoll();
   const Listening listening(operations, poll);
@@ -328,9 +332,7 @@ void bind_models(py::module_& m) {
           py::arg("device"), py::arg("tensors"), py::arg("probe") = py::none())
       .def(
           "int8_losses",
-          [](const Transformer& model, const ProbeLists& probe) {
-            return model.int8_losses({probe.first, probe.second}, SignalPoll());
-          },
+          [](const Transformer& model, const ProbeLists& probe) { return int8_losses(model, probe, SignalPoll()); },
           py::arg("probe"))
       .def("decode_logits", &decode_logits, py::arg("device"), py::arg("source"), py::arg("tokens"), py::arg("marked"),
            py::arg("chunks"), py::arg("threads"));

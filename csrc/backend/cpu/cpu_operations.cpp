@@ -167,6 +167,7 @@ class CpuOperations : public Operations {
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
+    if (tokens.empty()) return;
     const auto& blocked = static_cast<const BlockedCache&>(cache);
     const PositionBias& bias = rule.bias;
     const int H = rule.heads, D = blocked.head_size, sharing = H / blocked.heads;

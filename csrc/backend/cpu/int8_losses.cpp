@@ -4,12 +4,15 @@
 // else is computed by the generic kernels, so that what is measured, too, is the same everywhere.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
 #include "backend/cpu/cpu_operations.h"
 #include "backend/cpu/packed_weight.h"
 #include "backend/cpu/simd_levels.h"
+#include "core/error.h"
 
 namespace kdtw::cpu {
 namespace {
@@ -49,7 +52,11 @@ class MeasuringOperations : public Operations {
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType) override {
     return inner_->make_cache(rows, heads, head_size, capacity, DType::kFp32);
   }
+  // A pass begins with it: all else is where the embedding is.
   void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
+    require(dynamic_cast<const PackedWeight*>(embedding.table) != nullptr,
+            "what int8 loses is measured on the CPU, but these weights are on another device; load the model with "
+            "device='cpu'");
     inner_->embed(embedding, tokens, out);
   }
   void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
@@ -111,7 +118,8 @@ class MeasuringOperations : public Operations {
   // Of the token that loses most, the mean over outputs of noise / signal, at most 1. Noise: what the rounding of
   // activations left away, squared, and what that of weights, even within a step, makes of the token. Signal: how far
   // tokens are apart in this output, squared, by their median, which a few massive tokens do not move, and a token that
-  // is farther itself. What all tokens have in common tells nothing. 0 where something is not finite: decoding says so.
+  // is farther itself. What all tokens have in common tells nothing: where there is no signal, nothing is judged, nor
+  // is what is not finite; of a weight with no finite output nothing is known, and it is 1.
   double judge(const PackedWeight& weight, const float* x, int tokens) {
     constexpr float kMedianOfSquares = 0.4549364f;  // of normal numbers of variance 1
     const int K = weight.inputs, N = weight.outputs, judged = std::min(N, kMostJudged);
@@ -119,23 +127,39 @@ class MeasuringOperations : public Operations {
     for (int t = 0; t < tokens; ++t)
       for (const float value : std::span(x + static_cast<size_t>(t) * K, K))
         energy[t] += static_cast<double>(value) * value;
-    std::vector<float> line(tokens), sorted(tokens);
-    std::vector<double> lost(tokens);
+    std::vector<float> line(tokens), sorted;
+    std::vector<double> lost(tokens), counted(tokens);
+    const auto median_of_line = [&] {
+      sorted.clear();
+      std::ranges::copy_if(line, std::back_inserter(sorted), [](float y) { return !std::isnan(y); });
+      return median(sorted);
+    };
+    bool finite = false;
     for (int i = 0; i < judged; ++i) {
       const int n = static_cast<int>(static_cast<long>(i) * N / judged);
-      for (int t = 0; t < tokens; ++t) line[t] = whole_[static_cast<size_t>(t) * N + n];
-      if (!std::all_of(line.begin(), line.end(), [](float y) { return std::isfinite(y); })) return 0.0;
-      const float middle = median(sorted = line);
-      for (int t = 0; t < tokens; ++t) line[t] = (line[t] - middle) * (line[t] - middle);
-      const double usual = median(sorted = line) / kMedianOfSquares;
+      for (int t = 0; t < tokens; ++t) {
+        line[t] = whole_[static_cast<size_t>(t) * N + n];
+        if (!std::isfinite(line[t])) line[t] = std::numeric_limits<float>::quiet_NaN();
+      }
+      if (std::ranges::all_of(line, [](float y) { return std::isnan(y); })) continue;
+      finite = true;
+      const float middle = median_of_line();
+      for (float& y : line) y = (y - middle) * (y - middle);
+      const double usual = median_of_line() / kMedianOfSquares;
       const double step = static_cast<double>(weight.scale(n)) * weight.scale(n) / 12.0;
       for (int t = 0; t < tokens; ++t) {
         const double left = left_[static_cast<size_t>(t) * N + n], noise = left * left + step * energy[t];
         const double signal = std::max<double>(usual, line[t]);
-        if (noise > 0.0) lost[t] += noise < signal ? noise / signal : 1.0;
+        if (std::isnan(line[t]) || signal == 0.0) continue;
+        counted[t] += 1.0;
+        lost[t] += noise < signal ? noise / signal : 1.0;
       }
     }
-    return *std::max_element(lost.begin(), lost.end()) / judged;
+    if (!finite) return 1.0;
+    double most = 0.0;
+    for (int t = 0; t < tokens; ++t)
+      if (counted[t] > 0.0) most = std::max(most, lost[t] / counted[t]);
+    return most;
   }
 
   const Kernels kernels_;
