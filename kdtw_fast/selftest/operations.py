@@ -202,7 +202,7 @@ def attend(keys: Array, values: Array, query: Array, position: int, bias: Array 
 
 @OPERATIONS.add("fp32", "fp16", "bf16")
 def attention(trial: Trial, dtype: str) -> None:
-    """Rows of 1, 31, 33, 128 and 150 keys, causal and whole, with and without bias; a query alone, and very many."""
+    """Rows of 1 to 150 keys, causal and whole, with and without bias; a query alone, many, and many of 330 keys."""
     for heads, size in [(1, 1), (3, 5), (2, 33), (1, 64), (2, 130)]:
         rng = np.random.default_rng([heads, size])
         lengths = [1, 31, 33, 128, 150]
@@ -233,6 +233,14 @@ def attention(trial: Trial, dtype: str) -> None:
         if size == 5:  # so many that a block reads all keys of a query
             many = trial.operations.attend(*place, 11 * asked, np.tile(queries, (11, 1)), bias, lowest)
             trial.same(many, np.tile(out, (11, 1)), "88 queries")
+            # So many, and chunks so many, that a block reads every fourth chunk.
+            keys, values = normal(rng, 330, heads * size), normal(rng, 330, heads * size)
+            place = (1, 400, heads, dtype, [(0, position) for position in range(330)], keys, values)
+            asked = [(0, 329, 250 + i) for i in range(81)]
+            queries = normal(rng, len(asked), heads * size)
+            together = trial.operations.attend(*place, asked, queries, bias, lowest)
+            alone = trial.operations.attend(*place, asked[-1:], queries[-1:], bias, lowest)
+            trial.same(alone, together[-1:], "330 keys, a query alone")
 
 
 # --- Picks -----------------------------------------------------------------------------------------------

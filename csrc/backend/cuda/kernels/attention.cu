@@ -1,16 +1,17 @@
 // Writing keys and values to the cache, and attention over them with T5's relative position bias.
 //
 // Keys are read in chunks of kChunk, which begin at multiples of it in the cache; what chunks gave is added up in their
-// order (the "online" softmax). A block computes one head of one query: one chunk of it where there are few queries,
-// whose chunks attend_join_kernel adds up, and else all. Both add the same numbers in the same order, which depend on
-// this query and its keys alone: a query gets the same bits in a pass by itself and in a pass with others.
+// order (the "online" softmax). A block computes one head of one query: some chunks of it where there are few queries,
+// each apart, which attend_join_kernel adds up, and else all. Both add the same numbers in the same order, which depend
+// on this query and its keys alone: a query gets the same bits in a pass by itself and in a pass with others.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
 constexpr int kThreads = 128, kChunk = kKdtwAttentionChunk;
-constexpr int kInFlight = 8;  // loads of 16 bytes that a thread waits for at a time
+constexpr int kInFlight = 8;       // loads of 16 bytes that a thread waits for at a time
+constexpr int kMostBlocks = 1024;  // of a pass: a cache that is much longer than what it holds costs no empty blocks
 template <int n>
 struct Number {
   static constexpr int value = n;
@@ -46,9 +47,9 @@ __device__ __forceinline__ void join(Seen& seen, Seen chunk, float& shrink, floa
   seen = {reached, seen.total * shrink + chunk.total * grow};
 }
 
-// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head, and a chunk where `scales` is
-// given. Then the chunk's largest score and its sum go to scales [T, H, chunks], and its values times their weights to
-// parts [T, H, chunks, D]. A query of length 0 gets zeros.
+// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head, and every gridDim.y-th chunk
+// where `scales` is given. Then a chunk's largest score and its sum go to scales [T, H, chunks], and its values times
+// their weights to parts [T, H, chunks, D]. A query of length 0 gets zeros.
 //
 // kLanes lanes read a key together, 16 bytes each, and again kSteps times; pieces: of 16 bytes, in a key, at most
 // kLanes kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads begin long before their use
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int all = (token.length + kChunk - 1) / kChunk;
   int chunk = scales != nullptr ? static_cast<int>(blockIdx.y) : 0;
-  const int end = scales != nullptr ? min(chunk + 1, all) : all;
+  const int stride = scales != nullptr ? static_cast<int>(gridDim.y) : 1;
   uint4 next_keys[kAhead];
 #pragma unroll
   for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, chunk * kChunk, 0, i);
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
 
   Seen seen;
   float own[kSteps * kOwn] = {};
-  for (; chunk < end; ++chunk) {
+  for (; chunk < all; chunk += stride) {
     const int start = chunk * kChunk;
     uint4 next_values[kAhead];
 #pragma unroll
@@ -146,10 +147,11 @@ __global__ void __launch_bounds__(kThreads)
     const float top = warp_reduce<Largest>(fmaxf(near, far));
     const float weights[2] = {expf(near - top), expf(far - top)};
     const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
-    if (chunk + 1 < end) {
+    if (chunk + stride < all) {
+      const int next = start + stride * kChunk;
 #pragma unroll
-      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start + kChunk, 0, i);
-      near = bias_of(start + kChunk + lane), far = bias_of(start + kChunk + kWarp + lane);
+      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, next, 0, i);
+      near = bias_of(next + lane), far = bias_of(next + kWarp + lane);
     }
     float shrink, grow;
     join(seen, of_chunk, shrink, grow);
@@ -187,17 +189,25 @@ __global__ void __launch_bounds__(kThreads)
         own[s * kOwn + i] = own[s * kOwn + i] * shrink + sum * grow;
       }
     }
+    if (scales != nullptr) {
+      const size_t place = static_cast<size_t>(blockIdx.x) * ((capacity + kChunk - 1) / kChunk) + chunk;
+      if (thread == 0) scales[place] = make_float2(seen.largest, seen.total);
+      seen = Seen();
+#pragma unroll
+      for (int i = 0; i < kSteps * kOwn; ++i) {
+        const int d = thread + i * kThreads;
+        if (d < head_size) parts[place * head_size + d] = own[i];
+        own[i] = 0.0f;
+      }
+    }
   }
 
-  if (scales != nullptr && static_cast<int>(blockIdx.y) >= all) return;
-  const size_t place = scales != nullptr ? static_cast<size_t>(blockIdx.x) * gridDim.y + blockIdx.y : blockIdx.x;
-  float* to = (scales != nullptr ? parts : out) + place * head_size;
-  if (scales != nullptr && thread == 0) scales[place] = make_float2(seen.largest, seen.total);
+  if (scales != nullptr) return;
 #pragma unroll
   for (int i = 0; i < kSteps * kOwn; ++i) {
     const int d = thread + i * kThreads;
-    if (d >= head_size) break;
-    to[d] = scales != nullptr ? own[i] : token.length > 0 ? own[i] / seen.total : 0.0f;
+    if (d < head_size)
+      out[static_cast<size_t>(blockIdx.x) * head_size + d] = token.length > 0 ? own[i] / seen.total : 0.0f;
   }
 }
 
@@ -242,12 +252,13 @@ int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, con
   const bool apart = kdtw_attention_scratch(cache, count) > 0;
   const int chunks = apart ? ceil_divide(cache->capacity, kChunk) : 1;
   auto* scales = apart ? reinterpret_cast<float2*>(scratch) : nullptr;
+  const int apart_blocks = min(chunks, max(1, kMostBlocks / max(1, blocks)));
   float* parts = apart ? scratch + 2 * static_cast<size_t>(blocks) * chunks : nullptr;
   return with_format(cache->format, [&](auto format) {
     using Format = decltype(format);
     const int pieces = cache->stride / Format::kEach;
     const auto launch = [&](auto lanes, auto steps) {
-      KDTW_LAUNCH((attend_kernel<Format, decltype(lanes)::value, decltype(steps)::value>), dim3(blocks, chunks),
+      KDTW_LAUNCH((attend_kernel<Format, decltype(lanes)::value, decltype(steps)::value>), dim3(blocks, apart_blocks),
                   dim3(kThreads), stream, static_cast<const uint4*>(cache->keys),
                   static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity,
                   tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, scales, parts, out);
