@@ -233,7 +233,7 @@ def attention(trial: Trial, dtype: str) -> None:
         if size == 5:  # so many that a block reads all keys of a query
             many = trial.operations.attend(*place, 11 * asked, np.tile(queries, (11, 1)), bias, lowest)
             trial.same(many, np.tile(out, (11, 1)), "88 queries")
-            # So many, and chunks so many, that a block reads every fourth chunk.
+            # So many, and chunks so many, that a block reads every second chunk.
             keys, values = normal(rng, 330, heads * size), normal(rng, 330, heads * size)
             place = (1, 400, heads, dtype, [(0, position) for position in range(330)], keys, values)
             asked = [(0, 329, 250 + i) for i in range(81)]

@@ -10,8 +10,8 @@ namespace kdtw::cuda {
 namespace {
 
 constexpr int kThreads = 128, kChunk = kKdtwAttentionChunk;
-constexpr int kInFlight = 8;       // loads of 16 bytes that a thread waits for at a time
-constexpr int kMostBlocks = 1024;  // of a pass: a cache that is much longer than what it holds costs no empty blocks
+constexpr int kInFlight = 8;      // loads of 16 bytes that a thread waits for at a time
+constexpr int kMostBlocks = 512;  // of a pass: a cache that is much longer than what it holds costs no empty blocks
 template <int n>
 struct Number {
   static constexpr int value = n;
