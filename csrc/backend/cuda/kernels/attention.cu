@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kEach = Format::kEach, kWidth = kLanes * kEach;  // elements of a step
   constexpr int kAtOnce = kThreads / kLanes, kLoads = kChunk / kAtOnce,
                 kAhead = kLoads < kInFlight ? kLoads : kInFlight;
-  constexpr bool kEarly = kSteps == 1;  // large heads have no registers for that
+  constexpr bool kEarly = kLanes < kWarp;  // large heads have no registers for that
   // Elements of a step that a thread adds up in the end.
   constexpr int kOwn = kWidth > kThreads ? kWidth / kThreads : 1;
   // Element e of piece c is at e * kPitch + c, so that a warp meets all banks whether its lanes are pieces or elements.
@@ -91,13 +91,12 @@ __global__ void __launch_bounds__(kThreads)
     return table != nullptr && key < token.length ? table[max(-lowest, min(highest, key - token.position))] : 0.0f;
   };
 
-  const int all = (token.length + kChunk - 1) / kChunk;
-  int chunk = scales != nullptr ? static_cast<int>(blockIdx.y) : 0;
-  const int stride = scales != nullptr ? static_cast<int>(gridDim.y) : 1;
+  const int stride = static_cast<int>(gridDim.y) * kChunk;
+  int start = static_cast<int>(blockIdx.y) * kChunk;
   uint4 next_keys[kAhead];
 #pragma unroll
-  for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, chunk * kChunk, 0, i);
-  float near = bias_of(chunk * kChunk + lane), far = bias_of(chunk * kChunk + kWarp + lane);
+  for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start, 0, i);
+  float near = bias_of(start + lane), far = bias_of(start + kWarp + lane);
 #pragma unroll
   for (int i = 0; i < kSteps * kOwn; ++i) {
     const int d = thread + i * kThreads;
@@ -107,8 +106,7 @@ __global__ void __launch_bounds__(kThreads)
 
   Seen seen;
   float own[kSteps * kOwn] = {};
-  for (; chunk < all; chunk += stride) {
-    const int start = chunk * kChunk;
+  for (; start < token.length; start += stride) {
     uint4 next_values[kAhead];
 #pragma unroll
     for (int i = 0; kEarly && i < kAhead; ++i) next_values[i] = load(values, start, 0, i);
@@ -147,11 +145,10 @@ __global__ void __launch_bounds__(kThreads)
     const float top = warp_reduce<Largest>(fmaxf(near, far));
     const float weights[2] = {expf(near - top), expf(far - top)};
     const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
-    if (chunk + stride < all) {
-      const int next = start + stride * kChunk;
+    if (start + stride < token.length) {
 #pragma unroll
-      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, next, 0, i);
-      near = bias_of(next + lane), far = bias_of(next + kWarp + lane);
+      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start + stride, 0, i);
+      near = bias_of(start + stride + lane), far = bias_of(start + stride + kWarp + lane);
     }
     float shrink, grow;
     join(seen, of_chunk, shrink, grow);
@@ -190,7 +187,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     if (scales != nullptr) {
-      const size_t place = static_cast<size_t>(blockIdx.x) * ((capacity + kChunk - 1) / kChunk) + chunk;
+      const size_t place = static_cast<size_t>(blockIdx.x) * ((capacity + kChunk - 1) / kChunk) + start / kChunk;
       if (thread == 0) scales[place] = make_float2(seen.largest, seen.total);
       seen = Seen();
 #pragma unroll
