@@ -95,8 +95,8 @@ bench-families: $(VENV)/.extra-bench
 	$(BIN)/python -m bench.speed_tables build/families.json --region families
 
 # The benchmarks on tiny models: checks that they run, measures nothing.
-bench-tiny: $(VENV)/.extra-bench
-	$(BIN)/python -m pytest bench --tiny
+bench-tiny: $(VENV)/.extra-bench $(VENV)/.extra-test
+	$(TEST) bench --tiny
 
 # What fewer bits cost in quality: docs/results.md's table of number formats.
 quantisation: $(VENV)/.installed
