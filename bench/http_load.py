@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from bench.http_client import Answer
 
 ENDS = b"\r\n0\r\n\r\n"  # of an answer in chunks; none of those asked here has such bytes inside
+PATIENCE = 60.0  # seconds without a byte from any connection
 
 
 class _Connection:
@@ -57,7 +58,10 @@ def drive(host: str, port: int, clients: int, path: str, bodies: Iterable[bytes]
             one.ask(request)
             busy += 1
         while busy:
-            for key, _ in selector.select():
+            ready = selector.select(PATIENCE)
+            if not ready:
+                raise ConnectionError(f"the service said nothing for {PATIENCE} s, with {busy} requests under way")
+            for key, _ in ready:
                 if key.data.take():
                     if (request := next(left, None)) is not None:
                         key.data.ask(request)

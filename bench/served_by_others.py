@@ -23,7 +23,7 @@ from starlette.routing import Route
 from kdtw_fast import load_pair
 from kdtw_fast.serve.run import address, listen
 
-Put = Callable[[int | None], None]  # a token, or the end
+Put = Callable[[int], None]  # a token
 TOKENS = 64
 
 
@@ -44,7 +44,7 @@ def hugging_face(pair: Any) -> Callable[[str, Put], None]:
             self.first = False
 
         def end(self) -> None:
-            self.put_token(None)
+            """Nothing: the answer ends with the call."""
 
     def decode(text: str, put: Put) -> None:
         inputs = pair.tokenizer([pair.teacher.config.teacher_prompt + text], return_tensors="pt")
@@ -62,14 +62,13 @@ def ctranslate2(pair: Any) -> Callable[[str, Put], None]:
 
     converted = CTranslate2(pair.teacher)
     # For a model so small one thread to a request is the fastest, with one client as with many.
-    translator = Translator(converted._converted, "cpu", inter_threads=os.cpu_count() or 1, intra_threads=1)
+    translator = Translator(converted.converted, "cpu", inter_threads=os.cpu_count() or 1, intra_threads=1)
 
     def decode(text: str, put: Put, converted: CTranslate2 = converted) -> None:
         ids = pair.tokenizer(pair.teacher.config.teacher_prompt + text)["input_ids"]
-        pieces = [converted._pieces[token] for token in ids]
+        pieces = [converted.pieces[token] for token in ids]
         for step in translator.generate_tokens(pieces, max_decoding_length=TOKENS):
             put(step.token_id)
-        put(None)
 
     return decode
 
@@ -83,7 +82,17 @@ def application(decode: Callable[[str, Put], None], tokenizer: Any) -> Starlette
     async def completions(request: Request) -> StreamingResponse:
         text = json.loads(await request.body())["prompt"]
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[int | None]()
-        work = loop.run_in_executor(None, decode, text, lambda t: loop.call_soon_threadsafe(queue.put_nowait, t))
+
+        def put(token: int | None) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, token)
+
+        def run() -> None:
+            try:
+                decode(text, put)
+            finally:  # whoever waits for tokens hears of an error, too
+                put(None)
+
+        work = loop.run_in_executor(None, run)
 
         async def events() -> AsyncIterator[str]:
             tokens = 0
@@ -91,9 +100,9 @@ def application(decode: Callable[[str, Put], None], tokenizer: Any) -> Starlette
                 tokens += 1
                 said = tokenizer.decode([token])
                 yield f"data: {json.dumps({'choices': [{'index': 0, 'text': said}]})}\n\n"
+            await work
             yield f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': tokens}})}\n\n"
             yield "data: [DONE]\n\n"
-            await work
 
         return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -222,7 +222,7 @@ def others(clients: list[int], seconds: float) -> Found:
                     measured = Measured()
                     measured.add(host, port, rows, max(rows, int(2 * seconds / took * rows)), STREAMED)
                     found[f"{TEACHER}, {other}", rows] = measured.cells([])
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             print(f"left out: {error}", file=sys.stderr)
     return found
 
