@@ -321,6 +321,7 @@ def test_systems_that_are_not_there_are_left_out_with_a_line(
     assert len(read(tmp_path / "results.jsonl").outputs) == 2  # the student, and the pair's GKD student
 
 
+@pytest.mark.long
 def test_the_demo_is_a_quick_comparison_and_a_few_sentences(shipped: str, tmp_path: Path, monkeypatch) -> None:
     quick = Choices(groups=("student", "teacher", "training-wheels"), control_budgets=())
     monkeypatch.setattr("kdtw_fast.cli.compare.QUICK", quick)
