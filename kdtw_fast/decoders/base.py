@@ -19,11 +19,7 @@ from kdtw_fast.generation import call_defaults, row_options
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.model import NativeT5, load
-from kdtw_fast.options import (
-    LIMITS,
-    GenerateOptions,
-    check_int,
-)
+from kdtw_fast.options import LIMITS, GenerateOptions, check_int
 from kdtw_fast.outputs import GenerationOutput, empty, together
 from kdtw_fast.stops import StopTexts, output_texts
 from kdtw_fast.streams import RowArguments, Stream
