@@ -17,9 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--tiny", action="store_true", help="tiny models and two rounds: checks the benchmarks, measures nothing"
     )
-    parser.addoption(
-        "--memory-rate", type=float, default=None, help="GB/s of the CUDA device, where bench/test_cuda.py knows none"
-    )
     parser.addoption("--rounds", type=int, default=None, help="turns of each contestant, instead of its own number")
 
 

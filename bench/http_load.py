@@ -9,11 +9,29 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable
-
-from bench.http_client import Answer
+from dataclasses import dataclass, field
 
 ENDS = b"\r\n0\r\n\r\n"  # of an answer in chunks; none of those asked here has such bytes inside
 PATIENCE = 60.0  # seconds without a byte from any connection
+
+
+@dataclass
+class Answer:
+    """What came, and when.
+
+    Args:
+        status: of HTTP.
+        body: of an answer that is whole.
+        seconds: from the request to the end.
+        events: of a stream.
+        times: seconds from the request to each event.
+    """
+
+    status: int
+    body: bytes = b""
+    seconds: float = 0.0
+    events: list[bytes] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
 
 class _Connection:

@@ -14,9 +14,7 @@ from kdtw_fast.shapes import EOS, PAD, SHAPES, T5Shape, random_tensors
 
 __all__ = ["Made", "asking_student", "plain", "source", "teacher_without"]
 
-FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE, FLAN_T5_XL = (
-    SHAPES[f"flan-t5-{size}"] for size in ("small", "base", "large", "xl")
-)
+FLAN_T5_SMALL, FLAN_T5_BASE, FLAN_T5_LARGE = (SHAPES[f"flan-t5-{size}"] for size in ("small", "base", "large"))
 T5_TINY = T5Shape("t5-efficient-tiny", 256, 64, 4, 1024, 4)
 TINY_STUDENT = T5Shape("1M student", 96, 32, 3, 256, 2, 4096)
 TINY_TEACHER = T5Shape("1M teacher", 96, 32, 3, 256, 3, 4096)

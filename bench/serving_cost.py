@@ -1,12 +1,7 @@
-"""What an answer of the service costs in processor time, by thread: python -m bench.serving_cost [--clients 8].
-
-Beside it what the same texts cost `decoder.stream`. Processor time hardly depends on what else the machine does, so
-this says where time goes also where it is not quiet.
-"""
+"""What an answer of the service costs in processor time, by thread: it hardly depends on what else the machine does."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
@@ -46,16 +41,9 @@ def _ms(seconds: float, count: int) -> str:
     return f"{1000 * seconds / count:.2f}"
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=600)
-    given = parser.parse_args()
-    lines = [line for method in METHODS for line in costs(method, given.clients, given.requests)]
-    head = ["processor ms per answer", "event loop", "decoding and the rest", "client"]
-    print("\n".join(markdown_table(head, lines)))
-
-
-if __name__ == "__main__":
-    main()
+def costs_table(clients: int, requests: int) -> str:
+    """In Markdown."""
+    lines = [line for method in METHODS for line in costs(method, clients, requests)]
+    return "\n".join(
+        markdown_table(["processor ms per answer", "event loop", "decoding and the rest", "client"], lines)
+    )

@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.http_client import Answer
-from bench.http_load import drive
+from bench.http_load import Answer, drive
 from bench.models import FLAN_T5_BASE, FLAN_T5_SMALL, asking_student, save, teacher_without
 from kdtw_fast.machine import machine, versions
 from kdtw_fast.pairs import load_samples, pair_folder

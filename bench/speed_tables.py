@@ -67,7 +67,6 @@ def speed_tables(*runs: dict[str, Any]) -> str:
         "two models": _two_models,
         "rollout": _rollout,
         "phase 2": _phase_2,
-        "cuda": _cuda,
         "language model": _language_model,
         "encoded model": _encoded_model,
     }
@@ -306,22 +305,6 @@ def _phase_2(entries: list[Entry], _: Entries) -> list[str]:
     return [
         f"A batch of phase 2 on that pair takes {seconds['batch']:.2f} s, renewing the decoder's weights "
         f"{1000 * seconds['renewal']:.1f} ms of it: {share:.2f} %{_mark(RENEWAL, ' %', least=False)}."
-    ]
-
-
-def _cuda(entries: list[Entry], _: Entries) -> list[str]:
-    lines: list[str] = []
-    for (device, student, teacher, dtype), here in _grouped(entries, "device", "student", "teacher", "dtype").items():
-        alone = next(seconds for info, seconds in here if info["method"] == "teacher alone")
-        rows = []
-        for info, seconds in here:
-            ms, roof = (None if s is None else f"{1000 * s / info['new_tokens']:.3f}" for s in (seconds, info["roof"]))
-            rows.append([info["method"], ms or "", roof or "", f"{alone / seconds:.2f}×"])
-        columns = ("method", "ms per token", "of it bytes", "against teacher alone")
-        lines += _section(f"{device}: {student} with {teacher}, {dtype}", columns, rows)
-    return [
-        *lines,
-        "Bytes: weights, caches and activations of the decoder passes that were made, over the memory's peak rate.",
     ]
 
 

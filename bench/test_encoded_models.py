@@ -14,9 +14,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.family_models import ENCODED_MODELS, EOS, Work, random_model
-from bench.replay import replay_timer, report
+from bench.replay import rates, replay_timer, report
 from kdtw_fast import NativeModel
-from kdtw_fast.machine import GEMM_SIZE, READ_BYTES, gemm_rate, read_rate
 from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import CTranslate2, native
 from kdtw_fast.profiling import OURS
@@ -69,8 +68,7 @@ def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None) -> Ite
             call = converted.generate(NEW_TOKENS, threads, {"fp32": "float32"}.get(dtype, dtype), workers)
         contestants[f"{system} {threads} {workers}"] = partial(call, ids)
     for threads in range(1, min(2, most) + 1):
-        contestants[f"read {threads}"] = partial(read_rate, threads, read_bytes=2**20 if tiny else READ_BYTES)
-        contestants[f"gemm {threads}"] = partial(gemm_rate, threads, size=64 if tiny else GEMM_SIZE)
+        contestants |= rates(threads, tiny)
     yield Taken(name, dtype, rows, work, take_turns(contestants, rounds or 5))
     gc.collect()
 

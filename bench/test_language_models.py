@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import pytest
@@ -31,9 +32,8 @@ from bench.family_models import (
     random_model,
     write_gguf,
 )
-from bench.replay import replay_timer, report
+from bench.replay import rates, replay_timer, report
 from kdtw_fast import NativeModel, SingleModelDecoder
-from kdtw_fast.machine import GEMM_SIZE, READ_BYTES, gemm_rate, read_rate
 from kdtw_fast.paired_timing import Recorded, take_turns
 from kdtw_fast.peers import has_ctranslate2
 from kdtw_fast.profiling import OURS
@@ -113,15 +113,8 @@ def take(engines: Engines, threads: int, tiny: bool, rounds: int | None) -> dict
             for (count, system, kind), write in engines.writers.items()
             if count == threads
         }
-        contestants["read"] = partial(read_rate, threads, read_bytes=2**20 if tiny else READ_BYTES)
-        contestants["gemm"] = partial(gemm_rate, threads, size=64 if tiny else GEMM_SIZE)
-        engines.taken[threads] = take_turns(contestants, rounds or 5)
+        engines.taken[threads] = take_turns(contestants | rates(threads, tiny), rounds or 5)
     return engines.taken[threads]
-
-
-def middle(values: list[float]) -> float:
-    """The median, of an even number the lower of two."""
-    return sorted(values)[(len(values) - 1) // 2]
 
 
 @pytest.mark.benchmark(timer=replay_timer)
@@ -148,12 +141,10 @@ def test_language_model(
     written: list[Written] = recorded[f"{system} {kind}"].results
     benchmark.group = f"{engines.name}, {engines.dtype}, {threads} threads"
     report(benchmark, [one.reading + one.writing for one in written])
-    read, gemm = (max(recorded[name].results) for name in ("read", "gemm"))
+    read, gemm = (max(recorded[f"{rate} {threads}"].results) for rate in ("read", "gemm"))
     work, tokens = engines.work, len(engines.prompt)
-    reading, step = (
-        middle([one.reading for one in written]),
-        middle([one.writing / (NEW_TOKENS - 1) for one in written]),
-    )
+    reading = median_low(one.reading for one in written)
+    step = median_low(one.writing / (NEW_TOKENS - 1) for one in written)
     held = tokens + NEW_TOKENS / 2  # positions that a step reads, in the middle of the output
     multiplied = 2 * (work.read * tokens + work.step - work.read + work.mixed * tokens**2 / 2)
     benchmark.extra_info |= {

@@ -183,16 +183,6 @@ def test_other_families_are_held_against_the_fastest_other() -> None:
     assert "| CTranslate2, 2 workers | 32 | 3000 | 341 | 50 % | 1.50× (≥ 1.3×) |" in text
 
 
-def test_a_device_has_its_roof_beside_it() -> None:
-    def one(method: str, roof: float | None, median: float) -> tuple[dict[str, object], float]:
-        info = {"kind": "cuda", "method": method, "device": "T4", "dtype": "fp16", "student": "s", "teacher": "t"}
-        return info | {"new_tokens": 10, "roof": roof}, median
-
-    text = speed_tables(results(one("teacher alone", 0.05, 0.1), one("Hugging Face fp16, assisted", None, 0.2)))
-    assert "**T4: s with t, fp16**" in text and "| teacher alone | 10.000 | 5.000 | 1.00× |" in text
-    assert "| Hugging Face fp16, assisted | 20.000 |  | 0.50× |" in text
-
-
 def test_streams_stand_in_one_line_per_method_and_batch() -> None:
     def one(contestant: str, rows: int, median: float) -> tuple[dict[str, object], float]:
         info = {"kind": "stream", "method": "m", "student": "s", "teacher": "t", "threads": 2, "tokens": 100}
