@@ -57,4 +57,21 @@ def load_tokenizer(place: str | Path) -> Any:
                 f"tokenizer: {file} has an auto_map, which names Python code in the folder to be run, and none is; "
                 f"remove auto_map, or save a tokenizer of a class that transformers has"
             )
-    return AutoTokenizer.from_pretrained(folder if options else place, trust_remote_code=False, **options)
+    tokenizer = AutoTokenizer.from_pretrained(folder if options else place, trust_remote_code=False, **options)
+    if folder.is_dir() and not options:
+        _check_vocabulary(tokenizer, folder)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """OSError where a folder has no file with the tokenizer's vocabulary: transformers makes up one of a few pieces."""
+    names = {
+        file
+        for kind, file in getattr(type(tokenizer), "vocab_files_names", {}).items()
+        if kind != "tokenizer_config_file"
+    }
+    if names and not any((folder / name).is_file() for name in names | {"tokenizer.json", "tekken.json"}):
+        raise OSError(
+            f"{folder} holds no tokenizer: none of {', '.join(sorted(names))} is there; save the model's there "
+            f"(tokenizer.save_pretrained), or name the folder that has it"
+        )

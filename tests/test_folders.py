@@ -204,3 +204,10 @@ except ValueError as error:
     )
     assert not (evil.parent / "ran").exists()
     assert done.stdout == "ValueError y\n\n", (done.stdout, done.stderr[-2000:])
+
+
+def test_a_model_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
+    """Transformers makes up a tokenizer of a hundred pieces there."""
+    (tmp_path / "config.json").write_bytes((pair_folder() / "teacher" / "config.json").read_bytes())
+    with pytest.raises(OSError, match=f"{tmp_path} holds no tokenizer: none of .*tokenizer.json.* is there; save"):
+        load_tokenizer(tmp_path)

@@ -13,9 +13,9 @@ import torch
 from kdtw_fast.options import check_real
 
 from . import distillation, processes
-from .batches import IGNORED, Encoded, keyed_generator
-from .losses import DIVERGENCES, kept_mean, token_divergence
-from .models import forced_logits
+from .batches import Encoded, keyed_generator
+from .losses import DIVERGENCES, token_divergence
+from .models import kept_logits
 from .settings import one_of
 
 
@@ -59,13 +59,10 @@ class GKD(distillation.Distillation):
         for chosen in draws:
             with self.timed("update"):
                 batch = self.collated([pool[i] for i in chosen], self.student_prompt)
-                kept = batch.labels != IGNORED
-                logits = forced_logits(self.student, batch, settings)
-                teacher = torch.zeros_like(logits)
-                for r, i in enumerate(chosen):
-                    teacher[r, : len(pool[i].target)] = along[i]
-                loss = kept_mean(token_divergence(logits, teacher, settings.divergence, settings.beta), kept)
-                loss = loss * processes.share(int(kept.sum()))
+                logits = kept_logits(self.student, batch, settings)
+                teacher = torch.cat([logits.new_empty(0, logits.shape[1]), *(along[i] for i in chosen)])
+                divergence = token_divergence(logits, teacher, settings.divergence, settings.beta)
+                loss = divergence.sum() / max(1, len(divergence)) * processes.share(len(divergence))
                 sums["grad_norm"] += self.update(loss, vars(batch))
                 sums["loss"] += float(loss.detach())
         means = {name: value / settings.updates_per_batch for name, value in sums.items()}
@@ -85,8 +82,10 @@ class GKD(distillation.Distillation):
         A process without rows scores row 0: a sharded teacher runs in all of them or none.
         """
         chosen = chosen or [0]
-        logits = self.teacher_logits([pool[i] for i in chosen])
-        return {i: row[: len(pool[i].target)] for i, row in zip(chosen, logits, strict=True)}
+        rows = [pool[i] for i in chosen]
+        with torch.no_grad(), self.timed("scoring"):
+            logits = kept_logits(self.teacher, self.collated(rows, self.teacher_prompt), self.settings)
+        return dict(zip(chosen, logits.split([len(row.target) for row in rows]), strict=True))
 
 
 build = GKD

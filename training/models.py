@@ -367,6 +367,15 @@ def forced_logits(
         return logits_of(model, states)
 
 
+def kept_logits(model: PreTrainedModel, batch: Batch, settings: RunSettings) -> torch.Tensor:
+    """`forced_logits` where labels are not ignored alone, row after row: [N, V] of the N labels there."""
+    start, _, pad = special_tokens(model)
+    with autocast(settings):
+        inputs = shifted(batch.labels, start, pad)
+        states = decoder_states(model, batch.source_ids, batch.source_mask, inputs)
+        return logits_of(model, states[batch.labels != IGNORED])
+
+
 def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Write a model with its tokenizer to `folder`, with Hugging Face's own modules, as every loader takes it."""
     copy = type(model)(model.config)

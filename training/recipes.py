@@ -22,6 +22,7 @@ from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
 from .algorithm import Learning
+from .memory import keep_freed_memory
 from .models import check_place
 from .number_format import decided
 from .settings import RENAMED, RunSettings
@@ -126,6 +127,7 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
         raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
     for setting, place in recipe.settings.places().items():
         check_place(place, setting)
+    keep_freed_memory()
     with alone_in(Path(recipe.settings.out)):
         recipe = replace(recipe, settings=decided(recipe.settings))
         return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
