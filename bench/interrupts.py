@@ -115,7 +115,6 @@ class Interrupted:
         return float(at[0]) - sent
 
     def close(self) -> None:
-        """Ends the process."""
         self._child.kill()
         self._child.communicate()
 

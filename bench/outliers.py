@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
 from transformers import T5ForConditionalGeneration
 
-from kdtw_fast import NativeT5, SingleModelDecoder
+from kdtw_fast import NativeModel, NativeT5, SingleModelDecoder
 from kdtw_fast.equalising import Equaliser
 from kdtw_fast.pairs import load_pair
 
@@ -94,10 +94,16 @@ def outputs_of(model: Any, sources: list[list[int]]) -> list[list[int]]:
 
 def agreement(model: Any, sources: list[list[int]], outputs: list[list[int]], dtype: str) -> float:
     """The share of the outputs' tokens that the model in a number format picks next."""
-    native = NativeT5.from_model(model, dtype=dtype)
+    return same_next(NativeT5.from_model(model, dtype=dtype), sources, outputs)
+
+
+def same_next(native: NativeModel, sources: Sequence[list[int]], outputs: Sequence[list[int]]) -> float:
+    """The share of the outputs' tokens that a model picks next, which are never <tau>."""
     same = total = 0
     for source, tokens in zip(sources, outputs):
-        same += int((native.decode_logits(source, tokens[:-1]).argmax(1) == tokens[1:]).sum())
+        logits = native.decode_logits(source, tokens[:-1])
+        logits[:, native.tau_token_ids] = float("-inf")
+        same += int((logits.argmax(1) == tokens[1:]).sum())
         total += len(tokens) - 1
     return same / total
 

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
 import sacrebleu
 
+from bench.outliers import same_next
 from bench.regions import RESULTS, write_region
 from kdtw_fast import SingleModelDecoder, TrainingWheelsDecoder
 from kdtw_fast.pairs import load_pair
@@ -43,27 +43,14 @@ def formats_table(limit: int | None = None, num_threads: int | None = None) -> s
             out = decoder(sources, max_new_tokens=64, **options)
             tokens = [row[: 1 + int(n)] for row, n in zip(out.sequences.tolist(), out.lengths)]
             exact = exact or tokens
-            same_next = "–" if options else f"{100 * _same_next(decoder, sources, exact):.2f} %"
+            ids = [own for own, _ in decoder.tokenize(sources, [None] * len(sources))]
+            picked = "–" if options else f"{100 * same_next(decoder.model, ids, exact):.2f} %"
             same_output = sum(a == b for a, b in zip(tokens, exact)) / len(exact)
             bleu = sacrebleu.corpus_bleu(out.texts, [references]).score
-            cells.append([method, dtype, same_next, f"{100 * same_output:.1f} %", f"{bleu:.2f}"])
+            cells.append([method, dtype, picked, f"{100 * same_output:.1f} %", f"{bleu:.2f}"])
     columns = ("method", "weights", "next token as fp32", "whole output as fp32", "BLEU")
     note = f"The pair's {len(samples)} sample sentences, greedy. The pair ships in bf16, so bf16 holds it exactly."
     return "\n".join([*markdown_table(columns, cells, text_columns=2), "", note])
-
-
-def _same_next(decoder: SingleModelDecoder, texts: Sequence[str], outputs: Sequence[list[int]]) -> float:
-    model = decoder.model
-    prompt = model.teacher_prompt or ""
-    if model.student_prompt is not None:
-        prompt = model.student_prompt.format(budget="no")
-    same = total = 0
-    for text, tokens in zip(texts, outputs):
-        logits = model.decode_logits(decoder.tokenizer(prompt + text)["input_ids"], tokens[:-1])
-        logits[:, model.tau_token_ids] = float("-inf")
-        same += int((logits.argmax(axis=1) == tokens[1:]).sum())
-        total += len(tokens) - 1
-    return same / total
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ BATCH, SLOTS = 500, 16
 
 
 @dataclass
-class Run:
+class Throughput:
     """What a run took and gave.
 
     Args:
@@ -55,14 +55,13 @@ class Run:
     killed: int = 0
 
     def row(self) -> list[str]:
-        """As the table has it."""
         lost = "-" if self.wrong is None else ", ".join(map(str, self.wrong))
         rate = self.counted / self.seconds
         told = [self.name, f"{self.sentences:,}", f"{self.start:.1f}", f"{self.seconds:.1f}"]
         return [*told, f"{rate:.0f}", f"{rate * self.tokens / self.sentences:.0f}", lost]
 
 
-def one_process(sources: list[str], threads: int, count: int) -> tuple[Run, list[list[int]]]:
+def one_process(sources: list[str], threads: int, count: int) -> tuple[Throughput, list[list[int]]]:
     """A stream in this process; also the outputs of the sources, each once."""
     from kdtw_fast import TrainingWheelsDecoder
 
@@ -78,10 +77,10 @@ def one_process(sources: list[str], threads: int, count: int) -> tuple[Run, list
         tokens += int(out.lengths[0])
     seconds = time.perf_counter() - started
     name = f"one process, {threads} {'thread' if threads == 1 else 'threads'}"
-    return Run(name, count, tokens, started - begun, seconds, count), outputs
+    return Throughput(name, count, tokens, started - begun, seconds, count), outputs
 
 
-def over_actors(sources: list[str], expected: list[list[int]], actors: int, count: int, kill: bool) -> Run:
+def over_actors(sources: list[str], expected: list[list[int]], actors: int, count: int, kill: bool) -> Throughput:
     """A stage of so many actors of one thread each."""
     import ray
 
@@ -108,7 +107,7 @@ def over_actors(sources: list[str], expected: list[list[int]], actors: int, coun
     seconds = time.perf_counter() - started
     name = f"{actors} actors" + (", one killed midway" if killed else "")
     wrong = count - sum(seen), twice, different
-    return Run(name, sum(seen), tokens, started - begun, seconds, sum(seen) - first, wrong, killed)
+    return Throughput(name, sum(seen), tokens, started - begun, seconds, sum(seen) - first, wrong, killed)
 
 
 def kill_one() -> int:
@@ -121,7 +120,7 @@ def kill_one() -> int:
     raise RuntimeError("no actor was found to be killed")
 
 
-def measure(count: int, alone: int, actors: list[int], kill: bool) -> list[Run]:
+def measure(count: int, alone: int, actors: list[int], kill: bool) -> list[Throughput]:
     """The runs in their order; the last one's actor is killed."""
     import ray
 
@@ -158,7 +157,6 @@ def recorded(given: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Entry point."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=int, default=100_000)

@@ -28,7 +28,6 @@ TOKENS = 64
 
 
 def hugging_face(pair: Any) -> Callable[[str, Put], None]:
-    """Decodes a text with transformers' generate."""
     import torch
 
     turn = threading.Lock()
@@ -55,7 +54,6 @@ def hugging_face(pair: Any) -> Callable[[str, Put], None]:
 
 
 def ctranslate2(pair: Any) -> Callable[[str, Put], None]:
-    """Decodes a text with CTranslate2."""
     from ctranslate2 import Translator
 
     from kdtw_fast.peers import CTranslate2
@@ -77,7 +75,6 @@ SYSTEMS = {"Hugging Face": hugging_face, "CTranslate2": ctranslate2}
 
 
 def application(decode: Callable[[str, Put], None], tokenizer: Any) -> Starlette:
-    """The application."""
 
     async def completions(request: Request) -> StreamingResponse:
         text = json.loads(await request.body())["prompt"]
@@ -110,7 +107,6 @@ def application(decode: Callable[[str, Put], None], tokenizer: Any) -> Starlette
 
 
 def main() -> None:
-    """Entry point."""
     pair = load_pair()
     app = application(SYSTEMS[sys.argv[1]](pair), pair.tokenizer)
     listening = listen("127.0.0.1", 0)

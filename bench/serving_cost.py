@@ -20,7 +20,6 @@ def by_thread(pid: int) -> dict[str, float]:
 
 
 def costs(method: str, clients: int, count: int) -> list[list[str]]:
-    """Lines of the table."""
     streamed = Streamed(method)
     streamed.rate(clients, 2 * WARM)
     before = time.process_time()
@@ -42,7 +41,6 @@ def _ms(seconds: float, count: int) -> str:
 
 
 def costs_table(clients: int, requests: int) -> str:
-    """In Markdown."""
     lines = [line for method in METHODS for line in costs(method, clients, requests)]
     return "\n".join(
         markdown_table(["processor ms per answer", "event loop", "decoding and the rest", "client"], lines)

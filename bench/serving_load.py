@@ -227,7 +227,6 @@ def others(clients: list[int], seconds: float) -> Found:
 
 
 def table(found: Found, clients: list[int]) -> str:
-    """In Markdown."""
     lines = [[str(rows), name, *cells] for rows in clients for (name, of), cells in found.items() if of == rows]
     head = ["clients", "served by", "tokens/s", "of decoder.stream", "first p50, ms", "p99", "next p50, ms", "p99"]
     return "\n".join(markdown_table(head, lines))

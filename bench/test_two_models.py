@@ -6,10 +6,8 @@ this measures the loop at its two extremes; what methods gain on real text is `k
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -25,15 +23,8 @@ from bench.models import (
     teacher_without,
 )
 from bench.replay import replay_timer, report
-from kdtw_fast import (
-    BigLittleDecoder,
-    InterleavedDecoder,
-    NativeT5,
-    SingleModelDecoder,
-    SpeculativeDecoder,
-    TrainingWheelsDecoder,
-)
 from kdtw_fast.paired_timing import Recorded, take_turns
+from kdtw_fast.selftest.first_day.work import METHODS, method_call
 from kdtw_fast.shapes import T5Shape
 
 SOURCE_TOKENS = NEW_TOKENS = 64
@@ -41,19 +32,6 @@ TEACHER = "teacher alone"
 WHEELS = "Training Wheels, 10 % teacher"
 LOSSLESS = "speculative, all drafts rejected"
 
-# Method name -> (decoder of student and teacher, options of generate)
-METHODS: dict[str, tuple[Callable[[NativeT5, NativeT5, int], Any], dict[str, Any]]] = {
-    "student alone": (lambda s, t, n: SingleModelDecoder(s, num_threads=n), {}),
-    TEACHER: (lambda s, t, n: SingleModelDecoder(t, role="teacher", num_threads=n), {}),
-    WHEELS: (lambda s, t, n: TrainingWheelsDecoder(s, t, num_threads=n), {"max_teacher_fraction": 0.1}),
-    LOSSLESS: (lambda s, t, n: SpeculativeDecoder(s, t, lenience=1.0, num_threads=n), {}),
-    "speculative, all drafts accepted": (lambda s, t, n: SpeculativeDecoder(s, t, lenience=0.0, num_threads=n), {}),
-    "BiLD, drafts of 5": (
-        lambda s, t, n: BigLittleDecoder(s, t, fallback_threshold=0.0, max_draft_length=5, num_threads=n),
-        {},
-    ),
-    "interleaved (SKD)": (lambda s, t, n: InterleavedDecoder(s, t, num_threads=n), {}),
-}
 PAIRS = [(FLAN_T5_SMALL, FLAN_T5_BASE), (TINY_STUDENT, TINY_TEACHER)]
 
 
@@ -68,18 +46,11 @@ class Turns:
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0].name}+{pair[1].name}".replace(" ", "-"))
 def taken(request: pytest.FixtureRequest, tiny: bool, rounds: int | None, threads: int) -> Turns:
     shapes = (SMOKE, SMOKE) if tiny else request.param
-    student = asking_student(shapes[0]).native("student")
-    teacher = teacher_without(shapes[1], tau=shapes[0].vocab_size - 1).native("teacher")
-    ids = source(shapes[0], SOURCE_TOKENS)
-
-    def contestant(name: str) -> Callable[[], Any]:
-        make, options = METHODS[name]
-        decoder = make(student, teacher, threads)
-        return lambda: decoder.generate(ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, **options)
-
+    made = {"student": asking_student(shapes[0]), "teacher": teacher_without(shapes[1], tau=shapes[0].vocab_size - 1)}
+    models, ids = {role: one.native(role) for role, one in made.items()}, source(shapes[0], SOURCE_TOKENS)
+    contestants = {name: method_call(name, models, ids, NEW_TOKENS, num_threads=threads) for name in METHODS}
     small = shapes[1].d_model < 512
-    recorded = take_turns({name: contestant(name) for name in METHODS}, rounds or (41 if small else 7))
-    return Turns(*shapes, threads, recorded)
+    return Turns(*shapes, threads, take_turns(contestants, rounds or (41 if small else 7)))
 
 
 @pytest.mark.benchmark(timer=replay_timer)

@@ -344,6 +344,21 @@ class GenerateOptions:
             self.top_p if self.teacher_top_p is None else self.teacher_top_p,
         )
 
+    def check_one_each(self, taker: str) -> None:
+        """ValueError for what only the rows of a batch may have, in words about ``taker``, which has no batch."""
+        if self.row_ids is not None:
+            raise ValueError(f"{taker} takes no row_ids; an item may have its own: {{'input_ids': …, 'row_id': …}}")
+        if self.num_return_sequences != 1:
+            raise ValueError(
+                f"{taker} gives one output per item, got num_return_sequences={self.num_return_sequences}; give the "
+                f"item several times, each with a row_id of its own"
+            )
+        for name in LIMITS:
+            if is_sequence(getattr(self, name)):
+                raise ValueError(f"{taker} takes one {name}, got {getattr(self, name)!r}; an item may have its own")
+        if self.forced_by_row:
+            raise ValueError(f"{taker} takes one list of forced_tokens; an item may have its own")
+
     def per_row(self, name: str, rows: int) -> list[Any]:
         """Returns option ``name`` (one value, or one per row, or None) as ``rows`` checked values."""
         value = getattr(self, name)

@@ -26,7 +26,6 @@ from kdtw_fast.options import (
     GenerateOptions,
     check_int,
     check_word,
-    is_sequence,
 )
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.stops import output_texts
@@ -210,18 +209,7 @@ class AnyDecoder(Reading, Submitting, ABC):
         check_int("batch_size", batch_size, 1, MOST_ROWS)
         check_word("on_error", on_error, ON_ERROR)
         check_items(inputs, Iterable)
-        if parsed.row_ids is not None:
-            raise ValueError("a stream takes no row_ids; give an item its own: {'input_ids': …, 'row_id': …}")
-        if parsed.num_return_sequences != 1:
-            raise ValueError(
-                f"a stream returns one output per item, got num_return_sequences={parsed.num_return_sequences}; "
-                f"give the item several times, each with a row_id of its own"
-            )
-        for name in LIMITS:
-            if is_sequence(getattr(parsed, name)):
-                raise ValueError(f"a stream takes one {name}, got {getattr(parsed, name)!r}; an item may have its own")
-        if parsed.forced_by_row:
-            raise ValueError("a stream takes one list of forced_tokens; an item may have its own")
+        parsed.check_one_each("a stream")
         with named("budget of a stream, whose items may have their own"):
             budget = self._one_budget(self._budget_of(budget))
         return self._stream(inputs, batch_size, budget, in_order, on_error, parsed)

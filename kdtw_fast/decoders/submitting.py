@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from kdtw_fast.inputs import check_items
 from kdtw_fast.keywords import takes
-from kdtw_fast.options import LIMITS, ON_ERROR, GenerateKeywords, GenerateOptions, check_word, is_sequence
+from kdtw_fast.options import ON_ERROR, GenerateKeywords, GenerateOptions, check_word
 from kdtw_fast.outputs import GenerationOutput
 from kdtw_fast.worker import Ticket, TokenStreamer, Worker
 
@@ -41,6 +41,11 @@ class Submitting(ABC):
     @abstractmethod
     def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
         """A call's keywords, and for what they do not say, the checkpoint's defaults."""
+
+    def _parsed_for_one(self, options: GenerateKeywords) -> GenerateOptions:
+        parsed = self._parsed(options)
+        parsed.check_one_each("a row that is submitted")
+        return parsed
 
     @abstractmethod
     def _submit(
@@ -78,7 +83,7 @@ class Submitting(ABC):
         Raises:
             TypeError, ValueError: a wrong input or option.
         """
-        return self._submit(value, 0, budget, streamer, _checked(self._parsed(options)))
+        return self._submit(value, 0, budget, streamer, self._parsed_for_one(options))
 
     @takes(GenerateOptions)
     async def agenerate(
@@ -95,7 +100,7 @@ class Submitting(ABC):
             value, budget, streamer: as for :meth:`submit`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
         """
-        parsed = _checked(self._parsed(options))
+        parsed = self._parsed_for_one(options)
         return await asyncio.wrap_future(self._submit(value, 0, budget, streamer, parsed))
 
     @takes(GenerateOptions)
@@ -121,7 +126,7 @@ class Submitting(ABC):
         Yields:
             One-row GenerationOutputs, each with its ``index``.
         """
-        parsed = _checked(self._parsed(options))
+        parsed = self._parsed_for_one(options)
         check_word("on_error", on_error, ON_ERROR)
         check_items(inputs, Iterable, AsyncIterable)
         items = aiter(inputs) if isinstance(inputs, AsyncIterable) else _read(inputs)
@@ -156,23 +161,6 @@ class Submitting(ABC):
         finally:
             for one in (*rows, *([reading] if reading is not None else [])):
                 one.cancel()
-
-
-def _checked(options: GenerateOptions) -> GenerateOptions:
-    """The options of a single row; ValueError for those of batches."""
-    if options.row_ids is not None:
-        raise ValueError("one input takes no row_ids; give it its own: {'input_ids': …, 'row_id': …}")
-    if options.num_return_sequences != 1:
-        raise ValueError(
-            f"one input has one output, got num_return_sequences={options.num_return_sequences}; submit it several "
-            f"times, each with a row_id of its own"
-        )
-    for name in LIMITS:
-        if is_sequence(getattr(options, name)):
-            raise ValueError(f"one input takes one {name}, got {getattr(options, name)!r}")
-    if options.forced_by_row:
-        raise ValueError("one input takes one list of forced_tokens")
-    return options
 
 
 async def _next(items: AsyncIterator[Any]) -> Any:

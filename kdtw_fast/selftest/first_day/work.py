@@ -9,7 +9,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -41,6 +41,15 @@ METHODS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "random calls, 10 %": ("RandomCallDecoder", {"threshold": 0.9}, "both", {}),
     "calls by entropy, 10 % at most": ("EntropyCallDecoder", {}, "both", {"max_teacher_fraction": 0.1}),
 }
+
+
+def method_call(name: str, models: Mapping[str, Any], ids: torch.Tensor, length: int, **shared: Any) -> Any:
+    """A call that decodes so many tokens by a method of "student" and "teacher"; `shared` are the decoder's."""
+    kind, settings, which, options = METHODS[name]
+    given = [models[role] for role in ("student", "teacher") if which in (role, "both")]
+    role = {"role": which} if len(given) == 1 else {}
+    decoder = getattr(decoders, kind)(*given, **settings, **role, **shared)
+    return partial(decoder.generate, ids, max_new_tokens=length, min_new_tokens=length, **options)
 
 
 def say(**result: Any) -> None:
@@ -180,12 +189,8 @@ def decodes(device: str, tiny: bool, student: str, teacher: str, dtype: str) -> 
     ids, length = source(shapes[0], 8 if tiny else SOURCE), 3 if tiny else NEW
     cuda = _core.build_info()["cuda"]
     rate = memory_rate(cuda["devices"][0]) if cuda["kind"] == "CUDA" else None
-    for name, (kind, settings, which, options) in METHODS.items():
-        given = [models[role] for role in ("student", "teacher") if which in (role, "both")]
-        if len(given) == 1:
-            settings = settings | {"role": which}
-        decoder = getattr(decoders, kind)(*given, **settings)
-        call = partial(decoder.generate, ids, max_new_tokens=length, min_new_tokens=length, **options)
+    for name in METHODS:
+        call = method_call(name, models, ids, length)
         try:
             seconds, out = _timed(call, torch.cuda.is_available(), 1 if tiny else ROUNDS)
         except RuntimeError as error:
