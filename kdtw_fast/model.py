@@ -78,10 +78,9 @@ class NativeModel:
             with file.alone():
                 packed = file.read()  # another process may have written it meanwhile
                 if packed is None:
-                    described = file.describe_sources()
                     kept = self._pack(config, tensors, dtype, cache_dtype)
                     spec = self._described | {"kept": self.core.spec["kept"]}
-                    file.write(described, PackedWeights(spec, kept, self.core.blobs))
+                    file.write(PackedWeights(spec, kept, self.core.blobs))
                     packed = file.read()
         elif packed is None:
             self._pack(config, tensors, dtype, cache_dtype)
@@ -249,7 +248,7 @@ class NativeModel:
                 memory: a later load packs nothing, and processes share it. For device "cpu" only.
 
         Raises:
-            OSError: the file of ``cache`` cannot be written.
+            OSError: the file of ``cache`` cannot be written; or the folder was changed meanwhile.
             FileNotFoundError: the folder, its config or its safetensors files are not there.
             ValueError: a file is corrupt, or config and tensors do not make a T5 that the core knows.
         """

@@ -6,6 +6,7 @@ of 64, and the arrays, each on a multiple of 64.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,25 @@ class PackedWeights:
     file: _core.MappedFile | None = None
 
 
+class Source(NamedTuple):
+    """A file, and how it was before it was opened: what is read from it is of this state while it stays so."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def seen(cls, path: Path) -> Source:
+        """The file as it is now."""
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
 class PackedFile:
     """The file at ``path`` for weights that were made from the files ``sources`` in the way that ``key`` says."""
 
-    def __init__(self, path: Path, sources: Sequence[Path], key: Mapping[str, Any]):
+    def __init__(self, path: Path, sources: Sequence[Source], key: Mapping[str, Any]):
         self.path, self._sources = path, sources
         self._key = dict(key) | {"layout": _core.packed_layout}
 
@@ -56,7 +72,7 @@ class PackedFile:
         """The weights, or None where the file is absent, cut short, or was made from something else.
 
         The sources are the same when their sizes and times are, or else their contents. Of the file itself, header and
-        length are checked; its arrays are not read.
+        length are checked; its arrays are not read. OSError where a source is no longer as it was.
         """
         try:
             header, data, file = self._open()
@@ -64,6 +80,7 @@ class PackedFile:
             return None  # write() tells when it cannot be there
         if header["key"] != self._key or not self._made_from_sources(header["sources"]):
             return None
+        self._check_sources()
 
         def array(entry: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
             return data[entry["offset"] : entry["offset"] + entry["bytes"]]
@@ -78,7 +95,7 @@ class PackedFile:
         The lock is on the first source. Where a file system has no locks, and where somebody holds one for more than
         ten minutes (whoever may read the file may lock it), each packs, and the last one's file stays.
         """
-        with self._sources[0].open("rb") as source:
+        with self._sources[0].path.open("rb") as source:
             end = time.monotonic() + _LONGEST_WAIT
             while time.monotonic() < end:
                 try:
@@ -90,18 +107,17 @@ class PackedFile:
                     break
             yield
 
-    def describe_sources(self) -> list[dict[str, Any]]:
-        """Name, size, time and SHA-256 of each source; to be taken before the weights are read from them."""
-        described = []
-        for source in self._sources:
-            status = source.stat()
-            described.append(
-                {"name": source.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": _digest(source)}
-            )
-        return described
+    def write(self, weights: PackedWeights) -> None:
+        """Puts the file in place as a whole.
 
-    def write(self, described: list[dict[str, Any]], weights: PackedWeights) -> None:
-        """Puts the file in place as a whole, or raises OSError saying where it could not be written."""
+        Raises OSError saying where it could not be written, or that a source is no longer as it was, so that nobody
+        knows which of its states the weights are.
+        """
+        sources = [
+            {"name": path.name, "size": size, "mtime_ns": mtime_ns, "sha256": _digest(path)}
+            for path, size, mtime_ns, _ in self._sources
+        ]
+        self._check_sources()  # behind the digests: the weights were read, and these made, of the same state
         arrays: list[npt.NDArray[Any]] = []
         offset = 0
 
@@ -112,7 +128,7 @@ class PackedFile:
             offset = _rounded(offset + array.nbytes)
             return entry
 
-        header: dict[str, Any] = {"key": self._key, "sources": described, "spec": weights.spec}
+        header: dict[str, Any] = {"key": self._key, "sources": sources, "spec": weights.spec}
         header["vectors"] = [{"name": n, "shape": v.shape} | place(v) for n, v in weights.vectors.items()]
         header["blobs"] = [place(blob) for blob in weights.blobs]
         header["bytes"] = offset
@@ -131,7 +147,7 @@ class PackedFile:
                     file.write(np.ascontiguousarray(array).data)
                     file.write(bytes(_rounded(array.nbytes) - array.nbytes))
                 file.close()
-                shutil.copymode(self._sources[0], file.name)  # who may read the checkpoint may read this
+                shutil.copymode(self._sources[0].path, file.name)  # who may read the checkpoint may read this
                 os.replace(file.name, self.path)
             except BaseException:
                 os.unlink(file.name)
@@ -156,15 +172,20 @@ class PackedFile:
         return header, data[begin:], file
 
     def _made_from_sources(self, described: list[dict[str, Any]]) -> bool:
-        if [entry["name"] for entry in described] != [source.name for source in self._sources]:
+        if [entry["name"] for entry in described] != [source.path.name for source in self._sources]:
             return False
         for entry, source in zip(described, self._sources, strict=True):
-            status = source.stat()
-            if status.st_size != entry["size"]:
+            if source.size != entry["size"]:
                 return False
-            if status.st_mtime_ns != entry["mtime_ns"] and _digest(source) != entry["sha256"]:
+            if source.mtime_ns != entry["mtime_ns"] and _digest(source.path) != entry["sha256"]:
                 return False
         return True
+
+    def _check_sources(self) -> None:
+        for source in self._sources:
+            if Source.seen(source.path) != source:
+                message = "the file was changed while its model was loaded; load the model again"
+                raise OSError(errno.EBUSY, message, str(source.path))
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from kdtw_fast.equalising import Equaliser
 from kdtw_fast.families import Description, Part, Tensors
 from kdtw_fast.loaders import read_json
+from kdtw_fast.packed import Source
 
 # Last words of the names of tensors that the core packs; it reads others as they are.
 _PACKED = frozenset({"embedding", "head", "query", "key", "value", "output", "gate", "in", "out"})
@@ -21,7 +22,7 @@ _PACKED = frozenset({"embedding", "head", "query", "key", "value", "output", "ga
 _TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id")
 
 
-def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Path]]:
+def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Source]]:
     """Config, tensors, the formats of matrices ("F32", "BF16", …) and the files of a folder with safetensors.
 
     Raises:
@@ -32,14 +33,14 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
         raise FileNotFoundError(
             f"{name}: no config.json in {folder}; give a folder saved with save_pretrained, or a GGUF file itself"
         )
-    files = [folder / "config.json"]
-    config = read_json(files[0], name)
+    files = [Source.seen(folder / "config.json")]
+    config = read_json(files[0].path, name)
     generation = folder / "generation_config.json"
     if generation.is_file():
         config = _with_tokens(config, read_json(generation, name))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files.append(index)
+        files.append(Source.seen(index))
         shards = _shards(folder, index, name)
     elif (folder / "model.safetensors").is_file():
         shards = ["model.safetensors"]
@@ -51,10 +52,10 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     formats: dict[str, str] = {}
     for shard in shards:
         try:
+            files.append(Source.seen(folder / shard))
             handle = safe_open(folder / shard, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{name}: {folder / shard} is not a whole safetensors file ({error})") from None
-        files.append(folder / shard)
         for key in handle.keys():  # noqa: SIM118 - not a dict
             if key in tensors:
                 raise ValueError(f"{name}: tensor '{key}' is in {shard} and in another shard; save the model again")

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from factories import EOS, SHAPES, START, random_t5, with_tau
 from safetensors.torch import load_file, save_file
 
 import kdtw_fast
-from kdtw_fast import NativeT5, SingleModelDecoder, packed, weights
+from kdtw_fast import NativeT5, SingleModelDecoder, model, packed, weights
 from kdtw_fast.families import describe
 from kdtw_fast.packed import PackedFile
 from kdtw_fast.weights import read_folder, tensor_reader
@@ -128,6 +129,32 @@ def test_what_changed_is_packed_again(folder: Path, change: Callable[[Path], Non
     change(folder)
     new = logits(NativeT5.from_pretrained(folder, dtype="bf16", cache=True))
     assert new != old and new == logits(NativeT5.from_pretrained(folder, dtype="bf16"))
+
+
+@pytest.mark.parametrize("packed_before", [False, True])
+def test_a_checkpoint_replaced_while_it_is_read_is_not_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed_before: bool
+) -> None:
+    """Neither are old weights written under the new file's hash, nor is a new file's cache joined with an old config."""
+    newer = tmp_path / "newer"
+    shutil.copytree(folder, newer)
+    change_weight(newer)
+    if packed_before:
+        NativeT5.from_pretrained(newer, dtype="bf16", cache=True)
+        os.replace(newer / ".kdtw_fast-bf16.packed", folder / ".kdtw_fast-bf16.packed")
+    real = model.read_generation
+
+    def replaced(*args: Any) -> Any:
+        os.replace(newer / "model.safetensors", folder / "model.safetensors")
+        return real(*args)
+
+    monkeypatch.setattr(model, "read_generation", replaced)
+    with pytest.raises(OSError, match="changed while its model was loaded.*model.safetensors"):
+        NativeT5.from_pretrained(folder, dtype="bf16", cache=True)
+    monkeypatch.setattr(model, "read_generation", real)
+    assert packed_before or not list(folder.glob(".*.packed"))
+    kept = logits(NativeT5.from_pretrained(folder, dtype="bf16", cache=True))
+    assert kept == logits(NativeT5.from_pretrained(folder, dtype="bf16"))
 
 
 def test_special_tokens_of_the_generation_config_choose_anew(folder: Path) -> None:
@@ -271,17 +298,13 @@ def test_a_file_that_is_cut_while_it_is_in_use(folder: Path) -> None:
 
 def test_who_asks_at_once_packs_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    write, describe_sources = PackedFile.write, PackedFile.describe_sources
-
-    def slowly(self: PackedFile) -> list[dict[str, Any]]:
-        time.sleep(0.1)
-        return describe_sources(self)
+    write = PackedFile.write
 
     def counted(self: PackedFile, *args: Any) -> None:
         written.append(self.path)
+        time.sleep(0.1)
         write(self, *args)
 
-    monkeypatch.setattr(PackedFile, "describe_sources", slowly)
     monkeypatch.setattr(PackedFile, "write", counted)
     with ThreadPoolExecutor(4) as pool:
         models = list(pool.map(lambda _: NativeT5.from_pretrained(folder, cache=True), range(4)))
