@@ -341,6 +341,7 @@ class AutoDecoder(AnyDecoder):
             made = make_decoder(method, models, None, self.num_threads, told, **settings)
             assert isinstance(made, Decoder)
             made._words = lambda: self.tokenizer
+            made._quality = self.quality
             self._decoders[key] = made
         return self._decoders[key]
 

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from kdtw_fast import _core
 from kdtw_fast.costs import Prediction
 from kdtw_fast.deprecation import renamed_field
+from kdtw_fast.options import GenerateOptions
 from kdtw_fast.owner import Owner as Owner
 from kdtw_fast.owners_tensor import Owners
 
@@ -237,18 +238,26 @@ def one_by_one(result: Mapping[str, Any]) -> Iterator[tuple[int, GenerationOutpu
         yield index[r], GenerationOutput._of(row)
 
 
-def empty(index: int, teachers: int) -> GenerationOutput:
-    """A stream's output for a text in which there is nothing to decode."""
+def empty(index: int, teachers: int, options: GenerateOptions) -> GenerationOutput:
+    """A stream's output for a text in which there is nothing to decode, with all that its options ask for."""
     counts = {name: torch.zeros(1, dtype=torch.int64) for name in _COUNTS}
     tokens = {name: torch.zeros(1, 0, dtype=dtype) for name, dtype in _TOKENS.items()}
     by_teacher = {
         "calls_by_teacher": torch.zeros(1, teachers, dtype=torch.int64),
         "fraction_by_teacher": torch.zeros(1, teachers),
     }
+    asked: dict[str, Any] = {}
+    if options.output_logprobs:
+        asked |= {"student_logprobs": torch.zeros(1, 0), "teacher_logprobs": torch.zeros(1, 0)}
+    if count := options.top_logprobs:
+        asked |= {"top_ids": torch.zeros(1, 0, count, dtype=torch.int64), "top_logprobs": torch.zeros(1, 0, count)}
+    if options.output_reads:
+        asked |= {name: [[]] for name in _LISTS}
     return GenerationOutput._of(
         counts
         | tokens
         | by_teacher
+        | asked
         | {"teacher_fraction": torch.zeros(1), "finish_reasons": ["empty"], "texts": [""], "index": index}
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from kdtw_fast import _core
 from kdtw_fast.feeds import Feed
 from kdtw_fast.inputs import Item
-from kdtw_fast.outputs import GenerationOutput, Timings, empty, one_by_one
+from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
 
 # Of _core.Session.add.
 RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger], _core.RowOptions | None]
@@ -48,20 +48,19 @@ class Stream:
         inputs: Iterable[Any],
         read: Callable[[Any, int], Item],
         rows: Callable[[list[Item], list[int]], Iterator[RowArguments]],
+        blank: Callable[[int], GenerationOutput],
         words: Callable[[], Any],
         texts: Callable[[GenerationOutput, Item], list[str]],
         pad: int,
         in_order: bool,
         on_error: str = "raise",
-        teachers: int = 0,
     ):
         # Called with every output before it is yielded.
         self.on_output: Callable[[GenerationOutput], None] = lambda out: None
         self.failed: int | None = None
         self._session: _core.Session | None = session
         self._inputs = Feed(inputs)
-        self._read, self._rows = read, rows
-        self._teachers = teachers
+        self._read, self._rows, self._blank = read, rows, blank
         self._words, self._texts, self._pad, self._in_order = words, texts, pad, in_order
         self._returns_errors = on_error == "return"
         self._read_items = self._added = 0
@@ -174,7 +173,7 @@ class Stream:
                 try:
                     item = self._read(value, index)
                     if item.is_blank:
-                        self._hand_out([empty(index, self._teachers)])
+                        self._hand_out([self._blank(index)])
                     else:
                         items.append((index, item))
                 except Exception as error:

@@ -330,6 +330,20 @@ def test_the_quality_no_is_kept_to_the_token(device: str) -> None:
     assert min(asked[0]) > 0 and asked[1] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("costs", [DRAFTING_PAYS, DRAFTING_COSTS])
+@pytest.mark.parametrize("quality", ["teacher", "student", "high"])
+def test_an_item_has_no_budget_whatever_method_is_chosen(quality: str, costs: Costs) -> None:
+    student, teacher = pair("noisy")
+    student.student_prompt = "a{budget}b"
+    auto = AutoDecoder(student, teacher, quality=quality, costs=costs, tokenizer=Letters())
+    items = ["ab", {"text": "cd", "budget": "light"}, "ef"]
+    first, second, third = auto.stream(items, in_order=True, on_error="return", max_new_tokens=TOKENS)
+    assert first.texts and third.texts and isinstance(second.error, TypeError)
+    assert f"item 1 has the budget 'light', but this AutoDecoder was made for one, quality='{quality}'" in str(
+        second.error
+    )
+
+
 @kept
 def natives(device: str) -> tuple[NativeT5, NativeT5]:
     return pair("noisy", device=device)

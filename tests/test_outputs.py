@@ -117,6 +117,22 @@ def test_a_blank_text_of_a_stream_is_an_empty_output() -> None:
             k: v.dtype for k, v in outs[1].items() if isinstance(v, torch.Tensor)
         }
     assert [out.texts for out in shipped().stream(["", ""], budget="no")] == [[""], [""]]
+
+
+def test_a_blank_text_has_what_was_asked_of_all() -> None:
+    asked: dict[str, Any] = {"output_logprobs": True, "top_logprobs": 3, "output_reads": True, "max_new_tokens": 4}
+    blank, other = shipped().stream([" ", GERMAN], budget="light", in_order=True, **asked)
+    submitted = shipped().submit(" ", budget="light", **asked).result()
+    for out in (blank, submitted):
+        assert out.sequences_scores.tolist() == [0.0] and out.output_ids == [[]]
+        assert out.keys() | {"index"} == other.keys()
+        for name, value in other.items():
+            if isinstance(value, torch.Tensor):
+                assert out[name].dtype == value.dtype and out[name].dim() == value.dim(), name
+                assert out[name].shape[2:] == value.shape[2:], name
+
+
+def test_a_blank_text_needs_a_tokenizer_too() -> None:
     with pytest.raises(ValueError, match=r"item 0.*no tokenizer"):
         list(SpeculativeDecoder(*natives()).stream([""]))
 

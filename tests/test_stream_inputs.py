@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import copy
 import itertools
 import multiprocessing
 import queue
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -69,6 +71,31 @@ def test_a_bad_item_is_named_after_the_rows_before_it(
         assert stream.failed == 2
         assert_rows(outputs, whole)
     assert_rows(list(decoder.stream([GOOD, [8, EOS]], **settings)), whole)
+
+
+@pytest.mark.parametrize("budget", ["light", "bogus"])
+def test_a_budget_that_no_prompt_takes_is_refused(budget: str) -> None:
+    """Of a teacher alone, and of a student whose prompt has no place for one."""
+    student, teacher = copy.copy(natives("cpu")[0]), copy.copy(natives("cpu")[1])
+    student.student_prompt = "Translate: "
+    teacher.student_prompt = "With {budget} use: "  # a teacher reads the prompt of teachers
+    tokenizer = Tokenizer()
+    alone = SingleModelDecoder(teacher, role="teacher", tokenizer=tokenizer)
+    for decoder in (alone, SpeculativeDecoder(student, teacher, tokenizer=tokenizer)):
+        item = {"text": "a", "budget": "light"}
+        for call in (
+            partial(decoder, "a", budget=budget),
+            partial(decoder, "a", budget=[budget]),
+            partial(decoder.stream, ["a"], budget=budget),
+            partial(decoder.submit, "a", budget=budget),
+            partial(next, decoder.stream([item])),
+            partial(decoder.submit, item),
+        ):
+            with pytest.raises(TypeError, match=f"{type(decoder).__name__} takes no budget, .* leave it out"):
+                call()
+        assert decoder("a", max_new_tokens=2).texts
+    told = SingleModelDecoder(teacher, tokenizer=tokenizer)
+    assert told("a", budget="light", max_new_tokens=2).texts and told("a", max_new_tokens=2).texts
 
 
 def test_items_that_a_decoder_cannot_take(device: str) -> None:

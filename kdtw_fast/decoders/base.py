@@ -88,19 +88,22 @@ class Decoder(AnyDecoder):
         def rows(items: list[Item], indices: list[int]) -> Iterator[RowArguments]:
             return self._arguments(items, indices, budget, limits, options)
 
-        pad, teachers = self.model.pad_token_id, len(self._asked)
-        return Stream(session, inputs, read, rows, self._words, texts, pad, in_order, on_error, teachers)
+        def blank(index: int) -> GenerationOutput:
+            return empty(index, len(self._asked), options)
+
+        pad = self.model.pad_token_id
+        return Stream(session, inputs, read, rows, blank, self._words, texts, pad, in_order, on_error)
 
     def _submit(
         self, value: Any, row_id: int, budget: Any, streamer: TokenStreamer | None, options: GenerateOptions
     ) -> Ticket:
-        budget = self._one_budget(budget)
+        budget = self._one_budget(self._budget_of(budget))
         if budget is not None:
             self._phrase(budget)
         item = self._item(value, "the input", budget, options)
         if item.is_blank:
             ticket = Ticket(0, options)
-            ticket.set_result(empty(0, len(self._asked)))
+            ticket.set_result(empty(0, len(self._asked), options))
             return ticket
         limits = self._limits(options, 1)[0]
         try:

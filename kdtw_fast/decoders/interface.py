@@ -16,8 +16,8 @@ from kdtw_fast.decoders.submitting import Submitting
 from kdtw_fast.generation import options_of
 from kdtw_fast.inputs import check_items
 from kdtw_fast.keywords import takes
-from kdtw_fast.messages import named
-from kdtw_fast.model import NativeT5, unpicklable
+from kdtw_fast.messages import named, unpicklable
+from kdtw_fast.model import NativeT5
 from kdtw_fast.options import (
     LIMITS,
     MOST_ROWS,
@@ -114,9 +114,10 @@ class AnyDecoder(Reading, Submitting, ABC):
         Args:
             text: one string or a list of strings.
             budget: a phrase ("light") or fraction (0.1) of :data:`kdtw_fast.BUDGETS`, put into the student's
-                prompt; None = "no" for decoders that do not ask. A list has one for each text. For a student of several
-                teachers each is a mapping from their numbers: {1: "light", 2: "no"}. "no" (0) is kept to the token: it
-                sets ``max_teacher_calls`` of 0 for that teacher unless a limit is given.
+                prompt; None = "no" for decoders that do not ask; TypeError where no prompt has a place for it. A list
+                has one for each text. For a student of several teachers each is a mapping from their numbers:
+                {1: "light", 2: "no"}. "no" (0) is kept to the token: it sets ``max_teacher_calls`` of 0 for that
+                teacher unless a limit is given.
             teacher_inputs: as for :meth:`generate`, instead of the text behind the teacher's prompt.
             streamer: as for :meth:`generate`.
             **options: the fields of :class:`kdtw_fast.GenerateOptions`.
@@ -210,8 +211,9 @@ class AnyDecoder(Reading, Submitting, ABC):
         check_word("on_error", on_error, ON_ERROR)
         check_items(inputs, Iterable)
         parsed.check_one_each("a stream")
+        budget = self._budget_of(budget)
         with named("budget of a stream, whose items may have their own"):
-            budget = self._one_budget(self._budget_of(budget))
+            budget = self._one_budget(budget)
         return self._stream(inputs, batch_size, budget, in_order, on_error, parsed)
 
     def __reduce__(self) -> Any:
@@ -226,10 +228,6 @@ class AnyDecoder(Reading, Submitting, ABC):
     def _parsed(self, options: GenerateKeywords) -> GenerateOptions:
         """A call's keywords, and for what they do not say, the checkpoint's defaults."""
         return options_of(self.defaults, options)
-
-    def _budget_of(self, budget: Any) -> Any:
-        """The budget that goes into the student's prompt, where a call was given this one."""
-        return budget
 
     def _asked_for_none(self, budget: Any) -> dict[int, int] | None:
         """``max_teacher_calls`` of the teachers that a decoder that could ask is told not to; None = of none."""

@@ -34,6 +34,7 @@ class Reading:
     _asked: tuple[NativeT5, ...]  # the models that may be asked
     _keeps_limits = False  # single tokens are asked for: calls may be bounded, and strings come with a budget
     _role = "student"  # "teacher" where the one model is a teacher, which reads a teacher's prompt
+    _quality: Any = None  # AutoDecoder's, for which it made this decoder: its budget is for all items
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -84,6 +85,13 @@ class Reading:
         """A stream's item that ``value`` stands for, checked as far as can be before it is its turn."""
         item = Item.of(value, label)
         if item.budget is not None:
+            if self._quality is not None:
+                raise TypeError(
+                    f"{label} has the budget {item.budget!r}, but this AutoDecoder was made for one, "
+                    f"quality={self._quality!r}; leave it out"
+                )
+            with named(label):
+                self._budget_of(item.budget)
             with named(f"{label}: budget"):
                 item = replace(item, budget=self._one_budget(item.budget))
         item.options(options, label)
@@ -147,6 +155,19 @@ class Reading:
         ids = encode_texts(self.tokenizer, [prompt or "" for prompt in every], [*texts] * (1 + len(others)))
         encoded = {prompt: ids[k * len(texts) :] for k, prompt in enumerate(others, 1)}
         return [(ids[i], [encoded[teacher.teacher_prompt][i] for teacher in self._asked]) for i in range(len(texts))]
+
+    def _budget_of(self, budget: Any) -> Any:
+        """The budget that goes into the student's prompt, where a call was given this one.
+
+        TypeError where there is no such prompt, and no row whose calls it bounds: it would be obeyed by nobody.
+        """
+        prompt = self.model.student_prompt if self._role == "student" else None
+        if budget is not None and not self._keeps_limits and "{budget}" not in (prompt or ""):
+            raise TypeError(
+                f"{type(self).__name__} takes no budget, which is told to a student whose prompt has a place for it; "
+                f"got {budget!r}, leave it out"
+            )
+        return budget
 
     def _budgets(self, budget: Any, rows: int) -> list[Any]:
         """A call's budget for each of its rows: one for all, or a list with one for each."""
