@@ -295,7 +295,7 @@ class GenerateOptions:
                 check_real(f"logit_bias of {key}", bias, -1e6, 1e6)
         for name in ("forced_tokens", "row_ids"):
             value = getattr(self, name)
-            if value is not None and not is_sequence(value):
+            if not is_sequence(value) and not (name == "row_ids" and value is None):
                 raise TypeError(f"{name} must be a list of integers, got {value!r} of type {type(value).__name__}")
         if any(map(is_sequence, self.forced_tokens)) and not self.forced_by_row:
             raise TypeError(f"forced_tokens must be ids, or a list of ids for each row, got {self.forced_tokens!r}")

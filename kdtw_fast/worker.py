@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from kdtw_fast import _core
 from kdtw_fast.options import MOST_ROWS, GenerateOptions, check_int
@@ -180,7 +181,8 @@ class _Line:
 
     def decode(self, bell: _core.Bell, one_turn: bool) -> None:
         streamed = any(job.streamer is not None for job in self.running.values())
-        result = self.session.run(False, self.kind.pad, self._put if streamed else None, bell, one_turn)
+        put = partial(self._put, bell) if streamed else None
+        result = self.session.run(False, self.kind.pad, put, bell, one_turn)
         for row, fault in result["faults"]:
             self.running.pop(row).fail(FloatingPointError(fault.replace(f"row {row},", "this row,", 1)))
         failed = dict(self.failed)
@@ -192,7 +194,7 @@ class _Line:
             else:
                 job.give(out)
 
-    def _put(self, row: int, position: int, token: int, owner: int) -> None:
+    def _put(self, bell: _core.Bell, row: int, position: int, token: int, owner: int) -> None:
         job = self.running[row]
         if job.streamer is None or job.ticket.cancelled():
             return
@@ -201,6 +203,7 @@ class _Line:
         except BaseException as error:
             job.streamer = None
             self.failed.append((row, error))
+            bell.ring()  # so that the run ends and the row with it
 
     def fail(self, error: BaseException) -> None:
         for job in (*self.running.values(), *self.waiting):

@@ -162,6 +162,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"forced_tokens": [-1]}, ValueError, ["forced_tokens", "-1"]),
     ({"forced_tokens": [5, EOS]}, ValueError, ["forced_tokens", "end token 1"]),
     ({"forced_tokens": [2.5]}, TypeError, ["forced_tokens", "2.5"]),
+    ({"forced_tokens": None}, TypeError, ["forced_tokens must be a list", "None"]),
     ({"forced_tokens": 5}, TypeError, ["forced_tokens", "5"]),
     ({"forced_tokens": [5, 6], "max_new_tokens": 2}, ValueError, ["forced_tokens", "2"]),
     ({"max_teacher_fraction": 1.5}, ValueError, ["max_teacher_fraction", "1.5"]),

@@ -169,6 +169,24 @@ def test_a_streamer_that_fails_ends_its_row_alone() -> None:
         quick.result(60)
 
 
+def test_a_streamer_that_fails_ends_its_row_at_once() -> None:
+    """Not when the next row ends, which may be long after."""
+    decoder = SingleModelDecoder(slow_model("cpu"))
+    handed: list[int] = []
+
+    def broken(row: int, position: int, token: int, owner: int) -> None:
+        if position == 2:
+            raise LookupError("no place for it")
+
+    options: dict[str, Any] = {"max_new_tokens": 5000, "min_new_tokens": 5000}
+    other = decoder.submit([6, 1], **options, streamer=lambda *token: handed.append(token[1]))
+    ticket = decoder.submit([5, 1], **options, streamer=broken)
+    with pytest.raises(LookupError, match="no place"):
+        ticket.result(60)
+    assert len(handed) < 2500 and not other.done()
+    other.cancel()
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_cancelled_row_makes_room(streams: bool) -> None:
     decoder = SingleModelDecoder(slow_model("cpu"))
