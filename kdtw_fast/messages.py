@@ -60,3 +60,11 @@ def named(label: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(Message(f"{label}: ", Message.of(error))) from None
+
+
+def unpicklable(what: Any) -> TypeError:
+    """What is said of an object that holds packed weights, where it is to go to another process or into a file."""
+    return TypeError(
+        f"a {type(what).__name__} holds weights in this process's memory and cannot be pickled or sent to another; "
+        f"make one from folders in each process, for example in a pool's initializer; cache=True lets them share one"
+    )

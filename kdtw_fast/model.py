@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from kdtw_fast import _core
 from kdtw_fast.budgets import fill_prompt
 from kdtw_fast.families import Tensors, describe
+from kdtw_fast.families.description import lacking_on_devices
 from kdtw_fast.generation import module_generation, read_generation
 from kdtw_fast.gguf_file import is_gguf, read_gguf
-from kdtw_fast.messages import named
+from kdtw_fast.messages import named, unpicklable
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 from kdtw_fast.probing import probe_key, probe_tokens
@@ -91,6 +93,12 @@ class NativeModel:
         self.spec: dict[str, Any] = self.core.spec
         self.dtype, self.cache_dtype = self.spec["dtype"], self.spec["cache_dtype"]
         self.vocab_size: int = self.spec["vocabulary"]
+        self._read_config(config)
+        self._told = self._tells()
+
+    def _read_config(self, config: Mapping[str, Any]) -> None:
+        """Sets what decoders read of a config: special tokens and prompts."""
+        name = self.name
         eos = config.get("eos_token_id")
         if eos is None or eos == []:
             raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
@@ -134,6 +142,13 @@ class NativeModel:
                 f"'teacher_token_embedding' has vectors for {self.num_teachers}"
             )
 
+    def _tells(self) -> dict[str, Any]:
+        """What was read of the config, under the names of its fields."""
+        fields = ("eos_token_id", "tau_token_id", "pad_token_id", "decoder_start_token_id")
+        tokens = (self.eos_token_ids, self.tau_token_ids, self.pad_token_id, self.decoder_start_token_id)
+        prompts = {"student_prompt": self.student_prompt, "teacher_prompt": self.teacher_prompt}
+        return dict(zip(fields, tokens)) | prompts | {"forced_bos_token_id": self.first_tokens}
+
     def _pack(
         self, config: Mapping[str, Any], tensors: Tensors, dtype: str, cache_dtype: str
     ) -> dict[str, npt.NDArray[np.float32]]:
@@ -153,7 +168,7 @@ class NativeModel:
     ) -> _core.Transformer:
         """The native object of what is described."""
         cache = _auto_cache(self._described["dtype"], self.device) if cache_dtype == "auto" else cache_dtype
-        if self.device != "cpu" and (lacking := _lacking_on_devices(self._described)):
+        if self.device != "cpu" and (lacking := lacking_on_devices(self._described)):
             raise ValueError(
                 f"{self.name}: device {self.device!r} does not compute {lacking} yet; decode this model on 'cpu'"
             )
@@ -214,12 +229,15 @@ class NativeModel:
         """
         config, tensors = read_module(model, self.name)
         described = describe(config, tensors, self.name, self._ignored)
-        now, new = _flat(self._described), _flat(described.spec | {"dtype": self.dtype})
+        other = copy(self)
+        other._read_config(config)
+        now = _flat(self._described) | self._told
+        new = _flat(described.spec | {"dtype": self.dtype}) | other._tells()
         for field in now | new:
             if now.get(field) != new.get(field):
                 raise ValueError(
-                    f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)} "
-                    f"here and {new.get(field)} in the model given"
+                    f"{self.name}: update_weights takes models of the same config, but {field} is {now.get(field)!r} "
+                    f"here and {new.get(field)!r} in the model given"
                 )
         probe = probe_tokens(self._described, config)
         self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), probe)
@@ -355,14 +373,6 @@ class NativeModel:
         return self.core.decode_logits(self.device, source, tokens, [int(f) for f in from_teacher], sizes, num_threads)
 
 
-def unpicklable(what: Any) -> TypeError:
-    """What is said of an object that holds packed weights, where it is to go to another process or into a file."""
-    return TypeError(
-        f"a {type(what).__name__} holds weights in this process's memory and cannot be pickled or sent to another; "
-        f"make one from folders in each process, for example in a pool's initializer; cache=True lets them share one"
-    )
-
-
 NativeT5 = NativeModel  # its name as long as it held T5s only
 
 
@@ -435,15 +445,3 @@ def _flat(spec: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in spec.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
-
-
-def _lacking_on_devices(spec: Mapping[str, Any]) -> str | None:
-    """What a model needs that no CUDA kernel computes."""
-    for stack in (spec[name] for name in ("encoder", "decoder") if name in spec):
-        if stack.get("layer_norm"):
-            return "layer norms"
-        if stack.get("rotary_pairs"):
-            return "rotary positions"
-        if (stack["function"], stack["gated"]) not in (("relu", False), ("gelu_tanh", True)):
-            return f"the activation {stack['function']!r}{', gated' * stack['gated']}"
-    return None

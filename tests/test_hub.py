@@ -84,6 +84,12 @@ def test_a_prefix_samples_and_weights_that_change() -> None:
         model.shared.weight.mul_(-1.5)
     changed = model.generate(ids, do_sample=False, max_new_tokens=8, **NATIVE)
     assert changed.tolist() == model.generate(ids, do_sample=False, max_new_tokens=8).tolist()
+    place, version = model.shared.weight.data_ptr(), model.shared.weight._version
+    model.shared.weight.data.mul_(-0.5)  # which changes neither
+    assert (place, version) == (model.shared.weight.data_ptr(), model.shared.weight._version)
+    again = model.generate(ids, do_sample=False, max_new_tokens=8, **NATIVE)
+    assert again.tolist() == model.generate(ids, do_sample=False, max_new_tokens=8).tolist()
+    assert _packed[model][1] is not kept
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from typing import Any
 
@@ -166,6 +167,21 @@ def test_a_wrong_model_changes_nothing(device: str) -> None:
         native.update_weights(student(2, shape=0))
     with pytest.raises(ValueError, match="teachers is 1 here and None"):
         native.update_weights(random_t5(SHAPES[1], VOCAB, seed=2))
+    for field, value in (
+        ("eos_token_id", 2),
+        ("pad_token_id", 3),
+        ("decoder_start_token_id", 4),
+        ("tau_token_id", 7),
+        ("forced_bos_token_id", 8),
+        ("student_prompt", "Use {budget}: "),
+        ("teacher_prompt", "Translate: "),
+    ):
+        other = student(2)
+        setattr(other.config, field, value)
+        other.generation_config = None  # which repeats the config's tokens
+        said = f"policy: update_weights takes .* {field} is .*{re.escape(repr(value))}.* in the model"
+        with pytest.raises(ValueError, match=said):
+            native.update_weights(other)
     with pytest.raises(TypeError, match="got Linear"):
         native.update_weights(torch.nn.Linear(2, 2))
     broken = copy.deepcopy(student(2))

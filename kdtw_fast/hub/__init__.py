@@ -34,6 +34,7 @@ _REFUSED = {
     "past_key_values": "keys and values are the native decoder's own",
     "decoder_attention_mask": "decoder_input_ids are rows of one length",
 }
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of so many bytes
 _SILENT = ("synced_gpus", "use_model_defaults", "use_cache", "tokenizer")
 _packed: weakref.WeakKeyDictionary[Any, tuple[Any, NativeModel]] = weakref.WeakKeyDictionary()
 
@@ -128,10 +129,23 @@ def _native(model: Any, name: str, dtype: str | None) -> NativeModel:
     wanted = dtype or _DTYPES.get(held.dtype, "auto")
     if wanted == "fp16" and device == "cpu":
         wanted = "fp32"  # which holds it; the CPU's core has no fp16
-    state = (device, wanted, name, *((p.data_ptr(), p._version) for p in model.parameters()))
+    state = (device, wanted, name, *((p.data_ptr(), p._version) for p in model.parameters()), _sums(model))
     if model not in _packed or _packed[model][0] != state:
         _packed[model] = state, NativeModel.from_model(model, name, wanted, device=device)
     return _packed[model][1]
+
+
+def _sums(model: torch.nn.Module) -> list[int]:
+    """A sum of each parameter's bits: what is written through ``.data`` leaves address and version as they are.
+
+    It costs about what a step of the decoder does, which reads all weights too.
+    """
+    sums = [
+        parameter.detach().contiguous().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64)
+        for parameter in model.parameters()
+    ]
+    found: list[int] = torch.stack(sums).tolist() if sums else []
+    return found
 
 
 def _options(config: Any, model: NativeModel, source: int, forced: int) -> dict[str, Any]:
