@@ -243,6 +243,21 @@ def test_a_signal_saves_and_stops(number, where, whole, tmp_path, caplog):
     assert_same_run(whole, tmp_path)
 
 
+def test_a_signal_between_the_lines_of_a_validation_is_no_traceback(tmp_path):
+    """One that comes when the table is there and the trainer does not yet say that it validates no more."""
+
+    class Late(Trainer):
+        def __setattr__(self, name, value):
+            ends = name == "_validating" and not value and self.__dict__.get(name)
+            if ends and self.step == 24 and self._received is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().__setattr__(name, value)
+
+    trainer = Late(Toy(), settings(tmp_path), "toy", quiet=True)
+    assert trainer.run().stopped_by == signal.SIGTERM
+    assert load_checkpoint(tmp_path)["step"] == 24
+
+
 # ---------------------------------------------------------------- losses that are not finite
 
 

@@ -10,6 +10,7 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch import distributed
 from transformers import PreTrainedModel
 
 Row = TypeVar("Row")
+LONGEST_WAIT = timedelta(days=1)  # of a process for another
 
 
 @cache
@@ -27,9 +29,13 @@ def _joined() -> bool:
         return False
     try:
         from accelerate import PartialState
+        from accelerate.utils import InitProcessGroupKwargs
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate, or start one process") from None
-    PartialState(cpu=not torch.cuda.is_available())
+    # While process 0 builds a vocabulary, validates or saves, the others wait in a collective for as long as that
+    # takes; torch would end them after 10 or 30 minutes. Of a process that died its launcher tells them at once.
+    waiting = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    PartialState(cpu=not torch.cuda.is_available(), **waiting.to_kwargs())
     # Before Python ends: gloo's threads drop tensors, for which they need its lock, and one that still waits for it
     # when Python ends takes the process with it ("terminate called without an active exception").
     atexit.register(lambda: distributed.destroy_process_group() if distributed.is_initialized() else None)

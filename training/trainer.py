@@ -199,14 +199,15 @@ class Trainer:
     def _validate(self, rows: int | None) -> Table | None:
         """The algorithm's table, None when a signal interrupted it."""
         table = None
-        if self.writes and self._received is None:
-            self._validating = True
+        try:  # a signal may come between any two of these lines
             try:
-                table = self.algorithm.validate(self.step, rows)
-            except _StopValidationError:
-                pass
+                self._validating = self.writes
+                if self.writes and self._received is None:
+                    table = self.algorithm.validate(self.step, rows)
             finally:
                 self._validating = False
+        except _StopValidationError:
+            self._validating = False  # if it came before that line
         self._agree()
         return processes.from_first(table)
 
