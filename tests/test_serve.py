@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ openai = pytest.importorskip("openai", reason="the openai client is not installe
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
+from factories import SHAPES, random_t5  # noqa: E402
 from serving import NAME, serving, settled, shipped  # noqa: E402
 
 from kdtw_fast import NativeModel, Owner, load_pair  # noqa: E402
@@ -32,7 +34,7 @@ from kdtw_fast.serve.asked import read_asked  # noqa: E402
 from kdtw_fast.serve.errors import ApiError  # noqa: E402
 from kdtw_fast.serve.flow import Flow, Mail  # noqa: E402
 from kdtw_fast.serve.pieces import Pieces  # noqa: E402
-from kdtw_fast.serve.run import listen  # noqa: E402
+from kdtw_fast.serve.run import listen, run  # noqa: E402
 from kdtw_fast.serve.served import Served, size  # noqa: E402
 from kdtw_fast.serve.settings import ServeOptions  # noqa: E402
 from kdtw_fast.worker import Ticket  # noqa: E402
@@ -268,6 +270,9 @@ def test_translate(running: tuple[str, Service]) -> None:
     assert both["translatedText"] == [alone(text, "greedy-teacher").texts[0] for text in (one, two)]
     check_error(400, httpx.post(f"{url}/translate", json=asked | {"target": "fr"}), "target", "'en'", "'fr'")
     check_error(400, httpx.post(f"{url}/translate", json=asked | {"format": "html"}), "format")
+    form = {"q": [one, two], "source": "de", "target": "en", "method": "greedy-teacher"}
+    assert httpx.post(f"{url}/translate", data=form).json()["translatedText"] == both["translatedText"]
+    check_error(400, httpx.post(f"{url}/translate", data=form | {"source": ["de", "auto"]}), "source is there twice")
     assert httpx.get(f"{url}/languages").json() == [{"code": "de", "name": "de", "targets": ["en"]}]
 
 
@@ -502,7 +507,13 @@ def test_an_api_key_is_asked_for() -> None:
         for key in ("none", "sesame", "sesame unicode"):
             check_error(401, httpx.post(f"{url}/v1/completions", json=TEXT, headers={"Authorization": f"Bearer {key}"}))
         check_error(401, httpx.get(f"{url}/v1/models"), "API key")
-        check_error(401, httpx.post(f"{url}/translate", json={"q": "a"}))
+        asked = {"q": "Ein Spiel.", "source": "de", "target": "en", "api_key": "sesame ünïcode"}
+        for how in ("json", "data"):  # LibreTranslate's clients send the key in the body
+            assert httpx.post(f"{url}/translate", **{how: asked}).json()["translatedText"]
+            for wrong in ({"q": "a"}, asked | {"api_key": "sesame"}, asked | {"api_key": ""}):
+                check_error(401, httpx.post(f"{url}/translate", **{how: wrong}), "API key")
+        check_error(401, httpx.post(f"{url}/translate", json=asked | {"api_key": 5}), "API key")
+        check_error(401, httpx.post(f"{url}/translate", json=asked, headers={"Authorization": "Bearer none"}))
         assert httpx.get(f"{url}/health").status_code == 200
         right = {"Authorization": "Bearer sesame ünïcode".encode()}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
@@ -609,6 +620,31 @@ def test_the_command_refuses_what_it_cannot_do() -> None:
         ):
             done = CliRunner().invoke(app, ["serve", *arguments])
             assert done.exit_code == 2 and said in done.output, (arguments, done.output)
+
+
+def test_what_a_pair_cannot_do_is_told_and_one_that_fits_in_nothing_is_refused(capsys: Any) -> None:
+    tokenizer = shipped()[1]
+    rows = len(tokenizer)
+    student, teacher = (random_t5(SHAPES[0], rows, seed) for seed in (1, 2))  # without <tau>: it cannot ask
+    models = {"student": NativeModel.from_model(student), "teacher": NativeModel.from_model(teacher)}
+    served = Served("plain", models, tokenizer, ServeOptions(), num_threads=1)
+    assert served.method == "speculative" and "training-wheels" not in served.decoders
+    ((why, methods),) = served.unfit.items()
+    assert methods == ["training-wheels", "random", "entropy"] and "<tau>" in why
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdtw_fast.serve.run.make_server", lambda _: SimpleNamespace(run=lambda sockets: None))
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            run(Service(served), listening, said.append)
+    assert said[1:] == [f"plain: without training-wheels, random, entropy: {why}"]
+    other = random_t5(SHAPES[0], rows, 2)
+    other.config.eos_token_id, other.generation_config = 2, None
+    models["teacher"] = NativeModel.from_model(other)
+    with pytest.raises(ValueError, match=r"plain: no method decodes with student and teacher: .*eos_token_id"):
+        Served("plain", models, tokenizer, ServeOptions(), num_threads=1)
+    alone = Served("plain", {"student": models["student"]}, tokenizer, ServeOptions(), num_threads=1)
+    assert alone.method == "greedy-student" and not alone.unfit
+    alone.worker.close()
 
 
 def test_a_checkpoints_minimum_is_no_hindrance() -> None:

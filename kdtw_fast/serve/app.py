@@ -60,7 +60,6 @@ class Service:
         self.metrics = Metrics(served)
         self._key = None if api_key is None else api_key.encode()
         self._mails: Mail | None = None
-        self.draining = False
 
     def app(self) -> ASGIApp:
         """The application: Starlette's routes without its middleware, which would wrap every piece that is sent."""
@@ -68,7 +67,6 @@ class Service:
         @asynccontextmanager
         async def life(app: Any) -> AsyncIterator[None]:
             yield
-            self.draining = True
             await asyncio.to_thread(self.served.worker.close)
 
         asked = {
@@ -76,10 +74,10 @@ class Service:
             ("POST", "/v1/chat/completions"): self.chat,
             ("GET", "/v1/models"): self.models,
             ("GET", "/v1/models/{name:path}"): self.model,
-            ("POST", "/translate"): self.translate,
             ("GET", "/languages"): self.known_languages,
         }
         free = {("GET", "/health"): self.health, ("GET", "/metrics"): self.show_metrics}
+        free |= {("POST", "/translate"): self.translate}  # which looks for a key in the body, too
         free |= {("GET", "/about"): self.about, **{("GET", path): partial(_file, *told) for path, told in PAGE.items()}}
         routes = [Route(path, _Endpoint(self, path, to, True), methods=[verb]) for (verb, path), to in asked.items()]
         routes += [Route(path, _Endpoint(self, path, to, False), methods=[verb]) for (verb, path), to in free.items()]
@@ -118,12 +116,15 @@ class Service:
 
     async def translate(self, request: Request) -> Response:
         """LibreTranslate's translate: "q" is a text or a list of texts, "source" and "target" are codes."""
-        if self.languages is None:
-            raise ApiError(404, f"{self.served.name} does not translate; use /v1/completions", code="no_translation")
+        if request.headers.get("authorization") is not None:  # before anything is read of a client that has no key
+            self.check_key(request)
         body = await self._body(request, forms=True)
         form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
-        given = dict(parse_qsl(body.decode("utf-8", "replace"))) if form else read_json(body)
-        ours = {name: given.pop(name) for name in ("q", "source", "target", "format", "api_key") if name in given}
+        given = _read_form(body) if form else read_json(body)
+        self.check_key(request, given.pop("api_key", None))
+        if self.languages is None:
+            raise ApiError(404, f"{self.served.name} does not translate; use /v1/completions", code="no_translation")
+        ours = {name: given.pop(name) for name in ("q", "source", "target", "format") if name in given}
         source, target = self.languages
         for name, code, known in (("source", source, (source, "auto")), ("target", target, (target,))):
             if ours.get(name, code) not in known:
@@ -162,9 +163,9 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Whether requests are answered."""
-        served, status = self.served, "draining" if self.draining else "ok"
+        served = self.served
         told = {"running": served.worker.running, "waiting": served.worker.waiting, "slots": served.limits.batch_size}
-        return JSONResponse({"status": status, "model": served.name, **told}, 503 if self.draining else 200)
+        return JSONResponse({"status": "ok", "model": served.name, **told})
 
     async def about(self, request: Request) -> Response:
         """What the page has to know: methods, budgets, limits."""
@@ -183,9 +184,11 @@ class Service:
 
     # --- How --------------------------------------------------------------------------------------------
 
-    def check_key(self, request: Request) -> None:
-        """Raises ApiError where a request does not bring the key."""
+    def check_key(self, request: Request, own: Any = None) -> None:
+        """Raises ApiError where a request brings the key neither in its head nor as ``own``, LibreTranslate's way."""
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
+        if not given and isinstance(own, str):
+            given = own.encode("utf-8", "surrogatepass")
         if self._key is not None and not hmac.compare_digest(given, self._key):
             raise ApiError(
                 401, "the API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key"
@@ -316,6 +319,19 @@ class _Endpoint:
         except Exception:
             LOG.exception("%s %s", request.method, self._path)
             return JSONResponse(ApiError(500, "an error that nobody foresaw; the log has it").body(), 500)
+
+
+def _read_form(body: bytes) -> dict[str, Any]:
+    """The fields of a form, of which "q" may be there several times: a list of texts."""
+    given: dict[str, Any] = {}
+    for name, value in parse_qsl(body.decode("utf-8", "replace")):
+        if name not in given:
+            given[name] = value
+        elif name == "q":
+            given[name] = [*given[name], value] if isinstance(given[name], list) else [given[name], value]
+        else:
+            raise invalid(f"{name} is there twice; give it once", name)
+    return given
 
 
 async def _in_thread(hand_in: Callable[[], Ticket]) -> Ticket:

@@ -62,6 +62,8 @@ def run(service: Service, listening: socket.socket, say: Callable[[str], None] =
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         say(f"{served.name}: {address(listening)}  ({', '.join(served.decoders)}; by default {served.method})")
+        for why, methods in served.unfit.items():
+            say(f"{served.name}: without {', '.join(methods)}: {why}")
         make_server(service).run(sockets=[listening])
     finally:
         for number, handler in before.items():

@@ -33,7 +33,8 @@ class Served:
         models: "student" and "teacher", or one of them.
         tokenizer: of both.
         limits: of requests.
-        method: of requests that name none; None = Training Wheels where the pair can, else the first that it can.
+        method: of requests that name none; None = Training Wheels where the pair can, else the first that it can, of
+            both models where there are two.
         num_threads: of decoding.
 
     Attributes:
@@ -42,7 +43,7 @@ class Served:
         lacking: why a method is not offered, by its name.
 
     Raises:
-        ValueError: the method cannot be offered, or none can; or the models take no such lengths.
+        ValueError: the method cannot be offered, or none can that runs all models; or these take no such lengths.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Served:
     ):
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.created = int(time.time())
+        self._roles = set(models)
         self.worker = Worker(limits.batch_size)
         self.decoders: dict[str, Decoder] = {}
         self.lacking = {"auto": "it chooses a method for a whole batch, and a service has none"}
@@ -81,9 +83,11 @@ class Served:
                         "top_logprobs": MOST_TOLD if judged else 0,  # of one number, so that rows share a session
                     }
                 )
-        if not self.decoders:
-            raise ValueError(f"{name}: no method decodes with these models: {self.lacking}")
-        self.method = self._known(method) if method is not None else next(iter(self.decoders))
+        first = max(self.decoders, key=_models_of, default=None)  # the first of those with most models
+        if first is None or _models_of(first) < len(models):
+            told = "; ".join(f"{why} ({', '.join(which)})" for why, which in self.unfit.items())
+            raise ValueError(f"{name}: no method decodes with {' and '.join(models)}: {told}")
+        self.method = first if method is None else self._known(method)
         decoder = self.decoders[self.method]
         # A short row shows whether the models have places for such lengths, and opens the session for those that come.
         short = {"input_ids": [decoder.model.vocab_size // 2], "max_new_tokens": 1}
@@ -93,6 +97,15 @@ class Served:
     def ids(self) -> list[str]:
         """Names of models that requests may use."""
         return [self.name, *(f"{self.name}/{method}" for method in self.decoders)]
+
+    @property
+    def unfit(self) -> dict[str, list[str]]:
+        """Methods that are not offered though the models that they need are there, by the reason why."""
+        found: dict[str, list[str]] = {}
+        for one, why in self.lacking.items():
+            if one != "auto" and self._roles.issuperset(METHODS[one].models):
+                found.setdefault(why, []).append(one)
+        return found
 
     @property
     def chats(self) -> bool:
@@ -176,6 +189,10 @@ class Served:
         if method in self.lacking:
             raise ValueError(f"the method {method!r} is not offered here: {self.lacking[method]}")
         raise ValueError(f"unknown method {method!r}{nearest(str(method), self.decoders)}")
+
+
+def _models_of(method: str) -> int:
+    return len(METHODS[method].models)
 
 
 def size(source: Source) -> int:
