@@ -12,7 +12,7 @@ import torch
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.messages import Message, OptionName, named
 from kdtw_fast.model import NativeT5
-from kdtw_fast.options import ROW_OPTIONS, GenerateOptions, check_int, check_limit, nearest
+from kdtw_fast.options import LIMITS, ROW_OPTIONS, GenerateOptions, check_int, check_limit, nearest
 
 
 def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
@@ -269,6 +269,35 @@ class Item:
             check_int(f"{label}: row_id", self.row_id, 0, 2**64 - 1)
         for name in ("max_teacher_fraction", "max_teacher_calls"):
             check_limit(name, getattr(self, name), f"{label}: {name}")
+
+
+_BY_NUMBER = ("budget", *LIMITS, "logit_bias")  # of teachers, and of token ids
+_WHOLE = tuple(field.name for field in fields(Item) if "int" in str(field.type) and "float" not in str(field.type))
+
+
+def item_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of JSON or of a table, with keys of :class:`Item`, as an item: in the types that such rows cannot hold.
+
+    Null and NaN are left out, as for all. Keys that are numbers are strings in JSON and in structs, and a table's map
+    is a list of pairs. A table's integers with gaps are floats, and 16.0 is 16. What is none of this stays as it is,
+    for :meth:`Item.of` to refuse.
+    """
+    item = {name: value for name, value in row.items() if value is not None and value == value}
+    for name in item.keys() & _BY_NUMBER:
+        value = item[name]
+        if isinstance(value, list) and value and all(isinstance(pair, tuple) for pair in value):
+            value = dict(value)
+        if isinstance(value, dict):
+            item[name] = {_number(key): one for key, one in value.items() if one is not None}
+    for name in item.keys() & _WHOLE:
+        if isinstance(item[name], float) and item[name].is_integer():
+            item[name] = int(item[name])
+    return item
+
+
+def _number(key: Any) -> Any:
+    """The number that a key stands for; any other key as it is."""
+    return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 9 else key
 
 
 _MESSAGE_KEYS = ("role", "content")

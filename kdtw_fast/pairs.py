@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdtw_fast.loaders import load_tokenizer
+from kdtw_fast.loaders import jsonl_lines, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
@@ -96,8 +97,7 @@ def load_samples(name: str = DEFAULT_PAIR, limit: int | None = None) -> list[Sam
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     path = _find(name, DATA / "samples" / f"{name}.jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [Sample(**json.loads(line)) for line in lines[:limit]]
+    return [Sample(**json.loads(line)) for _, line in islice(jsonl_lines(path), limit)]
 
 
 @contextmanager

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import sacrebleu
 from factories import SHAPES, random_t5, scale_row, with_tau
+from kdtw_fast.training import models as training_models
+from kdtw_fast.training.debian import read_jsonl
+from kdtw_fast.training.new_recipes import split
 from test_cli import make_tokenizer
 from typer.testing import CliRunner
 
 import kdtw_fast.cli as cli
 from kdtw_fast import SingleModelDecoder
-from kdtw_fast.comparison import claims, figures, table
+from kdtw_fast.comparison import claims, contenders, figures, table
 from kdtw_fast.comparison.claims import Comparison, compare_latency, compare_quality
-from kdtw_fast.comparison.contenders import chosen, load_contender
+from kdtw_fast.comparison.contenders import chosen, load_contender, read_samples
 from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
 from kdtw_fast.comparison.examples import examples, examples_text
 from kdtw_fast.comparison.measure import Measurement, Settings
@@ -32,6 +35,7 @@ from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
 from kdtw_fast.comparison.systems import pieces
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
@@ -428,6 +432,37 @@ def test_a_recipe_is_compared_by_what_it_trained(folder: Path, tmp_path: Path, m
     contender = load_contender(str(recipe))
     assert [example.source for example in contender.samples] == SOURCES and contender.folders["student"] == run / "best"
     assert "mine" in contender.name
+
+
+def test_a_recipe_whose_teacher_is_on_the_hub_is_compared(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """And whose data are conversations, which its tokenizer writes out."""
+    recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"base: debian-de-en/phase2\nout: {run}\nteacher: {{path: owner/teacher}}\n"
+        f"data: {{folder: {tmp_path}, chat: true}}\n"
+    )
+    shutil.copytree(folder / "student", run / "best")
+    shutil.copytree(folder / "tokenizer", run / "best", dirs_exist_ok=True)
+    words = load_tokenizer(run / "best")
+    words.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    words.save_pretrained(run / "best")
+    (tmp_path / "test.jsonl").write_text((folder / "data.jsonl").read_text())
+    monkeypatch.setattr(training_models, "check_place", lambda place, setting: None)
+    monkeypatch.setattr(contenders, "snapshot_download", lambda place, **_: str(folder / place.split("/")[1]))
+    contender = load_contender(str(recipe))
+    assert contender.folders["teacher"] == folder / "teacher"
+    assert [example.source for example in contender.samples] == [f"<{source}>" for source in SOURCES]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u0085", "\x0b"])
+def test_a_string_of_jsonl_holds_what_is_a_line_break_elsewhere(odd: str, tmp_path: Path) -> None:
+    rows = [{"source": f"s{odd}{i}", "target": f"t{odd}"} for i in range(40)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
+    assert [vars(sample)["source"] for sample in read_samples(file)] == [row["source"] for row in rows]
+    parts = split(file, tmp_path / "parts")
+    found = [row.source for part in ("train", "validation", "test") for row in read_jsonl(parts / f"{part}.jsonl")]
+    assert sorted(found) == sorted(row["source"] for row in rows)
 
 
 def test_chosen_takes_items_from_the_whole_in_order() -> None:

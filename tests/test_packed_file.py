@@ -135,7 +135,7 @@ def test_what_changed_is_packed_again(folder: Path, change: Callable[[Path], Non
 def test_a_checkpoint_replaced_while_it_is_read_is_not_kept(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed_before: bool
 ) -> None:
-    """Neither are old weights written under the new file's hash, nor is a new file's cache joined with an old config."""
+    """Old weights are not written under the new file's hash, nor is a new file's cache joined with an old config."""
     newer = tmp_path / "newer"
     shutil.copytree(folder, newer)
     change_weight(newer)
@@ -149,7 +149,7 @@ def test_a_checkpoint_replaced_while_it_is_read_is_not_kept(
         return real(*args)
 
     monkeypatch.setattr(model, "read_generation", replaced)
-    with pytest.raises(OSError, match="changed while its model was loaded.*model.safetensors"):
+    with pytest.raises(OSError, match=r"changed while its model was loaded.*model\.safetensors"):
         NativeT5.from_pretrained(folder, dtype="bf16", cache=True)
     monkeypatch.setattr(model, "read_generation", real)
     assert packed_before or not list(folder.glob(".*.packed"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.loaders import jsonl_lines
 
 # A quantity's lines by name ("" where there is one), each a list of (batch, value).
 Points = list[tuple[int, float]]
@@ -64,7 +65,7 @@ def read_quantities(path: Path) -> Quantities:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; name the folder of a run (its out=…)")
     found: Quantities = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for _, line in jsonl_lines(path):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

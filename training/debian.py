@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kdtw_fast.loaders import jsonl_lines
 from kdtw_fast.pairs import Sample as Example  # what is trained on is of the kind that ships
 
 APT_HELPER = "/usr/lib/apt/apt-helper"
@@ -322,15 +323,14 @@ def write_jsonl(path: Path, rows: Iterable[Example]) -> None:
 def read_jsonl(path: Path) -> list[Example]:
     """Examples of a JSONL file; ValueError names the file and line of a row without source or target."""
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-                rows.append(Example(row["source"], row["target"], row.get("package", "")))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}:{number}: expected a JSON object with source and target, got {line.strip()[:80]!r}"
-                ) from error
+    for number, line in jsonl_lines(path):
+        try:
+            row = json.loads(line)
+            rows.append(Example(row["source"], row["target"], row.get("package", "")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object with source and target, got {line.strip()[:80]!r}"
+            ) from error
     return rows
 
 

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from kdtw_fast.loaders import find_tokenizer, load_tokenizer
+from kdtw_fast.loaders import find_tokenizer, jsonl_lines, load_tokenizer
 
 from .batches import keyed_generator
 from .debian import Example, read_jsonl
@@ -97,10 +97,11 @@ def split(file: Path, folder: Path) -> Path:
     """One JSONL file as train, validation and test in `folder`, drawn by a fixed seed; returns the folder."""
     if not file.is_file():
         raise FileNotFoundError(f"--data {file} is neither a folder nor a file")
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    numbered = list(jsonl_lines(file))
+    lines = [line for _, line in numbered]
     if len(lines) < FEWEST_ROWS:
         raise ValueError(f"--data {file} has {len(lines)} examples; at least {FEWEST_ROWS} are needed")
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered:
         try:
             row = json.loads(line)
         except ValueError:

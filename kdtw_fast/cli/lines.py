@@ -118,14 +118,14 @@ def _stdin() -> Iterable[bytes]:
 def read(
     stream: Iterable[bytes | dict[str, Any]], first: int = 1, column: str | None = None
 ) -> Iterator[str | dict[str, Any] | ValueError]:
-    """Lines of bytes, or rows, as :class:`Lines` has them; with ``column`` a line is a row as a JSON object."""
+    """Lines of bytes, or rows, as :class:`Lines` has them; with ``column`` a line is a JSON object, or blank."""
     for number, raw in enumerate(stream, start=first):
         try:
             if isinstance(raw, dict):
                 yield item_of(raw, column or "text")
                 continue
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            yield line if column is None else item_of(json.loads(line), column)
+            yield line if column is None or not line.strip() else item_of(json.loads(line), column)
         except UnicodeDecodeError as error:
             assert isinstance(raw, bytes)
             byte = f"byte 0x{raw[error.start]:02x} at place {error.start}"

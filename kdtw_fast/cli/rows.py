@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.extras import require
+from kdtw_fast.inputs import item_of_row
 from kdtw_fast.options import LIMITS, ROW_OPTIONS
 
 OPTIONS = frozenset(("budget", "row_id", *LIMITS, *ROW_OPTIONS))  # columns that are a row's own options
@@ -20,8 +21,7 @@ def item_of(row: Any, column: str) -> dict[str, Any]:
     if not isinstance(text, str):
         found = f"holds {type(text).__name__}, no text" if column in row else f"is missing; there are {', '.join(row)}"
         raise ValueError(f"column {column!r} {found}")
-    own = {name: value for name, value in row.items() if name in OPTIONS and name != column and value is not None}
-    return {"text": text} | own
+    return {"text": text} | item_of_row({name: row[name] for name in row if name in OPTIONS and name != column})
 
 
 def is_parquet(file: Path) -> bool:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.loaders import load_tokenizer
+from huggingface_hub import snapshot_download
+
+from kdtw_fast.loaders import jsonl_lines, load_tokenizer
 from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import Sample, load_samples, pair_folder, pair_names
 
@@ -127,14 +129,29 @@ def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callabl
     """What a recipe trained: its best student, beside its teacher, on the test split of its data."""
     from kdtw_fast.training import tasks
 
-    student, teacher = Path(settings.out) / "best", Path(settings.teacher.path)
-    for folder, what in ((student, "student"), (teacher, "teacher")):
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"recipe {recipe} has no {what} in {folder} yet; train it first (kdtw train)")
+    student = Path(settings.out) / "best"
+    _check_trained(recipe, "student", student)
+    teacher = _on_this_machine(settings.teacher.path)
+    _check_trained(recipe, "teacher", teacher)
     saved = recipe.name == "recipe.yaml"  # by a run, in its folder
     name = recipe.resolve().parent.name if saved else "-".join(recipe.with_suffix("").parts[-2:])
     folders = {"student": student, "teacher": teacher, "tokenizer": student}
-    return name, folders, lambda: tasks.read_examples(settings.data, "test")
+    return name, folders, lambda: tasks.read_examples(settings.data, "test", tokenizer=load_tokenizer(student))
+
+
+def _check_trained(recipe: Path, what: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"recipe {recipe} has no {what} in {folder} yet; train it first (kdtw train)")
+
+
+def _on_this_machine(place: str) -> Path:
+    """A model's folder; of a name on the hub, that of the hub's files here, fetched where they are not there yet."""
+    from kdtw_fast.training import models
+
+    if not Path(place).is_dir() and place.count("/") <= 1 and not place.startswith((".", "/", "~", "runs/")):
+        models.check_place(place, "teacher.path")  # a sentence where there is none
+        return Path(snapshot_download(place, allow_patterns=["*.json", "*.safetensors"]))
+    return Path(place)
 
 
 def chosen(items: Sequence[Any], count: int) -> list[Any]:
@@ -149,9 +166,7 @@ def read_samples(path: Path) -> list[Sample]:
     if not path.is_file():
         raise FileNotFoundError(f"--data {path} is not a file; give JSONL with source and target")
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in jsonl_lines(path):
         try:
             row = json.loads(line)
             source, target = row["source"], row["target"]

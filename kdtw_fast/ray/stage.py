@@ -15,7 +15,7 @@ from ray.data.block import BlockAccessor
 
 from kdtw_fast.generation import options_of
 from kdtw_fast.gguf_file import is_gguf
-from kdtw_fast.inputs import Item
+from kdtw_fast.inputs import Item, item_of_row
 from kdtw_fast.keywords import takes
 from kdtw_fast.messages import Message
 from kdtw_fast.methods import find_method, make_decoder
@@ -35,7 +35,7 @@ OUTPUTS: dict[str, pa.DataType] = {
 }
 _LACKS_ID = "the row has no row_id, and its tokens are drawn at random; give it a number of its own"
 _SOURCES = ("text", "messages", "input_ids")
-_OPTIONS = {field.name: str(field.type) for field in fields(Item) if field.name != "text"}
+_OPTIONS = {field.name for field in fields(Item)} - {"text"}
 
 
 class Decode:
@@ -139,13 +139,8 @@ class Decode:
                 "otherwise rows of different batches would share them"
             )
         own = {name: name for name in names if name in _OPTIONS} | ({self._text: "text"} if self._text in names else {})
-        whole = [name for name in own if "int" in _OPTIONS.get(name, "") and "float" not in _OPTIONS.get(name, "")]
         rows: list[dict[str, Any]] = table.select(list(own)).to_pylist()
-        for row in rows:
-            for name in whole:  # NumPy has no integers with gaps
-                if isinstance(row[name], float) and row[name].is_integer():
-                    row[name] = int(row[name])
-        return [{own[n]: value for n, value in row.items() if value is not None and value == value} for row in rows]
+        return [item_of_row({own[name]: value for name, value in row.items()}) for row in rows]
 
 
 def decode(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdtw_fast.inputs import item_of_row
 from kdtw_fast.options import TOKEN_RULES, GenerateOptions, check_int, check_real, nearest
 from kdtw_fast.serve.errors import ApiError, invalid
 from kdtw_fast.serve.settings import ServeOptions
@@ -100,10 +101,7 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
         if "max_tokens" in given:
             raise invalid("give max_tokens or max_completion_tokens, not both", "max_tokens")
         given["max_tokens"] = given["max_completion_tokens"]
-    item = {ours: given[name] for name, ours in ITEM_FIELDS.items() if name in given}
-    for name in ("budget", "max_teacher_fraction", "max_teacher_calls"):
-        if isinstance(item.get(name), dict):  # by teacher; JSON's keys are strings
-            item[name] = {int(k) if k.isdecimal() and len(k) < 9 else k: v for k, v in item[name].items()}
+    item = item_of_row({ours: given[name] for name, ours in ITEM_FIELDS.items() if name in given})
     _read_rules(item)
     asked = item.get("max_new_tokens", limits.max_new_tokens)
     stream, at_end = _flag(given, "stream"), False
@@ -140,8 +138,6 @@ def _read_rules(item: dict[str, Any]) -> None:
         for stop in [stops] if isinstance(stops, str) else stops:
             if isinstance(stop, str):
                 check_encodable(stop, "stop")
-    if isinstance(biases := item.get("logit_bias"), dict):  # JSON's keys are strings
-        item["logit_bias"] = {int(k) if k.isdecimal() and len(k) < 9 else k: v for k, v in biases.items()}
 
 
 def _counts(given: Mapping[str, Any], limits: ServeOptions) -> tuple[int, int]:
