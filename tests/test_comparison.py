@@ -35,7 +35,6 @@ from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
 from kdtw_fast.comparison.systems import pieces
-from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
@@ -435,23 +434,20 @@ def test_a_recipe_is_compared_by_what_it_trained(folder: Path, tmp_path: Path, m
 
 
 def test_a_recipe_whose_teacher_is_on_the_hub_is_compared(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    """And whose data are conversations, which its tokenizer writes out."""
     recipe, run = tmp_path / "mine.yaml", tmp_path / "run"
-    recipe.write_text(
-        f"base: debian-de-en/phase2\nout: {run}\nteacher: {{path: owner/teacher}}\n"
-        f"data: {{folder: {tmp_path}, chat: true}}\n"
-    )
+    told = f"base: debian-de-en/phase2\nout: {run}\nteacher: {{path: owner/teacher}}\ndata: {{folder: {tmp_path}}}\n"
+    recipe.write_text(told)
     shutil.copytree(folder / "student", run / "best")
     shutil.copytree(folder / "tokenizer", run / "best", dirs_exist_ok=True)
-    words = load_tokenizer(run / "best")
-    words.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
-    words.save_pretrained(run / "best")
     (tmp_path / "test.jsonl").write_text((folder / "data.jsonl").read_text())
     monkeypatch.setattr(training_models, "check_place", lambda place, setting: None)
     monkeypatch.setattr(contenders, "snapshot_download", lambda place, **_: str(folder / place.split("/")[1]))
     contender = load_contender(str(recipe))
     assert contender.folders["teacher"] == folder / "teacher"
-    assert [example.source for example in contender.samples] == [f"<{source}>" for source in SOURCES]
+    assert [example.source for example in contender.samples] == SOURCES
+    recipe.write_text(told.replace("data: {", "data: {chat: true, "))
+    with pytest.raises(ValueError, match=r"mine\.yaml was trained on conversations \(data\.chat\), .* --data"):
+        load_contender(str(recipe))
 
 
 @pytest.mark.parametrize("odd", ["\u2028", "\u0085", "\x0b"])

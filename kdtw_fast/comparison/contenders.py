@@ -127,8 +127,6 @@ def _no_sentences(pair: str) -> list[Sample]:
 
 def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
     """What a recipe trained: its best student, beside its teacher, on the test split of its data."""
-    from kdtw_fast.training import tasks
-
     student = Path(settings.out) / "best"
     _check_trained(recipe, "student", student)
     teacher = _on_this_machine(settings.teacher.path)
@@ -136,7 +134,19 @@ def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callabl
     saved = recipe.name == "recipe.yaml"  # by a run, in its folder
     name = recipe.resolve().parent.name if saved else "-".join(recipe.with_suffix("").parts[-2:])
     folders = {"student": student, "teacher": teacher, "tokenizer": student}
-    return name, folders, lambda: tasks.read_examples(settings.data, "test", tokenizer=load_tokenizer(student))
+    return name, folders, lambda: _test_split(settings.data, recipe, student)
+
+
+def _test_split(data: Any, recipe: Path, tokenizer: Path) -> list[Sample]:
+    from kdtw_fast.training import frames, tasks
+
+    samples = [] if data.chat else tasks.read_examples(data, "test", tokenizer=load_tokenizer(tokenizer))
+    if data.chat or any(frames.HERE in sample.source for sample in samples):
+        raise ValueError(
+            f"recipe {recipe} was trained on conversations (data.chat), and texts are compared; name a JSONL file of "
+            f"texts with --data"
+        )
+    return samples
 
 
 def _check_trained(recipe: Path, what: str, folder: Path) -> None:

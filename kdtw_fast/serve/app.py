@@ -124,7 +124,8 @@ class Service:
         self.check_key(request, given.pop("api_key", None))
         if self.languages is None:
             raise ApiError(404, f"{self.served.name} does not translate; use /v1/completions", code="no_translation")
-        ours = {name: given.pop(name) for name in ("q", "source", "target", "format") if name in given}
+        own = ("q", "source", "target", "format")
+        ours: dict[str, Any] = {name: given.pop(name) for name in own if name in given}
         source, target = self.languages
         for name, code, known in (("source", source, (source, "auto")), ("target", target, (target,))):
             if ours.get(name, code) not in known:
