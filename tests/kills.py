@@ -1,8 +1,9 @@
-"""kill -9 at random moments: python tests/kills.py [--kills 50] [--only fit …].
+"""kill -9 at random moments: python tests/kills.py [--kills 50] [--only fit …] [--record FILE].
 
 Every trainer, alone and in two processes, and ``kdtw compare``, on toy data. Each is run whole once; then killed some
 time after it began, and begun again, until it comes to its end: that has to have the bits of the whole run. Then all
-over again, until it was killed so often.
+over again, until it was killed so often. All of it lies in memory, where there is such a place: what kill -9 leaves is
+the same there, and a disk's waiting would be most of the time.
 """
 
 from __future__ import annotations
@@ -187,10 +188,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python tests/kills.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="of each")
     parser.add_argument("--only", nargs="+", choices=[*TRAINERS, "compare"], default=[*TRAINERS, "compare"])
+    parser.add_argument("--record", type=Path, help="a file that is given a line of JSON for each")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     wrong = 0
-    with tempfile.TemporaryDirectory() as place:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="kdtw_kills", dir=memory) as place:
         root = Path(place)
         toy = root / "toy"
         if set(asked.only) != {"compare"} and any(end(start(lambda: make_toy(toy)))):
@@ -203,11 +206,17 @@ def main(arguments: list[str] | None = None) -> int:
                 else:
                     tried = try_trainer(toy, root, name, processes, asked.kills)
                 wrong += len(tried.wrong)
+                seconds = time.monotonic() - began
                 print(
                     f"{name:8} in {processes}: {tried.kills} kills, {tried.runs} runs with the bits of the whole one, "
-                    f"{time.monotonic() - began:.0f} s {' '.join(tried.wrong)}",
+                    f"{seconds:.0f} s {' '.join(tried.wrong)}",
                     flush=True,
                 )
+                if asked.record:
+                    of = name if processes == 1 else f"{name} in {processes} processes"
+                    line = {"campaign": "kills", "of": of, "count": tried.kills, "wrong": len(tried.wrong)}
+                    with asked.record.open("a", encoding="utf-8") as record:
+                        record.write(json.dumps(line | {"runs": tried.runs, "seconds": round(seconds)}) + "\n")
     return bool(wrong)
 
 
