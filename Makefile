@@ -52,9 +52,10 @@ gpu-proof-kernels: $(VENV)/.extra-test $(VENV)/.extra-gpu-proof
 debug asan tsan: $(VENV)/.extra-test
 	$(BIN)/python .ci/core.py $@ $(ARGS)
 
-# libFuzzer and Atheris: a fixed number of inputs, or MINUTES of each target. Needs Clang (tests/fuzz/run.py).
+# libFuzzer and Atheris: a fixed number of inputs, or MINUTES of each target. Needs Clang (tests/fuzz/run.py); with
+# ARGS=--optional, where there is none, Python's side only.
 fuzz: $(VENV)/.extra-fuzz
-	$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 lint: $(VENV)/.extra-dev $(VENV)/.extra-test
 	$(BIN)/ruff check .
