@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from kdtw_fast.families import FAMILIES
@@ -59,12 +60,16 @@ def probe_tokens(spec: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[li
 def _special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that name special tokens; one that is absent is what transformers makes of it, as in memory."""
     kind = config.get("model_type", "t5")
-    defaults: dict[str, Any] = {}
-    if isinstance(kind, str) and kind in FAMILIES and any(field not in config for field in _SPECIAL):
-        from transformers import AutoConfig
-
-        defaults = AutoConfig.for_model(kind).to_dict()
+    lacks = any(field not in config for field in _SPECIAL)
+    defaults = _defaults(kind) if lacks and isinstance(kind, str) and kind in FAMILIES else {}
     return {field: config.get(field, defaults.get(field)) for field in _SPECIAL}
+
+
+@cache
+def _defaults(kind: str) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    return dict(AutoConfig.for_model(kind).to_dict())
 
 
 def _ids(value: Any, vocabulary: int) -> list[int]:
@@ -74,9 +79,11 @@ def _ids(value: Any, vocabulary: int) -> list[int]:
 
 
 def _drawn(special: set[int], vocabulary: int, stream: int, count: int) -> list[int]:
+    if count <= 0:
+        return []
     tokens: list[int] = []
-    for i in range(count):
-        token = int(philox4x32([i, 0, 0, stream], [0, 0])[0]) % vocabulary
+    for word in philox4x32([[i, 0, 0, stream] for i in range(count)], [0, 0])[:, 0].tolist():
+        token = word % vocabulary
         while token in special and len(special) < vocabulary:
             token = (token + 1) % vocabulary
         tokens.append(token)
