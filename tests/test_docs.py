@@ -25,6 +25,8 @@ RUN = [
     ROOT / "README.md",
     ROOT / "docs/index.md",
     ROOT / "docs/concepts.md",
+    ROOT / "docs/serving.md",
+    ROOT / "docs/huggingface.md",
     *sorted((ROOT / "docs/howto").glob("*.md")),
 ]
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
