@@ -181,7 +181,7 @@ class AutoDecoder(AnyDecoder):
         self.measure_seconds = check_real("measure_seconds", measure_seconds, 0.0, open_low=True)
         options = PairOptions(**shared)
         self.num_threads = options.num_threads or _core.hardware_threads()
-        self.student = load(student, "student", options.dtype, options.device, options.cache)
+        self.student = load(student, "student", options.dtype, options.device, options.cache, options.generation_config)
         loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.teachers = (loaded,)
         self._words = words_of(options.tokenizer, student, self.student.tau_token_ids, [("teacher", teacher)])

@@ -11,6 +11,7 @@ from typing import Any
 from kdtw_fast import _core
 from kdtw_fast.costs import Costs, ModelCosts
 from kdtw_fast.decoders import ModelLike, SingleModelDecoder
+from kdtw_fast.generation import IGNORE
 from kdtw_fast.model import NativeT5, load
 from kdtw_fast.options import check_int, check_real
 
@@ -106,7 +107,7 @@ def _in_turns(passes: Mapping[_Pass, Callable[[int], Any]], seconds: float) -> d
 
 def _drafted_step(model: NativeT5, rows: int, source_tokens: int, num_threads: int) -> Callable[[int], Any]:
     """As a pass of `_in_turns`: a step's share of what `DRAFTED` tokens take longer to decode than one."""
-    decoder = SingleModelDecoder(model, num_threads=num_threads)
+    decoder = SingleModelDecoder(model, num_threads=num_threads, generation_config=IGNORE)
     special = {*model.eos_token_ids, *model.tau_token_ids, model.pad_token_id}
     sources = [[next(token for token in range(model.vocab_size) if token not in special)] * source_tokens] * rows
 

@@ -24,8 +24,9 @@ class DecoderOptions:
             maps into memory, and which processes share (see :meth:`NativeModel.from_pretrained`).
         generation_config: what of the checkpoint's generation_config.json, or of the model's in memory, holds where a
             call does not say otherwise: None = all of it (fields that the core cannot obey are refused by name);
-            "ignore" = nothing but its special tokens; or a dict of fields that come before it, None as a value for
-            one that is not to hold. A student's and its teacher's must mean the same.
+            "ignore" = nothing but its special tokens (ends, padding, start, forced first token); or a dict of fields
+            that come before it, special tokens too, None as a value for one that is not to hold. A student's and its
+            teacher's must mean the same.
     """
 
     tokenizer: Any = None

@@ -1,7 +1,7 @@
 """What a checkpoint says of generating (``generation_config.json``, or a model's in memory), as options of calls.
 
 Transformers' precedence: a keyword of a call, then the checkpoint, then the option's default. What the core cannot do
-is refused by name. Special tokens are read with the config (`kdtw_fast.weights`).
+is refused by name. Special tokens are the model's (`kdtw_fast.special_tokens`), also those that a decoder is told.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _OTHERS = (
     "sequence_bias",
     "stop_strings",
 )
-# Read with the config, or without effect on what is written where there are no beams.
+# Special tokens, which the model has; or without effect on what is written where there are no beams.
 # fmt: off
 _WITHOUT_EFFECT = frozenset({
     "_from_model_config", "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",

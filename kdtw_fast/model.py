@@ -21,6 +21,7 @@ from kdtw_fast.messages import named, unpicklable
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
 from kdtw_fast.probing import probe_key, probe_tokens
+from kdtw_fast.special_tokens import FIELDS, SpecialTokens, said
 from kdtw_fast.torch_allocator import share_with_torch
 from kdtw_fast.weights import read_folder, read_module, tensor_reader
 
@@ -99,16 +100,6 @@ class NativeModel:
     def _read_config(self, config: Mapping[str, Any]) -> None:
         """Sets what decoders read of a config: special tokens and prompts."""
         name = self.name
-        eos = config.get("eos_token_id")
-        if eos is None or eos == []:
-            raise ValueError(f"{name}: config field eos_token_id is missing; a decode would have no end token")
-        self.eos_token_ids: list[int] = list(eos) if isinstance(eos, (list, tuple)) else [eos]
-        pad = config.get("pad_token_id")
-        if pad is None:  # what transformers pads with, too; T5 and its like always have one
-            pad = 0 if self.has_encoder else self.eos_token_ids[0]
-        self.pad_token_id: int = pad
-        start = config.get("decoder_start_token_id")
-        self.decoder_start_token_id: int = self.pad_token_id if start is None else start  # T5 starts from pad
         self.tau_token_ids = tau_token_ids(config.get, name)
         self.student_prompt: str | None = config.get("student_prompt")
         self.teacher_prompt: str | None = config.get("teacher_prompt")
@@ -117,21 +108,7 @@ class NativeModel:
         if self.student_prompt is not None:
             with named(name):
                 fill_prompt(self.student_prompt, "")
-        first = config.get("forced_bos_token_id")
-        self.first_tokens: list[int] = [] if first is None else [first]
-        special = {
-            "forced_bos_token_id": self.first_tokens,
-            "pad_token_id": [self.pad_token_id],
-            "decoder_start_token_id": [self.decoder_start_token_id],
-            "tau_token_id" if len(self.tau_token_ids) < 2 else "tau_token_ids": self.tau_token_ids,
-            "eos_token_id": self.eos_token_ids,
-        }
-        for field, tokens in special.items():
-            for token in tokens:
-                if type(token) is not int or not 0 <= token < self.vocab_size:
-                    raise ValueError(
-                        f"{name}: config field {field}={token!r} is outside the vocabulary of {self.vocab_size}"
-                    )
+        self._take_tokens(config, "config field", self.tau_token_ids)
         if self.tau_token_id is not None and not self.num_teachers:
             raise ValueError(
                 f"{name}: config has tau_token_id={self.tau_token_id}, but tensor 'teacher_token_embedding' is missing"
@@ -148,6 +125,26 @@ class NativeModel:
         tokens = (self.eos_token_ids, self.tau_token_ids, self.pad_token_id, self.decoder_start_token_id)
         prompts = {"student_prompt": self.student_prompt, "teacher_prompt": self.teacher_prompt}
         return dict(zip(fields, tokens)) | prompts | {"forced_bos_token_id": self.first_tokens}
+
+    def _take_tokens(self, fields: Mapping[str, Any], where: str, taus: Sequence[int] = ()) -> None:
+        """Takes the special tokens of these fields, which errors name as those of ``where``, and checks <tau>s."""
+        self._fields = {field: fields.get(field) for field in FIELDS}
+        label = f"{self.name}: {where}"
+        tokens = SpecialTokens.of(self._fields, taus, self.has_encoder, self.vocab_size, label)
+        self.eos_token_ids, self.first_tokens = tokens.eos_token_ids, tokens.first_tokens
+        self.pad_token_id, self.decoder_start_token_id = tokens.pad_token_id, tokens.decoder_start_token_id
+
+    def with_tokens(self, generation_config: Any) -> NativeModel:
+        """A view of the same weights with the special tokens that a decoder's ``generation_config`` says, if any.
+
+        Raises ValueError where they are no rows of its vocabulary.
+        """
+        told = said(generation_config)
+        if not told:
+            return self
+        view = copy(self)
+        view._take_tokens(self._fields | told, "generation_config's")
+        return view
 
     def _pack(
         self, config: Mapping[str, Any], tensors: Tensors, dtype: str, cache_dtype: str
@@ -382,12 +379,13 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
     cache: bool = False,
+    generation_config: Any = None,
 ) -> NativeModel:
     """Returns ``model`` (a NativeModel, a Hugging Face model or a folder) as a NativeModel called ``name`` in messages.
 
-    ``device`` None is "cpu", or where a NativeModel is already. Raises as the two constructors do, and ValueError when
-    ``dtype`` or ``device`` asks a NativeModel for another format or place than its own, or ``cache`` is asked of
-    what is no folder.
+    ``device`` None is "cpu", or where a NativeModel is already; special tokens are those of ``generation_config``, as
+    decoders take it. Raises as the two constructors do, and ValueError when ``dtype`` or ``device`` asks a NativeModel
+    for another format or place than its own, or ``cache`` is asked of what is no folder.
     """
     if cache and not isinstance(model, (str, Path)):
         raise ValueError(
@@ -407,10 +405,12 @@ def load(
                 f"{name} is packed for device {model.device!r}, but device={device!r} was asked for; pack it with "
                 f"NativeModel.from_model(…, device={device!r}), or leave device out"
             )
-        return model
-    if isinstance(model, (str, Path)):
-        return NativeModel.from_pretrained(model, name, dtype, cache=cache, device=wanted or "cpu")
-    return NativeModel.from_model(model, name, dtype, device=wanted or "cpu")
+        native = model
+    elif isinstance(model, (str, Path)):
+        native = NativeModel.from_pretrained(model, name, dtype, cache=cache, device=wanted or "cpu")
+    else:
+        native = NativeModel.from_model(model, name, dtype, device=wanted or "cpu")
+    return native.with_tokens(generation_config)
 
 
 def check_device(device: Any) -> str:

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 from kdtw_fast.decoders import SingleModelDecoder
+from kdtw_fast.generation import IGNORE
 from kdtw_fast.machine import torch_threads
 from kdtw_fast.model import NativeT5
+from kdtw_fast.options import tau_token_ids
+from kdtw_fast.special_tokens import FIELDS, with_tokens
 
 HUGGING_FACE = "Hugging Face generate"
 
@@ -32,7 +35,7 @@ Generate = Callable[[Rows], Decoded]
 
 def native(model: NativeT5, new_tokens: int, threads: int) -> Generate:
     """kdtw_fast's SingleModelDecoder on ``model``, ``new_tokens`` for every row."""
-    decoder = SingleModelDecoder(model, num_threads=threads)
+    decoder = SingleModelDecoder(model, num_threads=threads, generation_config=IGNORE)
 
     def generate(ids: Rows) -> Decoded:
         out = decoder.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
@@ -47,10 +50,12 @@ def hugging_face(
 ) -> Generate:
     """Hugging Face's greedy generate on its own ``model``; ``options`` are more keywords of its generate.
 
-    Every row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier, and is cut after its end token.
+    Every row writes ``new_tokens``; with ``min_new_tokens`` it may end earlier, and is cut after its end token. Of the
+    model's generation config, which is replaced, special tokens hold, and a student's <tau> stays suppressed.
     """
     least = new_tokens if min_new_tokens is None else min_new_tokens
-    end = model.config.eos_token_id
+    told = model.generation_config = only_tokens(model)
+    ends = told.eos_token_id if isinstance(told.eos_token_id, list) else [told.eos_token_id]
 
     def generate(ids: Rows) -> Decoded:
         ids, mask = (part.to(model.device) for part in padded(ids, model.config.pad_token_id))
@@ -66,9 +71,18 @@ def hugging_face(
                 **options,
             )
         rows = out[:, 1:].tolist()
-        return Decoded([cut(row, end) for row in rows] if least < new_tokens else rows)
+        return Decoded([cut(row, ends) for row in rows] if least < new_tokens else rows)
 
     return generate
+
+
+def only_tokens(model: Any) -> Any:
+    """A generation config that says no more than a model's special tokens, which is what "ignore" leaves ours."""
+    from transformers import GenerationConfig
+
+    taus = tau_token_ids(lambda field: getattr(model.config, field, None), "student")
+    tokens = with_tokens(model.config.to_dict(), model.generation_config.to_dict())
+    return GenerationConfig(**{field: tokens.get(field) for field in FIELDS}, suppress_tokens=taus or None)
 
 
 def padded(rows: Rows, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,9 +94,9 @@ def padded(rows: Rows, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
 
 
-def cut(row: list[int], end: int) -> list[int]:
-    """The row up to its end token, that included."""
-    return row[: row.index(end) + 1] if end in row else row
+def cut(row: list[int], ends: Sequence[int]) -> list[int]:
+    """The row up to the first of the end tokens, that included."""
+    return row[: next((place for place, token in enumerate(row, 1) if token in ends), len(row))]
 
 
 def has_ctranslate2() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from kdtw_fast.equalising import Equaliser
 from kdtw_fast.families import Description, Part, Tensors
 from kdtw_fast.loaders import read_json
 from kdtw_fast.packed import Source
+from kdtw_fast.special_tokens import with_tokens
 
 # Last words of the names of tensors that the core packs; it reads others as they are.
 _PACKED = frozenset({"embedding", "head", "query", "key", "value", "output", "gate", "in", "out"})
-
-_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id")
 
 
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Source]]:
@@ -37,7 +36,7 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     config = read_json(files[0].path, name)
     generation = folder / "generation_config.json"
     if generation.is_file():
-        config = _with_tokens(config, read_json(generation, name))
+        config = with_tokens(config, read_json(generation, name))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(Source.seen(index))
@@ -64,13 +63,6 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
             if len(stored.get_shape()) == 2:
                 formats[key] = stored.get_dtype()
     return config, tensors, formats, files
-
-
-def _with_tokens(config: dict[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with what the generation config says of tokens; where that was made from it, of what it leaves out."""
-    overrules = not generation.get("_from_model_config")  # it says what the config said then, not what it says now
-    said = {key: generation[key] for key in _TOKENS if generation.get(key) is not None}
-    return config | {key: token for key, token in said.items() if overrules or config.get(key) is None}
 
 
 def _shards(folder: Path, index: Path, name: str) -> list[str]:
@@ -113,7 +105,7 @@ def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tens
         )
     generation = getattr(model, "generation_config", None)
     told = {} if generation is None else generation.to_dict()
-    fields = _with_tokens(config.to_dict(), told)
+    fields = with_tokens(config.to_dict(), told)
     state = model.state_dict()
     quantised = getattr(model, "hf_quantizer", None) is not None
     for tensor_name, tensor in state.items():

@@ -30,11 +30,11 @@ from kdtw_fast.comparison.controls import ROUNDS, TOLERANCE, find_threshold
 from kdtw_fast.comparison.examples import examples, examples_text
 from kdtw_fast.comparison.measure import Measurement, Settings
 from kdtw_fast.comparison.passes import PassClock
-from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, make_plan
+from kdtw_fast.comparison.plan import CONTROLS, GROUPS, Choices, OperatingPoint, make_plan
 from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
-from kdtw_fast.comparison.systems import pieces
+from kdtw_fast.comparison.systems import MODELS, Native, OutsideSystems, pieces
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
@@ -163,6 +163,28 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
         SOURCES, max_new_tokens=10
     ).texts
     assert of(records, "speculative", drafter="gkd", lenience=0.5).label.startswith("DistillSpec")
+
+
+def test_all_decode_greedily_whatever_the_checkpoints_say(folder: Path, tmp_path: Path) -> None:
+    rules = {"no_repeat_ngram_size": 1, "repetition_penalty": 3.0}
+    says = {"student": {"do_sample": True, "top_k": 3}, "teacher": {"num_beams": 3, "top_p": 0.5}}
+    written = []
+    for told in (False, True):
+        place = tmp_path / str(told) / "tiny"
+        shutil.copytree(folder, place)
+        for role in MODELS:
+            file = place / role / "generation_config.json"
+            own = json.loads(file.read_text()) | {"eos_token_id": [1, 40], "_from_model_config": False}
+            file.write_text(json.dumps(own | (rules | says[role] if told else {})))
+        contender = load_contender(str(place), data=place / "data.jsonl")
+        outside = OutsideSystems(contender, 1, 8)
+        wanted = ("student", "teacher", "speculative")
+        points = [point for point in make_plan(Choices(draft_lengths=(2,)), False) if point.group in wanted]
+        systems: list[Any] = [Native(point, contender, 1, 8) for point in points]
+        systems += [outside.make(OperatingPoint("hugging-face", "hugging-face", role, model=role)) for role in MODELS]
+        written.append([[one.tokens for one in system.write(range(3), lambda done: None)] for system in systems])
+    assert len(written[0]) == 5 and written[0] == written[1]
+    assert written[0][-1] == written[0][[point.group for point in points].index("teacher")]  # with its ends
 
 
 def test_ids_without_a_piece_are_named_by_their_number() -> None:

@@ -331,6 +331,59 @@ def test_old_configs_hold_it_themselves(tmp_path: Path) -> None:
         SingleModelDecoder(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["t5", "mbart"])
+def test_special_tokens_that_a_user_says_are_obeyed(kind: str) -> None:
+    model, row = random_model(kind, 3), [[9, 8, 7]]
+    native = NativeModel.from_model(model)
+    before = dict(vars(native))
+    own: dict[str, Any] = {"forced_bos_token_id": 33, "eos_token_id": [21, 22], "pad_token_id": 4}
+    told_so = SingleModelDecoder(native, generation_config=own | {"decoder_start_token_id": 6})
+    both = random_model(kind, 3)
+    told(both, **own)
+    both.generation_config.decoder_start_token_id = 6
+    expected = SingleModelDecoder(both, generation_config="ignore").generate(row, max_new_tokens=20)
+    found = told_so.generate(row, max_new_tokens=20)
+    assert found.sequences.tolist() == expected.sequences.tolist() and found.sequences[0, :2].tolist() == [6, 33]
+    assert told_so.generate(row, max_new_tokens=20, logit_bias={22: 99.0}).output_ids == [[33, 22]]
+    # A view of the same weights: the model itself is as it was, for other decoders.
+    assert vars(native) == before and told_so.model.core is native.core
+    assert SingleModelDecoder(native, generation_config={"top_k": 3}).model is native
+    assert told_so.model.with_tokens({"forced_bos_token_id": None}).first_tokens == []
+    assert told_so.model.with_tokens({"pad_token_id": None}).pad_token_id == 0
+    for field, value, said in (
+        ("eos_token_id", None, "generation_config's eos_token_id is missing; a decode would have no end token"),
+        ("eos_token_id", V, f"generation_config's eos_token_id={V} is outside the vocabulary of {V}"),
+        ("forced_bos_token_id", "de", f"generation_config's forced_bos_token_id='de' is outside the vocabulary of {V}"),
+    ):
+        with pytest.raises(ValueError) as raised:
+            SingleModelDecoder(native, generation_config={field: value})
+        assert str(raised.value) == f"model: {said}"
+
+
+def test_a_pair_shares_what_its_outputs_begin_with() -> None:
+    student, teacher = random_model("mbart", 3), random_model("mbart", 4)
+    student.generation_config.forced_bos_token_id, teacher.generation_config.forced_bos_token_id = 17, 33
+    for model in (student, teacher):
+        model.generation_config.forced_eos_token_id = None
+    for kind in (SpeculativeDecoder, AutoDecoder):
+        with pytest.raises(ValueError) as raised:
+            kind(student, teacher)
+        assert str(raised.value) == (
+            "student and teacher must share first_tokens (forced_bos_token_id): the student has [17], the teacher "
+            "[33]; pass generation_config with what holds for both, {'forced_bos_token_id': …}"
+        )
+    row, own = [[9, 8, 7]], {"forced_bos_token_id": 33}
+    lossless = SpeculativeDecoder(student, teacher, generation_config=own).generate(row, max_new_tokens=9)
+    alone = SingleModelDecoder(teacher).generate(row, max_new_tokens=9)
+    assert lossless.output_ids == alone.output_ids and alone.output_ids[0][0] == 33
+    auto = AutoDecoder(student, teacher, method="greedy-teacher", generation_config=own)
+    assert auto.generate(row, max_new_tokens=9).output_ids == alone.output_ids
+    ends = told(random_model("llama", 1), eos_token_id=[1, 7]), random_model("llama", 2)
+    with pytest.raises(ValueError, match=r"share eos_token_ids: the student has \[1, 7\], the teacher \[1\]; pass gen"):
+        SpeculativeDecoder(*ends)
+    assert SpeculativeDecoder(*ends, generation_config={"eos_token_id": [1, 7]}).teachers[0].eos_token_ids == [1, 7]
+
+
 # --- Calls and the command line -------------------------------------------------------------------------------
 
 

@@ -92,6 +92,40 @@ def test_a_prefix_samples_and_weights_that_change() -> None:
     assert _packed[model][1] is not kept
 
 
+@pytest.mark.parametrize("assisted", [False, True])
+def test_special_tokens_are_those_of_the_call_and_of_the_model_as_it_is_now(assisted: bool) -> None:
+    from transformers import GenerationConfig
+
+    model, student = random_model("mbart", 3), random_model("mbart", 4)
+    for one in (model, student):
+        one.generation_config.forced_eos_token_id = None
+    ids = torch.tensor([[5, 9, 7, 11], [8, 4, 6, 2]])
+    native = NATIVE | ({"assistant_model": student} if assisted else {})
+
+    def both(**told: Any) -> list[list[int]]:
+        told |= {"do_sample": False, "attention_mask": torch.ones_like(ids)}
+        theirs = model.generate(ids, max_new_tokens=9, **told).tolist()
+        assert model.generate(ids, max_new_tokens=9, **told, **native).tolist() == theirs, told
+        return theirs
+
+    plain = both()
+    end = plain[0][4]
+    assert both(eos_token_id=[2, end]) != plain
+    assert both(forced_bos_token_id=33)[0][1] == 33
+    assert both(generation_config=GenerationConfig(forced_bos_token_id=35, eos_token_id=end))[1][1] == 35
+    start = torch.tensor([[model.config.decoder_start_token_id]] * 2)
+    assert both(forced_bos_token_id=33, decoder_input_ids=start)[0][1] == 33
+    assert both(decoder_start_token_id=6, pad_token_id=4)[0][0] == 6
+    assert both() == plain  # what one call says is its own
+    model.generation_config.forced_bos_token_id = 37
+    model.generation_config.eos_token_id = [2, end]
+    assert both()[0][1] == 37
+    assert both(forced_bos_token_id=33)[0][1] == 33
+    model.generation_config.forced_bos_token_id = None
+    model.generation_config.eos_token_id = 2
+    assert both() == plain
+
+
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [

@@ -87,7 +87,7 @@ LAYERS = {
     "foundations": "_core budgets decoder_options deprecation extras gguf_file keywords loaders machine messages "
     "options owner random tables visible",
     "models": "equalising families generation model modeling packed pair_folders pairs probing random_pairs roofline "
-    "shapes torch_allocator weights",
+    "shapes special_tokens torch_allocator weights",
     "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view stops streams token_rules worker",
     "decoding": "auto cost_measuring decoders methods",
     "the package": "kdtw_fast",  # what users import: kdtw_fast/__init__.py

@@ -73,7 +73,8 @@ GenerationConfig = Annotated[
     str | None,
     typer.Option(
         help="What of a model's generation_config.json holds where no option says otherwise. Default: all of it; "
-        "ignore: nothing; or a JSON object of fields that come before it, null for one that is not to hold.",
+        "ignore: nothing but its special tokens; or a JSON object of fields that come before it, null for one that is "
+        "not to hold.",
         show_default=False,
         rich_help_panel=MODELS,
     ),

@@ -14,6 +14,7 @@ import torch
 
 from kdtw_fast import peers
 from kdtw_fast.decoders import SingleModelDecoder
+from kdtw_fast.generation import IGNORE
 from kdtw_fast.methods import make_decoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owner import Owner
@@ -52,12 +53,12 @@ class _Prompted:
 
 
 class Native(_Prompted):
-    """A decoder of kdtw_fast, greedy; more options of its calls may be given."""
+    """A decoder of kdtw_fast, greedy whatever the models' generation configs say; more options may be given."""
 
     def __init__(self, point: OperatingPoint, contender: Contender, threads: int, max_new_tokens: int, **options: Any):
         student = contender.models["student" if point.drafter == OWN_STUDENT else DRAFT_STUDENT]
         models = {"student": student, "teacher": contender.models["teacher"]}
-        decoder = make_decoder(point.method, models, contender.tokenizer, threads, **point.settings)
+        decoder = make_decoder(point.method, models, contender.tokenizer, threads, IGNORE, **point.settings)
         super().__init__(contender, decoder, point.options.get("budget"))
         self._point = point
         self._options: dict[str, Any] = {
@@ -147,7 +148,8 @@ class Outside(_Prompted):
         owner: Owner | None,
         largest_batch: int | None = None,
     ):
-        decoder = SingleModelDecoder(contender.models[role], role=role, tokenizer=contender.tokenizer)  # its prompts
+        own = {"tokenizer": contender.tokenizer, "generation_config": IGNORE}
+        decoder = SingleModelDecoder(contender.models[role], role=role, **own)  # its prompts
         super().__init__(contender, decoder)
         self._generate, self._owner = generate, owner
         self._batch = min(QUALITY_BATCH, largest_batch or QUALITY_BATCH)

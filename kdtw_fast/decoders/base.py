@@ -281,7 +281,7 @@ class TwoModelDecoder(Decoder):
         dtypes = list(own) if isinstance(own, (list, tuple)) else [own] * len(teachers)
         if len(dtypes) != len(teachers):
             raise ValueError(f"teacher_dtype has {len(dtypes)} values for {len(teachers)} teachers; give one for each")
-        native = load(student, "student", options.dtype, options.device, options.cache)
+        native = load(student, "student", options.dtype, options.device, options.cache, options.generation_config)
         if self._keeps_limits:
             check_asks(native, len(teachers))
         if not self._chooses_teacher and len(teachers) != 1:
@@ -304,14 +304,19 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
     device = options.device
     if device is None and not isinstance(model, NativeT5):
         device = student.device
-    teacher = load(model, name, options.dtype if dtype is None else dtype, device, options.cache)
-    fields = ["device", "eos_token_ids"]
+    dtype = options.dtype if dtype is None else dtype
+    teacher = load(model, name, dtype, device, options.cache, options.generation_config)
+    if student.device != teacher.device:
+        raise ValueError(_differing("device", student.device, teacher.device))
+    tokens = {"eos_token_ids": "eos_token_id", "first_tokens": "forced_bos_token_id"}
     if student.has_encoder and teacher.has_encoder:
-        fields += ["pad_token_id", "decoder_start_token_id"]
-    for field in fields:
-        mine, other = getattr(student, field), getattr(teacher, field)
+        tokens |= {field: field for field in ("pad_token_id", "decoder_start_token_id")}
+    for name_here, field in tokens.items():
+        mine, other = getattr(student, name_here), getattr(teacher, name_here)
         if mine != other:
-            raise ValueError(f"student and teacher must share {field}: the student has {mine}, the teacher {other}")
+            label = name_here if name_here != "first_tokens" else f"first_tokens ({field})"
+            both = "; pass ", OptionName("generation_config"), f" with what holds for both, {{{field!r}: …}}"
+            raise ValueError(Message(_differing(label, mine, other), *both))
     taus = student.tau_token_ids
     between = [row for row in range(teacher.vocab_size, max(taus, default=0)) if row not in taus]
     if between:
@@ -320,6 +325,10 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
             f"{teacher.vocab_size} rows lack; begin its training from a model cut to that size"
         )
     return teacher
+
+
+def _differing(field: str, mine: Any, other: Any) -> str:
+    return f"student and teacher must share {field}: the student has {mine}, the teacher {other}"
 
 
 def check_padding(student: NativeT5, teachers: Sequence[NativeT5], words: Callable[[], Any]) -> None:

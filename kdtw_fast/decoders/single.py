@@ -29,7 +29,7 @@ class SingleModelDecoder(Decoder):
         if role not in ROLES:
             raise ValueError(f"role must be 'student' or 'teacher', got {role!r}")
         options = DecoderOptions(**shared)
-        native = load(model, "model", options.dtype, options.device, options.cache)
+        native = load(model, "model", options.dtype, options.device, options.cache, options.generation_config)
         self.role = role
         self.teachers = (native,) if role == "teacher" else ()
         rules = _core.MethodRules(teacher_alone=role == "teacher")

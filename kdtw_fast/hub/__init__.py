@@ -18,6 +18,7 @@ from kdtw_fast.decoder_options import DecoderKeywords
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.generation import given_options
 from kdtw_fast.model import NativeModel
+from kdtw_fast.special_tokens import FIELDS, said
 
 FOLDER = str(Path(__file__).parent)  # what `custom_generate` is given where the package is installed
 _DEFAULT_TOKENS = 20  # transformers' where nobody says
@@ -53,7 +54,8 @@ def generate(
     """transformers' ``generate`` of a model of a family that the core knows, in the core.
 
     With an ``assistant_model`` (any student: a <tau> stays unused) it drafts, and the outputs are the model's own:
-    greedy tokens equal, and drawn ones of the same distribution, their seed drawn from torch's. The packed weights
+    greedy tokens equal, and drawn ones of the same distribution, their seed drawn from torch's. Special tokens are the
+    call's, then the model's, which hold for an assistant, too. The packed weights
     are kept as long as the model lives, and packed again when its parameters have changed.
 
     Args:
@@ -79,8 +81,12 @@ def generate(
         if given.pop(name, None) is not None:
             raise ValueError(f"{name} has no place in kdtw_fast's generate: {instead}")
     config = copy.deepcopy(model.generation_config)
+    # As transformers: those of the generation config; but no decode is without an end, a start and padding.
+    tokens = {field: getattr(model.config, field, None) for field in FIELDS} | {"forced_bos_token_id": None}
+    tokens |= {field: token for field, token in said(config.to_dict()).items() if token is not None}
     for source in (generation_config.to_diff_dict() if generation_config is not None else {}, given):
         rest = config.update(**source)
+        tokens |= {field: token for field, token in said(source).items() if token is not None}
     ids = given.get("input_ids") if inputs is None else inputs
     known = ("input_ids", "attention_mask", "decoder_input_ids", *_SILENT)
     unknown = [name for name in (rest if given else {}) if name not in known]
@@ -92,7 +98,7 @@ def generate(
         raise ValueError(
             "scores of all tokens are not kept; return_dict_in_generate=True with top_logprobs of a decoder"
         )
-    native = _native(model, "teacher" if assistant_model is not None else "model", dtype)
+    native = _native(model, "teacher" if assistant_model is not None else "model", dtype).with_tokens(tokens)
     forced = _forced(given.get("decoder_input_ids"), native)
     options = _options(config, native, ids.shape[1], len(forced[0]) if forced else 0)
     tokenizer = given.get("tokenizer")
@@ -101,7 +107,7 @@ def generate(
     if assistant_model is None:
         decoder: Any = SingleModelDecoder(native, **shared)
     else:
-        student = _native(assistant_model, "student", dtype)
+        student = _native(assistant_model, "student", dtype).with_tokens(tokens)
         decoder = SpeculativeDecoder(student, native, draft_length=draft_length, **shared)
     mask = given.get("attention_mask")
     out = decoder.generate(
@@ -173,7 +179,8 @@ def _forced(prefix: torch.Tensor | None, model: NativeModel) -> list[list[int]]:
     if not model.has_encoder:
         raise ValueError("decoder_input_ids belong to models with an encoder; put them at the end of input_ids")
     rows: list[list[int]] = prefix.tolist()
-    return [row[1:] if row[:1] == [model.decoder_start_token_id] else row for row in rows]
+    found = [row[1:] if row[:1] == [model.decoder_start_token_id] else row for row in rows]
+    return found if any(found) else []
 
 
 def _sequences(out: Any, ids: torch.Tensor, model: NativeModel) -> torch.Tensor:
