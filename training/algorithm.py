@@ -15,6 +15,7 @@ from kdtw_fast.model import NativeModel
 
 from .allocations import Instructions, as_option, moderate
 from .debian import Example
+from .decoders import decoder_of
 from .evaluate import Table, best_rouge2, excess, measure_budgets, rank, shown
 from .models import load_pair, load_tokenizer, save_pair_member, to_device
 from .optimisation import make_optimiser, rate_at, seed_batch, set_rate, update, use_fast_operators
@@ -80,7 +81,9 @@ class Learning(ABC):
 
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """The decoder that writes the samples of batch `index`, and its options: here the model alone."""
-        return SingleModelDecoder(self.model, tokenizer=self.tokenizer, device=self.settings.rollout_device), {}
+        return decoder_of(
+            SingleModelDecoder, self.model, tokenizer=self.tokenizer, device=self.settings.rollout_device
+        ), {}
 
     def samples(self, index: int, count: int) -> list[dict[str, str]]:
         """Decoded validation examples, what a teacher wrote in brackets."""
@@ -116,12 +119,15 @@ class LearningToAsk(Learning):
     def shown_by(self, index: int) -> tuple[Any, dict[str, Any]]:
         """Student and teachers, at a moderate budget."""
         place, tokenizer = self.settings.rollout_device, self.tokenizer
-        decoder = TrainingWheelsDecoder(self.student, self.native_teachers, tokenizer=tokenizer, device=place)
+        decoder = decoder_of(
+            TrainingWheelsDecoder, self.student, self.native_teachers, tokenizer=tokenizer, device=place
+        )
         return decoder, {"budget": as_option(moderate(len(self.native_teachers), self.instructions.budgets))}
 
     def validate(self, index: int, rows: int | None) -> Table:
         """Use and quality at the budgets on `rows` validation examples (None = all), greedy; whatever `index` is."""
-        decoder = TrainingWheelsDecoder(
+        decoder = decoder_of(
+            TrainingWheelsDecoder,
             self.student,
             self.native_teachers,
             tokenizer=self.tokenizer,

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import InterleavedDecoder, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.model import NativeModel
-from kdtw_fast.options import NO_LIMIT, check_int, check_real
+from kdtw_fast.options import NO_LIMIT, check_int, check_real, tau_token_ids
 
 from . import processes
 from .algorithm import Learning
 from .batches import Batch, Encoded, collate, keyed_generator, with_prompt
 from .debian import Example
+from .decoders import decoder_of
 from .evaluate import Table, greedy_scores, stream_inputs
 from .models import fit_together, forced_logits, load_plain, load_teacher, prepare_teacher
 from .settings import Optimiser, RunSettings, one_of
@@ -81,7 +82,7 @@ class Distillation(Learning):
     def make_sampler(self) -> Sampler:
         """What samples outputs in training: here the student alone."""
         device = self.settings.rollout_device
-        return SingleModelDecoder(self.student, num_threads=torch.get_num_threads(), device=device)
+        return decoder_of(SingleModelDecoder, self.student, num_threads=torch.get_num_threads(), device=device)
 
     # ---------------------------------------------------------------- parts of a batch
 
@@ -131,7 +132,8 @@ class Distillation(Learning):
     def measured_as_drafter(self, examples: Sequence[Example]) -> dict[str, float]:
         """Lossless speculative decoding: the share of drafts accepted, and output tokens per pass of the teacher."""
         assert self.native_teacher is not None
-        decoder = SpeculativeDecoder(
+        decoder = decoder_of(
+            SpeculativeDecoder,
             self.student,
             self.native_teacher,
             draft_length=self.settings.speculative_draft_length,
@@ -152,6 +154,10 @@ class Distillation(Learning):
 def load_plain_student(settings: RunSettings) -> PreTrainedModel:
     """The student as a plain model in float32; what a Training Wheels student has besides is left behind."""
     student = load_plain(settings.student.path, "student.path")
+    config, told = student.config, student.generation_config
+    if told is not None and told.suppress_tokens:
+        taus = tau_token_ids(lambda field: getattr(config, field, None), "student.path")
+        told.suppress_tokens = [token for token in told.suppress_tokens if token not in taus] or None
     student.config.tau_token_id = None
     if hasattr(student.config, "tau_token_ids"):
         del student.config.tau_token_ids

@@ -19,6 +19,7 @@ from kdtw_fast.owners_view import marked, spans
 from .allocations import as_option, measured
 from .batches import Encoded, with_prompt
 from .debian import Example
+from .decoders import decoder_of
 from .frames import HERE, Frame
 
 Table = list[dict[str, Any]]  # of a validation
@@ -51,7 +52,7 @@ def greedy(
     size: int = 64,
 ) -> list[list[int]]:
     """Greedy outputs of the native decoder, in the order of `rows`, with the prompt in their sources' place for it."""
-    decoder = SingleModelDecoder(model, num_threads=torch.get_num_threads())
+    decoder = decoder_of(SingleModelDecoder, model, num_threads=torch.get_num_threads())
     sources = [with_prompt(prompt, row.source, eos) for row in rows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": max(map(len, sources), default=1)}
     return [out.output_ids[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]

@@ -28,6 +28,7 @@ from kdtw_fast.pairs import DATA
 
 from . import recipes
 from .debian import Example, keyed_hash, read_jsonl, write_jsonl
+from .decoders import decoder_of
 from .evaluate import greedy_scores, measure_budgets
 from .frames import Frame
 from .models import fit_together, load_plain
@@ -49,7 +50,8 @@ def save_bf16(model: PreTrainedModel, folder: Path) -> None:
     """Write config and safetensors with bf16 weights; the model itself stays in float32."""
     shipped = copy.deepcopy(model)
     shipped.bfloat16().save_pretrained(folder)
-    if not isinstance(model, TrainingWheels):  # whose generation config keeps Hugging Face's generate from <tau>
+    told = model.generation_config  # a student's keeps Hugging Face's generate from <tau>
+    if not isinstance(model, TrainingWheels) and (told is None or told._from_model_config):
         (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
 
@@ -142,7 +144,7 @@ def export(
     for model in models.values():
         round_to_bf16(model)
     numbers |= measure(models, tokenizer, test)
-    decoder = TrainingWheelsDecoder(student, teacher, tokenizer=tokenizer)
+    decoder = decoder_of(TrainingWheelsDecoder, student, teacher, tokenizer=tokenizer)
     frame = Frame(
         tokenizer, decoder.model.has_encoder, [decoder.model.student_prompt or "", teacher.config.teacher_prompt]
     )

@@ -53,6 +53,7 @@ def deepened(
             grown[f"{stack}.block.{place}.{part}"] = weight / (last - first) if part.endswith(ADDED) else weight
     deeper = T5ForConditionalGeneration(config)
     deeper.load_state_dict(grown)
+    deeper.generation_config = copy.deepcopy(model.generation_config)
     return deeper
 
 

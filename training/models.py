@@ -19,6 +19,7 @@ from kdtw_fast import loaders
 from kdtw_fast.extras import require
 from kdtw_fast.model import NativeModel
 from kdtw_fast.modeling import TrainingWheels, decoder_embedding, model_class, vocabulary_rows
+from kdtw_fast.special_tokens import FIELDS, with_tokens
 
 from . import processes
 from .batches import IGNORED, Batch
@@ -94,11 +95,16 @@ def new_t5(shape: Model, tokenizer_size: int, seed: int) -> T5ForConditionalGene
 
 
 def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The ids that end an output: the config's, or where it has none the generation config's, as decoders have them."""
-    found = model.config.eos_token_id
-    if found is None and model.generation_config is not None:
-        found = model.generation_config.eos_token_id
-    return [found] if isinstance(found, int) else list(found or [])
+    """The ids that end an output, as decoders have them of both configs; those that the config has stand first."""
+    own, told = (
+        {field: getattr(config, field, None) for field in (*FIELDS, "_from_model_config")}
+        for config in (model.config, model.generation_config)
+    )
+    found, first = (
+        [ends] if isinstance(ends, int) else list(ends or [])
+        for ends in (with_tokens(own, told)["eos_token_id"], own["eos_token_id"])
+    )
+    return sorted(found, key=lambda token: token not in first)
 
 
 def special_tokens(model: PreTrainedModel) -> tuple[int, int, int]:
@@ -139,7 +145,8 @@ def fit_together(tokenizer: Any, *models: PreTrainedModel) -> None:
         if tokenizer.eos_token_id not in ends:
             raise ValueError(
                 f"the tokenizer ends texts with token {tokenizer.eos_token_id}, but {name} ends outputs with {ends}; "
-                f"add it to eos_token_id in its config.json, or set tokenizer"
+                f"add it to eos_token_id in its generation_config.json (config.json where there is none), or set "
+                f"tokenizer"
             )
         taus = model.tau_token_ids if isinstance(model, TrainingWheels) else []
         if taus and taus[0] > common:
@@ -377,8 +384,13 @@ def kept_logits(model: PreTrainedModel, batch: Batch, settings: RunSettings) -> 
 
 
 def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Write a model with its tokenizer to `folder`, with Hugging Face's own modules, as every loader takes it."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.eval().save_pretrained(folder)
+    """Write a model with its tokenizer to `folder`, with Hugging Face's own modules, as every loader takes it.
+
+    Its generation config is what it began with: a pair's models go on to share their ends and how they generate.
+    """
+    copied = type(model)(model.config)
+    copied.load_state_dict(model.state_dict())
+    copied.eval().save_pretrained(folder)
+    if model.generation_config is not None:  # not by save_pretrained, which refuses some that are published
+        model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)

@@ -17,6 +17,7 @@ from kdtw_fast.outputs import GenerationOutput
 
 from . import processes
 from .batches import Encoded, keyed_generator, with_prompt
+from .decoders import decoder_of
 from .episodes import Episode, EpisodeBatch, collate_episodes
 from .losses import Taus, tau_list
 from .models import decoder_states, logits_at, pack_teachers, special_tokens
@@ -82,8 +83,10 @@ class Rollouts:
         device = self.settings.rollout_device
         self.native_teachers = pack_teachers(self.teachers, device)
         judge, threads = self.native_teachers[-1], self.settings.threads or None
-        self.decoder = TrainingWheelsDecoder(self.student, self.native_teachers, num_threads=threads, device=device)
-        self.teacher_decoder = SingleModelDecoder(judge, role="teacher", num_threads=threads)
+        self.decoder = decoder_of(
+            TrainingWheelsDecoder, self.student, self.native_teachers, num_threads=threads, device=device
+        )
+        self.teacher_decoder = decoder_of(SingleModelDecoder, judge, role="teacher", num_threads=threads)
         start, eos, pad = special_tokens(self.student)
         self.eos = eos if self.eos is None else self.eos
         self.special, self.tau = (start, self.eos, pad), self.student.tau_token_ids

@@ -14,6 +14,7 @@ from kdtw_fast.decoders import InterleavedDecoder
 from kdtw_fast.options import check_int
 
 from . import gkd
+from .decoders import decoder_of
 from .distillation import Sampler
 
 
@@ -41,7 +42,8 @@ class SKD(gkd.GKD):
     def make_sampler(self) -> Sampler:
         """Student and teacher together."""
         assert self.native_teacher is not None
-        return InterleavedDecoder(
+        return decoder_of(
+            InterleavedDecoder,
             self.student,
             self.native_teacher,
             draft_length=self.settings.draft_length,

@@ -17,6 +17,7 @@ from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.options import check_int
 
 from .debian import Example
+from .decoders import decoder_of
 from .evaluate import measure_use
 from .settings import Data
 from .tasks import read_examples
@@ -97,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_int("--rows", args.rows, 0)
         examples = read_examples(Data(folder=str(args.data)), args.split)[: args.rows or None]
         tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-        decoder = TrainingWheelsDecoder(args.student, args.teacher, tokenizer=tokenizer, num_threads=args.threads)
+        decoder = decoder_of(
+            TrainingWheelsDecoder, args.student, args.teacher, tokenizer=tokenizer, num_threads=args.threads
+        )
         templates = args.template or [decoder.student.student_prompt or ""]
         options = {"max_new_tokens": args.max_new_tokens}
         for row in measure_wordings(decoder, examples, templates, args.phrase, args.percent, **options):
