@@ -9,6 +9,7 @@ from typing import Any
 
 from kdtw_fast.extras import require
 from kdtw_fast.gguf_file import is_gguf
+from kdtw_fast.messages import Message, OptionName
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -87,3 +88,24 @@ def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
             f"{folder} holds no tokenizer: none of {', '.join(sorted(names))} is there; save the model's there "
             f"(tokenizer.save_pretrained), or name the folder that has it"
         )
+
+
+def check_same(mine: Any, other: Any, name: str) -> None:
+    """Raises ValueError where the tokenizer of ``name``'s folder means another token by an id than the student's."""
+    own, its = ({token_id: token for token, token_id in one.get_vocab().items()} for one in (mine, other))
+    differing = sorted(token_id for token_id in own.keys() | its.keys() if own.get(token_id) != its.get(token_id))
+    if differing:
+        first = differing[0]
+        said, theirs = (repr(one[first]) if first in one else "nothing" for one in (own, its))
+        raise ValueError(
+            _differing(name, f"token id {first} is {said} in the student's tokenizer, {theirs} in the {name}'s")
+        )
+    for role in ("eos_token_id", "pad_token_id"):
+        one, another = getattr(mine, role, None), getattr(other, role, None)
+        if one != another:
+            raise ValueError(_differing(name, f"{role} is {one} in the student's tokenizer, {another} in the {name}'s"))
+
+
+def _differing(name: str, what: str) -> Message:
+    passed = OptionName("tokenizer", "…")
+    return Message(f"student and {name} must share a vocabulary: {what}; pass ", passed, " if only the files differ")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.gguf_file import is_gguf
-from kdtw_fast.loaders import find_tokenizer, load_tokenizer
+from kdtw_fast.loaders import check_same, find_tokenizer, load_tokenizer
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
@@ -33,7 +33,8 @@ def load_models(
 
     Raises:
         FileNotFoundError: a folder, or the tokenizer, is not there.
-        ValueError: a pair and folders were given, or a model is missing; or as ``from_pretrained`` does.
+        ValueError: a pair and folders were given, or a model is missing; no ``tokenizer`` was given, and those of two
+            folders mean different tokens by an id; or as ``from_pretrained`` does.
     """
     folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     if student is None and not teacher:
@@ -61,6 +62,7 @@ def load_models(
     from kdtw_fast.model import NativeModel
 
     models: dict[str, Any] = {}
+    named: list[tuple[str, Path]] = []
     for role in needed:
         names = [role if len(folders[role]) == 1 else f"{role} {k}" for k in range(1, 1 + len(folders[role]))]
         found = [
@@ -68,7 +70,19 @@ def load_models(
             for folder, name in zip(folders[role], names)
         ]
         models[role] = found if len(found) > 1 else found[0]
-    return models, _tokenizer(folders[needed[0]][0]) if tokenizer is None else _tokenizer(tokenizer, beside=False)
+        named += zip(names, folders[role])
+    return models, _shared_tokenizer(named) if tokenizer is None else _tokenizer(tokenizer, beside=False)
+
+
+def _shared_tokenizer(named: list[tuple[str, Path]]) -> Any:
+    """The tokenizer of the first of these models' folders; where others have one, it must mean the same."""
+    (_, first), *others = named
+    words, own = _tokenizer(first), find_tokenizer(first)
+    for name, folder in others:
+        theirs = find_tokenizer(folder)
+        if theirs is not None and theirs.resolve() != (own or first).resolve():
+            check_same(words, load_tokenizer(theirs), name)
+    return words
 
 
 def _tokenizer(folder: Path, beside: bool = True) -> Any:

@@ -15,6 +15,7 @@ from factories import EOS, kept, pack, random_pair
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 import kdtw_fast
 from kdtw_fast import (
@@ -26,7 +27,9 @@ from kdtw_fast import (
     decoder_options,
     options,
 )
+from kdtw_fast.cli import app
 from kdtw_fast.keywords import entries
+from kdtw_fast.pair_folders import load_models
 
 DECODERS = [
     getattr(kdtw_fast, name) for name in kdtw_fast.__all__ if name.endswith("Decoder") and name != "GreedyDecoder"
@@ -222,6 +225,20 @@ def test_two_tokenizers_that_differ_are_refused(tmp_path: Path) -> None:
             decoder(*folders)
         assert decoder(*folders, tokenizer=made).tokenizer is made
     assert len(SpeculativeDecoder(folders[0], folders[1], tokenizer=made).generate([[3, EOS]]).sequences) == 1
+    # What commands and Ray load is compared too; a folder may be given twice, as may one tokenizer beside both.
+    roles, dtypes = ("student", "teacher"), dict.fromkeys(("student", "teacher"), "fp32")
+    told = ["--student", str(folders[0]), "--teacher", str(folders[1])]
+    for command in (["generate", *told, "a"], ["export", str(tmp_path / "out"), *told]):
+        run = CliRunner().invoke(app, command)
+        assert run.exit_code == 2 and "3 is 'a' in the student's tokenizer, 'b' in the teacher's" in run.stderr
+        assert "pass --tokenizer=… if only the files differ" in run.stderr
+    with pytest.raises(ValueError, match="'b' in the teacher 2's; pass tokenizer="):
+        load_models(roles, None, folders[0], [folders[0], folders[1]], None, dtypes)
+    _, given = load_models(roles, None, folders[0], [folders[1]], folders[1], dtypes)
+    assert given.get_vocab()["b"] == 3
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folders[1] / name).unlink()
+    assert load_models(roles, None, folders[0], [folders[1]], None, dtypes)[1].get_vocab()["a"] == 3
 
 
 def test_the_old_name_of_a_students_teachers_warns() -> None:

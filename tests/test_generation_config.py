@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from test_families import V, random_model
 from test_token_rules import as_transformers, random_rules
 from transformers import GenerationConfig
 
-from kdtw_fast import AutoDecoder, NativeModel, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import (
+    AutoDecoder,
+    NativeModel,
+    SingleModelDecoder,
+    SpeculativeDecoder,
+    TrainingWheels,
+    TrainingWheelsDecoder,
+)
 from kdtw_fast.generation import _OTHERS, _SAME, _WITHOUT_EFFECT, generation_fields
 
 KINDS = ["t5", "bart", "llama"]
@@ -378,6 +386,9 @@ def test_a_pair_shares_what_its_outputs_begin_with() -> None:
     assert lossless.output_ids == alone.output_ids and alone.output_ids[0][0] == 33
     auto = AutoDecoder(student, teacher, method="greedy-teacher", generation_config=own)
     assert auto.generate(row, max_new_tokens=9).output_ids == alone.output_ids
+    wheels = TrainingWheels.from_model(random_model("t5", 1))  # whose <tau> is no row of its teacher's
+    auto = AutoDecoder(wheels, random_model("t5", 2), method="greedy-teacher", generation_config=own)
+    assert wheels.config.tau_token_id == V and auto.generate(row, max_new_tokens=3).output_ids[0][0] == 33
     ends = told(random_model("llama", 1), eos_token_id=[1, 7]), random_model("llama", 2)
     with pytest.raises(ValueError, match=r"share eos_token_ids: the student has \[1, 7\], the teacher \[1\]; pass gen"):
         SpeculativeDecoder(*ends)
@@ -416,3 +427,45 @@ def test_the_command_obeys_and_refuses(kdtw: Any, pair: TinyPair, tmp_path: Path
         assert "says num_beams=4" in result.stderr and "pass --generation-config='ignore'" in result.stderr
     finally:
         file.write_text(was)
+
+
+@pytest.fixture
+def beams(pair: TinyPair, tmp_path: Path) -> dict[str, Path]:  # noqa: F811
+    """The pair as folders whose generation configs say beams."""
+    folders = {name: tmp_path / name for name in ("student", "teacher", "tokenizer")}
+    for name, folder in folders.items():
+        shutil.copytree(pair.folder / name, folder)
+        if name != "tokenizer":
+            file = folder / "generation_config.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"num_beams": 4}))
+    return folders
+
+
+def test_the_service_takes_what_its_error_asks_for(beams: Any, kdtw: Any, monkeypatch: Any) -> None:  # noqa: F811
+    served: list[Any] = []
+    monkeypatch.setattr("kdtw_fast.serve.run.run", lambda service, *rest: served.append(service.served))
+    command = ["serve", "--port", "0", "--student", beams["student"], "--teacher", beams["teacher"], "--threads", 1]
+    refused = kdtw(*command)
+    assert refused.exit_code == 2 and "says num_beams=4" in refused.stderr and not served
+    for told in ("ignore", '{"num_beams": 1}'):
+        run = kdtw(*command, "--generation-config", told)
+        assert run.exit_code == 0, run.stderr
+    assert [set(one.decoders) >= {"training-wheels", "greedy-teacher"} for one in served] == [True, True]
+    for one in served:
+        one.worker.close()
+
+
+def test_an_export_is_of_any_generation_config(beams: Any, kdtw: Any, tmp_path: Path) -> None:  # noqa: F811
+    run = kdtw("export", tmp_path / "out", "--student", beams["student"], "--teacher", beams["teacher"])
+    assert run.exit_code == 0, run.stderr
+    assert json.loads((tmp_path / "out/teacher/generation_config.json").read_text())["num_beams"] == 4
+
+
+def test_stages_of_ray_take_it(beams: Any) -> None:
+    pytest.importorskip("ray.data", reason="ray[data] is not installed (the extra 'ray')")
+    from kdtw_fast.ray import Decode
+
+    folders = {name: str(folder) for name, folder in beams.items()}
+    with pytest.raises(ValueError, match="says num_beams=4"):
+        Decode(**folders)
+    assert Decode(**folders, generation_config="ignore").decoder.defaults == {}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kdtw_fast.cli.options import Student, Teachers, TokenizerFolder
+from kdtw_fast.generation import IGNORE
 from kdtw_fast.pair_folders import load_models
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
@@ -46,6 +47,7 @@ def export(
     for role, folder in zip(roles, folders):
         check_weights(folder, role)
     models, words = load_models(roles, pair, student, teacher, tokenizer, dict.fromkeys(roles, "auto"))
-    SpeculativeDecoder(models["student"], models["teacher"], tokenizer=words)  # says where the two are no pair
+    # Says where the two are no pair; how they want to be decoded is for those who decode.
+    SpeculativeDecoder(models["student"], models["teacher"], tokenizer=words, generation_config=IGNORE)
     write_folder(out, name or out.resolve().name, folders[0], folders[1], tokenizer=words, own_card=card)
     print(out)

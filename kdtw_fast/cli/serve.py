@@ -15,11 +15,13 @@ from kdtw_fast.cli.options import (
     CacheWeights,
     Device,
     Dtype,
+    GenerationConfig,
     Student,
     TeacherDtype,
     Teachers,
     Threads,
     TokenizerFolder,
+    read_generation_config,
 )
 from kdtw_fast.extras import require
 from kdtw_fast.methods import find_method
@@ -87,6 +89,7 @@ def serve(
     teacher_dtype: TeacherDtype = None,
     device: Device = "cpu",
     cache_weights: CacheWeights = False,
+    generation_config: GenerationConfig = None,
     **options: Any,
 ) -> None:
     """Serve a pair over HTTP: OpenAI's completions, LibreTranslate's translate, metrics, and a page at /."""
@@ -96,6 +99,7 @@ def serve(
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
+    told = read_generation_config(generation_config)
     if method is not None:
         find_method(method)
     languages = _languages(translates)
@@ -117,7 +121,7 @@ def serve(
     called = name or (folder.resolve().name if folder is not None else pair or DEFAULT_PAIR)
     if not re.fullmatch(r"[\w.:-]+", called):
         raise ValueError(f"name must be of letters, digits and ._:-, got {called!r}; give another with --name")
-    served = Served(called, models, words, limits, method, num_threads)
+    served = Served(called, models, words, limits, method, num_threads, told)
     run(Service(served, api_key, languages), listening, lambda line: print(line, flush=True))
 
 

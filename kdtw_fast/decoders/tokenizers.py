@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.loaders import find_tokenizer, load_tokenizer
+from kdtw_fast.loaders import check_same, find_tokenizer, load_tokenizer
 from kdtw_fast.model import NativeModel
 
 
@@ -51,26 +51,6 @@ def tokenizer_in(folder: Path | None) -> Any:
     """The tokenizer that lies in a model's folder or beside it; None where there is none."""
     found = None if folder is None else find_tokenizer(folder)
     return None if found is None else load_tokenizer(found)
-
-
-def check_same(mine: Any, other: Any, name: str) -> None:
-    """Raises ValueError where the tokenizer of ``name``'s folder means another token by an id than the student's."""
-    own, its = ({token_id: token for token, token_id in one.get_vocab().items()} for one in (mine, other))
-    differing = sorted(token_id for token_id in own.keys() | its.keys() if own.get(token_id) != its.get(token_id))
-    if differing:
-        first = differing[0]
-        said, theirs = (repr(one[first]) if first in one else "nothing" for one in (own, its))
-        raise ValueError(
-            f"student and {name} must share a vocabulary: token id {first} is {said} in the student's tokenizer, "
-            f"{theirs} in the {name}'s; pass tokenizer=… if only the files differ"
-        )
-    for role in ("eos_token_id", "pad_token_id"):
-        one, another = getattr(mine, role, None), getattr(other, role, None)
-        if one != another:
-            raise ValueError(
-                f"student and {name} must share a vocabulary: {role} is {one} in the student's tokenizer, {another} "
-                f"in the {name}'s; pass tokenizer=… if only the files differ"
-            )
 
 
 def check_taus(tokenizer: Any, taus: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def deployment(
     dtype: str = "auto",
     teacher_dtype: str | None = None,
     cache: bool | None = None,
+    generation_config: Mapping[str, Any] | str | None = None,
     limits: ServeOptions | None = None,
 ) -> serve.Application:
     """A pair behind HTTP on a Ray cluster, for ``serve.run``: the endpoints, answers and errors of ``kdtw serve``.
@@ -41,7 +43,8 @@ def deployment(
     a machine share one packed file. A replica that is stopped ends the requests that it has first.
 
     Args:
-        pair, student, teacher, tokenizer, dtype, teacher_dtype, cache: as for :class:`kdtw_fast.ray.Decode`.
+        pair, student, teacher, tokenizer, dtype, teacher_dtype, cache, generation_config: as for
+            :class:`kdtw_fast.ray.Decode`.
         name: what requests call the model; None = the pair's name, or the student's folder's.
         method: of requests that name none; None = Training Wheels where the pair can.
         replicas: how many, or the fewest (0: none while nobody asks) and the most, between which their number follows
@@ -87,7 +90,8 @@ def deployment(
         from kdtw_fast.serve.served import Served
 
         models, words = load_pair_or_folders(roles, *where)
-        return Service(Served(called, models, words, limits, method, assigned_cpus()), api_key, languages).app()
+        served = Served(called, models, words, limits, method, assigned_cpus(), generation_config)
+        return Service(served, api_key, languages).app()
 
     told_replicas: dict[str, Any] = {"num_replicas": least}
     if several:

@@ -62,6 +62,7 @@ class Decode:
         dtype, teacher_dtype, device: as decoders take them.
         cache: whether packed weights are kept in a file beside the models and shared; None = where they can be (folders
             of safetensors, device "cpu").
+        generation_config: as decoders take it.
         **options: the fields of :class:`kdtw_fast.GenerateOptions`, for all rows; ``num_threads`` is by default as many
             as the actor has CPUs of Ray's.
 
@@ -87,13 +88,14 @@ class Decode:
         teacher_dtype: str | None = None,
         device: str = "cpu",
         cache: bool | None = None,
+        generation_config: Mapping[str, Any] | str | None = None,
         **options: Unpack[GenerateKeywords],
     ):
         chosen = find_method(method)
         models, words = load_pair_or_folders(
             chosen.models, pair, student, teacher, tokenizer, dtype, teacher_dtype, device, cache
         )
-        self.decoder = make_decoder(method, models, words, assigned_cpus(), **(settings or {}))
+        self.decoder = make_decoder(method, models, words, assigned_cpus(), generation_config, **(settings or {}))
         self._text, self._draws = text, method == "random"
         self._asked: dict[str, Any] = {"batch_size": slots, "budget": budget, **options}
         self.decoder.stream([], **self._asked).close()  # a wrong option is told before there are rows

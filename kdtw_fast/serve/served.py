@@ -36,6 +36,7 @@ class Served:
         method: of requests that name none; None = Training Wheels where the pair can, else the first that it can, of
             both models where there are two.
         num_threads: of decoding.
+        generation_config: as decoders take it.
 
     Attributes:
         open: places that are taken, of rows that run or wait.
@@ -54,6 +55,7 @@ class Served:
         limits: ServeOptions,
         method: str | None = None,
         num_threads: int | None = None,
+        generation_config: Any = None,
     ):
         self.name, self.tokenizer, self.limits = name, tokenizer, limits
         self.created = int(time.time())
@@ -67,7 +69,7 @@ class Served:
             if one in self.lacking:
                 continue
             try:
-                decoder = make_decoder(one, models, tokenizer, num_threads)
+                decoder = make_decoder(one, models, tokenizer, num_threads, generation_config)
             except (TypeError, ValueError) as error:
                 self.lacking[one] = str(error)
                 continue
