@@ -56,7 +56,7 @@ def test_the_encoder_counts_its_layers_and_the_cross_attentions_keys_and_values(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_caches_weigh_what_the_formula_says(shape, cache_dtype: str) -> None:
     model = NativeT5.from_model(random_t5(shape, VOCAB, seed=0), cache_dtype=cache_dtype)
-    assert probe(3, model=model).cache_bytes == cache_bytes(model.spec, 3, S, HISTORY + LONGEST - 1)
+    assert probe(3, model=model).cache_bytes() == cache_bytes(model.spec, 3, S, HISTORY + LONGEST - 1)
 
 
 @pytest.mark.parametrize(

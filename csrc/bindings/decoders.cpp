@@ -14,7 +14,7 @@ namespace kdtw {
 namespace {
 
 // What stands before a row's outputs: its start token, or the whole prompt of a model without an encoder.
-struct Shape {
+struct Layout {
   bool prompted;
   size_t width = 0;
 
@@ -24,7 +24,7 @@ struct Shape {
 // One line a row: what get(row, t) gives for its outputs, t = 1, 2, …, behind what first(row, t) gives for the places t
 // = 0, 1, … before them.
 template <typename T, typename First, typename Get>
-py::array_t<T> padded(const std::vector<Row>& rows, const Shape& shape, T fill, First&& first, Get&& get) {
+py::array_t<T> padded(const std::vector<Row>& rows, const Layout& shape, T fill, First&& first, Get&& get) {
   py::array_t<T> out({rows.size(), shape.width});
   auto view = out.template mutable_unchecked<2>();
   for (size_t r = 0; r < rows.size(); ++r) {
@@ -36,7 +36,7 @@ py::array_t<T> padded(const std::vector<Row>& rows, const Shape& shape, T fill, 
   return out;
 }
 template <typename T, typename Get>
-py::array_t<T> padded(const std::vector<Row>& rows, const Shape& shape, T fill, Get&& get) {
+py::array_t<T> padded(const std::vector<Row>& rows, const Layout& shape, T fill, Get&& get) {
   return padded<T>(rows, shape, fill, [fill](const Row&, size_t) { return fill; }, std::forward<Get>(get));
 }
 
@@ -65,7 +65,7 @@ py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
     faults.append(py::make_tuple(row.index, row.fault));
     return true;
   });
-  Shape shape{session.prompted()};
+  Layout shape{session.prompted()};
   for (const auto& row : rows) shape.width = std::max(shape.width, shape.before(row) + row.outputs());
   py::dict out;
   out["faults"] = faults;
@@ -190,9 +190,7 @@ void bind_decoders(py::module_& m) {
            py::arg("teacher_continues") = true, py::arg("checks_all") = false);
 
   py::class_<Ledger>(m, "Ledger")
-      .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none())
-      .def("allows", &Ledger::allows, py::arg("calls"), py::arg("position"))
-      .def("first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
+      .def(py::init(&make_ledger), py::arg("max_calls") = py::none(), py::arg("max_fraction") = py::none());
 
   py::class_<TokenRules, std::shared_ptr<TokenRules>>(m, "TokenRules")
       .def(py::init([](const std::vector<std::pair<std::vector<int32_t>, float>>& sequences,

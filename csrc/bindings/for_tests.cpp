@@ -1,7 +1,8 @@
-// What only tests, kdtw selftest and benchmarks want: a device's operations on NumPy arrays, random numbers, and
-// choices that nobody else makes.
+// What only tests, kdtw selftest and benchmarks want: a device's operations on NumPy arrays, random numbers, choices
+// that nobody else makes, and methods of classes that are bound elsewhere.
 #include <array>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "backend/cpu/simd_levels.h"
@@ -10,7 +11,9 @@
 #include "backend/runner.h"
 #include "bindings/bindings.h"
 #include "core/draft.h"
+#include "decode/probe.h"
 #include "decode/rules.h"
+#include "model/transformer.h"
 
 namespace kdtw {
 namespace {
@@ -240,6 +243,21 @@ void bind_for_tests(py::module_& m) {
       .def("draft", &OperationsForTests::draft, py::arg("head"), py::arg("hidden"), py::arg("stops"),
            py::arg("first_allowed"), py::arg("positions"), py::arg("first_calls"), py::arg("waiting"), py::arg("batch"),
            py::arg("outputs"), py::arg("max_uniform"), py::arg("seed"));
+  const auto method = [&m](const char* type, const char* name, auto&& function, auto&&... arguments) {
+    const py::object owner = m.attr(type);
+    owner.attr(name) = py::cpp_function(function, py::name(name), py::is_method(owner), arguments...);
+  };
+  method("Ledger", "allows", &Ledger::allows, py::arg("calls"), py::arg("position"));
+  method("Ledger", "first_replaceable", &Ledger::first_replaceable, py::arg("calls"), py::arg("position"));
+  method("Probe", "cache_bytes", &Probe::cache_bytes);
+  method(
+      "Transformer", "int8_losses",
+      [](const Transformer& model, const std::pair<std::vector<int32_t>, std::vector<int32_t>>& probe) {
+        const Poll poll = SignalPoll();
+        const py::gil_scoped_release unlocked;
+        return model.int8_losses({probe.first, probe.second}, poll);
+      },
+      py::arg("probe"));
   m.def(
       "uniform",
       [](uint64_t seed, uint64_t row, uint32_t position, uint32_t stream) {

@@ -330,10 +330,6 @@ void bind_models(py::module_& m) {
             model.update([&] { return made(*backend.operations, device == "cpu", config, source, probe, poll); });
           },
           py::arg("device"), py::arg("tensors"), py::arg("probe") = py::none())
-      .def(
-          "int8_losses",
-          [](const Transformer& model, const ProbeLists& probe) { return int8_losses(model, probe, SignalPoll()); },
-          py::arg("probe"))
       .def("decode_logits", &decode_logits, py::arg("device"), py::arg("source"), py::arg("tokens"), py::arg("marked"),
            py::arg("chunks"), py::arg("threads"));
 
@@ -356,8 +352,7 @@ void bind_models(py::module_& m) {
           [](Probe& probe, int tokens, int asked, int repeats) {
             return timed([&](const Poll& poll) { return probe.decode(tokens, asked, repeats, poll); });
           },
-          py::arg("tokens"), py::arg("asked"), py::arg("repeats"))
-      .def_property_readonly("cache_bytes", &Probe::cache_bytes);
+          py::arg("tokens"), py::arg("asked"), py::arg("repeats"));
 
   m.attr("packed_layout") = cpu::kPackedLayout;
 }
