@@ -447,6 +447,7 @@ def test_the_service_takes_what_its_error_asks_for(beams: Any, kdtw: Any, monkey
     command = ["serve", "--port", "0", "--student", beams["student"], "--teacher", beams["teacher"], "--threads", 1]
     refused = kdtw(*command)
     assert refused.exit_code == 2 and "says num_beams=4" in refused.stderr and not served
+    assert "pass --generation-config='ignore' for none of it" in refused.stderr
     for told in ("ignore", '{"num_beams": 1}'):
         run = kdtw(*command, "--generation-config", told)
         assert run.exit_code == 0, run.stderr

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any
 
 from kdtw_fast.decoders import Decoder
+from kdtw_fast.messages import Message
 from kdtw_fast.methods import METHODS, make_decoder
 from kdtw_fast.options import GenerateOptions, nearest
 from kdtw_fast.outputs import GenerationOutput
@@ -71,7 +73,7 @@ class Served:
             try:
                 decoder = make_decoder(one, models, tokenizer, num_threads, generation_config)
             except (TypeError, ValueError) as error:
-                self.lacking[one] = str(error)
+                self.lacking[one] = Message.of(error)
                 continue
             assert isinstance(decoder, Decoder)
             decoder.worker = self.worker
@@ -87,8 +89,10 @@ class Served:
                 )
         first = max(self.decoders, key=_models_of, default=None)  # the first of those with most models
         if first is None or _models_of(first) < len(models):
-            told = "; ".join(f"{why} ({', '.join(which)})" for why, which in self.unfit.items())
-            raise ValueError(f"{name}: no method decodes with {' and '.join(models)}: {told}")
+            told = Message(f"{name}: no method decodes with {' and '.join(models)}")
+            for mark, (why, which) in zip(chain([": "], repeat("; ")), self.unfit.items()):
+                told = Message(told, mark, why, f" ({', '.join(which)})")
+            raise ValueError(told)
         self.method = first if method is None else self._known(method)
         decoder = self.decoders[self.method]
         # A short row shows whether the models have places for such lengths, and opens the session for those that come.
