@@ -18,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,16 +60,17 @@ class Tried:
     wrong: list[str] = field(default_factory=list)
 
 
-def start(work: Callable[[], object], processes: int = 1) -> list[Any]:
-    """Children that do the work, as one job where they are several; quiet."""
+def start(work: Callable[[], object], processes: int = 1, errors: str | Path = os.devnull) -> list[Any]:
+    """Children that do the work, as one job where they are several; quiet, but for a file of errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
 
     def child(rank: int) -> None:
+        said = open(errors, "w")  # as long as the child lives
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
-            os.dup2(nothing.fileno(), 2)
+            os.dup2(said.fileno(), 2)
         torch.set_num_threads(1)
         if processes > 1:
             job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -78,6 +80,8 @@ def start(work: Callable[[], object], processes: int = 1) -> list[Any]:
         except SystemExit as left:  # how a command ends
             os._exit(1 if left.code else 0)
         except BaseException:
+            traceback.print_exc(file=said)
+            said.flush()
             os._exit(1)
         os._exit(0)
 
@@ -94,6 +98,11 @@ def end(children: list[Any]) -> list[int | None]:
     return [each.exitcode for each in children]
 
 
+def last_line(errors: Path) -> str:
+    """What a child that failed said last."""
+    return (errors.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+
+
 def kill_until(
     kills: int,
     whole: Path,
@@ -103,16 +112,17 @@ def kill_until(
     processes: int,
 ) -> Tried:
     """Runs work(folder of a run) whole, then kills it at random moments; the same seed has the same shares of a run."""
-    tried, draw = Tried(), random.Random(f"{folder.name} {processes}")
+    tried, draw, errors = Tried(), random.Random(f"{folder.name} {processes}"), folder / "errors"
+    folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    if any(end(start(lambda: work(whole), processes))):
-        tried.wrong.append("the whole run failed")
+    if any(end(start(lambda: work(whole), processes, errors))):
+        tried.wrong.append(f"the whole run failed: {last_line(errors)}")
         return tried
     seconds, expected = time.monotonic() - began, bits(whole)
     while tried.kills < kills:
         out = folder / str(tried.runs)
         while True:
-            children = start(lambda out=out: work(out), processes)
+            children = start(lambda out=out: work(out), processes, errors)
             if tried.kills < kills:
                 until = time.monotonic() + draw.uniform(0.0, 1.2 * seconds)
                 while time.monotonic() < until and any(each.is_alive() for each in children):
@@ -125,7 +135,9 @@ def kill_until(
                     continue
             statuses = end(children)
             if any(statuses):
-                tried.wrong.append(f"run {tried.runs} ended with {statuses} after {tried.kills} kills")
+                tried.wrong.append(
+                    f"run {tried.runs} ended with {statuses} after {tried.kills} kills: {last_line(errors)}"
+                )
                 return tried
             break
         tried.runs += 1

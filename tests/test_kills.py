@@ -31,4 +31,4 @@ def test_other_bits_and_runs_that_fail_are_told(tmp_path: Path) -> None:
     )
     assert tried.wrong and "other bits" in tried.wrong[0]
     tried = kills.kill_until(1, tmp_path / "whole", tmp_path / "runs", lambda out: 1 / 0, lambda out: None, 1)
-    assert tried.wrong == ["the whole run failed"]
+    assert tried.wrong == ["the whole run failed: ZeroDivisionError: division by zero"]

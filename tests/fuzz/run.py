@@ -97,7 +97,7 @@ def fuzz(name: str, minutes: float | None, seed: int, folder: Path) -> dict[str,
         print(f"{name}:\n{done.stderr[-4000:]}", file=sys.stderr)
     inputs = max((int(a or b) for a, b in runs), default=0)
     return {
-        "campaign": "fuzz",
+        "campaign": "fuzz of Python" if name == "boundary" else "fuzz",
         "of": name,
         "count": inputs,
         "seconds": round(time.monotonic() - began),
