@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from factories import EOS, kept, pack, random_pair
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -193,6 +194,22 @@ def test_temperatures_whose_inverse_is_infinite_are_greedy(temperature: float) -
         ids = [[5, 6, EOS], [9, 30, EOS]]
         greedy, least = (decoder.generate(ids, temperature=t, max_new_tokens=12) for t in (0.0, temperature))
         assert greedy.sequences.tolist() == least.sequences.tolist()
+
+
+def test_where_pad_is_the_end_a_sources_own_end_stays() -> None:
+    model, _ = random_pair("noisy", seed=2, vocab_size=43)
+    model.config.pad_token_id = EOS
+    decoder = SingleModelDecoder(kdtw_fast.NativeT5.from_model(model))
+
+    def written(ids: Any, mask: Any = None) -> list[list[int]]:
+        out = decoder.generate(ids, attention_mask=mask, max_new_tokens=12)
+        return [row[: 1 + int(n)] for row, n in zip(out.sequences.tolist(), out.lengths)]
+
+    padded = torch.tensor([[5, 6, EOS, EOS, EOS], [9, 30, 7, 8, EOS]])
+    rows = [[5, 6, EOS], [9, 30, 7, 8, EOS]]
+    assert written(padded) == written(rows)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])  # explicit: it wins
+    assert written(padded, mask) == written([rows[0][:2], rows[1]])
 
 
 def test_an_output_without_tokens_has_no_time_per_token() -> None:
