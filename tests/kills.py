@@ -67,23 +67,23 @@ def start(work: Callable[[], object], processes: int = 1, errors: str | Path = o
         port = str(free.getsockname()[1])
 
     def child(rank: int) -> None:
-        said = open(errors, "w")  # as long as the child lives
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-        torch.set_num_threads(1)
-        if processes > 1:
-            job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            os.environ.update(job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-        try:
-            work()
-        except SystemExit as left:  # how a command ends
-            os._exit(1 if left.code else 0)
-        except BaseException:
-            traceback.print_exc(file=said)
-            said.flush()
-            os._exit(1)
-        os._exit(0)
+        with open(errors, "w") as said:
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+            torch.set_num_threads(1)
+            if processes > 1:
+                job = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                os.environ.update(job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+            try:
+                work()
+            except SystemExit as left:  # how a command ends
+                os._exit(1 if left.code else 0)
+            except BaseException:
+                traceback.print_exc(file=said)
+                said.flush()
+                os._exit(1)
+            os._exit(0)
 
     children = [fork.Process(target=child, args=(rank,)) for rank in range(processes)]
     for each in children:
