@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,14 +58,20 @@ def rows_of(count: int) -> list[dict[str, Any]]:
     return [{"id": n, "text": f"{TEXTS[n % len(TEXTS)]} {n % 7}"} for n in range(count)]
 
 
-def actors() -> list[int]:
-    """The processes of a stage's actors."""
+def processes(name: str) -> list[int]:
+    """This cluster's processes with that in their names."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "MapBatches(Decode)" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found
+
+
+def packed_files(pid: int) -> set[tuple[str, str]]:
+    """The packed files of students and teachers that a process has mapped: device with inode, and path."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r"(\S+ \d+) +(\S+/(?:student|teacher)/\.kdtw_fast-\w+\.packed)$", maps, re.MULTILINE))
 
 
 def whole(dataset: Any, expected: list[Any], meanwhile: Any = None) -> None:
@@ -129,14 +136,10 @@ def test_actors_map_one_packed_file_and_one_that_is_killed_loses_and_repeats_not
 ) -> None:
     rows = rows_of(1500)
     expected = alone(pair, [row["text"] for row in rows], budget="light", max_new_tokens=12)
-    seen: list[set[str]] = []
+    seen: list[set[tuple[str, str]]] = []
 
     def kill() -> None:
-        running = actors()
-        assert len(running) == 2
-        for pid in running:
-            maps = Path(f"/proc/{pid}/maps").read_text()
-            seen.append(set(re.findall(r"(\S+ \d+) +(\S+/student/\.kdtw_fast-\w+\.packed)$", maps, re.MULTILINE)))
+        seen.extend(map(packed_files, running := processes("MapBatches(Decode)")))
         os.kill(running[0], signal.SIGKILL)
 
     data = ray.data.from_items(rows, override_num_blocks=100)
@@ -145,7 +148,7 @@ def test_actors_map_one_packed_file_and_one_that_is_killed_loses_and_repeats_not
         expected,
         kill,
     )
-    assert len(seen) == 2 and seen[0] == seen[1] and len(seen[0]) == 1  # device and inode are those of one file
+    assert len(seen) == 2 and seen[0] == seen[1] and len(seen[0]) == 2
 
 
 def test_a_node_that_is_killed_loses_and_repeats_nothing(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
@@ -258,38 +261,98 @@ def test_a_task_has_the_threads_that_it_was_given_cpus_for(
 # --- Ray Serve --------------------------------------------------------------------------------------------
 
 
-def test_a_deployment_answers_as_a_call_alone_does(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
-    openai = pytest.importorskip("openai")
-    httpx = pytest.importorskip("httpx")
+@pytest.fixture
+def served(nodes: Any) -> Iterator[str]:
+    """Where Ray Serve listens."""
     serve = pytest.importorskip("ray.serve")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    url, more = f"http://127.0.0.1:{port}", {"max_new_tokens": 12, "max_source_length": 80}
     try:
-        app = deployment(**folders(pair), name="tiny", replicas=(1, 2), api_key="key", limits=ServeOptions(**more))
-        serve.run(app, name="tiny")
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0)
-        assert next(iter(client.models.list())).id == "tiny"
-        expected = alone(pair, TEXTS, budget="high", **more)
-        answer = client.completions.create(model="tiny", prompt=TEXTS, extra_body={"budget": "high"})
-        assert [choice.text for choice in answer.choices] == [out.texts[0] for out in expected]
-        stream = client.completions.create(model="tiny", prompt=TEXTS[0], stream=True, extra_body={"budget": "high"})
-        assert "".join(piece.choices[0].text for piece in stream) == expected[0].texts[0]
-        with pytest.raises(openai.BadRequestError, match="tokens"):
-            client.completions.create(model="tiny", prompt="paket " * 120)
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{url}/v1", api_key="no", max_retries=0).models.list()
-        assert httpx.get(f"{url}/health").json()["status"] == "ok"
-        assert "kdtw_tokens_total" in httpx.get(f"{url}/metrics").text
-        with ThreadPoolExecutor(1) as pool:  # a replica that is told to end answers first
-            waits = pool.submit(client.completions.create, model="tiny", prompt=TEXTS * 12)
-            time.sleep(0.05)
-            serve.delete("tiny")
-            assert len(waits.result(60).choices) == 12 * len(TEXTS)
+        yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
+
+
+def test_a_deployment_answers_as_a_call_alone_does(served: str, pair: TinyPair) -> None:  # noqa: F811
+    openai = pytest.importorskip("openai")
+    httpx = pytest.importorskip("httpx")
+    serve, more = ray.serve, {"max_new_tokens": 12, "max_source_length": 80}
+    app = deployment(**folders(pair), name="tiny", replicas=(1, 2), api_key="key", limits=ServeOptions(**more))
+    serve.run(app, name="tiny")
+    client = openai.OpenAI(base_url=f"{served}/v1", api_key="key", max_retries=0)
+    assert next(iter(client.models.list())).id == "tiny"
+    expected = alone(pair, TEXTS, budget="high", **more)
+    answer = client.completions.create(model="tiny", prompt=TEXTS, extra_body={"budget": "high"})
+    assert [choice.text for choice in answer.choices] == [out.texts[0] for out in expected]
+    stream = client.completions.create(model="tiny", prompt=TEXTS[0], stream=True, extra_body={"budget": "high"})
+    assert "".join(piece.choices[0].text for piece in stream) == expected[0].texts[0]
+    with pytest.raises(openai.BadRequestError, match="tokens"):
+        client.completions.create(model="tiny", prompt="paket " * 120)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served}/v1", api_key="no", max_retries=0).models.list()
+    assert httpx.get(f"{served}/health").json()["status"] == "ok"
+    assert "kdtw_tokens_total" in httpx.get(f"{served}/metrics").text
+    with ThreadPoolExecutor(1) as pool:  # a replica that is told to end answers first
+        waits = pool.submit(client.completions.create, model="tiny", prompt=TEXTS * 12)
+        time.sleep(0.05)
+        serve.delete("tiny")
+        assert len(waits.result(60).choices) == 12 * len(TEXTS)
+
+
+def test_requests_that_wait_make_a_second_replica_that_maps_the_same_packed_files(
+    monkeypatch: pytest.MonkeyPatch,
+    served: str,
+    pair: TinyPair,  # noqa: F811
+) -> None:
+    httpx = pytest.importorskip("httpx")
+    serve, made = sys.modules[deployment.__module__].serve, ray.serve.deployment
+    soon = {"upscale_delay_s": 0.5, "downscale_delay_s": 0.5, "metrics_interval_s": 0.2, "look_back_period_s": 1.0}
+
+    def hasty(*told: Any, autoscaling_config: dict[str, Any], **more: Any) -> Any:
+        return made(*told, autoscaling_config=autoscaling_config | soon, **more)
+
+    monkeypatch.setattr(serve, "deployment", hasty)
+    more = {"max_new_tokens": 64, "max_source_length": 80}
+    limits = ServeOptions(batch_size=2, **more)
+    ray.serve.run(deployment(**folders(pair), name="tiny", replicas=(1, 2), limits=limits), name="tiny")
+    expected = [out.texts[0] for out in alone(pair, TEXTS, budget="light", **more)]
+
+    def replicas() -> list[int]:
+        states = ray.serve.status().applications["tiny"].deployments["tiny"].replica_states
+        return processes("ServeReplica:tiny") if set(states) == {"RUNNING"} else []
+
+    def until(count: int) -> list[int]:
+        deadline = time.monotonic() + 120
+        while len(found := replicas()) != count:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        return found
+
+    under_load = threading.Event()
+
+    def ask(n: int) -> int:
+        asked = 0
+        with httpx.Client(base_url=served, timeout=60) as client:
+            while not under_load.is_set():
+                answer = client.post("/v1/completions", json={"prompt": TEXTS})
+                assert [choice["text"] for choice in answer.json()["choices"]] == expected, answer.text
+                asked += 1
+        return asked
+
+    (first,) = until(1)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, n) for n in range(8)]
+        try:
+            both = until(2)
+            time.sleep(1)
+        finally:
+            under_load.set()
+    assert first in both and all(one.result() > 0 for one in asked)
+    mapped = [packed_files(pid) for pid in both]
+    assert mapped[0] == mapped[1] and len(mapped[0]) == 2
+    until(1)
 
 
 @pytest.mark.parametrize(
@@ -326,23 +389,29 @@ def test_a_deployment_is_of_folders_here_and_lets_one_request_wait(
 # --- kdtw generate --ray ----------------------------------------------------------------------------------
 
 
-def write_lines(file: Path, count: int) -> Path:
-    file.write_text("".join(f"{row['text']}\n" if row["id"] % 9 else "\n" for row in rows_of(count)), encoding="utf-8")
-    return file
+def write_lines(folder: Path, count: int, then: bytes = b"") -> Path:
+    """A file in.txt of so many lines, some of them blank, and what comes after them."""
+    lines = "".join(f"{row['text']}\n" if row["id"] % 9 else "\n" for row in rows_of(count))
+    (folder / "in.txt").write_bytes(lines.encode() + then)
+    return folder / "in.txt"
 
 
-def test_generate_gives_the_same_lines_and_says_the_same(
-    nodes: Any,
-    kdtw: Any,  # noqa: F811
-    pair: TinyPair,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    source = write_lines(tmp_path / "in.txt", 50)
-    source.write_bytes(source.read_bytes() + b"enth\xe4lt\n" + b"paket " * 120 + b"\ndoku")
-    more = [*pair.folders, *SMALL, "--file", source, "--on-error", "return", "--max-source-length", "80"]
+@pytest.fixture
+def generate(nodes: Any, kdtw: Any, pair: TinyPair, tmp_path: Path) -> Any:  # noqa: F811
+    """`kdtw generate` of in.txt into a file beside it."""
+
+    def run(output: str, *more: str) -> Any:
+        files = ["--file", tmp_path / "in.txt", "-o", tmp_path / output]
+        return kdtw("generate", *pair.folders, *SMALL, *files, *more)
+
+    return run
+
+
+def test_generate_gives_the_same_lines_and_says_the_same(generate: Any, tmp_path: Path) -> None:
+    write_lines(tmp_path, 50, b"enth\xe4lt\n" + b"paket " * 120 + b"\ndoku")
     for form in ([], ["--jsonl"]):
-        one = kdtw("generate", *more, *form, "-o", tmp_path / "one")
-        two = kdtw("generate", *more, *form, "-o", tmp_path / "two", "--ray", "auto", "--piece-rows", "7")
+        more = ["--on-error", "return", "--max-source-length", "80", *form]
+        one, two = generate("one", *more), generate("two", *more, "--ray", "auto", "--piece-rows", "7")
         assert one.exit_code == two.exit_code == 0, two.stderr
         assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
         assert one.stderr == two.stderr and two.stderr.count("\n") == 2
@@ -370,7 +439,7 @@ def test_rows_of_json_and_parquet_have_options(nodes: Any, kdtw: Any, pair: Tiny
 
 
 def test_a_run_that_is_killed_goes_on_and_decodes_nothing_twice(nodes: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
-    source, output = write_lines(tmp_path / "in.txt", 3000), tmp_path / "out"
+    source, output = write_lines(tmp_path, 3000), tmp_path / "out"
     pieces = tmp_path / "out.pieces"
     command = [sys.executable, "-c", KDTW, "generate", *pair.folders, *SMALL, "--file", str(source)]
     on_ray = [*command, "-o", str(output), "--piece-rows", "20", "--ray", nodes.address]
@@ -394,7 +463,9 @@ def test_a_run_that_is_killed_goes_on_and_decodes_nothing_twice(nodes: Any, pair
         while driver.poll() is None:
             now = finished()
             if not killed and len(now) > len(before) + 10:
-                killed = kill_one("ray::decode_piece")
+                for pid in processes("ray::decode_piece")[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed = True
             assert output.exists() or all(now[name] == when for name, when in before.items())
             time.sleep(0.01)
         assert killed and driver.returncode == 0, driver.stderr and driver.stderr.read()
@@ -403,38 +474,18 @@ def test_a_run_that_is_killed_goes_on_and_decodes_nothing_twice(nodes: Any, pair
     assert not pieces.exists()
 
 
-def kill_one(name: str) -> bool:
-    """Kills a process of this cluster by kill -9."""
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if name in " ".join(process.cmdline()):
-                process.kill()
-                return True
-    return False
-
-
-def test_a_wrong_line_ends_a_run_that_can_go_on_without_it(
-    nodes: Any,
-    kdtw: Any,  # noqa: F811
-    pair: TinyPair,  # noqa: F811
-    tmp_path: Path,
-) -> None:
-    source = write_lines(tmp_path / "in.txt", 30)
-    source.write_bytes(source.read_bytes() + b"enth\xe4lt\n" + b"doku\n" * 30)
-    more = ["generate", *pair.folders, *SMALL, "--file", source, "-o", tmp_path / "out", "--piece-rows", "5"]
-    result = kdtw(*more, "--ray", "auto")
+def test_a_wrong_line_ends_a_run_that_can_go_on_without_it(generate: Any, tmp_path: Path) -> None:
+    write_lines(tmp_path, 30, b"enth\xe4lt\n" + b"doku\n" * 30)
+    more = ["--ray", "auto", "--piece-rows", "5"]
+    result = generate("out", *more)
     assert result.exit_code == 2 and result.stderr.startswith("kdtw: line 31 is not UTF-8 text"), result.stderr
     assert result.stderr.count("\n") == 1 and "the same command goes on from there" in result.stderr
-    result = kdtw(*more, "--ray", "auto", "--on-error", "return")
+    result = generate("out", *more, "--on-error", "return")
     assert result.exit_code == 0 and (tmp_path / "out").read_text().count("\n") == 61
 
 
 def test_a_piece_that_kills_its_process_again_and_again_is_named(
-    nodes: Any,
-    kdtw: Any,  # noqa: F811
-    pair: TinyPair,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    generate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kdtw_fast.cli import on_ray
 
@@ -445,11 +496,26 @@ def test_a_piece_that_kills_its_process_again_and_again_is_named(
 
     monkeypatch.setattr(on_ray, "decode_piece", dies)
     monkeypatch.setattr(on_ray, "RETRIES", 1)
-    source = write_lines(tmp_path / "in.txt", 12)
-    more = ["--file", source, "-o", tmp_path / "out", "--piece-rows", "5", "--ray", "auto"]
-    result = kdtw("generate", *pair.folders, *more)
+    write_lines(tmp_path, 12)
+    result = generate("out", "--piece-rows", "5", "--ray", "auto")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "lines 6 to 10: the process that decodes them ended 2 times" in result.stderr
+
+
+def test_a_local_cluster_listens_on_loopback_alone(pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    source, heard = write_lines(tmp_path, 500), set[tuple[str, str]]()
+    command = [sys.executable, "-m", "kdtw_fast", "generate", *pair.folders, *SMALL, "--file", str(source)]
+    with subprocess.Popen([*command, "-o", str(tmp_path / "out"), "--ray", "local", "--piece-rows", "5"]) as driver:
+        while driver.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                mine = psutil.Process(driver.pid)
+                for process in (mine, *mine.children(recursive=True)):
+                    with suppress(psutil.NoSuchProcess):
+                        ports = [one.laddr for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+                        heard |= {(process.name(), port.ip.removeprefix("::ffff:")) for port in ports}
+            time.sleep(0.1)
+    assert driver.returncode == 0
+    assert {"gcs_server", "raylet"} <= {name for name, _ in heard} and {ip for _, ip in heard} == {"127.0.0.1"}, heard
 
 
 def test_an_address_where_nobody_listens_is_told_at_once() -> None:
@@ -461,7 +527,7 @@ def test_an_address_where_nobody_listens_is_told_at_once() -> None:
 
 
 def test_nothing_is_left_of_a_run_that_finished_nothing(nodes: Any, kdtw: Any, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
-    more = ["--student", tmp_path, "--file", write_lines(tmp_path / "in.txt", 3), "-o", tmp_path / "out"]
+    more = ["--student", tmp_path, "--file", write_lines(tmp_path, 3), "-o", tmp_path / "out"]
     result = kdtw("generate", *more, "--teacher", pair.folder / "teacher", "--ray", "auto")
     assert result.exit_code == 2 and "config.json" in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert os.listdir(tmp_path) == ["in.txt"]

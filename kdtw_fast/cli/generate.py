@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,6 +190,8 @@ def _check_for_ray(text: list[str] | None, file: Path | None, output: Path | Non
 def _on_ray(
     ctx: typer.Context, address: str, job: Job, file: Path, output: Path, piece_rows: int, on_error: str
 ) -> None:
+    if address == "local":  # read where Ray is imported: otherwise its processes listen on all interfaces
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from kdtw_fast.cli.on_ray import generate_on_ray
 
     def words(error: Exception) -> str:
