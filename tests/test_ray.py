@@ -139,7 +139,10 @@ def test_actors_map_one_packed_file_and_one_that_is_killed_loses_and_repeats_not
     seen: list[set[tuple[str, str]]] = []
 
     def kill() -> None:
-        seen.extend(map(packed_files, running := processes("MapBatches(Decode)")))
+        deadline = time.monotonic() + 60
+        while len(seen) < 2 or not all(seen):  # the other has not loaded yet
+            assert time.monotonic() < deadline, seen
+            seen[:] = map(packed_files, running := processes("MapBatches(Decode)"))
         os.kill(running[0], signal.SIGKILL)
 
     data = ray.data.from_items(rows, override_num_blocks=100)
@@ -148,7 +151,7 @@ def test_actors_map_one_packed_file_and_one_that_is_killed_loses_and_repeats_not
         expected,
         kill,
     )
-    assert len(seen) == 2 and seen[0] == seen[1] and len(seen[0]) == 2
+    assert seen[0] == seen[1] and len(seen[0]) == 2
 
 
 def test_a_node_that_is_killed_loses_and_repeats_nothing(nodes: Any, pair: TinyPair) -> None:  # noqa: F811
