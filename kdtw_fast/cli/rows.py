@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.extras import require
-from kdtw_fast.inputs import item_of_row
 from kdtw_fast.options import LIMITS, ROW_OPTIONS
 
 OPTIONS = frozenset(("budget", "row_id", *LIMITS, *ROW_OPTIONS))  # columns that are a row's own options
@@ -15,6 +14,8 @@ OPTIONS = frozenset(("budget", "row_id", *LIMITS, *ROW_OPTIONS))  # columns that
 
 def item_of(row: Any, column: str) -> dict[str, Any]:
     """The item of a stream that a row stands for; ValueError for one that is no object, or has no text there."""
+    from kdtw_fast.inputs import item_of_row  # which loads PyTorch
+
     if not isinstance(row, dict):
         raise ValueError(f"it is {type(row).__name__}, no JSON object")
     text = row.get(column)
