@@ -106,6 +106,7 @@ GROUPS = {  # of figures, by the beginning of a label; the first that fits
     "teacher": "teacher",
     "speculative, lossless": "speculative",
     "DistillSpec": "distillspec",
+    "lossy, own student": "distillspec",  # with the other drafter
     "BiLD": "bild",
     "interleaved": "interleaved",
     "random calls": "random",
