@@ -13,9 +13,9 @@ import torch
 from kdtw_fast.options import check_real
 
 from . import distillation, processes
-from .batches import Encoded, keyed_generator
+from .batches import IGNORED, Encoded, keyed_generator
 from .losses import DIVERGENCES, token_divergence
-from .models import kept_logits
+from .models import forced_logits
 from .settings import one_of
 
 
@@ -59,7 +59,7 @@ class GKD(distillation.Distillation):
         for chosen in draws:
             with self.timed("update"):
                 batch = self.collated([pool[i] for i in chosen], self.student_prompt)
-                logits = kept_logits(self.student, batch, settings)
+                logits = forced_logits(self.student, batch, settings, where=batch.labels != IGNORED)
                 teacher = torch.cat([logits.new_empty(0, logits.shape[1]), *(along[i] for i in chosen)])
                 divergence = token_divergence(logits, teacher, settings.divergence, settings.beta)
                 loss = divergence.sum() / max(1, len(divergence)) * processes.share(len(divergence))
@@ -84,7 +84,8 @@ class GKD(distillation.Distillation):
         chosen = chosen or [0]
         rows = [pool[i] for i in chosen]
         with torch.no_grad(), self.timed("scoring"):
-            logits = kept_logits(self.teacher, self.collated(rows, self.teacher_prompt), self.settings)
+            batch = self.collated(rows, self.teacher_prompt)
+            logits = forced_logits(self.teacher, batch, self.settings, where=batch.labels != IGNORED)
         return dict(zip(chosen, logits.split([len(row.target) for row in rows]), strict=True))
 
 

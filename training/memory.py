@@ -1,8 +1,7 @@
 """Memory that one batch frees is kept for the next one.
 
 glibc gives large blocks back to the system as soon as they are freed. A training pass on a CPU frees and takes the
-same hundreds of megabytes again and again, and the system clears every page of them each time: up to half of the
-processor time of a small model's training.
+same hundreds of megabytes again and again, and the system clears every page of them each time.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ KEPT = {_MMAP_THRESHOLD: 256 << 20, _TRIM_THRESHOLD: 1 << 30, _TOP_PAD: 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep what it frees: blocks up to 256 MiB, 1 GiB in all; False where there is no glibc."""
+    """Have this process keep freed blocks of up to 256 MiB, and 1 GiB at its heap's end; False where glibc is not."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

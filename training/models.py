@@ -362,25 +362,18 @@ def forced_logits(
     settings: RunSettings,
     marks: torch.Tensor | None = None,
     hidden: torch.Tensor | None = None,
+    where: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A model's logits [R, T, V] along a batch's labels, in the run's number format.
 
-    `marks` [R, T] of what is read there, and `hidden`, as in `decoder_states`.
+    `marks` [R, T] of what is read there, and `hidden`, as in `decoder_states`. With `where` (bool [R, T]) they are
+    [N, V], of its N true places alone, row after row.
     """
     start, _, pad = special_tokens(model)
     with autocast(settings):
         inputs = shifted(batch.labels, start, pad)
         states = decoder_states(model, batch.source_ids, batch.source_mask, inputs, marks, hidden)
-        return logits_of(model, states)
-
-
-def kept_logits(model: PreTrainedModel, batch: Batch, settings: RunSettings) -> torch.Tensor:
-    """`forced_logits` where labels are not ignored alone, row after row: [N, V] of the N labels there."""
-    start, _, pad = special_tokens(model)
-    with autocast(settings):
-        inputs = shifted(batch.labels, start, pad)
-        states = decoder_states(model, batch.source_ids, batch.source_mask, inputs)
-        return logits_of(model, states[batch.labels != IGNORED])
+        return logits_of(model, states if where is None else states[where])
 
 
 def save_pair_member(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

@@ -144,7 +144,7 @@ def _native(model: Any, name: str, dtype: str | None) -> NativeModel:
 def _sums(model: torch.nn.Module) -> list[int]:
     """A sum of each parameter's bits: what is written through ``.data`` leaves address and version as they are.
 
-    It costs about what a step of the decoder does, which reads all weights too.
+    It reads all weights once a call.
     """
     sums = [
         parameter.detach().contiguous().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64)
