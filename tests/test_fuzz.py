@@ -70,6 +70,22 @@ def test_an_encoder_without_layers_has_no_other_numbers() -> None:
     assert (logits[0] == logits[1]).all()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"heads": 2**31 - 1, "key_heads": 1, "head_size": 2**31 - 1}, "heads and head_size"),
+        ({"feed_forward": 2**31 - 1}, "feed_forward"),
+        ({"bias_buckets": 4, "bias_max_distance": 2**31 - 1, "heads": 2}, "bias_max_distance and heads"),
+    ],
+)
+def test_sizes_whose_product_has_no_64_bits_are_refused(sizes: dict[str, int], named: str) -> None:
+    """They were multiplied before they were compared, and overflowed."""
+    spec, arrays = tensors_of(random_pair_member("llama", 43, 16, 1))
+    decoder = spec["decoder"] | sizes
+    with pytest.raises(ValueError, match=f"model: decoder.{named}"):
+        _core.Transformer(spec | {"name": "model", "decoder": decoder}, "cpu", lambda key, *_: arrays.get(key))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
 def test_exponents_of_what_is_not_finite(value: float) -> None:
     """The generic kernels cast an infinite power of two to an integer."""

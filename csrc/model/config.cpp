@@ -9,16 +9,19 @@ void validate_stack(const std::string& model, const std::string& prefix, const S
   const auto positive = [&](int value, const char* field) {
     require(value > 0, model, ": ", prefix, field, " must be positive, got ", value);
   };
-  const auto fits = [&](int64_t product, const char* what) {
-    require(product <= (int64_t{1} << 30), model, ": ", prefix, what, " together are ", product, ", more than 2^30");
+  const auto fits = [&](int64_t times, int64_t one, int64_t other, const char* what) {
+    const int64_t most = (int64_t{1} << 30) / times;  // held against by division: the product may have no 64 bits
+    require(one <= 0 || other <= most / one, model, ": ", prefix, what, " are ", one, " and ", other, ": ", times,
+            " times their product is more than 2^30");
   };
   positive(stack.model_size, "model_size");
   positive(stack.heads, "heads");
   positive(stack.key_heads, "key_heads");
   positive(stack.head_size, "head_size");
   positive(stack.feed_forward, "feed_forward");
-  fits(int64_t{stack.heads} * stack.head_size * 3, "heads and head_size");
-  fits(int64_t{stack.feed_forward} * 2, "the two halves of feed_forward");
+  fits(3, stack.heads, stack.head_size, "heads and head_size");
+  require(stack.feed_forward <= (1 << 29), model, ": ", prefix, "feed_forward must be at most 2^29, got ",
+          stack.feed_forward);
   require(stack.heads % stack.key_heads == 0, model, ": ", prefix, "heads must be a multiple of key_heads, got ",
           stack.heads, " and ", stack.key_heads);
   require(stack.epsilon > 0.0f, model, ": ", prefix, "epsilon must be positive, got ", stack.epsilon);
@@ -27,7 +30,7 @@ void validate_stack(const std::string& model, const std::string& prefix, const S
   require(stack.bias_buckets == 0 || stack.bias_max_distance > stack.bias_buckets / 2, model, ": ", prefix,
           "bias_max_distance must exceed half the buckets (", stack.bias_buckets / 2, "), got ",
           stack.bias_max_distance);
-  fits(int64_t{2} * stack.bias_max_distance * stack.heads, "bias_max_distance and heads");
+  fits(2, stack.bias_max_distance, stack.heads, "bias_max_distance and heads");
   require(stack.rotary_pairs >= 0 && 2 * int64_t{stack.rotary_pairs} <= stack.head_size, model, ": ", prefix,
           "rotary_pairs must be 0 to half the head size of ", stack.head_size, ", got ", stack.rotary_pairs);
   require(stack.rotary_pairs == 0 || (stack.rotary_kinds() >= 1 && stack.rotary_kinds() <= 2), model, ": ", prefix,
