@@ -79,7 +79,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[str]:
     kdtw_fast._core.set_simd(before)
 
 
-EVERY = 20  # of a file's cases on the simulated device, so many are one in `make test`
+EVERY = 30  # of a file's cases on the simulated device, so many are one in `make test`
 TIMES = 2  # of a test's cases on the simulated device, so many in `make test-all` have each value of each parameter
 # What takes longest begins first, so that no process is left alone with it.
 FIRST = ("test_language_model", "test_processes_training", "test_gpu_proof", "test_gpu_kernels", "test_gpu_simulator")

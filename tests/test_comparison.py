@@ -268,6 +268,7 @@ def read_bytes(content: bytes, folder: Path) -> Records:
     return read(path)
 
 
+@pytest.mark.long
 def test_results_of_something_else_are_refused(compare, without_figures, folder: Path, tmp_path: Path) -> None:
     assert compare(tmp_path, "--methods", "student").exit_code == 0
     before = (tmp_path / "results.jsonl").read_bytes()
@@ -303,6 +304,7 @@ def test_a_device_decodes_the_same_and_its_results_are_its_own(
     assert result.exit_code == 2 and "device = cuda:0" in result.stderr
 
 
+@pytest.mark.long
 def test_the_progress_told_of_is_the_work_there_was(folder: Path, tmp_path: Path) -> None:
     contender = load_contender(str(folder), data=folder / "data.jsonl", sentences=4)
     plan = make_plan(Choices(("student", "training-wheels", "entropy"), ["light"], control_budgets=["light"]), False)
@@ -335,6 +337,7 @@ def test_what_is_wrong_is_said_in_a_sentence(compare, tmp_path: Path, arguments:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_systems_that_are_not_there_are_left_out_with_a_line(
     compare, without_figures, tmp_path: Path, monkeypatch
 ) -> None:

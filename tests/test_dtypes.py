@@ -266,6 +266,7 @@ def test_the_pair_ships_in_bf16_and_decodes_as_in_fp32(pair: Pair) -> None:
         assert outputs[0].sequences.tolist() == outputs[1].sequences.tolist()
 
 
+@pytest.mark.long
 def test_int8_keeps_the_teachers_bleu(pair: Pair) -> None:
     samples = pair.samples()
     scores = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import SHAPES, random_t5
+from factories import SHAPES, mostly_long, random_t5
 
 from kdtw_fast import NativeT5
 from kdtw_fast.loaders import load_tokenizer
@@ -181,7 +181,7 @@ LOADERS = [
 ]
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", mostly_long(LOADERS, keep=(0, 4)))
 def test_no_loader_runs_code_or_asks(evil: Path, loader: str) -> None:
     """A yes on standard input changes nothing: nobody reads it."""
     script = f"""

@@ -161,6 +161,7 @@ def test_without_another_thread_one_does_the_work() -> None:
     assert child(NO_THREADS) == "whole"
 
 
+@pytest.mark.long
 def test_memory_that_is_refused_is_a_memory_error() -> None:
     assert child(LITTLE_MEMORY) == "whole"
 

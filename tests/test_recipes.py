@@ -281,6 +281,7 @@ def test_list_and_settings():
     assert "steps: 7" in shown.stdout and "algorithm: gkd" in shown.stdout
 
 
+@pytest.mark.long  # test_trainer.py tries a run that is stopped; this one by the command
 def test_the_command_trains_stops_at_sigterm_and_goes_on(toy, tmp_path):
     places = {"data__folder": toy / "data", "tokenizer": toy / "tokenizer", "out": tmp_path / "run"}
     shape = {f"teacher__{name}": value for name, value in SHAPE.items()}

@@ -230,6 +230,7 @@ def test_cloning_resumes_to_the_bit_and_ships_a_student(toy, tmp_path):
     T5ForConditionalGeneration.from_pretrained(tmp_path / "whole/model")
 
 
+@pytest.mark.long
 def test_cloning_teaches_to_ask_more_with_a_larger_budget(toy, tmp_path):
     recipe = toy_recipe(
         toy,
