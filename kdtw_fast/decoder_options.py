@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from kdtw_fast.loaders import given_tokenizer
 from kdtw_fast.options import check_int
 
 
@@ -14,8 +15,8 @@ class DecoderOptions:
     """What every decoder takes as keywords when it is made.
 
     Args:
-        tokenizer: needed to decode strings; None = the one in the folder that the student is or was loaded from, or in
-            the folder "tokenizer" beside it.
+        tokenizer: needed to decode strings, loaded or as its folder (or GGUF file); None = the one in the folder that
+            the student is or was loaded from, or in the folder "tokenizer" beside it.
         num_threads: threads of its calls, at least 1; None = all the processor offers. Results do not depend on it.
         dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,
@@ -44,6 +45,7 @@ class DecoderOptions:
             )
         if self.num_threads is not None:
             check_int("num_threads", self.num_threads, 1)
+        object.__setattr__(self, "tokenizer", given_tokenizer(self.tokenizer))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,53 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line.rstrip("\r\n")
+
+
+HUB_SECONDS = 20  # that the hub may take to answer whether it has something
+
+
+def is_path(place: str) -> bool:
+    """Whether a model's place can be no name on the hub, which has one slash at most."""
+    return place.count("/") > 1 or place.startswith((".", "/", "~"))
+
+
+def check_place(
+    place: str,
+    name: str,
+    kind: str = "model",
+    *,
+    kept: Callable[[], bool] | None = None,
+    token: Any = None,
+    **cached: Any,
+) -> None:
+    """Raises FileNotFoundError, at once, where there is neither a folder nor what the hub or its cache here has.
+
+    Args:
+        place: the folder, or a name on the hub.
+        name: what the message calls it, "teacher.path=".
+        kind: "model", "dataset", or "folder", which a hub has none of.
+        kept: whether an earlier run has left a copy; None = a model's config is in the hub's cache.
+        token: for the hub.
+        **cached: where in the cache that config is: cache_dir, revision, and the repository's subfolder.
+    """
+    if Path(place).is_dir():
+        return
+    here = f"{name}{place} is not a folder"
+    if kind == "folder" or is_path(place):
+        beneath = "" if Path(place).is_absolute() else f" beneath {Path.cwd()}"
+        raise FileNotFoundError(f"{here}{beneath}; check the path")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi(token=token).repo_info(place, repo_type=kind, timeout=HUB_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise FileNotFoundError(f"{here}, and the hub has no {kind} of that name that it would give you") from None
+    except Exception as error:  # whatever the library for its requests raises without a network
+        config = "/".join(filter(None, (cached.pop("subfolder", None), "config.json")))
+        if not (isinstance(try_to_load_from_cache(place, config, **cached), str) if kept is None else kept()):
+            reason = type(error).__name__
+            raise FileNotFoundError(f"{here} or in a cache, and the hub cannot be asked for it ({reason})") from error
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
@@ -74,6 +121,28 @@ def load_tokenizer(place: str | Path) -> Any:
     if folder.is_dir() and not options:
         _check_vocabulary(tokenizer, folder)
     return tokenizer
+
+
+def given_tokenizer(given: Any) -> Any:
+    """What a caller passed as ``tokenizer``: itself, or the one in the folder or GGUF file that it names.
+
+    Raises:
+        FileNotFoundError: the folder holds none, or is not there.
+        TypeError: it is neither a tokenizer nor a place.
+        ImportError, OSError, ValueError: as :func:`load_tokenizer`.
+    """
+    passed = OptionName("tokenizer")
+    if isinstance(given, (str, Path)):
+        place = find_tokenizer(Path(given), beside=False)
+        if place is None:
+            lacks = "is a folder without one" if Path(given).is_dir() else "is not a folder"
+            said = f" {given} {lacks}; give one that a tokenizer's save_pretrained wrote, or a loaded tokenizer"
+            raise FileNotFoundError(Message(passed, said))
+        return load_tokenizer(place)
+    if given is not None and not callable(given) and not hasattr(given, "decode"):
+        said = f" must be a tokenizer, or the folder of one, got {type(given).__name__}"
+        raise TypeError(Message(passed, said))
+    return given
 
 
 def _check_vocabulary(tokenizer: Any, folder: Path) -> None:

@@ -21,6 +21,7 @@ from transformers.models.auto import modeling_auto
 from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.families import FAMILIES, unknown_kind
+from kdtw_fast.loaders import check_place, is_path
 from kdtw_fast.options import check_int, tau_token_ids
 
 T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
@@ -153,14 +154,24 @@ class TrainingWheels(_Model):
     def from_pretrained(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """As Hugging Face's; of this class itself, the student of the class that the config asks for.
 
-        Raises ValueError for a family that is not known, a config without <tau>, or a checkpoint without weights that
-        have no default, naming them.
+        Raises:
+            FileNotFoundError: there is no such folder, nor a model of that name on the hub; at once.
+            ValueError: a family that is not known, a config without <tau>, or a checkpoint without weights that have no
+                default, naming them.
         """
-        if cls is TrainingWheels:
-            asked = {key: kwargs[key] for key in _PLACE if key in kwargs}
-            config = kwargs.get("config") or AutoConfig.from_pretrained(place, trust_remote_code=False, **asked)
-            found: Self = student_class(model_class(config)).from_pretrained(place, *args, **kwargs)
-            return found
+        asked = {key: kwargs[key] for key in _PLACE if key in kwargs}
+        if isinstance(place, (str, os.PathLike)) and not (kwargs.get("local_files_only") and not is_path(str(place))):
+            cached = {key: asked[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in asked}
+            check_place(os.fspath(place), f"{cls.__name__}: ", **cached)
+        if cls is not TrainingWheels:
+            return cls._loaded(place, *args, **kwargs)
+        config = kwargs.get("config") or AutoConfig.from_pretrained(place, trust_remote_code=False, **asked)
+        found: Self = student_class(model_class(config))._loaded(place, *args, **kwargs)
+        return found
+
+    @classmethod
+    def _loaded(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
+        """A student of this class from a place that was checked."""
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
         model, info = loaded

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from kdtw_fast import _core
 from kdtw_fast.costs import Prediction
 from kdtw_fast.deprecation import renamed_field
+from kdtw_fast.loaders import given_tokenizer
 from kdtw_fast.options import GenerateOptions
 from kdtw_fast.owner import Owner as Owner
 from kdtw_fast.owners_tensor import Owners
@@ -114,9 +115,10 @@ class GenerationOutput(ModelOutput):
         """Prints each row, who wrote what in it, and the teachers' share; colours where there is a terminal.
 
         Args:
-            tokenizer: None = the decoder's.
+            tokenizer: loaded, or its folder; None = the decoder's.
 
         Raises:
+            FileNotFoundError: the folder holds none.
             ValueError: there is none: the decoder had none, or the output was saved and loaded.
         """
         from kdtw_fast.owners_view import print_output
@@ -136,7 +138,7 @@ class GenerationOutput(ModelOutput):
         return self
 
     def _tokenizer(self, given: Any) -> Any:
-        found = given if given is not None or self._words is None else self._words()
+        found = given_tokenizer(given) if given is not None or self._words is None else self._words()
         if found is None:
             raise ValueError("this output has no tokenizer: its decoder had none, or it was saved; show(tokenizer=…)")
         return found

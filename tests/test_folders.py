@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from factories import SHAPES, mostly_long, random_t5
 
-from kdtw_fast import NativeT5
+from kdtw_fast import NativeT5, SingleModelDecoder
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.pairs import pair_folder
 
@@ -211,3 +212,22 @@ def test_a_model_folder_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) ->
     (tmp_path / "config.json").write_bytes((pair_folder() / "teacher" / "config.json").read_bytes())
     with pytest.raises(OSError, match=f"{tmp_path} holds no tokenizer: none of .*tokenizer.json.* is there; save"):
         load_tokenizer(tmp_path)
+
+
+def test_a_decoder_takes_a_tokenizers_folder(tmp_path: Path) -> None:
+    """What it says of the words is what the loaded one says; what holds no tokenizer is refused when it is made."""
+    home = pair_folder()
+    native = NativeT5.from_pretrained(home / "student")
+    words = home / "tokenizer"
+    decoders = [SingleModelDecoder(native, tokenizer=given) for given in (load_tokenizer(words), words, str(words))]
+    first, *others = [decoder("Ein Spiel.", max_new_tokens=8) for decoder in decoders]
+    assert all(out.texts == first.texts for out in others)
+    for given, kind, said in (
+        ("nope", FileNotFoundError, "tokenizer nope is not a folder; give one that"),
+        (tmp_path, FileNotFoundError, f"tokenizer {tmp_path} is a folder without one; give one that"),
+        (3, TypeError, "tokenizer must be a tokenizer, or the folder of one, got int"),
+    ):
+        with pytest.raises(kind, match=f"^{re.escape(said)}"):
+            SingleModelDecoder(native, tokenizer=given)
+        with pytest.raises(kind, match=f"^{re.escape(said)}"):
+            first.show(tokenizer=given)

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast import loaders
+from kdtw_fast.modeling import TrainingWheels, TrainingWheelsT5
 
 KINDS = {
     "v1.0": {"feed_forward_proj": "relu"},
@@ -143,6 +145,31 @@ def test_loading_a_plain_t5_as_a_student_says_what_to_do(tmp_path):
     tiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"config.tau_token_id is None.*from_t5"):
         TrainingWheelsT5.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cls", [TrainingWheels, TrainingWheelsT5])
+def test_a_place_that_is_not_there_is_said_at_once(cls, tmp_path, monkeypatch):
+    """No path is asked of the hub, and the hub once for a name; what the cache has is loaded without it."""
+    asked = []
+
+    def repo_info(self, name, repo_type, timeout):
+        asked.append((name, self.token))
+        raise ConnectionError
+
+    monkeypatch.setattr(HfApi, "repo_info", repo_info)
+    for place in ("./nope", tmp_path / "nope", "models/mine/best"):
+        with pytest.raises(FileNotFoundError, match=f"^{cls.__name__}: {place} is not a folder.*; check the path$"):
+            cls.from_pretrained(place)
+    assert asked == []
+    with pytest.raises(FileNotFoundError, match="nope/x is not a folder or in a cache, and the hub"):
+        cls.from_pretrained("nope/x", token="secret")
+    assert asked == [("nope/x", "secret")]
+    snapshot = tmp_path / "models--nope--x/snapshots/1"
+    TrainingWheelsT5.from_t5(tiny()).save_pretrained(snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("1")
+    assert cls.from_pretrained("nope/x", cache_dir=tmp_path, local_files_only=True).config.tau_token_id == 40
+    loaders.check_place("nope/x", "", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("tau", [-1, 40, True, "33", 3.0])

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -28,7 +26,6 @@ from .settings import Model, PhaseSettings, RunSettings
 from .tokenizer import padded_vocabulary
 
 log = logging.getLogger(__name__)
-HUB_SECONDS = 20  # that the hub may take to answer whether it has something
 
 
 def check_place(path: str, setting: str) -> None:
@@ -38,24 +35,16 @@ def check_place(path: str, setting: str) -> None:
     """
     if Path(path).is_dir():
         return
-    here = f"{setting}={path} is not a folder"
-    if setting == "data.folder" or path.count("/") > 1 or path.startswith((".", "/", "~", "runs/")):
-        raise FileNotFoundError(f"{here}; make it first (training/README.md has the order)")
-    kind = "dataset" if setting == "data.hub" else "model"
-    try:
-        HfApi().repo_info(path, repo_type=kind, timeout=HUB_SECONDS)
-    except (RepositoryNotFoundError, HFValidationError):
-        raise FileNotFoundError(f"{here}, and the hub has no {kind} of that name that it would give you") from None
-    except Exception as error:  # whatever the library for its requests raises without a network
-        if not _kept(path, kind):
-            reason = type(error).__name__
-            raise FileNotFoundError(f"{here} or in a cache, and the hub cannot be asked for it ({reason})") from error
+    if path.startswith("runs/") and not Path(path).is_dir():  # what another recipe writes, mostly
+        raise FileNotFoundError(
+            f"{setting}={path} is not a folder; make it first (training/README.md has the order of the recipes)"
+        )
+    kind = {"data.folder": "folder", "data.hub": "dataset"}.get(setting, "model")
+    loaders.check_place(path, f"{setting}=", kind, kept=(lambda: _kept_data(path)) if kind == "dataset" else None)
 
 
-def _kept(name: str, kind: str) -> bool:
-    """Whether an earlier run has left a copy of what is on the hub."""
-    if kind == "model":
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+def _kept_data(name: str) -> bool:
+    """Whether an earlier run has left a copy of a data set of the hub."""
     require("reading data sets", f"data.hub={name}")
     import datasets
 
