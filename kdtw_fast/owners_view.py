@@ -128,7 +128,7 @@ def gauge(used: float, asked: float | None = None) -> Text:
     bar = Text("━" * filled, style="green") + Text("─" * (GAUGE_CELLS - filled), style="dim")
     place = GAUGE_CELLS if asked is None else min(GAUGE_CELLS, round(GAUGE_CELLS * asked))
     tick = " " if asked is None else "┿" if place < filled else "┼"
-    words = f" {100 * used:3.0f} %" + ("         " if asked is None else f" of {100 * asked:3.0f} %")
+    words = f" {100 * used:3.0f} % used" + (" " * 13 if asked is None else f", {100 * asked:3.0f} % asked")
     return Text.assemble(bar[:place], tick, bar[place:], (words, "dim"))
 
 

@@ -254,8 +254,8 @@ def test_owners_are_marked_without_colour_in_pipes(kdtw, pair: TinyPair) -> None
         if not record["text"]:
             continue
         used = 100 * record["teacher_fraction"]
-        bar, text = marks[:26], marks[28:]
-        assert bar.endswith(f" {used:3.0f} % of  40 %") and bar[4] == ("┿" if used >= 45 else "┼")
+        bar, text = marks[:35], marks[37:]
+        assert bar.endswith(f" {used:3.0f} % used,  40 % asked") and bar[4] == ("┿" if used >= 45 else "┼")
         assert text.replace("[", "").replace("]", "").replace("</s>", "") == visible(line)
 
 
@@ -277,11 +277,11 @@ def test_runs_of_one_owner_are_marked_together() -> None:
 
 
 def test_the_gauge_has_one_width_and_a_tick_at_the_budget() -> None:
-    assert gauge(0.31, 0.3).plain == "━━━┼───────  31 % of  30 %"
-    assert gauge(0.004, 0.0).plain == "┿━─────────   0 % of   0 %"
-    assert gauge(1.0, 0.5).plain == "━━━━━┿━━━━━ 100 % of  50 %"
-    assert gauge(0.5).plain == "━━━━━─────   50 %         "
-    assert {len(gauge(used / 7, asked)) for used in range(8) for asked in (None, 0.0, 0.1, 1.0)} == {26}
+    assert gauge(0.31, 0.3).plain == "━━━┼───────  31 % used,  30 % asked"
+    assert gauge(0.004, 0.0).plain == "┿━─────────   0 % used,   0 % asked"
+    assert gauge(1.0, 0.5).plain == "━━━━━┿━━━━━ 100 % used,  50 % asked"
+    assert gauge(0.5).plain == "━━━━━─────   50 % used             "
+    assert {len(gauge(used / 7, asked)) for used in range(8) for asked in (None, 0.0, 0.1, 1.0)} == {35}
 
 
 def test_no_character_acts_on_the_terminal() -> None:

@@ -53,6 +53,16 @@ def test_panels_stand_by_question_with_units_and_what_was_asked(run):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["budget “light”", "budget “high”"]
 
 
+@pytest.mark.parametrize("norms", [(3.1, 3.9), (0.02, 0.3), (1e-3, 40.0)])
+def test_an_axis_has_numbers_and_what_stands_alone_has_a_name(norms):
+    figure = draw({"grad_norm": {"": [(1, norms[0]), (2, norms[1])]}})
+    (axes,) = (axis for axis in figure.axes if axis.get_visible())
+    low, high = axes.get_ylim()
+    told = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high and label.get_text()]
+    assert len(told) >= 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["grad norm"]
+
+
 def test_at_most_eight_panels_in_colours_that_are_seen_on_white():
     assert len(PANELS) <= 8 and all(panel.unit and panel.question for panel in PANELS)
     assert [panel.question for panel in PANELS] == sorted(

@@ -252,6 +252,11 @@ def test_everything_can_be_read(browser, plain: Path, width: int, scheme: str) -
     assert page.evaluate(CUT) == []
     if width != 880:  # the table of points is there as a whole, on a phone as cards
         assert page.evaluate("(([e]) => e.scrollWidth <= e.clientWidth + 1)(document.querySelectorAll('.scroll'))")
+    if width == 1200:
+        wide = (
+            "[...document.querySelectorAll('.scroll')].map((e) => e.scrollWidth - e.clientWidth).filter((w) => w > 1)"
+        )
+        assert page.evaluate(wide) == []
     assert page.evaluate("document.querySelector('figure svg').getBoundingClientRect().width") > min(width, 600) * 0.8
     visit.close()
 

@@ -49,7 +49,7 @@ PANELS = (
     Panel("Quality", "held-out ROUGE-2 and BLEU", "points of 100", ("rouge2", "bleu")),
     Panel("Quality", "length, outputs cut off", "ratio", ("length_ratio", "cut_off", "acceptance")),
     Panel("Optimiser", "loss", "nats", ("loss", "validation_loss")),
-    Panel("Optimiser", "gradient's norm, rate", "log scale", ("grad_norm", "value_grad_norm", "rate"), log=True),
+    Panel("Optimiser", "gradient's norm, rate", "norm, rate (log)", ("grad_norm", "value_grad_norm", "rate"), log=True),
 )
 # From light to dark on white, all with a contrast above 3; lines of one budget differ by quantity, as the others do.
 COLOURS = ("#8E8E8E", "#C77700", "#C2407A", "#7B61FF", "#0072B2", "#14323F")
@@ -128,15 +128,17 @@ def draw(found: Quantities, title: str = "") -> Any:
 
 
 def _draw_panel(panel: Panel, axes: Any, found: Quantities, named: dict[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     asked = {budget.phrase: budget.fraction for budget in BUDGETS}
     colours = dict(zip(asked, COLOURS, strict=True))
     shown = [quantity for quantity in panel.quantities if quantity in found]
     handles: dict[str, Any] = {}
-    lowest = math.inf
+    lowest, highest = math.inf, 0.0
     for place, quantity in enumerate(shown):
         for name, points in found[quantity].items():
             steps, values = zip(*((step, panel.scale * value) for step, value in points))
-            lowest = min(lowest, *values)
+            lowest, highest = min(lowest, *values), max(highest, *values)
             colour = colours.get(name, COLOURS[4] if place == 0 else COLOURS[1] if place == 1 else COLOURS[2])
             dots = quantity == "achieved"
             few = len(points) < 30 and not dots
@@ -150,12 +152,14 @@ def _draw_panel(panel: Panel, axes: Any, found: Quantities, named: dict[str, Any
                 axes.axhline(panel.scale * asked[name], color=colour, linestyle=":", linewidth=1)
     if panel.log and lowest > 0:
         axes.set_yscale("log")
+        if highest < 20 * lowest:  # has hardly a power of ten
+            axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     axes.set_ylabel(panel.unit)
     axes.grid(color="#707070", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(shown) > 1:
+    if len(panel.quantities) > 1:
         axes.margins(y=0.2)  # for the words above
         words = {"achieved": "at validation", "use": "in training"}
         told = [words.get(word, word) for word in handles]

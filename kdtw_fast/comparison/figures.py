@@ -20,7 +20,7 @@ from .summary import FEW_TURNS, OWN_DRAFTS, Point
 from .table import shown
 
 # Inches and points: at 390 pixels, a phone's width, a point is a pixel.
-WIDTH, DPI, FONT = 5.5, 180, 9.5
+WIDTH, DPI, FONT = 5.2, 180, 9.5
 PAGE, NIGHT = "#ffffff", "#1d1f23"  # what a figure lies on: a light page, and a dark one
 
 

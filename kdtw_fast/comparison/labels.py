@@ -58,29 +58,38 @@ def write_labels(axes: Any, labels: Sequence[Label], marks: Sequence[tuple[float
     near = np.repeat(RADII, ANGLES)
     directions = np.tile(np.column_stack([np.cos(angles), np.sin(angles)]), (len(RADII), 1))
     for label in labels:
-        text = axes.annotate(
+        text = axes.text(0, 0, label.text, fontsize=size)
+        own = text.get_window_extent()
+        text.remove()
+        extent = np.array([own.width, own.height])
+        width, height = extent + np.array([4, 2]) * scale
+        mark = axes.transData.transform((label.x, label.y))
+        asides = (near[:, None] * scale + extent / 2) * directions
+        here = _boxes(mark + asides, width, height)
+        outside = width * height - _shared(here, room)[:, 0]
+        covered = _shared(here, np.concatenate(taken)).sum(1) + 4 * outside
+        others = circles[np.hypot(*(circles[:, :2] - mark).T) > circles[:, 2]]
+        starts = np.clip(mark, mark + asides - extent / 2, mark + asides + extent / 2)  # where its line begins
+        crossings = (_distances(others[:, :2], starts, mark) < others[:, 2]).sum(1)
+        best = int(np.argmin(100 * covered / (width * height) + 50 * crossings + near / 60))
+        axes.annotate(
             label.text,
             (label.x, label.y),
-            xytext=(0, 0),
+            xytext=asides[best] / scale,
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=size,
             color=label.colour,
-            arrowprops={"arrowstyle": "-", "lw": 0.7, "color": label.colour, "shrinkA": 1, "shrinkB": 5},
+            arrowprops={
+                "arrowstyle": "-",
+                "lw": 0.7,
+                "color": label.colour,
+                "shrinkA": 1,
+                "shrinkB": 5,
+                "relpos": np.clip(0.5 - asides[best] / extent, 0, 1),  # from the text's nearest place, not its middle
+            },
         )
-        own = Text.get_window_extent(text)  # without its line
-        width, height = own.width + 4 * scale, own.height + 2 * scale
-        mark = axes.transData.transform((label.x, label.y))
-        asides = (near[:, None] * scale + np.array([own.width, own.height]) / 2) * directions
-        here = _boxes(mark + asides, width, height)
-        outside = width * height - _shared(here, room)[:, 0]
-        covered = _shared(here, np.concatenate(taken)).sum(1) + 4 * outside
-        others = circles[np.hypot(*(circles[:, :2] - mark).T) > circles[:, 2]]
-        starts = np.clip(mark, here[:, :2], here[:, 2:])  # where its line begins
-        crossings = (_distances(others[:, :2], starts, mark) < others[:, 2]).sum(1)
-        best = int(np.argmin(100 * covered / (width * height) + 50 * crossings + near / 60))
-        text.set_position(asides[best] / scale)
         taken += [
             here[best : best + 1],
             _boxes(_along(np.array([starts[best], mark]), 3 * scale), 3 * scale, 3 * scale),
