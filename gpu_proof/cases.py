@@ -117,7 +117,7 @@ def real_sizes(trial: Trial) -> None:
         trial.close(out, product(inner, weights[1], "fp16") + 1, 1e-2, "added")
         operations.norm_linear_activate(weights[2], x, scale, 1e-6, True, "fp16", encoder)
         if not encoder:
-            operations.rms_norm(x, scale, 1e-6)
+            operations.norm(x, scale, 1e-6)
     length, width = KEYS, 6 * 64
     stored = [(0, position) for position in range(length)]
     keys, values, query = normal(rng, length, width), normal(rng, length, width), normal(rng, 1, width)

@@ -86,7 +86,7 @@ def on_paper() -> dict[str, int]:
     chunks = -(-cases.KEYS // 64) * (64 + 2)
     bytes_["attend_kernel<Fp16, 8, 1>"] = 6 * (2 * 2 * 64 * cases.KEYS + 4 * 64 + 4 * chunks)
     bytes_["attend_join_kernel"] = 6 * 4 * (chunks + 64)
-    bytes_["rms_norm_kernel"] = sum(4 * size * (2 * tokens + 1) for tokens in cases.TOKENS)
+    bytes_["norm_kernel"] = sum(4 * size * (2 * tokens + 1) for tokens in cases.TOKENS)
     return bytes_
 
 

@@ -14,7 +14,6 @@ import torch
 from kdtw_fast import _core
 from kdtw_fast.budgets import fill_prompt
 from kdtw_fast.families import Tensors, describe
-from kdtw_fast.families.description import lacking_on_devices
 from kdtw_fast.generation import module_generation, read_generation
 from kdtw_fast.gguf_file import is_gguf, read_gguf
 from kdtw_fast.messages import named, unpicklable
@@ -165,10 +164,6 @@ class NativeModel:
     ) -> _core.Transformer:
         """The native object of what is described."""
         cache = _auto_cache(self._described["dtype"], self.device) if cache_dtype == "auto" else cache_dtype
-        if self.device != "cpu" and (lacking := lacking_on_devices(self._described)):
-            raise ValueError(
-                f"{self.name}: device {self.device!r} does not compute {lacking} yet; decode this model on 'cpu'"
-            )
         spec = self._described | {"name": self.name, "cache_dtype": cache}
         if packed is None:
             return _core.Transformer(spec, self.device, tensors, probe=self._probe)

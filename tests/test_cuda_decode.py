@@ -16,6 +16,7 @@ import pytest
 import torch
 from factories import RELATIONS, SHAPES, START, random_batch, random_pair, random_t5
 from test_decoding_oracle import METHODS, OUTCOMES, random_case
+from test_families import random_model, rows_of
 
 import kdtw_fast
 from gpu_proof.simulated import SCHEDULES, SimulatedDevice
@@ -98,6 +99,34 @@ def test_no_order_of_work_changes_a_bit(order: Any, simulated: str) -> None:
         same_outputs(Trial(simulated), decoder.generate(ids, mask, **settings), expected)
     finally:
         device.schedule()
+
+
+@pytest.mark.parametrize("kind", ["m2m_100", "qwen3", "gemma3_text", "t5gemma"])
+def test_drafts_of_every_kind_of_model_are_the_hosts(kind: str, simulated: str) -> None:
+    """Positions of every kind move on in graphs: tables, rotary ones behind prompts of their own lengths, windows."""
+    model = random_model(kind, 2)
+    decoder = SpeculativeDecoder(model, random_model(kind, 2), draft_length=3, device=simulated)
+    rows = [*rows_of(kind, 2, 3), [5] * 20, [5] * 20 + [6]]  # two begin alike: the second copies what the first read
+    outputs = []
+    try:
+        for way in (("host", 1), ("loop", 1), ("ahead", 3)):
+            kdtw_fast._core.use_cuda_drafting(*way)
+            outputs.append(decoder.generate(rows, max_new_tokens=7, output_logprobs=True))
+    finally:
+        kdtw_fast._core.use_cuda_drafting("auto", 4)
+    for output in outputs[1:]:
+        same_outputs(Trial(simulated), output, outputs[0])
+    alone = decoder.generate(rows[4:], row_ids=[4], max_new_tokens=7, output_logprobs=True)
+    assert alone.output_ids[0] == outputs[0].output_ids[4]
+
+
+def test_a_table_of_positions_is_read_to_its_end(simulated: str) -> None:
+    """By the last tokens of a source and of an output, and no further."""
+    model = random_model("bart", 0)
+    most = model.config.max_position_embeddings
+    decoder = SingleModelDecoder(model, device=simulated)
+    whole = decoder.generate([[5] * most, [7, 8], [9]], max_new_tokens=most, min_new_tokens=most)
+    assert whole.lengths.tolist() == [most] * 3
 
 
 # --- What a token costs ----------------------------------------------------------------------------------

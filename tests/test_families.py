@@ -228,10 +228,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_logits_are_those_of_transformers(kind: str, config_seed: int) -> None:
+def test_logits_are_those_of_transformers(kind: str, config_seed: int, device: str) -> None:
     seed = config_seed
     model = random_model(kind, seed)
-    native = NativeModel.from_model(model)
+    native = NativeModel.from_model(model, device=device)
     for source in rows_of(kind, seed, 2):
         tokens = [native.decoder_start_token_id, *random.Random(seed).choices(range(3, V - 1), k=9)]
         expected = logits_of(model, source, tokens)
@@ -281,7 +281,7 @@ def greedy(model: Any, source: list[int], new_tokens: int) -> tuple[list[int], l
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_method_decodes_every_family(kind: str, config_seed: int, oracle_tally: Tally) -> None:
+def test_every_method_decodes_every_family(kind: str, config_seed: int, device: str, oracle_tally: Tally) -> None:
     """Greedy tokens are transformers'; speculative decoding is the teacher alone; a batch is its rows, bit for bit."""
     seed = config_seed
     teacher = random_model(kind, seed)
@@ -294,7 +294,7 @@ def test_every_method_decodes_every_family(kind: str, config_seed: int, oracle_t
     options: dict[str, Any] = {"max_new_tokens": 9, "output_logprobs": True}
     oracle_tally.cases += 1
     for dtype in ("fp32", "bf16", "int8"):
-        alone = SingleModelDecoder(teacher, role="teacher", dtype=dtype)
+        alone = SingleModelDecoder(teacher, role="teacher", dtype=dtype, device=device)
         whole = alone.generate(rows, **options)
         for r, row in enumerate(rows):
             own = alone.generate([row], row_ids=[r], num_threads=2, **options)
@@ -314,7 +314,8 @@ def test_every_method_decodes_every_family(kind: str, config_seed: int, oracle_t
                 apart = np.abs(whole.teacher_logprobs[r, whole.spans[r]].numpy() - logprobs).max()
                 assert apart < 1e-4
                 oracle_tally.largest_logprob_difference = max(oracle_tally.largest_logprob_difference, float(apart))
-        drafted = SpeculativeDecoder(student, teacher, dtype=dtype, draft_length=3).generate(rows, **options)
+        drafter = SpeculativeDecoder(student, teacher, dtype=dtype, draft_length=3, device=device)
+        drafted = drafter.generate(rows, **options)
         assert drafted.output_ids == whole.output_ids
 
 

@@ -21,7 +21,7 @@ ALLOWED = {
     "decode": {"core", OPERATIONS, RUNNER, "model", "decode"},
     "bindings": {"core", OPERATIONS, RUNNER, "backend/cpu", "backend/cuda", "model", "decode", "bindings"},
 }
-SHARED = ("both.h", "draft.h", "pass.h", "random.h")  # of core: compiled for the host and for devices
+SHARED = ("both.h", "draft.h", "pass.h", "random.h", "rotary.h")  # of core: compiled for the host and for devices
 SIMULATED = CSRC.parent / "gpu_proof/sim"  # knows no kernel and nothing of the engine
 RT = CSRC / "backend/cuda/rt.h"
 SOURCES = sorted(p for p in CSRC.rglob("*") if p.suffix in {".h", ".cpp", ".cu"})

@@ -43,8 +43,8 @@ Backend make_backend(const std::string& device, int threads) {
 
 void Operations::norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
                              float* out) {
-  this->norm(norm, x, tokens, weight.inputs, normed);
-  linear(weight, normed, tokens, out, false);
+  if (norm.scale != nullptr) this->norm(norm, x, tokens, weight.inputs, normed);
+  linear(weight, norm.scale != nullptr ? normed : x, tokens, out, false);
 }
 
 void Operations::norm_linear_activate(const Weight& weight, Activation activation, const float* x, const Norm& norm,

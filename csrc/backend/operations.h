@@ -77,28 +77,6 @@ struct PassTokens {
   std::span<const int32_t> wanted;       // the tokens that somebody asks about, ascending
 };
 
-enum class Function { kRelu, kGelu, kGeluTanh, kSilu };
-struct Activation {
-  Function function = Function::kRelu;
-  bool gated = false;  // of [gate, x] it is function(gate) * x
-};
-
-// Of T numbers per token: x / rms(x) * scale; centred, a layer norm: (x - mean) / deviation * scale + shift.
-struct Norm {
-  const float* scale = nullptr;  // null: there is no norm
-  const float* shift = nullptr;  // may be null
-  float epsilon = 0.0f;
-  bool centred = false;
-};
-
-// Pairs (i, i + pairs) of a head's numbers are turned by position * frequencies[i]; cosines and sines are multiplied by
-// `scale` (Su et al. 2021, YaRN).
-struct Rotary {
-  const float* frequencies = nullptr;
-  int pairs = 0;
-  float scale = 1.0f;
-};
-
 // The rows that a pass begins with: table[id] * scale (+ mark[k - 1] where teacher k wrote it, Eq. 15; mark is
 // [teachers, M]) (+ positions[first_position + position]).
 struct Embedding {
@@ -107,16 +85,6 @@ struct Embedding {
   const float* mark = nullptr;       // null: marks are not looked at
   const float* positions = nullptr;  // null: none
   int first_position = 0;
-};
-
-// How scores become weights: softmax(cap(scale * q k^T) + bias) over the keys that are visible and, with a window, less
-// than so far away. The bias's table is null where there is none; cap(x) = c tanh(x / c), of c = 0 x itself.
-struct AttentionRule {
-  int heads;  // of queries, a multiple of the cache's: neighbours share a head of keys
-  float scale = 1.0f;
-  float cap = 0.0f;
-  int window = 0;
-  PositionBias bias{};
 };
 
 class Operations {
@@ -150,7 +118,7 @@ class Operations {
   virtual void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) = 0;
   // hidden [T, 2F] -> out [T, size = F] for gated activations (gate first), [T, F] -> [T, F] otherwise
   virtual void activate(Activation activation, const float* hidden, int tokens, int size, float* out) = 0;
-  // out = linear(norm(x)); what lies between may be left in normed [T, K].
+  // out = linear(norm(x)), or of x where there is no norm; what lies between may be left in normed [T, K].
   virtual void norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
                            float* out);
   // out [T, F] = activate(linear(norm(x))); what lies between may be left in normed [T, K] and hidden [T, N].

@@ -23,25 +23,39 @@ class OperationsForTests {
   OperationsForTests(const std::string& device, int threads)
       : backend_(make_backend(device, threads)), operations_(*backend_.operations) {}
 
+  // positions: a table, of which token t has row t + 1; empty = none.
   FloatArray embed(const FloatArray& table, const std::vector<int32_t>& ids, const std::vector<uint8_t>& marked,
-                   const FloatArray& mark, const std::string& dtype) {
+                   const FloatArray& mark, const std::string& dtype, float scale, const FloatArray& positions) {
     const auto weight = pack(table, dtype);
-    const Buffer beta = sent(mark), out = made(ids.size() * table.shape(1));
-    const PassTokens placed = operations_.place({ids, marked, {}, {}, {}});
-    operations_.embed({.table = weight.get(), .mark = beta.data}, placed, out.data);
+    const Buffer beta = sent(mark), of_places = sent(positions), out = made(ids.size() * table.shape(1));
+    std::vector<TokenAt> places;
+    for (int32_t t = 0; t < static_cast<int32_t>(ids.size()); ++t) places.push_back({0, t, t + 1});
+    const PassTokens placed = operations_.place({ids, marked, places, {}, {}});
+    operations_.embed({.table = weight.get(),
+                       .scale = scale,
+                       .mark = beta.data,
+                       .positions = positions.size() > 0 ? of_places.data : nullptr,
+                       .first_position = 1},
+                      placed, out.data);
     return fetched(out, {static_cast<py::ssize_t>(ids.size()), table.shape(1)});
   }
 
-  FloatArray rms_norm(const FloatArray& x, const FloatArray& scale, float epsilon) {
-    const Buffer input = sent(x), factors = sent(scale), out = made(x.size());
-    operations_.norm(rms(factors, epsilon), input.data, rows(x), columns(x), out.data);
+  // An RMS norm; with a shift that is not empty, a layer norm. add_to: what it is added to; empty = it is made in
+  // place.
+  FloatArray norm(const FloatArray& x, const FloatArray& scale, float epsilon, const FloatArray& shift,
+                  const FloatArray& add_to) {
+    const bool adds = add_to.size() > 0;
+    const Buffer input = sent(x), factors = sent(scale), shifts = sent(shift), out = adds ? sent(add_to) : input;
+    operations_.norm(norm_of(factors, epsilon, shifts), input.data, rows(x), columns(x), out.data, adds);
     return fetched(out, {x.shape(0), x.shape(1)});
   }
 
-  // add_to: what the product is added to; empty = nothing. encoder: the weight is an encoder's.
+  // add_to: what the product is added to; empty = nothing. encoder: the weight is an encoder's. bias: empty = none.
   FloatArray linear(const FloatArray& weight, const FloatArray& x, const std::string& dtype, const FloatArray& add_to,
-                    bool encoder) {
+                    bool encoder, const FloatArray& bias, float cap) {
     const auto packed = pack(weight, dtype, encoder);
+    if (bias.size() > 0) packed->bias = sent(bias);
+    packed->cap = cap;
     const bool adds = add_to.size() > 0;
     const Buffer input = sent(x), out = adds ? sent(add_to) : made(x.shape(0) * weight.shape(0));
     operations_.linear(*packed, input.data, rows(x), out.data, adds);
@@ -49,38 +63,57 @@ class OperationsForTests {
   }
 
   FloatArray norm_linear(const FloatArray& weight, const FloatArray& x, const FloatArray& scale, float epsilon,
-                         const std::string& dtype, bool encoder) {
+                         const std::string& dtype, bool encoder, const FloatArray& shift) {
     const auto packed = pack(weight, dtype, encoder);
-    const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
+    const Buffer input = sent(x), factors = sent(scale), shifts = sent(shift), normed = made(x.size());
     const Buffer out = made(x.shape(0) * weight.shape(0));
-    operations_.norm_linear(*packed, input.data, rms(factors, epsilon), rows(x), normed.data, out.data);
+    operations_.norm_linear(*packed, input.data, norm_of(factors, epsilon, shifts), rows(x), normed.data, out.data);
     return fetched(out, {x.shape(0), weight.shape(0)});
   }
 
   FloatArray norm_linear_activate(const FloatArray& weight, const FloatArray& x, const FloatArray& scale, float epsilon,
-                                  bool gated, const std::string& dtype, bool encoder) {
+                                  bool gated, const std::string& dtype, bool encoder, int function,
+                                  const FloatArray& bias) {
     const auto packed = pack(weight, dtype, encoder);
+    if (bias.size() > 0) packed->bias = sent(bias);
     const py::ssize_t outputs = weight.shape(0) / (gated ? 2 : 1);
     const Buffer input = sent(x), factors = sent(scale), normed = made(x.size());
     const Buffer hidden = made(x.shape(0) * weight.shape(0)), out = made(x.shape(0) * outputs);
-    operations_.norm_linear_activate(*packed, activation(gated), input.data, rms(factors, epsilon), rows(x),
-                                     normed.data, hidden.data, out.data);
+    operations_.norm_linear_activate(*packed, activation(function, gated), input.data, norm_of(factors, epsilon, {}),
+                                     rows(x), normed.data, hidden.data, out.data);
     return fetched(out, {x.shape(0), outputs});
   }
 
-  FloatArray activate(const FloatArray& hidden, bool gated) {
+  FloatArray activate(const FloatArray& hidden, bool gated, int function) {
     const py::ssize_t size = hidden.shape(1) / (gated ? 2 : 1);
     const Buffer input = sent(hidden), out = made(hidden.shape(0) * size);
-    operations_.activate(activation(gated), input.data, rows(hidden), static_cast<int>(size), out.data);
+    operations_.activate(activation(function, gated), input.data, rows(hidden), static_cast<int>(size), out.data);
     return fetched(out, {hidden.shape(0), size});
   }
 
-  // Stores keys and values [n, H*D] at stored [n, 2] = (row, position), then attends with queries [T, H*D] at asked
-  // [T, 3] = (row, position, length). bias [H, lowest + highest + 1]; empty = none.
+  // Queries x [T, heads * size], normed by `scale` [size] (empty = not) and turned by `positions` [T].
+  FloatArray turn_heads(const FloatArray& x, int heads, const FloatArray& scale, float epsilon,
+                        const std::vector<int32_t>& positions, const FloatArray& frequencies, float rotary_scale) {
+    const int pairs = static_cast<int>(frequencies.size()), tokens = rows(x);
+    const Buffer input = sent(x), factors = sent(scale), of_pairs = sent(frequencies);
+    const Buffer angles = made(static_cast<py::ssize_t>(2) * pairs * tokens);
+    std::vector<TokenAt> places;
+    for (const int32_t position : positions) places.push_back({0, position, position + 1});
+    const PassTokens placed = operations_.place({{}, {}, places, {}, {}});
+    operations_.angles({of_pairs.data, pairs, rotary_scale}, placed.self, angles.data);
+    Norm norm = norm_of(factors, epsilon, {});
+    if (scale.size() == 0) norm.scale = nullptr;
+    operations_.turn_heads(input.data, columns(x), tokens, heads, columns(x) / heads, norm, angles.data, pairs);
+    return fetched(input, {x.shape(0), x.shape(1)});
+  }
+
+  // Stores keys and values [n, H*D] at stored [n, 2] = (row, position), then attends with queries [T, sharing*H*D] at
+  // asked [T, 3] = (row, position, length). bias [sharing*H, lowest + highest + 1]; empty = none. copies [n, 3] =
+  // (from, to, positions): rows that are copied in between.
   FloatArray attend(int cache_rows, int capacity, int heads, const std::string& dtype,
                     const std::vector<std::array<int32_t, 2>>& stored, const FloatArray& keys, const FloatArray& values,
                     const std::vector<std::array<int32_t, 3>>& asked, const FloatArray& queries, const FloatArray& bias,
-                    int lowest) {
+                    int lowest, float scale, float cap, int window, const std::vector<std::array<int32_t, 3>>& copies) {
     const int width = columns(keys), size = width / heads;
     const auto cache = operations_.make_cache(cache_rows, heads, size, capacity, parse_dtype(dtype));
     const Buffer k = sent(keys), v = sent(values), q = sent(queries), table = sent(bias);
@@ -89,10 +122,11 @@ class OperationsForTests {
     for (const auto& [row, position] : stored) places.push_back({row, position, position + 1});
     for (const auto& [row, position, length] : asked) tokens.push_back({row, position, length});
     operations_.store(*cache, operations_.place({{}, {}, places, {}, {}}).self, k.data, v.data, width);
-    AttentionRule rule{.heads = heads};
+    for (const auto& [from, to, positions] : copies) operations_.copy(*cache, from, to, positions);
+    AttentionRule rule{.heads = columns(queries) / size, .scale = scale, .cap = cap, .window = window};
     if (bias.size() > 0) rule.bias = {table.data, lowest, columns(bias) - 1 - lowest};
     const PassTokens asking = operations_.place({{}, {}, tokens, {}, {}});
-    operations_.attend(*cache, asking.self, q.data, width, rule, out.data);
+    operations_.attend(*cache, asking.self, q.data, columns(queries), rule, out.data);
     return fetched(out, {queries.shape(0), queries.shape(1)});
   }
 
@@ -193,8 +227,15 @@ class OperationsForTests {
   }
 
  private:
-  static Norm rms(const Buffer& scale, float epsilon) { return {.scale = scale.data, .epsilon = epsilon}; }
-  static Activation activation(bool gated) { return {gated ? Function::kGeluTanh : Function::kRelu, gated}; }
+  static Norm norm_of(const Buffer& scale, float epsilon, const Buffer& shift) {
+    const bool centred = shift.size > 0;
+    return {scale.data, centred ? shift.data : nullptr, epsilon, centred};
+  }
+  // function: its number; -1: what T5 has.
+  static Activation activation(int function, bool gated) {
+    if (function < 0) return {gated ? Function::kGeluTanh : Function::kRelu, gated};
+    return {static_cast<Function>(function), gated};
+  }
   static int rows(const FloatArray& x) { return static_cast<int>(x.shape(0)); }
   static int columns(const FloatArray& x) { return static_cast<int>(x.shape(1)); }
 
@@ -223,21 +264,27 @@ class OperationsForTests {
 }  // namespace
 
 void bind_for_tests(py::module_& m) {
+  const FloatArray nothing(0);
   py::class_<OperationsForTests>(m, "Operations")
       .def(py::init<const std::string&, int>(), py::arg("device"), py::arg("threads") = 1)
       .def("embed", &OperationsForTests::embed, py::arg("table"), py::arg("ids"), py::arg("marked"), py::arg("mark"),
-           py::arg("dtype"))
-      .def("rms_norm", &OperationsForTests::rms_norm, py::arg("x"), py::arg("scale"), py::arg("epsilon"))
+           py::arg("dtype"), py::arg("scale") = 1.0f, py::arg("positions") = nothing)
+      .def("norm", &OperationsForTests::norm, py::arg("x"), py::arg("scale"), py::arg("epsilon"),
+           py::arg("shift") = nothing, py::arg("add_to") = nothing)
       .def("linear", &OperationsForTests::linear, py::arg("weight"), py::arg("x"), py::arg("dtype"), py::arg("add_to"),
-           py::arg("encoder") = false)
+           py::arg("encoder") = false, py::arg("bias") = nothing, py::arg("cap") = 0.0f)
       .def("norm_linear", &OperationsForTests::norm_linear, py::arg("weight"), py::arg("x"), py::arg("scale"),
-           py::arg("epsilon"), py::arg("dtype"), py::arg("encoder") = false)
+           py::arg("epsilon"), py::arg("dtype"), py::arg("encoder") = false, py::arg("shift") = nothing)
       .def("norm_linear_activate", &OperationsForTests::norm_linear_activate, py::arg("weight"), py::arg("x"),
-           py::arg("scale"), py::arg("epsilon"), py::arg("gated"), py::arg("dtype"), py::arg("encoder") = false)
-      .def("activate", &OperationsForTests::activate, py::arg("hidden"), py::arg("gated"))
+           py::arg("scale"), py::arg("epsilon"), py::arg("gated"), py::arg("dtype"), py::arg("encoder") = false,
+           py::arg("function") = -1, py::arg("bias") = nothing)
+      .def("activate", &OperationsForTests::activate, py::arg("hidden"), py::arg("gated"), py::arg("function") = -1)
+      .def("turn_heads", &OperationsForTests::turn_heads, py::arg("x"), py::arg("heads"), py::arg("scale"),
+           py::arg("epsilon"), py::arg("positions"), py::arg("frequencies"), py::arg("rotary_scale"))
       .def("attend", &OperationsForTests::attend, py::arg("cache_rows"), py::arg("capacity"), py::arg("heads"),
            py::arg("dtype"), py::arg("stored"), py::arg("keys"), py::arg("values"), py::arg("asked"),
-           py::arg("queries"), py::arg("bias"), py::arg("lowest"))
+           py::arg("queries"), py::arg("bias"), py::arg("lowest"), py::arg("scale") = 1.0f, py::arg("cap") = 0.0f,
+           py::arg("window") = 0, py::arg("copies") = std::vector<std::array<int32_t, 3>>())
       .def("gather", &OperationsForTests::gather, py::arg("x"), py::arg("indices"))
       .def("pick", &OperationsForTests::pick, py::arg("head"), py::arg("hidden"), py::arg("requests"), py::arg("dtype"))
       .def("draft", &OperationsForTests::draft, py::arg("head"), py::arg("hidden"), py::arg("stops"),

@@ -24,6 +24,38 @@ struct PositionBias {
   int32_t highest;
 };
 
+// How scores become weights: softmax(cap(scale * q k^T) + bias) over the keys that are visible and, with a window, less
+// than so far away. The bias's table is null where there is none; cap(x) = c tanh(x / c), of c = 0 x itself.
+struct AttentionRule {
+  int32_t heads;  // of queries, a multiple of the cache's: neighbours share a head of keys
+  float scale = 1.0f;
+  float cap = 0.0f;
+  int32_t window = 0;
+  PositionBias bias{};
+};
+
+enum class Function : int32_t { kRelu, kGelu, kGeluTanh, kSilu };
+struct Activation {
+  Function function = Function::kRelu;
+  bool gated = false;  // of [gate, x] it is function(gate) * x
+};
+
+// Of T numbers per token: x / rms(x) * scale; centred, a layer norm: (x - mean) / deviation * scale + shift.
+struct Norm {
+  const float* scale = nullptr;  // null: there is no norm
+  const float* shift = nullptr;  // may be null
+  float epsilon = 0.0f;
+  bool centred = false;
+};
+
+// Pairs (i, i + pairs) of a head's numbers are turned by position * frequencies[i]; cosines and sines are multiplied by
+// `scale` (Su et al. 2021, YaRN).
+struct Rotary {
+  const float* frequencies = nullptr;
+  int32_t pairs = 0;
+  float scale = 1.0f;
+};
+
 struct Sampling {
   float temperature = 0.0f;  // 0 = greedy
   int32_t top_k = 0;         // 0 = off

@@ -83,7 +83,9 @@ void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const Dr
     for (int& read = read_[draft.row]; read <= draft.position; ++read) put(rows[draft.row], draft.row, read);
     wanted_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
   }
-  runner_->draft(drafts, rules, pause, model_.list(state_, tokens_, wanted_, lists_), picks, poll);
+  const PassTokens unread = model_.list(state_, tokens_, wanted_, lists_);
+  for (size_t i = 0; i < drafts.size(); ++i) drafts[i].id = unread.ids[wanted_[i]];  // first of all, its prompt's last
+  runner_->draft(drafts, rules, pause, unread, picks, poll);
   size_t steps = 0;
   for (size_t i = 0; i < drafts.size(); ++i) {
     read_[drafts[i].row] += static_cast<int>(picks[i].size()) - 1;  // each step behind the first has read one

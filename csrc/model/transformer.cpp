@@ -116,11 +116,7 @@ void Transformer::add(Operations& operations, const StackConfig& stack, const No
 
 void Transformer::project(Operations& operations, const StackConfig& stack, const NormWeights& norm,
                           const Weight& weight, Workspace& work, int tokens) const {
-  if (norm) {
-    operations.norm_linear(weight, work.hidden, norm_of(stack, norm), tokens, work.normed, work.projected);
-  } else {
-    operations.linear(weight, work.hidden, tokens, work.projected, false);
-  }
+  operations.norm_linear(weight, work.hidden, norm_of(stack, norm), tokens, work.normed, work.projected);
 }
 
 void Transformer::self_attention(Operations& operations, const Stack& stack, size_t layer, KeyValueCache& cache,
@@ -168,13 +164,8 @@ void Transformer::cross_attention(Operations& operations, size_t layer, const Ke
 
 void Transformer::feed_forward(Operations& operations, const StackConfig& config, const FeedForward& part,
                                Workspace& work, int tokens) const {
-  if (part.norms.before) {
-    operations.norm_linear_activate(*part.in, config.activation, work.hidden, norm_of(config, part.norms.before),
-                                    tokens, work.normed, work.projected, work.mixed);
-  } else {
-    operations.linear(*part.in, work.hidden, tokens, work.projected, false);
-    operations.activate(config.activation, work.projected, tokens, config.feed_forward, work.mixed);
-  }
+  operations.norm_linear_activate(*part.in, config.activation, work.hidden, norm_of(config, part.norms.before), tokens,
+                                  work.normed, work.projected, work.mixed);
   add(operations, config, part.norms, *part.out, work, tokens);
 }
 

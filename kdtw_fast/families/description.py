@@ -255,15 +255,3 @@ def same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() or torch.equal(
         a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
     )
-
-
-def lacking_on_devices(spec: Mapping[str, Any]) -> str | None:
-    """What a model needs that no CUDA kernel computes."""
-    for stack in (spec[name] for name in ("encoder", "decoder") if name in spec):
-        if stack.get("layer_norm"):
-            return "layer norms"
-        if stack.get("rotary_pairs"):
-            return "rotary positions"
-        if (stack["function"], stack["gated"]) not in (("relu", False), ("gelu_tanh", True)):
-            return f"the activation {stack['function']!r}{', gated' * stack['gated']}"
-    return None

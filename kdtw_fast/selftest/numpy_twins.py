@@ -46,6 +46,26 @@ def rms(x: Array, scale: Array, epsilon: float) -> Array:
     return wide / np.sqrt((wide**2).mean(axis=1, keepdims=True) + epsilon) * scale
 
 
+def layer_norm(x: Array, scale: Array, shift: Array, epsilon: float) -> Array:
+    """Layer norm in fp64."""
+    apart = x.astype(np.float64) - x.astype(np.float64).mean(axis=1, keepdims=True)
+    return apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + epsilon) * scale + shift
+
+
 def gelu(x: Array) -> Array:
     """gelu_new in fp64."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _exact_gelu(x: Array) -> Array:
+    functional: Array = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
+    return functional
+
+
+# Of the core's functions, by their numbers.
+FUNCTIONS = (lambda x: np.maximum(x, 0), _exact_gelu, gelu, lambda x: x / (1 + np.exp(-x)))
+
+
+def capped(x: Array, cap: float) -> Array:
+    """cap tanh(x / cap); 0 = no cap."""
+    return cap * np.tanh(x / cap) if cap else x

@@ -17,7 +17,19 @@ from kdtw_fast.random import STREAM_ACCEPT, STREAM_TEACHER
 from kdtw_fast.reference.loop import Row
 from kdtw_fast.reference.picking import log_prob
 from kdtw_fast.selftest.checks import DTYPES, Checks, Trial
-from kdtw_fast.selftest.numpy_twins import Array, bytes_of, gelu, halves, normal, product, rms, rounded
+from kdtw_fast.selftest.numpy_twins import (
+    FUNCTIONS,
+    Array,
+    bytes_of,
+    capped,
+    gelu,
+    halves,
+    layer_norm,
+    normal,
+    product,
+    rms,
+    rounded,
+)
 
 OPERATIONS = Checks()
 SIZES = (1, 31, 32, 33, 257)
@@ -29,7 +41,7 @@ NOTHING = np.zeros((0,), np.float32)
 
 @OPERATIONS.add(*DTYPES)
 def embedding(trial: Trial, dtype: str) -> None:
-    """Rows of the table, with the vector of one of two marks added where asked."""
+    """Rows of the table, with the vector of one of two marks added where asked; scaled, and with positions."""
     for size in SIZES:
         rng = np.random.default_rng(size)
         table, marks = normal(rng, 6, size), normal(rng, 2, size)
@@ -42,6 +54,10 @@ def embedding(trial: Trial, dtype: str) -> None:
         expected = kept[ids] + np.concatenate([np.zeros((1, size), np.float32), marks])[marked]
         trial.same(trial.operations.embed(table, ids, marked, marks, dtype), expected, f"size {size}, marked")
         trial.same(trial.operations.embed(table, ids, [], NOTHING, dtype), kept[ids], f"size {size}")
+        positions, scale = normal(rng, 5, size), np.float32(1.7)
+        expected = kept[ids] * scale + np.concatenate([np.zeros((1, size), np.float32), marks])[marked] + positions[1:]
+        found = trial.operations.embed(table, ids, marked, marks, dtype, scale, positions)
+        trial.same(found, expected, f"size {size}, scaled, with positions")
 
 
 @OPERATIONS.add("fp16")
@@ -59,13 +75,23 @@ def rounding(trial: Trial, dtype: str) -> None:
 
 @OPERATIONS.add()
 def norm(trial: Trial) -> None:
-    """RMS norm; a token alone."""
+    """RMS norm and layer norm, in place and added; a token alone."""
     for size in SIZES:
         rng = np.random.default_rng(size)
         x, scale = normal(rng, 5, size) * np.float32(100.0), normal(rng, size)
-        out, expected = trial.operations.rms_norm(x, scale, 1e-6), rms(x, scale, 1e-6)
-        trial.close(out, expected, 1e-6 + 2e-6 * np.abs(expected), f"size {size}")
-        trial.same(out[3:4], trial.operations.rms_norm(x[3:4], scale, 1e-6), f"size {size}, a token alone")
+        shift, far = normal(rng, size), x + np.float32(300.0)
+        for what, shifted, given, expected in (
+            (f"size {size}", NOTHING, x, rms(x, scale, 1e-6)),
+            (f"layer norm, size {size}", shift, far, layer_norm(far, scale, shift, 1e-6)),
+        ):
+            out = trial.operations.norm(given, scale, 1e-6, shifted)
+            # Numbers far from zero have few digits beside their mean.
+            tolerance = 1e-6 + 2e-6 * np.abs(expected) + (0 if shifted is NOTHING else 1e-5 * np.abs(scale))
+            if size > 1:
+                trial.close(out, expected, tolerance, what)
+            trial.same(out[3:4], trial.operations.norm(given[3:4], scale, 1e-6, shifted), f"{what}, a token alone")
+            added = trial.operations.norm(given, scale, 1e-6, shifted, given)
+            trial.same(added, given + out, f"{what}, added")
 
 
 @OPERATIONS.add()
@@ -78,12 +104,20 @@ def gather(trial: Trial) -> None:
 
 @OPERATIONS.add()
 def activation(trial: Trial) -> None:
-    """Gated GELU and ReLU by themselves."""
+    """Gated GELU and ReLU by themselves, and the others."""
     for size in SIZES:
         hidden = normal(np.random.default_rng(size), 3, 2 * size) * np.float32(3.0)
         expected = gelu(hidden[:, :size].astype(np.float64)) * hidden[:, size:]
         trial.close(trial.operations.activate(hidden, True), expected, 1e-6 + 1e-5 * np.abs(expected), f"size {size}")
         trial.same(trial.operations.activate(hidden, False), np.maximum(hidden, 0), f"ReLU, size {size}")
+        for number, function in enumerate(FUNCTIONS):
+            wide = hidden.astype(np.float64) * 4
+            for gated, expected in ((False, function(wide)), (True, function(wide[:, :size]) * wide[:, size:])):
+                found = trial.operations.activate(hidden * np.float32(4.0), gated, number)
+                what = f"function {number}{', gated' * gated}, size {size}"
+                # GELU of x is known to about 1e-7 of x.
+                beside = np.abs(wide[:, :size] * wide[:, size:]) if gated else np.abs(wide)
+                trial.close(found, expected, 2e-6 + 1e-5 * np.abs(expected) + 4e-7 * beside, what)
 
 
 # --- Products --------------------------------------------------------------------------------------------
@@ -166,6 +200,46 @@ def norm_and_product_of_an_encoder(trial: Trial, dtype: str) -> None:
     _fused(trial, dtype, encoder=True)
 
 
+@OPERATIONS.add(*DTYPES)
+def products_with_biases(trial: Trial, dtype: str) -> None:
+    """A layer norm before the product; after it a bias, and then a cap, a function or a gate."""
+    for encoder, outputs, inputs in ((False, 34, 33), (False, 2, 300), (True, 66, 33)):
+        what = f"{outputs} x {inputs}"
+        rng = np.random.default_rng([outputs, inputs])
+        weight, x, scale, shift = (normal(rng, *n) for n in ((outputs, inputs), (5, inputs), (inputs,), (inputs,)))
+        bias = normal(rng, outputs) * np.float32(3.0)
+        plain = partial(trial.operations.linear, weight, x, dtype, encoder=encoder)
+        bare = plain(NOTHING)
+        out = plain(NOTHING, bias=bias)
+        trial.same(out, bare + bias, what)
+        trial.close(plain(np.ones_like(bare), bias=bias), out + 1, 4e-6 + 4e-7 * np.abs(out), f"{what}, added")
+        found = plain(NOTHING, bias=bias, cap=2.5)
+        trial.close(found, capped(out.astype(np.float64), 2.5), 1e-6, f"{what}, capped")
+        broken = trial.operations.linear(weight, x * np.float32("nan"), dtype, NOTHING, encoder, bias, 2.5)
+        assert np.isnan(broken).all(), f"{what}, capped: tokens that are no numbers gave {broken}"
+        for number, function in enumerate(FUNCTIONS):
+            act = partial(trial.operations.norm_linear_activate, weight, x, scale, 1e-6, dtype=dtype, encoder=encoder)
+            act = partial(act, function=number, bias=bias)
+            wide = (trial.operations.norm_linear(weight, x, scale, 1e-6, dtype, encoder) + bias).astype(np.float64)
+            half = outputs // 2
+            for gated, expected in ((False, function(wide)), (True, function(wide[:, :half]) * wide[:, half:])):
+                told = f"{what}, function {number}{', gated' * gated}"
+                found = act(gated=gated)
+                trial.close(found, expected, 2e-6 + 1e-5 * np.abs(expected), told)
+                trial.same(act(gated=gated)[1:2], found[1:2], told)
+        centred = trial.operations.norm_linear(weight, x, scale, 1e-6, dtype, encoder, shift)
+        normed = layer_norm(x, scale, shift, 1e-6)
+        tolerance: Any = 1.2e-5 * inputs**0.5
+        if dtype == "int8":
+            tolerance = 0.02 * inputs**0.5
+        elif encoder and trial.device != "cpu" and dtype != "fp32":
+            tolerance = tolerance + 2**-11 * (np.abs(normed) @ np.abs(rounded(weight, dtype)).T)
+        expected = product(normed.astype(np.float32), weight, dtype)
+        trial.close(centred, expected, tolerance, f"{what}, layer norm")
+        alone = trial.operations.norm_linear(weight, x[2:3], scale, 1e-6, dtype, encoder, shift)
+        trial.same(alone, centred[2:3], f"{what}, layer norm, a token alone")
+
+
 @OPERATIONS.add("fp16", "bf16", "int8")
 def product_of_tokens_that_are_not_finite(trial: Trial, dtype: str) -> None:
     """Their outputs say so, their neighbours do not mind."""
@@ -189,9 +263,21 @@ def tokens_of_every_size(trial: Trial, dtype: str) -> None:
 # --- Attention -------------------------------------------------------------------------------------------
 
 
-def attend(keys: Array, values: Array, query: Array, position: int, bias: Array | None, lowest: int) -> Array:
+def attend(
+    keys: Array,
+    values: Array,
+    query: Array,
+    position: int,
+    bias: Array | None,
+    lowest: int,
+    scale: float = 1.0,
+    cap: float = 0.0,
+    window: int = 0,
+) -> Array:
     """[H, D] of one query [H, D] over keys and values [length, H, D]."""
-    scores = np.einsum("hd,lhd->hl", query.astype(np.float64), keys.astype(np.float64))
+    scores = capped(scale * np.einsum("hd,lhd->hl", query.astype(np.float64), keys.astype(np.float64)), cap)
+    if window:
+        scores = np.where(np.abs(np.arange(len(keys)) - position) < window, scores, -np.inf)
     if bias is not None:
         highest = bias.shape[1] - 1 - lowest
         distance = np.clip(np.arange(len(keys)) - position, -lowest, highest) + lowest
@@ -241,6 +327,70 @@ def attention(trial: Trial, dtype: str) -> None:
             together = trial.operations.attend(*place, asked, queries, bias, lowest)
             alone = trial.operations.attend(*place, asked[-1:], queries[-1:], bias, lowest)
             trial.same(alone, together[-1:], "330 keys, a query alone")
+
+
+@OPERATIONS.add("fp32", "fp16", "bf16")
+def attention_by_rules(trial: Trial, dtype: str) -> None:
+    """Heads that share keys, scaled and capped scores, windows that begin and end in any chunk; a copied row."""
+    rng = np.random.default_rng(5)
+    for heads, sharing, size in ((1, 1, 8), (2, 3, 33), (1, 4, 130)):
+        lengths = [70, 200, 330]
+        stored = [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+        keys = normal(rng, len(stored), heads * size)
+        values = normal(rng, len(stored), heads * size)
+        kept_keys, kept_values = rounded(keys, dtype), rounded(values, dtype)
+        # A row's positions ascend.
+        asked = [(0, 69, 70), (1, 199, 200), (2, 64, 65), (2, 100, 330), (2, 329, 330)]
+        queries = normal(rng, len(asked), sharing * heads * size)
+        for scale, cap, window in ((0.3, 5.0, 0), (0.2, 0.0, 1), (0.3, 20.0, 65), (0.2, 0.0, 130)):
+            what = f"{sharing * heads} of {heads} heads of {size}, window {window}, cap {cap}"
+            place = (4, 400, heads, dtype, stored, keys, values)
+            rule = (NOTHING, 0, scale, cap, window)
+            out = trial.operations.attend(*place, asked, queries, *rule)
+            for t, (row, position, length) in enumerate(asked):
+                first = sum(lengths[:row])
+                mine = [
+                    np.repeat(kept[first : first + length].reshape(length, heads, size), sharing, axis=1)
+                    for kept in (kept_keys, kept_values)
+                ]
+                query = queries[t].reshape(sharing * heads, size)
+                expected = attend(*mine, query, position, None, 0, scale, cap, window)
+                found = out[t].reshape(sharing * heads, size)
+                trial.close(found, expected, 3e-5 + 1e-4 * np.abs(expected), f"{what}, {length} keys")
+            if heads * sharing > 1 and window == 65:  # so many that a block reads all keys of a query
+                n = 256 // (len(asked) * heads * sharing) + 1
+                many = trial.operations.attend(*place, n * asked, np.tile(queries, (n, 1)), *rule)
+                trial.same(many, np.tile(out, (n, 1)), f"{what}, many queries")
+            alone = trial.operations.attend(*place, asked[4:], queries[4:], *rule)
+            trial.same(alone, out[4:], f"{what}, a query alone")
+        copied = trial.operations.attend(*place, [(3, 64, 65)], queries[2:3], *rule, [(2, 3, 65)])
+        trial.same(copied, out[2:3], f"{heads} heads of {size}, a row that was copied")
+
+
+@OPERATIONS.add()
+def rotary_positions(trial: Trial) -> None:
+    """Heads turned by their positions, as a whole or their first numbers, with norms and without; the CPU's bits."""
+    for heads, size, pairs in ((1, 2, 1), (3, 10, 5), (2, 33, 8), (1, 300, 150), (2, 6, 0)):
+        rng = np.random.default_rng(size)
+        positions = [0, 1, 77, 8191, 2**20]
+        x, frequencies = normal(rng, len(positions), heads * size), rng.uniform(0, 1, pairs).astype(np.float32)
+        for scale in (NOTHING, normal(rng, size)):
+            what = f"{heads} heads of {size}, {pairs} pairs{', normed' if scale.size else ''}"
+            turn = partial(trial.operations.turn_heads, heads=heads, scale=scale, epsilon=1e-6)
+            turn = partial(turn, frequencies=frequencies, rotary_scale=1.5)
+            found = turn(x, positions=positions)
+            of_heads = x.reshape(-1, size)
+            wide = (rms(of_heads, scale, 1e-6) if scale.size else of_heads).reshape(len(positions), heads, size)
+            angles = (np.float32(positions)[:, None] * frequencies).astype(np.float64)[:, None]
+            a, b, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
+            cosines, sines = 1.5 * np.cos(angles), 1.5 * np.sin(angles)
+            turned = np.concatenate((a * cosines - b * sines, b * cosines + a * sines, rest), -1)
+            expected = turned.reshape(len(positions), -1)
+            trial.close(found, expected, 1e-6 + 2e-6 * np.abs(wide).max(), what)
+            trial.same(turn(x[3:4], positions=positions[3:4]), found[3:4], f"{what}, a token alone")
+            if not scale.size and trial.device != "cpu":
+                there = Trial("cpu").operations.turn_heads(x, heads, scale, 1e-6, positions, frequencies, 1.5)
+                trial.same(found, there, f"{what}, on the CPU")
 
 
 # --- Picks -----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 #include "backend/cpu/cpu_operations.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -13,6 +12,7 @@
 #include "backend/cpu/thread_pool.h"
 #include "backend/operations.h"
 #include "core/error.h"
+#include "core/rotary.h"
 
 namespace kdtw::cpu {
 namespace {
@@ -123,9 +123,9 @@ class CpuOperations : public Operations {
   void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) override {
     for (const TokenAt& token : tokens) {
       for (int i = 0; i < rotary.pairs; ++i) {
-        const float angle = static_cast<float>(token.position) * rotary.frequencies[i];
-        out[i] = static_cast<float>(std::cos(static_cast<double>(angle))) * rotary.scale;
-        out[rotary.pairs + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * rotary.scale;
+        const Turn turn = turn_by(static_cast<float>(token.position) * rotary.frequencies[i]);
+        out[i] = turn.cosine * rotary.scale;
+        out[rotary.pairs + i] = turn.sine * rotary.scale;
       }
       out += 2 * rotary.pairs;
     }

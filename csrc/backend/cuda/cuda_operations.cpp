@@ -80,44 +80,56 @@ class CudaOperations : public Operations, public GraphHost {
 
   void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
     if (tokens.ids.empty()) return;
-    if (embedding.scale != 1.0f || embedding.positions != nullptr) refuse("scaled embeddings and tables of positions");
     pool_->use();
+    const KdtwWeight table = view(*embedding.table);
+    const float* positions = embedding.positions;
+    if (positions != nullptr) positions += static_cast<size_t>(embedding.first_position) * table.inputs;
     check(table_,
-          table_.embed(&view(*embedding.table), tokens.ids.data(),
-                       embedding.mark != nullptr ? tokens.marked.data() : nullptr, embedding.mark,
-                       static_cast<int32_t>(tokens.ids.size()), out, queue_->stream),
+          table_.embed(&table, embedding.scale, tokens.ids.data(),
+                       embedding.mark != nullptr ? tokens.marked.data() : nullptr, embedding.mark, tokens.self.data(),
+                       positions, static_cast<int32_t>(tokens.ids.size()), out, queue_->stream),
           "embed");
   }
 
   void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
     if (tokens == 0) return;
-    if (norm.centred || accumulate || out == x) refuse("layer norms and norms of a part's output");
     pool_->use();
-    check(table_, table_.rms_norm(x, norm.scale, norm.epsilon, tokens, size, out, queue_->stream), "rms_norm");
+    check(table_, table_.norm(&norm, x, tokens, size, accumulate, out, queue_->stream), "norm");
   }
 
-  void angles(const Rotary&, std::span<const TokenAt>, float*) override { refuse("rotary positions"); }
-  void turn_heads(float*, int, int, int, int, const Norm&, const float*, int) override { refuse("norms of heads"); }
+  void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) override {
+    if (tokens.empty()) return;
+    pool_->use();
+    const auto count = static_cast<int32_t>(tokens.size());
+    check(table_, table_.angles(&rotary, tokens.data(), count, out, queue_->stream), "angles");
+  }
+
+  void turn_heads(float* x, int stride, int tokens, int heads, int size, const Norm& norm, const float* angles,
+                  int pairs) override {
+    if (tokens == 0) return;
+    pool_->use();
+    check(table_, table_.turn_heads(x, stride, tokens, heads, size, &norm, angles, pairs, queue_->stream),
+          "turn_heads");
+  }
 
   void linear(const Weight& weight, const float* x, int tokens, float* out, bool accumulate) override {
-    multiply(weight, x, nullptr, 0.0f, tokens, accumulate ? kKdtwAdd : kKdtwStore, out);
+    multiply(weight, x, {}, tokens, nullptr, {accumulate ? kKdtwAdd : kKdtwStore, {}}, out);
   }
 
-  void norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float*, float* out) override {
-    if (norm.centred) refuse("layer norms");
-    multiply(weight, x, norm.scale, norm.epsilon, tokens, kKdtwStore, out);
+  void norm_linear(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
+                   float* out) override {
+    multiply(weight, x, norm, tokens, normed, {kKdtwStore, {}}, out);
   }
 
   void norm_linear_activate(const Weight& weight, Activation activation, const float* x, const Norm& norm, int tokens,
-                            float*, float*, float* out) override {
-    if (norm.centred) refuse("layer norms");
-    multiply(weight, x, norm.scale, norm.epsilon, tokens, is_gated_gelu(activation) ? kKdtwGatedGelu : kKdtwRelu, out);
+                            float* normed, float*, float* out) override {
+    multiply(weight, x, norm, tokens, normed, {activation.gated ? kKdtwGate : kKdtwActivate, activation.function}, out);
   }
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
     if (tokens == 0) return;
     pool_->use();
-    check(table_, table_.activate(is_gated_gelu(activation), hidden, tokens, size, out, queue_->stream), "activate");
+    check(table_, table_.activate(&activation, hidden, tokens, size, out, queue_->stream), "activate");
   }
 
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
@@ -130,17 +142,19 @@ class CudaOperations : public Operations, public GraphHost {
           "store");
   }
 
-  void copy(KeyValueCache&, int, int, int) override { refuse("prompts"); }
+  void copy(KeyValueCache& cache, int from, int to, int positions) override {
+    pool_->use();
+    check(table_, table_.copy(&static_cast<DeviceCache&>(cache).view(), from, to, positions, queue_->stream), "copy");
+  }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
     if (tokens.empty()) return;
-    if (rule.scale != 1.0f || rule.cap > 0.0f || rule.window > 0) refuse("scaled scores, caps and windows");
     pool_->use();
     const KdtwCache& keys = static_cast<const DeviceCache&>(cache).view();
     const auto count = static_cast<int32_t>(tokens.size());
-    float* const chunks = scratch(scratch_->chunks, kdtw_attention_scratch(&keys, count));
-    check(table_, table_.attend(&keys, tokens.data(), count, queries, stride, &rule.bias, chunks, out, queue_->stream),
+    float* const chunks = scratch(scratch_->chunks, kdtw_attention_scratch(&keys, count, rule.heads));
+    check(table_, table_.attend(&keys, tokens.data(), count, queries, stride, &rule, chunks, out, queue_->stream),
           "attend");
   }
 
@@ -212,22 +226,13 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
  private:
-  // What no kernel computes yet; models with it are refused when they are loaded (kdtw_fast/model.py).
-  [[noreturn]] static void refuse(const char* what) {
-    throw std::invalid_argument(concat("device 'cuda' does not compute ", what, " yet; decode this model on 'cpu'"));
-  }
-  static bool is_gated_gelu(Activation activation) {
-    const bool gated = activation.gated;
-    if (activation.function != (gated ? Function::kGeluTanh : Function::kRelu)) refuse("this activation");
-    return gated;
-  }
-
-  const KdtwWeight& view(const Weight& weight) const {
-    if (weight.bias.data != nullptr || weight.cap > 0.0f) refuse("biases of products and caps of logits");
+  KdtwWeight view(const Weight& weight) const {
     const auto* on_device = dynamic_cast<const DeviceWeight*>(&weight);
     if (on_device == nullptr || &on_device->library() != &pool_->library())
       throw std::runtime_error("the model was packed for another device, or with another CUDA library, than is in use");
-    return on_device->view();
+    KdtwWeight seen = on_device->view();
+    seen.bias = weight.bias.data, seen.cap = weight.cap;
+    return seen;
   }
 
   std::shared_ptr<void> memory_of(size_t bytes) { return pool_->allocate(std::max<size_t>(bytes, 1), queue_->stream); }
@@ -253,14 +258,18 @@ class CudaOperations : public Operations, public GraphHost {
     return reinterpret_cast<T*>(scratch(buffer, count * (sizeof(T) / sizeof(float))));
   }
 
-  // out = epilogue(x W^T), of x normalised where norm_scale is given.
-  void multiply(const Weight& weight, const float* x, const float* norm_scale, float epsilon, int tokens,
-                KdtwEpilogue epilogue, float* out) {
+  // out = ending(norm(x) W^T). A norm is part of a kernel that there is anyway, but for layer norms before weights
+  // without scales: those go through normed [T, K].
+  void multiply(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
+                const KdtwEnding& ending, float* out) {
     if (tokens == 0) return;
     pool_->use();
-    const KdtwWeight& w = view(weight);
+    const KdtwWeight w = view(weight);
     if (w.scales == nullptr) {
-      check(table_, table_.linear(&w, x, norm_scale, epsilon, tokens, epilogue, out, queue_->stream), "linear");
+      const bool apart = norm.scale != nullptr && (norm.centred || norm.shift != nullptr);
+      if (apart) this->norm(norm, x, tokens, w.inputs, normed, false);
+      const Norm within = apart ? Norm{} : norm;
+      check(table_, table_.linear(&w, apart ? normed : x, &within, tokens, &ending, out, queue_->stream), "linear");
       return;
     }
     void* scaled =
@@ -268,15 +277,13 @@ class CudaOperations : public Operations, public GraphHost {
     float* scales = scratch(scratch_->scales, tokens);
     if (w.format == kKdtwInt8) {
       auto* to = static_cast<int8_t*>(scaled);
-      check(table_, table_.quantise(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, queue_->stream),
-            "quantise");
-      check(table_, table_.linear_int8(&w, to, scales, tokens, epilogue, out, queue_->stream), "linear_int8");
+      check(table_, table_.quantise(x, &norm, tokens, w.inputs, w.stride, to, scales, queue_->stream), "quantise");
+      check(table_, table_.linear_int8(&w, to, scales, tokens, &ending, out, queue_->stream), "linear_int8");
     } else {
       auto* to = static_cast<uint16_t*>(scaled);
-      check(table_,
-            table_.scale_to_fp16(x, norm_scale, epsilon, tokens, w.inputs, w.stride, to, scales, queue_->stream),
+      check(table_, table_.scale_to_fp16(x, &norm, tokens, w.inputs, w.stride, to, scales, queue_->stream),
             "scale_to_fp16");
-      check(table_, table_.linear_tensor(&w, to, scales, tokens, epilogue, out, queue_->stream), "linear_tensor");
+      check(table_, table_.linear_tensor(&w, to, scales, tokens, &ending, out, queue_->stream), "linear_tensor");
     }
   }
 

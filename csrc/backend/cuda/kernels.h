@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 10 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 11 };  // of this file; the engine refuses another one
 
 enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
 
@@ -23,9 +23,12 @@ enum KdtwFormat : int32_t { kKdtwFp32, kKdtwFp16, kKdtwBf16, kKdtwInt8, kKdtwSca
 
 // Row n of a weight [N, K]: `stride` elements from n * stride on, the first K of them its own, the others zero; a row
 // is a whole number of 16 bytes (scaled fp16: 64) and begins on such a boundary. int8, scaled fp16: times scales[n].
+// Of a product with it, output n is x W^T + bias[n], and of that y then cap tanh(y / cap).
 struct KdtwWeight {
   const void* data;
   const float* scales;  // int8 and scaled fp16 only
+  const float* bias;    // [N]; null: none
+  float cap;            // 0: none
   KdtwFormat format;
   int32_t outputs, inputs, stride;
 };
@@ -37,12 +40,16 @@ struct KdtwCache {
   int32_t rows, heads, head_size, stride, capacity;
 };
 
-// How a product ends: what becomes of y = x W^T.
+// How a product ends: what becomes of its outputs y.
 enum KdtwEpilogue : int32_t {
-  kKdtwStore,      // out = y
-  kKdtwAdd,        // out += y
-  kKdtwRelu,       // out = max(y, 0)
-  kKdtwGatedGelu,  // out[:, f] = gelu(y[:, f]) y[:, N/2 + f], N/2 outputs
+  kKdtwStore,     // out = y
+  kKdtwAdd,       // out += y
+  kKdtwActivate,  // out = function(y)
+  kKdtwGate,      // out[:, f] = function(y[:, f]) y[:, N/2 + f], N/2 outputs
+};
+struct KdtwEnding {
+  KdtwEpilogue epilogue;
+  kdtw::Function function;  // of the last two
 };
 
 // Largest head size in elements, by the cache's format.
@@ -52,11 +59,11 @@ enum { kKdtwLargestHeadFp32 = 512, kKdtwLargestHead = 1024 };
 // queries; from so many blocks on, one for each query and head, the device is busy without that.
 enum { kKdtwAttentionChunk = 64, kKdtwFewChunks = 3, kKdtwManyBlocks = 256 };
 
-// Floats of scratch memory that attend() needs for so many tokens: for each query, head and chunk its values [D], their
-// weights' sum and the largest score. 0 where chunks have no blocks of their own.
-inline size_t kdtw_attention_scratch(const KdtwCache* cache, int32_t tokens) {
+// Floats of scratch memory that attend() needs for so many tokens and heads of queries: for each query, head and chunk
+// its values [D], their weights' sum and the largest score. 0 where chunks have no blocks of their own.
+inline size_t kdtw_attention_scratch(const KdtwCache* cache, int32_t tokens, int32_t heads) {
   const int32_t chunks = (cache->capacity + kKdtwAttentionChunk - 1) / kKdtwAttentionChunk;
-  const int32_t blocks = tokens * cache->heads;
+  const int32_t blocks = tokens * heads;
   const bool apart = chunks > kKdtwFewChunks && blocks < kKdtwManyBlocks;
   return apart ? static_cast<size_t>(blocks) * chunks * (cache->head_size + 2) : 0;
 }
@@ -130,41 +137,50 @@ struct KdtwCudaTable {
   int32_t (*copy_in)(void* to, const void* host, size_t bytes, void* stream);
   int32_t (*copy_out)(void* host, const void* from, size_t bytes, void* stream);
 
-  // out[T, K] = row ids[t] of the table, plus mark[marked[t] - 1] where marked[t] > 0; `marked` may be null.
-  int32_t (*embed)(const KdtwWeight* table, const int32_t* ids, const uint8_t* marked, const float* mark,
-                   int32_t tokens, float* out, void* stream);
+  // out[T, K] = row ids[t] of the table times `scale`, plus mark[marked[t] - 1] where marked[t] > 0, plus the row of
+  // `positions` where places[t] stands; `marked` and `positions` may be null, and a place of length 0 has no position.
+  int32_t (*embed)(const KdtwWeight* table, float scale, const int32_t* ids, const uint8_t* marked, const float* mark,
+                   const kdtw::TokenAt* places, const float* positions, int32_t tokens, float* out, void* stream);
   // out[i] = x[indices[i]], rows of `size` floats.
   int32_t (*gather)(const float* x, const int32_t* indices, int32_t count, int32_t size, float* out, void* stream);
-  // out[T, size] = x / rms(x) * scale.
-  int32_t (*rms_norm)(const float* x, const float* scale, float epsilon, int32_t tokens, int32_t size, float* out,
-                      void* stream);
+  // out[T, size] = norm(x), or += where `adds`; out may be x where not.
+  int32_t (*norm)(const kdtw::Norm* norm, const float* x, int32_t tokens, int32_t size, int32_t adds, float* out,
+                  void* stream);
   // For products with int8 weights: to [T, stride] = round(x / scales[t]), zero from `size` on, where scales[t] is
-  // largest |x| / 127. norm_scale: of x / rms(x) * norm_scale instead; or null.
-  int32_t (*quantise)(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
-                      int32_t stride, int8_t* to, float* scales, void* stream);
+  // largest |x| / 127; of norm(x) where that has a scale.
+  int32_t (*quantise)(const float* x, const kdtw::Norm* norm, int32_t tokens, int32_t size, int32_t stride, int8_t* to,
+                      float* scales, void* stream);
   // The same for products with scaled fp16: to [T, stride] = fp16(x / scales[t]), where scales[t] is the power of two
   // that puts the largest |x| into [2^14, 2^15).
-  int32_t (*scale_to_fp16)(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
-                           int32_t stride, uint16_t* to, float* scales, void* stream);
-  // out = epilogue(x W^T), x [T, K]. norm_scale [K]: of x / rms(x) * norm_scale instead; or null. Not for weights with
-  // scales.
-  int32_t (*linear)(const KdtwWeight* weight, const float* x, const float* norm_scale, float epsilon, int32_t tokens,
-                    KdtwEpilogue epilogue, float* out, void* stream);
+  int32_t (*scale_to_fp16)(const float* x, const kdtw::Norm* norm, int32_t tokens, int32_t size, int32_t stride,
+                           uint16_t* to, float* scales, void* stream);
+  // out = ending(x W^T), x [T, K]; of norm(x) where that has a scale: an RMS norm. Not for weights with scales.
+  int32_t (*linear)(const KdtwWeight* weight, const float* x, const kdtw::Norm* norm, int32_t tokens,
+                    const KdtwEnding* ending, float* out, void* stream);
   // The same of what quantise() made, for int8.
   int32_t (*linear_int8)(const KdtwWeight* weight, const int8_t* x, const float* x_scales, int32_t tokens,
-                         KdtwEpilogue epilogue, float* out, void* stream);
+                         const KdtwEnding* ending, float* out, void* stream);
   // The same of what scale_to_fp16() made, for scaled fp16: on tensor cores.
   int32_t (*linear_tensor)(const KdtwWeight* weight, const uint16_t* x, const float* x_scales, int32_t tokens,
-                           KdtwEpilogue epilogue, float* out, void* stream);
+                           const KdtwEnding* ending, float* out, void* stream);
   // hidden [T, 2 size] (gated, gate first) or [T, size] -> out [T, size].
-  int32_t (*activate)(int32_t gated, const float* hidden, int32_t tokens, int32_t size, float* out, void* stream);
+  int32_t (*activate)(const kdtw::Activation* activation, const float* hidden, int32_t tokens, int32_t size, float* out,
+                      void* stream);
+  // out[T, 2 pairs]: the cosines and sines of every token's position.
+  int32_t (*angles)(const kdtw::Rotary* rotary, const kdtw::TokenAt* tokens, int32_t count, float* out, void* stream);
+  // Queries or keys x [T, heads * size], `stride` apart, in place: each head normed where `norm` has a scale, and its
+  // first 2 * pairs numbers turned by its token's angles [T, 2 pairs].
+  int32_t (*turn_heads)(float* x, int32_t stride, int32_t tokens, int32_t heads, int32_t size, const kdtw::Norm* norm,
+                        const float* angles, int32_t pairs, void* stream);
   // Copies keys and values [T, H D], `input_stride` floats from token to token, to their places in the cache.
   int32_t (*store)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* keys,
                    const float* values, int32_t input_stride, void* stream);
-  // out[T, H D] = softmax(q k^T + bias) v over the keys 0..length-1. bias.table may be null. scratch: of
-  // kdtw_attention_scratch() floats.
+  // Copies the first `positions` of row `from` of the cache to row `to`.
+  int32_t (*copy)(const KdtwCache* cache, int32_t from, int32_t to, int32_t positions, void* stream);
+  // out[T, rule's H D] = the mean of the values 0..length-1 by the rule's weights. scratch: of kdtw_attention_scratch()
+  // floats.
   int32_t (*attend)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* queries,
-                    int32_t query_stride, const kdtw::PositionBias* bias, float* scratch, float* out, void* stream);
+                    int32_t query_stride, const kdtw::AttentionRule* rule, float* scratch, float* out, void* stream);
   // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
   int32_t (*pick)(const float* logits, int32_t vocabulary, const kdtw::PickRequest* requests, int32_t count,
                   KdtwSummary* summaries, kdtw::PickResult* results, void* stream);

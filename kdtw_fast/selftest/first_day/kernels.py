@@ -16,15 +16,17 @@ import time
 from array import array
 from collections.abc import Callable
 
-VERSION = 10  # of kernels.h
+VERSION = 11  # of kernels.h
 FUNCTIONS = (  # of the table, in its order
     *("describe", "device_count", "device_info", "use_device", "allocate", "release", "allocate_host", "release_host"),
     *("create_stream", "destroy_stream", "synchronise", "follow", "copy_in", "copy_out"),
-    *("embed", "gather", "rms_norm", "quantise", "scale_to_fp16", "linear", "linear_int8", "linear_tensor"),
-    *("activate", "store", "attend", "pick", "advance", "begin_graph", "end_graph", "launch_graph", "destroy_graph"),
+    *("embed", "gather", "norm", "quantise", "scale_to_fp16", "linear", "linear_int8", "linear_tensor"),
+    *("activate", "angles", "turn_heads", "store", "copy", "attend", "pick", "advance"),
+    *("begin_graph", "end_graph", "launch_graph", "destroy_graph"),
 )
 FP16, INT8 = 1, 3
 STORE, ADD, GATED = 0, 1, 3
+GELU_TANH = 2
 TOKENS = (1, 2, 4, 8, 16, 64)
 # Sizes of models, their heads, and the widths of their feed-forward parts.
 SIZES = {"flan-t5-small": (512, 6, 1024), "flan-t5-base": (768, 12, 2048), "flan-t5-xl": (2048, 32, 5120)}
@@ -37,11 +39,25 @@ class Weight(c.Structure):
     _fields_ = (
         ("data", c.c_void_p),
         ("scales", c.c_void_p),
+        ("bias", c.c_void_p),
+        ("cap", c.c_float),
         ("format", c.c_int32),
         ("outputs", c.c_int32),
         ("inputs", c.c_int32),
         ("stride", c.c_int32),
     )
+
+
+class Norm(c.Structure):
+    """kdtw::Norm."""
+
+    _fields_ = (("scale", c.c_void_p), ("shift", c.c_void_p), ("epsilon", c.c_float), ("centred", c.c_bool))
+
+
+class Ending(c.Structure):
+    """KdtwEnding."""
+
+    _fields_ = (("epilogue", c.c_int32), ("function", c.c_int32))
 
 
 class Cache(c.Structure):
@@ -64,6 +80,18 @@ class Bias(c.Structure):
     """kdtw::PositionBias."""
 
     _fields_ = (("table", c.c_void_p), ("lowest", c.c_int32), ("highest", c.c_int32))
+
+
+class Rule(c.Structure):
+    """kdtw::AttentionRule."""
+
+    _fields_ = (
+        ("heads", c.c_int32),
+        ("scale", c.c_float),
+        ("cap", c.c_float),
+        ("window", c.c_int32),
+        ("bias", Bias),
+    )
 
 
 class Sampling(c.Structure):
@@ -240,18 +268,20 @@ class Sweep:
         each = 2 if form == FP16 else 1
         size = outputs * inputs * each
         copies = max(1, self.size // size)
-        scale, x = c.c_void_p(self.floats if normed else None), c.c_void_p(self.floats)
+        norm, x = Norm(self.floats if normed else None, None, 1e-6, False), c.c_void_p(self.floats)
+        ends = Ending(ending, GELU_TANH)
         k = self.kernels
         whole, factors = k.memory(tokens * inputs), k.memory(4 * tokens)
 
         def enqueue(number: int) -> None:
-            weight = Weight(self.weights + number % copies * size, self.floats, form, outputs, inputs, inputs)
-            end = (integer(tokens), integer(ending), c.c_void_p(self.out), k.stream)
+            place = self.weights + number % copies * size
+            weight = Weight(place, self.floats, None, 0.0, form, outputs, inputs, inputs)
+            end = (integer(tokens), c.byref(ends), c.c_void_p(self.out), k.stream)
             if form == FP16:
-                k("linear", c.byref(weight), x, scale, c.c_float(1e-6), *end)
+                k("linear", c.byref(weight), x, c.byref(norm), *end)
                 return
             sizes = (integer(tokens), integer(inputs), integer(inputs))
-            k("quantise", x, scale, c.c_float(1e-6), *sizes, c.c_void_p(whole), c.c_void_p(factors), k.stream)
+            k("quantise", x, c.byref(norm), *sizes, c.c_void_p(whole), c.c_void_p(factors), k.stream)
             k("linear_int8", c.byref(weight), c.c_void_p(whole), c.c_void_p(factors), *end)
 
         kept = outputs // 2 if ending == GATED else outputs
@@ -270,14 +300,14 @@ class Sweep:
         if length < tokens:
             return
         at = k.put(bytes(places))
-        bias = Bias(self.floats, 128, 128)
+        rule = Rule(heads, 1.0, 0.0, 0, Bias(self.floats, 128, 128))
         chunks = k.memory(4 * tokens * heads * (length // ATTENTION_CHUNK + 1) * (HEAD_SIZE + 2))  # or more
 
         def enqueue(number: int) -> None:
             keys = self.weights + number % copies * 2 * size
             cache = Cache(keys, keys + size, FP16, 1, heads, HEAD_SIZE, HEAD_SIZE, length)
             queries = (c.c_void_p(self.floats), integer(heads * HEAD_SIZE))
-            out = (c.byref(bias), c.c_void_p(chunks), c.c_void_p(self.out), k.stream)
+            out = (c.byref(rule), c.c_void_p(chunks), c.c_void_p(self.out), k.stream)
             k("attend", c.byref(cache), c.c_void_p(at), integer(tokens), *queries, *out)
 
         moved = 2 * size + 8 * tokens * heads * HEAD_SIZE

@@ -1,4 +1,4 @@
-// Writing keys and values to the cache, and attention over them with T5's relative position bias.
+// Writing keys and values to the cache, and attention over them (AttentionRule).
 //
 // Keys are read in chunks of kChunk, which begin at multiples of it in the cache; what chunks gave is added up in their
 // order (the "online" softmax). A block computes one head of one query: some chunks of it where there are few queries,
@@ -35,6 +35,27 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+// One head's pieces of 16 bytes of a row, the first ones of a plane of so many; block: pieces, head.
+__global__ void __launch_bounds__(kBlock)
+    copy_kernel(uint4* keys, uint4* values, int heads, size_t plane, int from, int to, size_t pieces) {
+  const size_t i = static_cast<size_t>(blockIdx.x) * kBlock + threadIdx.x;
+  if (i >= pieces) return;
+  const size_t source = (static_cast<size_t>(from) * heads + blockIdx.y) * plane + i;
+  const size_t target = (static_cast<size_t>(to) * heads + blockIdx.y) * plane + i;
+  keys[target] = keys[source];
+  values[target] = values[source];
+}
+
+// The keys that a query sees: from `first`, in the chunk that begins at `begin`, to before `end`.
+struct Span {
+  int begin, first, end;
+};
+__device__ __forceinline__ Span span_of(const TokenAt& token, int window) {
+  if (window == 0) return {0, 0, token.length};
+  const int first = max(0, token.position - window + 1);
+  return {first / kChunk * kChunk, first, min(token.length, token.position + window)};
+}
+
 // What has been seen of a query's keys: their largest score, and the sum of exp(score - largest).
 struct Seen {
   float largest = -INFINITY, total = 0.0f;
@@ -47,18 +68,18 @@ __device__ __forceinline__ void join(Seen& seen, Seen chunk, float& shrink, floa
   seen = {reached, seen.total * shrink + chunk.total * grow};
 }
 
-// out = softmax(q k^T + bias) v for one head of one query; block: token * heads + head, and every gridDim.y-th chunk
-// where `scales` is given. Then a chunk's largest score and its sum go to scales [T, H, chunks], and its values times
-// their weights to parts [T, H, chunks, D]. A query of length 0 gets zeros.
+// One head of one query; block: token * heads + head, and every gridDim.y-th chunk where `scales` is given. Then a
+// chunk's largest score and its sum go to scales [T, H, chunks], and its values times their weights to parts [T, H,
+// chunks, D]. A query of length 0 gets zeros.
 //
 // kLanes lanes read a key together, 16 bytes each, and again kSteps times; pieces: of 16 bytes, in a key, at most
 // kLanes kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads begin long before their use
 // (kEarly): a chunk's first keys while the values of the one before are added up, its first values before its scores.
 template <typename Format, int kLanes, int kSteps>
 __global__ void __launch_bounds__(kThreads)
-    attend_kernel(const uint4* keys, const uint4* values, int heads, int head_size, int pieces, int capacity,
-                  const TokenAt* tokens, const float* queries, int query_stride, const float* bias, int lowest,
-                  int highest, float2* scales, float* parts, float* out) {
+    attend_kernel(const uint4* keys, const uint4* values, int key_heads, int head_size, int pieces, int capacity,
+                  const TokenAt* tokens, const float* queries, int query_stride, AttentionRule rule, float2* scales,
+                  float* parts, float* out) {
   constexpr int kEach = Format::kEach, kWidth = kLanes * kEach;  // elements of a step
   constexpr int kAtOnce = kThreads / kLanes, kLoads = kChunk / kAtOnce,
                 kAhead = kLoads < kInFlight ? kLoads : kInFlight;
@@ -70,6 +91,7 @@ __global__ void __launch_bounds__(kThreads)
   KDTW_SHARED(float, query, kEach* kPitch);
   KDTW_SHARED(float, partial, kEach* kPitch);
   KDTW_SHARED(float, scores, kChunk);
+  const int heads = rule.heads, lowest = rule.bias.lowest, highest = rule.bias.highest;
   const int h = blockIdx.x % heads, t = blockIdx.x / heads, thread = threadIdx.x, lane = lane_id();
   const int first = thread / kLanes, piece = thread % kLanes;
   float asked[kSteps * kOwn];
@@ -79,20 +101,28 @@ __global__ void __launch_bounds__(kThreads)
     asked[i] = d < head_size ? queries[static_cast<size_t>(t) * query_stride + h * head_size + d] : 0.0f;
   }
   const TokenAt token = tokens[t];
-  const size_t row = (static_cast<size_t>(token.row) * heads + h) * capacity * pieces + first * pieces + piece;
+  const Span seen_keys = span_of(token, rule.window);
+  const size_t plane = static_cast<size_t>(token.row) * key_heads + h / (heads / key_heads);
+  const size_t row = plane * capacity * pieces + first * pieces + piece;
   keys += row, values += row;
-  const float* table = bias != nullptr ? bias + static_cast<size_t>(h) * (lowest + highest + 1) + lowest : nullptr;
+  const float* table = rule.bias.table;
+  if (table != nullptr) table += static_cast<size_t>(h) * (lowest + highest + 1) + lowest;
   // A thread's piece of key or value first + i kAtOnce of the chunk; zeros where there is none.
   const auto load = [&](const uint4* from, int start, int step, int i) {
-    const bool there = start + first + i * kAtOnce < token.length && step * kLanes + piece < pieces;
+    const bool there = start + first + i * kAtOnce < seen_keys.end && step * kLanes + piece < pieces;
     return there ? from[static_cast<size_t>(start + i * kAtOnce) * pieces + step * kLanes] : make_uint4(0, 0, 0, 0);
   };
   const auto bias_of = [&](int key) {
-    return table != nullptr && key < token.length ? table[max(-lowest, min(highest, key - token.position))] : 0.0f;
+    return table != nullptr && key < seen_keys.end ? table[max(-lowest, min(highest, key - token.position))] : 0.0f;
+  };
+  const auto scored = [&](int key, float score, float of_bias) {
+    if (key < seen_keys.first || key >= seen_keys.end) return -INFINITY;
+    score = score * rule.scale;
+    return (rule.cap > 0.0f ? soft_cap(score, rule.cap) : score) + of_bias;
   };
 
   const int stride = static_cast<int>(gridDim.y) * kChunk;
-  int start = static_cast<int>(blockIdx.y) * kChunk;
+  int start = seen_keys.begin + static_cast<int>(blockIdx.y) * kChunk;
   uint4 next_keys[kAhead];
 #pragma unroll
   for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start, 0, i);
@@ -106,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
 
   Seen seen;
   float own[kSteps * kOwn] = {};
-  for (; start < token.length; start += stride) {
+  for (; start < seen_keys.end; start += stride) {
     uint4 next_values[kAhead];
 #pragma unroll
     for (int i = 0; kEarly && i < kAhead; ++i) next_values[i] = load(values, start, 0, i);
@@ -140,12 +170,12 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     // Every warp computes the chunk's maximum and sum itself, from the same numbers in the same order: that needs no
     // barrier to hand them around. A lane has the weights of two keys.
-    near = start + lane < token.length ? scores[lane] + near : -INFINITY;
-    far = start + kWarp + lane < token.length ? scores[kWarp + lane] + far : -INFINITY;
+    near = scored(start + lane, scores[lane], near);
+    far = scored(start + kWarp + lane, scores[kWarp + lane], far);
     const float top = warp_reduce<Largest>(fmaxf(near, far));
     const float weights[2] = {expf(near - top), expf(far - top)};
     const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
-    if (start + stride < token.length) {
+    if (start + stride < seen_keys.end) {
 #pragma unroll
       for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start + stride, 0, i);
       near = bias_of(start + stride + lane), far = bias_of(start + stride + kWarp + lane);
@@ -210,23 +240,24 @@ __global__ void __launch_bounds__(kThreads)
 
 // Adds up the chunks of one head of one query, as a block does that reads all of them; block: token * heads + head.
 __global__ void __launch_bounds__(kThreads)
-    attend_join_kernel(const float2* scales, const float* parts, int heads, int head_size, int chunks,
+    attend_join_kernel(const float2* scales, const float* parts, int heads, int head_size, int chunks, int window,
                        const TokenAt* tokens, float* out) {
-  const int all = (tokens[blockIdx.x / heads].length + kChunk - 1) / kChunk;
+  const Span seen_keys = span_of(tokens[blockIdx.x / heads], window);
+  const int begin = seen_keys.begin / kChunk, end = (seen_keys.end + kChunk - 1) / kChunk;
   scales += static_cast<size_t>(blockIdx.x) * chunks;
   parts += static_cast<size_t>(blockIdx.x) * chunks * head_size;
   for (int d = threadIdx.x; d < head_size; d += blockDim.x) {
     Seen seen;
     float own = 0.0f;
 #pragma unroll 8
-    for (int c = 0; c < all; ++c) {
+    for (int c = begin; c < end; ++c) {
       const float2 scale = scales[c];
       const float part = parts[static_cast<size_t>(c) * head_size + d];
       float shrink, grow;
       join(seen, {scale.x, scale.y}, shrink, grow);
       own = own * shrink + part * grow;
     }
-    out[static_cast<size_t>(blockIdx.x) * head_size + d] = all > 0 ? own / seen.total : 0.0f;
+    out[static_cast<size_t>(blockIdx.x) * head_size + d] = end > 0 ? own / seen.total : 0.0f;
   }
 }
 
@@ -243,10 +274,19 @@ int32_t store(const KdtwCache* cache, const TokenAt* tokens, int32_t count, cons
   });
 }
 
+int32_t copy(const KdtwCache* cache, int32_t from, int32_t to, int32_t positions, void* stream) {
+  return with_format(cache->format, [&](auto format) {
+    const size_t each = cache->stride / decltype(format)::kEach, pieces = each * positions;
+    KDTW_LAUNCH(copy_kernel, dim3(static_cast<unsigned>((pieces + kBlock - 1) / kBlock), cache->heads), dim3(kBlock),
+                stream, static_cast<uint4*>(cache->keys), static_cast<uint4*>(cache->values), cache->heads,
+                each * cache->capacity, from, to, pieces);
+  });
+}
+
 int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, const float* queries, int32_t query_stride,
-               const PositionBias* bias, float* scratch, float* out, void* stream) {
-  const int blocks = count * cache->heads;
-  const bool apart = kdtw_attention_scratch(cache, count) > 0;
+               const AttentionRule* rule, float* scratch, float* out, void* stream) {
+  const int blocks = count * rule->heads;
+  const bool apart = kdtw_attention_scratch(cache, count, rule->heads) > 0;
   const int chunks = apart ? ceil_divide(cache->capacity, kChunk) : 1;
   auto* scales = apart ? reinterpret_cast<float2*>(scratch) : nullptr;
   const int apart_blocks = min(chunks, max(1, kMostBlocks / max(1, blocks)));
@@ -258,7 +298,7 @@ int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, con
       KDTW_LAUNCH((attend_kernel<Format, decltype(lanes)::value, decltype(steps)::value>), dim3(blocks, apart_blocks),
                   dim3(kThreads), stream, static_cast<const uint4*>(cache->keys),
                   static_cast<const uint4*>(cache->values), cache->heads, cache->head_size, pieces, cache->capacity,
-                  tokens, queries, query_stride, bias->table, bias->lowest, bias->highest, scales, parts, out);
+                  tokens, queries, query_stride, *rule, scales, parts, out);
     };
     if (pieces <= 8)
       launch(Number<8>{}, Number<1>{});
@@ -270,7 +310,7 @@ int32_t attend(const KdtwCache* cache, const TokenAt* tokens, int32_t count, con
       launch(Number<32>{}, Number<4>{});
     if (apart)
       KDTW_LAUNCH(attend_join_kernel, dim3(blocks), dim3(min(kThreads, ceil_divide(cache->head_size, kWarp) * kWarp)),
-                  stream, scales, parts, cache->heads, cache->head_size, chunks, tokens, out);
+                  stream, scales, parts, rule->heads, cache->head_size, chunks, rule->window, tokens, out);
   });
 }
 

@@ -118,11 +118,87 @@ int32_t with_format(KdtwFormat format, Launch&& launch) {
 
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= FLT_MAX; }
 
-// T5's GELU ("gelu_new"): x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), written as x / (1 + exp(-2u)),
-// which needs one exponential. The exponent is capped at 88, just below where expf overflows.
-__device__ __forceinline__ float gelu(float x) {
+// cap tanh(x / cap), as cap (1 - 2 / (exp(2x / cap) + 1)); NaN of NaN. Exponents are capped at 88, just below where
+// expf overflows.
+__device__ __forceinline__ float soft_cap(float x, float cap) {
+  const float doubled = x * (2.0f / cap);
+  return cap - 2.0f * cap / (expf(doubled > 88.0f ? 88.0f : doubled) + 1.0f);
+}
+
+// The tanh form of GELU, T5's "gelu_new": x/2 (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3), written as
+// x / (1 + exp(-2u)), which needs one exponential.
+__device__ __forceinline__ float gelu_tanh(float x) {
   const float cubic = fmaf(x * x * x, 0.044715f, x);
   return x / (1.0f + expf(fminf(cubic * -1.5957691216057308f, 88.0f)));
+}
+
+// max(x, 0) - |x| q with q = (1 - erf(|x| / sqrt(2))) / 2, to about 1e-7 (Abramowitz and Stegun 1964, 7.1.26).
+__device__ __forceinline__ float gelu(float x) {
+  const float size = fabsf(x), z = size * 0.70710678f, t = 1.0f / fmaf(z, 0.3275911f, 1.0f);
+  float p = fmaf(t, 1.061405429f, -1.453152027f);
+  p = fmaf(t, p, 1.421413741f), p = fmaf(t, p, -0.284496736f), p = fmaf(t, p, 0.254829592f);
+  return fmaxf(x, 0.0f) - size * (0.5f * p * t * expf(-z * z));
+}
+
+__device__ __forceinline__ float apply(Function function, float x) {
+  switch (function) {
+    case Function::kRelu:
+      return fmaxf(x, 0.0f);
+    case Function::kGelu:
+      return gelu(x);
+    case Function::kGeluTanh:
+      return gelu_tanh(x);
+    default:  // kSilu
+      return x / (1.0f + expf(fminf(-x, 88.0f)));
+  }
+}
+
+// How a product with a weight ends (KdtwWeight, KdtwEnding).
+struct Ending {
+  KdtwEpilogue epilogue;
+  Function function;
+  const float* bias;
+  float cap;
+
+  Ending(const KdtwWeight& weight, const KdtwEnding& ending)
+      : epilogue(ending.epilogue), function(ending.function), bias(weight.bias), cap(weight.cap) {}
+
+  // Output n of x W^T = y.
+  __device__ __forceinline__ float output(float y, int n) const {
+    if (bias != nullptr) y += bias[n];
+    return cap > 0.0f ? soft_cap(y, cap) : y;
+  }
+  // What an output becomes that is not gated; `before` is what stands there, and only looked at where it is added to.
+  __device__ __forceinline__ float alone(float output, float before) const {
+    if (epilogue == kKdtwAdd) return before + output;
+    return epilogue == kKdtwActivate ? apply(function, output) : output;
+  }
+  __device__ __forceinline__ float gated(float gate, float x) const { return apply(function, gate) * x; }
+};
+
+// What a token's norm needs of the whole token: 1 / rms(x), or the mean and 1 / deviation.
+struct Moments {
+  float mean, inverse;
+
+  __device__ __forceinline__ float normed(const Norm& norm, float x, int k) const {
+    const float scaled = (x - mean) * inverse * norm.scale[k];
+    return norm.shift != nullptr ? scaled + norm.shift[k] : scaled;
+  }
+};
+
+// Thread i adds x[i], x[i + kBlock], ... in this order, wherever in the library a norm is computed.
+__device__ __forceinline__ Moments moments(const float* x, int size, const Norm& norm, float* scratch) {
+  float mean = 0.0f, squares = 0.0f;
+  if (norm.centred) {
+    float sum = 0.0f;
+    for (int k = threadIdx.x; k < size; k += kBlock) sum += x[k];
+    mean = block_reduce<Sum>(sum, scratch) / static_cast<float>(size);
+  }
+  for (int k = threadIdx.x; k < size; k += kBlock) {
+    const float apart = x[k] - mean;
+    squares = fmaf(apart, apart, squares);
+  }
+  return {mean, 1.0f / sqrtf(block_reduce<Sum>(squares, scratch) / static_cast<float>(size) + norm.epsilon)};
 }
 
 inline int ceil_divide(int value, int by) { return (value + by - 1) / by; }

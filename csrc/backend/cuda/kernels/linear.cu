@@ -47,28 +47,28 @@ struct Rows {
 };
 
 template <int kRows>
-__device__ __forceinline__ Rows rows_of_warp(int outputs, KdtwEpilogue epilogue) {
+__device__ __forceinline__ Rows rows_of_warp(int outputs, const Ending& ending) {
   const int index = static_cast<int>(blockIdx.x) * kWarps + warp_id();
-  if (epilogue == kKdtwGatedGelu) return {index * (kRows / 2), outputs, outputs / 2};
+  if (ending.epilogue == kKdtwGate) return {index * (kRows / 2), outputs, outputs / 2};
   return {index * kRows, outputs, 0};
 }
 
-// Writes one token's results y for the warp's rows, as the epilogue says.
+// Writes one token's results y for the warp's rows.
 template <int kRows>
-__device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows, KdtwEpilogue epilogue, float* out) {
-  if (epilogue == kKdtwGatedGelu) {
+__device__ __forceinline__ void finish(const float (&y)[kRows], const Rows& rows, const Ending& ending, float* out) {
+  if (rows.half > 0) {
 #pragma unroll
-    for (int r = 0; r < kRows; r += 2)
-      if (rows.first + r / 2 < rows.half) out[rows.first + r / 2] = gelu(y[r]) * y[r + 1];
+    for (int r = 0; r < kRows; r += 2) {
+      const int f = rows.first + r / 2;
+      if (f < rows.half) out[f] = ending.gated(ending.output(y[r], f), ending.output(y[r + 1], rows.half + f));
+    }
     return;
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    if (rows.first + r >= rows.outputs) break;
-    float* to = out + rows.first + r;
-    if (epilogue == kKdtwStore) *to = y[r];
-    if (epilogue == kKdtwAdd) *to = *to + y[r];
-    if (epilogue == kKdtwRelu) *to = fmaxf(y[r], 0.0f);
+    const int n = rows.first + r;
+    if (n >= rows.outputs) break;
+    out[n] = ending.alone(ending.output(y[r], n), ending.epilogue == kKdtwAdd ? out[n] : 0.0f);
   }
 }
 
@@ -99,13 +99,13 @@ struct Tile {
 template <typename Format, int kTokens, int kRows>
 __global__ void __launch_bounds__(kBlock)
     linear_kernel(const uint4* weight, int outputs, int inputs, int pieces, const float* x, const float* norm_scale,
-                  float epsilon, int tokens, KdtwEpilogue epilogue, int out_stride, float* out) {
+                  float epsilon, int tokens, Ending ending, int out_stride, float* out) {
   using X = Tile<Format, kTokens>;
   constexpr int kEach = Format::kEach, kAhead = kPiecesAhead<kTokens * kRows>;
   KDTW_SHARED(float, tile, X::kFloats);
   KDTW_SHARED(float, squares_of_warps, kWarps* kTokens);
   const int lane = lane_id(), first_token = static_cast<int>(blockIdx.y) * kTokens;
-  const Rows rows = rows_of_warp<kRows>(outputs, epilogue);
+  const Rows rows = rows_of_warp<kRows>(outputs, ending);
   x += static_cast<size_t>(first_token) * inputs;
   float sums[kRows][kTokens], squares[kTokens];
 #pragma unroll
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) y[r] = y[r] * inverse;
   }
-  if (writes) finish(y, rows, epilogue, out + static_cast<size_t>(first_token + t) * out_stride);
+  if (writes) finish(y, rows, ending, out + static_cast<size_t>(first_token + t) * out_stride);
 }
 
 // The same for int8 weights and tokens. Sums are exact in int32, and become floats as on the CPU, in the order
@@ -181,12 +181,12 @@ __global__ void __launch_bounds__(kBlock)
 template <int kTokens, int kRows>
 __global__ void __launch_bounds__(kBlock)
     linear_int8_kernel(const int4* weight, const float* scales, int outputs, int pieces, const int4* x,
-                       const float* x_scales, int tokens, KdtwEpilogue epilogue, int out_stride, float* out) {
+                       const float* x_scales, int tokens, Ending ending, int out_stride, float* out) {
   constexpr int kPieces = kTileBytes / 16 / kTokens < 128 ? kTileBytes / 16 / kTokens : 128;
   constexpr int kAhead = kPiecesAhead<kTokens * kRows>;
   KDTW_SHARED(int4, tile, kTokens * kPieces);
   const int lane = lane_id(), first_token = static_cast<int>(blockIdx.y) * kTokens;
-  const Rows rows = rows_of_warp<kRows>(outputs, epilogue);
+  const Rows rows = rows_of_warp<kRows>(outputs, ending);
   int sums[kRows][kTokens];
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
@@ -223,11 +223,11 @@ __global__ void __launch_bounds__(kBlock)
   float y[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) y[r] = static_cast<float>(sum_lanes(sums[r])) * (scale * scales[rows.row(r)]);
-  if (writes) finish(y, rows, epilogue, out + static_cast<size_t>(first_token + t) * out_stride);
+  if (writes) finish(y, rows, ending, out + static_cast<size_t>(first_token + t) * out_stride);
 }
 
-int width(const KdtwWeight& weight, KdtwEpilogue epilogue) {
-  return epilogue == kKdtwGatedGelu ? weight.outputs / 2 : weight.outputs;
+int width(const KdtwWeight& weight, const KdtwEnding& ending) {
+  return ending.epilogue == kKdtwGate ? weight.outputs / 2 : weight.outputs;
 }
 
 // The tokens and the rows of the weight that a warp takes.
@@ -251,28 +251,30 @@ void with_shape(int tokens, Launch&& launch) {
 
 }  // namespace
 
-int32_t linear(const KdtwWeight* weight, const float* x, const float* norm_scale, float epsilon, int32_t tokens,
-               KdtwEpilogue epilogue, float* out, void* stream) {
+int32_t linear(const KdtwWeight* weight, const float* x, const Norm* norm, int32_t tokens, const KdtwEnding* ending,
+               float* out, void* stream) {
+  if (norm->scale != nullptr && (norm->centred || norm->shift != nullptr)) return cudaErrorInvalidValue;
   return with_format(weight->format, [&](auto format) {
     with_shape(tokens, [&](auto shape) {
       using Format = decltype(format);
       using Shape = decltype(shape);
       KDTW_LAUNCH((linear_kernel<Format, Shape::kTokensEach, Shape::kRowsEach>), Shape::grid(*weight, tokens),
                   dim3(kBlock), stream, static_cast<const uint4*>(weight->data), weight->outputs, weight->inputs,
-                  weight->stride / Format::kEach, x, norm_scale, epsilon, tokens, epilogue, width(*weight, epilogue),
-                  out);
+                  weight->stride / Format::kEach, x, norm->scale, norm->epsilon, tokens, Ending(*weight, *ending),
+                  width(*weight, *ending), out);
     });
   });
 }
 
 int32_t linear_int8(const KdtwWeight* weight, const int8_t* x, const float* x_scales, int32_t tokens,
-                    KdtwEpilogue epilogue, float* out, void* stream) {
+                    const KdtwEnding* ending, float* out, void* stream) {
   if (weight->format != kKdtwInt8) return cudaErrorInvalidValue;
   with_shape(tokens, [&](auto shape) {
     using Shape = decltype(shape);
     KDTW_LAUNCH((linear_int8_kernel<Shape::kTokensEach, Shape::kRowsEach>), Shape::grid(*weight, tokens), dim3(kBlock),
                 stream, static_cast<const int4*>(weight->data), weight->scales, weight->outputs, weight->stride / 16,
-                reinterpret_cast<const int4*>(x), x_scales, tokens, epilogue, width(*weight, epilogue), out);
+                reinterpret_cast<const int4*>(x), x_scales, tokens, Ending(*weight, *ending), width(*weight, *ending),
+                out);
   });
   return cudaGetLastError();
 }

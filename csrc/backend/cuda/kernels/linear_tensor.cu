@@ -37,26 +37,25 @@ __device__ __forceinline__ unsigned word(const uint4& four, int i) {
 }
 
 // Writes y as the outputs n and n + 1 of a token's `width`. pairs: both may be written with one 8-byte store.
-__device__ __forceinline__ void finish(float2 y, int n, int width, bool pairs, KdtwEpilogue epilogue, float* out) {
-  if (epilogue == kKdtwRelu) y = make_float2(fmaxf(y.x, 0.0f), fmaxf(y.y, 0.0f));
-  const bool adds = epilogue == kKdtwAdd;
+__device__ __forceinline__ void finish(float2 y, int n, int width, bool pairs, const Ending& ending, float* out) {
+  const bool adds = ending.epilogue == kKdtwAdd;
   if (pairs) {
     if (n >= width) return;
     auto* to = reinterpret_cast<float2*>(out + n);
     const float2 before = adds ? *to : make_float2(0.0f, 0.0f);
-    *to = adds ? make_float2(before.x + y.x, before.y + y.y) : y;
+    *to = make_float2(ending.alone(y.x, before.x), ending.alone(y.y, before.y));
     return;
   }
-  if (n < width) out[n] = adds ? out[n] + y.x : y.x;
-  if (n + 1 < width) out[n + 1] = adds ? out[n + 1] + y.y : y.y;
+  if (n < width) out[n] = ending.alone(y.x, adds ? out[n] : 0.0f);
+  if (n + 1 < width) out[n + 1] = ending.alone(y.y, adds ? out[n + 1] : 0.0f);
 }
 
 __global__ void __launch_bounds__(kThreads)
     linear_tensor_kernel(const uint4* weight, const float* scales, int outputs, int pieces, const uint4* x,
-                         const float* x_scales, int tokens, KdtwEpilogue epilogue, int width, float* out) {
+                         const float* x_scales, int tokens, Ending ending, int width, float* out) {
   KDTW_SHARED(uint4, x_tiles, 2 * kTile * kPieces);
   KDTW_SHARED(uint4, w_tiles, 2 * kTile * kPieces);
-  const bool gated = epilogue == kKdtwGatedGelu;
+  const bool gated = ending.epilogue == kKdtwGate;
   const int first_token = static_cast<int>(blockIdx.x) * kTile;
   const Rows rows{static_cast<int>(blockIdx.y) * (gated ? kTile / 2 : kTile), outputs, gated ? outputs / 2 : 0};
   const int group = lane_id() / 4, member = lane_id() % 4;
@@ -133,18 +132,18 @@ __global__ void __launch_bounds__(kThreads)
       const float scale = x_scales[t];
       float* to = out + static_cast<size_t>(t) * width;
       const auto y = [&](int j) {
-        const int r = warp_row + 8 * j + 2 * member;
-        return make_float2(sums[i][j][2 * h] * scale * scales[rows.row(r)],
-                           sums[i][j][2 * h + 1] * scale * scales[rows.row(r + 1)]);
+        const int r = warp_row + 8 * j + 2 * member, first = rows.row(r), second = rows.row(r + 1);
+        return make_float2(ending.output(sums[i][j][2 * h] * scale * scales[first], first),
+                           ending.output(sums[i][j][2 * h + 1] * scale * scales[second], second));
       };
 #pragma unroll
       for (int j = 0; j < kRowSteps; ++j) {
         if (!gated) {
-          finish(y(j), first_output + 8 * j, width, pairs, epilogue, to);
+          finish(y(j), first_output + 8 * j, width, pairs, ending, to);
         } else if (j < kRowSteps / 2) {
           const float2 gate = y(j), value = y(j + kRowSteps / 2);
-          finish(make_float2(gelu(gate.x) * value.x, gelu(gate.y) * value.y), first_output + 8 * j, width, pairs,
-                 epilogue, to);
+          finish(make_float2(ending.gated(gate.x, value.x), ending.gated(gate.y, value.y)), first_output + 8 * j, width,
+                 pairs, ending, to);
         }
       }
     }
@@ -154,13 +153,14 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 int32_t linear_tensor(const KdtwWeight* weight, const uint16_t* x, const float* x_scales, int32_t tokens,
-                      KdtwEpilogue epilogue, float* out, void* stream) {
+                      const KdtwEnding* ending, float* out, void* stream) {
   if (weight->format != kKdtwScaledFp16) return cudaErrorInvalidValue;
-  const bool gated = epilogue == kKdtwGatedGelu;
+  const bool gated = ending->epilogue == kKdtwGate;
   const int width = gated ? weight->outputs / 2 : weight->outputs;
   KDTW_LAUNCH(linear_tensor_kernel, dim3(ceil_divide(tokens, kTile), ceil_divide(width, gated ? kTile / 2 : kTile)),
               dim3(kThreads), stream, static_cast<const uint4*>(weight->data), weight->scales, weight->outputs,
-              weight->stride / 8, reinterpret_cast<const uint4*>(x), x_scales, tokens, epilogue, width, out);
+              weight->stride / 8, reinterpret_cast<const uint4*>(x), x_scales, tokens, Ending(*weight, *ending), width,
+              out);
   return cudaGetLastError();
 }
 

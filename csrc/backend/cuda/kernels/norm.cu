@@ -1,24 +1,20 @@
-// RMS norm (Zhang and Sennrich 2019), and tokens as small numbers times a scale, which products with int8 and scaled
-// fp16 weights read. A block for each token.
+// RMS norm (Zhang and Sennrich 2019) and layer norm (Ba et al. 2016), and tokens as small numbers times a scale, which
+// products with int8 and scaled fp16 weights read. A block for each token.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
-// 1 / rms(x): thread i adds x[i], x[i + kBlock], ... in this order, wherever in the library a norm is computed.
-__device__ __forceinline__ float inverse_rms(const float* x, int size, float epsilon, float* scratch) {
-  float squares = 0.0f;
-  for (int k = threadIdx.x; k < size; k += kBlock) squares = fmaf(x[k], x[k], squares);
-  return 1.0f / sqrtf(block_reduce<Sum>(squares, scratch) / static_cast<float>(size) + epsilon);
-}
-
-__global__ void __launch_bounds__(kBlock)
-    rms_norm_kernel(const float* x, const float* scale, float epsilon, int size, float* out) {
+// out may be x: a thread writes only what it alone reads after the last barrier.
+__global__ void __launch_bounds__(kBlock) norm_kernel(const float* x, Norm norm, int size, int adds, float* out) {
   KDTW_SHARED(float, scratch, kWarps);
   x += static_cast<size_t>(blockIdx.x) * size;
   out += static_cast<size_t>(blockIdx.x) * size;
-  const float inverse = inverse_rms(x, size, epsilon, scratch);
-  for (int k = threadIdx.x; k < size; k += kBlock) out[k] = x[k] * inverse * scale[k];
+  const Moments of_token = moments(x, size, norm, scratch);
+  for (int k = threadIdx.x; k < size; k += kBlock) {
+    const float value = of_token.normed(norm, x[k], k);
+    out[k] = adds ? out[k] + value : value;
+  }
 }
 
 // The two formats of scaled tokens: how the largest |x| determines the scale. int8: as Kernels::quantise of the CPU, so
@@ -47,20 +43,21 @@ struct Halves {
   static __device__ __forceinline__ Type round(float value) { return Fp16::round(value); }
 };
 
-// to[t] = x[t] / scales[t], of x / rms(x) * norm_scale where that is given; zeros from `size` to `stride`. A token with
-// an infinity or NaN gets zeros and the scale NaN: all its products are NaN, and no other token's.
+// to[t] = x[t] / scales[t], of norm(x) where there is a norm; zeros from `size` to `stride`. A token with an infinity
+// or NaN gets zeros and the scale NaN: all its products are NaN, and no other token's.
 template <typename Format>
-__global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const float* norm_scale, float epsilon, int size,
-                                                       int stride, typename Format::Type* to, float* scales) {
+__global__ void __launch_bounds__(kBlock)
+    scale_kernel(const float* x, Norm norm, int size, int stride, typename Format::Type* to, float* scales) {
   KDTW_SHARED(float, scratch, kWarps);
   constexpr float kSmallest = 1e-35f;  // tokens with less everywhere count as zero: 127 / largest might overflow
   x += static_cast<size_t>(blockIdx.x) * size;
   to += static_cast<size_t>(blockIdx.x) * stride;
-  const float inverse = norm_scale ? inverse_rms(x, size, epsilon, scratch) : 1.0f;
+  const bool normed = norm.scale != nullptr;
+  const Moments of_token = normed ? moments(x, size, norm, scratch) : Moments{};
   float top = 0.0f;
   int bad = 0;
   for (int k = threadIdx.x; k < size; k += kBlock) {
-    const float value = norm_scale ? x[k] * inverse * norm_scale[k] : x[k];
+    const float value = normed ? of_token.normed(norm, x[k], k) : x[k];
     top = fmaxf(top, fabsf(value));
     bad |= !is_finite(value);
   }
@@ -69,7 +66,7 @@ __global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const flo
   const float factor = usable ? Format::factor(largest) : 0.0f;
   for (int k = threadIdx.x; k < stride; k += kBlock) {
     float value = 0.0f;
-    if (usable && k < size) value = norm_scale ? x[k] * inverse * norm_scale[k] : x[k];
+    if (usable && k < size) value = normed ? of_token.normed(norm, x[k], k) : x[k];
     to[k] = Format::round(value * factor);
   }
   if (threadIdx.x == 0) scales[blockIdx.x] = finite ? (usable ? Format::scale(largest) : 0.0f) : NAN;
@@ -77,23 +74,20 @@ __global__ void __launch_bounds__(kBlock) scale_kernel(const float* x, const flo
 
 }  // namespace
 
-int32_t rms_norm(const float* x, const float* scale, float epsilon, int32_t tokens, int32_t size, float* out,
-                 void* stream) {
-  KDTW_LAUNCH(rms_norm_kernel, dim3(tokens), dim3(kBlock), stream, x, scale, epsilon, size, out);
+int32_t norm(const Norm* norm, const float* x, int32_t tokens, int32_t size, int32_t adds, float* out, void* stream) {
+  KDTW_LAUNCH(norm_kernel, dim3(tokens), dim3(kBlock), stream, x, *norm, size, adds, out);
   return cudaGetLastError();
 }
 
-int32_t quantise(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size, int32_t stride,
-                 int8_t* to, float* scales, void* stream) {
-  KDTW_LAUNCH(scale_kernel<Bytes>, dim3(tokens), dim3(kBlock), stream, x, norm_scale, epsilon, size, stride, to,
-              scales);
+int32_t quantise(const float* x, const Norm* norm, int32_t tokens, int32_t size, int32_t stride, int8_t* to,
+                 float* scales, void* stream) {
+  KDTW_LAUNCH(scale_kernel<Bytes>, dim3(tokens), dim3(kBlock), stream, x, *norm, size, stride, to, scales);
   return cudaGetLastError();
 }
 
-int32_t scale_to_fp16(const float* x, const float* norm_scale, float epsilon, int32_t tokens, int32_t size,
-                      int32_t stride, uint16_t* to, float* scales, void* stream) {
-  KDTW_LAUNCH(scale_kernel<Halves>, dim3(tokens), dim3(kBlock), stream, x, norm_scale, epsilon, size, stride, to,
-              scales);
+int32_t scale_to_fp16(const float* x, const Norm* norm, int32_t tokens, int32_t size, int32_t stride, uint16_t* to,
+                      float* scales, void* stream) {
+  KDTW_LAUNCH(scale_kernel<Halves>, dim3(tokens), dim3(kBlock), stream, x, *norm, size, stride, to, scales);
   return cudaGetLastError();
 }
 

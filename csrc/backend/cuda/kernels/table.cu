@@ -22,14 +22,17 @@ struct Type<member> {
 // Functions that the other files define. Their types are taken from the table, so that they cannot differ from it.
 Type<&KdtwCudaTable::embed>::type embed;
 Type<&KdtwCudaTable::gather>::type gather;
-Type<&KdtwCudaTable::rms_norm>::type rms_norm;
+Type<&KdtwCudaTable::norm>::type norm;
 Type<&KdtwCudaTable::quantise>::type quantise;
 Type<&KdtwCudaTable::scale_to_fp16>::type scale_to_fp16;
 Type<&KdtwCudaTable::linear>::type linear;
 Type<&KdtwCudaTable::linear_int8>::type linear_int8;
 Type<&KdtwCudaTable::linear_tensor>::type linear_tensor;
 Type<&KdtwCudaTable::activate>::type activate;
+Type<&KdtwCudaTable::angles>::type angles;
+Type<&KdtwCudaTable::turn_heads>::type turn_heads;
 Type<&KdtwCudaTable::store>::type store;
+Type<&KdtwCudaTable::copy>::type copy;
 Type<&KdtwCudaTable::attend>::type attend;
 Type<&KdtwCudaTable::pick>::type pick;
 Type<&KdtwCudaTable::advance>::type advance;
@@ -100,9 +103,10 @@ constexpr KdtwCudaTable kTable = {
     allocate_host,    release_host,   create_stream,
     destroy_stream,   synchronise,    follow,
     copy_in,          copy_out,       embed,
-    gather,           rms_norm,       quantise,
+    gather,           norm,           quantise,
     scale_to_fp16,    linear,         linear_int8,
-    linear_tensor,    activate,       store,
+    linear_tensor,    activate,       angles,
+    turn_heads,       store,          copy,
     attend,           pick,           advance,
     begin_graph,      end_graph,      launch_graph,
     destroy_graph,
