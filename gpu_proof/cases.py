@@ -16,8 +16,8 @@ from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.selftest.agreement import as_array
 from kdtw_fast.selftest.checks import Check, Trial
 from kdtw_fast.selftest.decodes import same_outputs
-from kdtw_fast.selftest.numpy_twins import normal, product, rms
-from kdtw_fast.selftest.operations import NOTHING, OPERATIONS
+from kdtw_fast.selftest.numpy_twins import NOTHING, normal, product, rms
+from kdtw_fast.selftest.operations import OPERATIONS
 from kdtw_fast.selftest.tiny import random_batch, random_t5
 from kdtw_fast.shapes import T5Shape
 

@@ -23,6 +23,7 @@ from gpu_proof.simulated import SCHEDULES, SimulatedDevice
 from kdtw_fast import (
     BigLittleDecoder,
     InterleavedDecoder,
+    NativeModel,
     NativeT5,
     SingleModelDecoder,
     SpeculativeDecoder,
@@ -118,6 +119,25 @@ def test_drafts_of_every_kind_of_model_are_the_hosts(kind: str, simulated: str) 
         same_outputs(Trial(simulated), output, outputs[0])
     alone = decoder.generate(rows[4:], row_ids=[4], max_new_tokens=7, output_logprobs=True)
     assert alone.output_ids[0] == outputs[0].output_ids[4]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bart", "gemma2", "t5gemma"])
+def test_number_formats_of_every_kind_of_model(kind: str, simulated: str) -> None:
+    """int8 and bf16 with keys in fp32 are the CPU's up to the order of sums; fp16 is near fp32.
+
+    Of int8, a number at the border of two integers may go the other way: then, in one source of three, by its step.
+    """
+    model = random_model(kind, 0)
+    for dtype, on_cpu, tolerance in (("int8", "int8", 1e-5), ("bf16", "bf16", 2e-3), ("fp16", "fp32", 5e-3)):
+        native = NativeModel.from_model(model, device=simulated, dtype=dtype, cache_dtype="fp32")
+        other = NativeModel.from_model(model, dtype=on_cpu, cache_dtype="fp32")
+        tokens = [native.decoder_start_token_id, *range(5, 14)]
+        apart = []
+        for source in rows_of(kind, 0, 3):
+            found, expected = native.decode_logits(source, tokens), other.decode_logits(source, tokens)
+            apart.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+            np.testing.assert_array_equal(native.decode_logits(source, tokens, chunks=[1, 6, 3]), found)
+        assert sorted(apart)[1] < tolerance and max(apart) < 0.03, (dtype, apart)
 
 
 def test_a_table_of_positions_is_read_to_its_end(simulated: str) -> None:

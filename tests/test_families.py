@@ -293,7 +293,7 @@ def test_every_method_decodes_every_family(kind: str, config_seed: int, device: 
     rows = rows_of(kind, seed, 4)
     options: dict[str, Any] = {"max_new_tokens": 9, "output_logprobs": True}
     oracle_tally.cases += 1
-    for dtype in ("fp32", "bf16", "int8"):
+    for dtype in ("fp32", "bf16", "int8", *(["fp16"] if device != "cpu" else [])):
         alone = SingleModelDecoder(teacher, role="teacher", dtype=dtype, device=device)
         whole = alone.generate(rows, **options)
         for r, row in enumerate(rows):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 Array = np.ndarray
+NOTHING = np.zeros((0,), np.float32)  # of what an operation may be given and is not
 
 
 def normal(rng: np.random.Generator, *shape: int) -> Array:

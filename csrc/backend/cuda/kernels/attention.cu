@@ -75,8 +75,9 @@ __device__ __forceinline__ void join(Seen& seen, Seen chunk, float& shrink, floa
 // kLanes lanes read a key together, 16 bytes each, and again kSteps times; pieces: of 16 bytes, in a key, at most
 // kLanes kSteps. A thread reads one piece of every kAtOnce-th key and value. Loads begin long before their use
 // (kEarly): a chunk's first keys while the values of the one before are added up, its first values before its scores.
+// Of the largest heads three blocks a multiprocessor will do: by itself (0) ptxas spills a register there.
 template <typename Format, int kLanes, int kSteps>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kSteps > 1 ? 3 : 0)
     attend_kernel(const uint4* keys, const uint4* values, int key_heads, int head_size, int pieces, int capacity,
                   const TokenAt* tokens, const float* queries, int query_stride, AttentionRule rule, float2* scales,
                   float* parts, float* out) {
@@ -126,7 +127,8 @@ __global__ void __launch_bounds__(kThreads)
   uint4 next_keys[kAhead];
 #pragma unroll
   for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start, 0, i);
-  float near = bias_of(start + lane), far = bias_of(start + kWarp + lane);
+  float near = 0.0f, far = 0.0f;
+  if (kEarly) near = bias_of(start + lane), far = bias_of(start + kWarp + lane);
 #pragma unroll
   for (int i = 0; i < kSteps * kOwn; ++i) {
     const int d = thread + i * kThreads;
@@ -170,14 +172,15 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     // Every warp computes the chunk's maximum and sum itself, from the same numbers in the same order: that needs no
     // barrier to hand them around. A lane has the weights of two keys.
+    if (!kEarly) near = bias_of(start + lane), far = bias_of(start + kWarp + lane);
     near = scored(start + lane, scores[lane], near);
     far = scored(start + kWarp + lane, scores[kWarp + lane], far);
     const float top = warp_reduce<Largest>(fmaxf(near, far));
     const float weights[2] = {expf(near - top), expf(far - top)};
     const Seen of_chunk{top, warp_reduce<Sum>(weights[0] + weights[1])};
-    if (start + stride < seen_keys.end) {
+    if (kEarly && start + stride < seen_keys.end) {
 #pragma unroll
-      for (int i = 0; kEarly && i < kAhead; ++i) next_keys[i] = load(keys, start + stride, 0, i);
+      for (int i = 0; i < kAhead; ++i) next_keys[i] = load(keys, start + stride, 0, i);
       near = bias_of(start + stride + lane), far = bias_of(start + stride + kWarp + lane);
     }
     float shrink, grow;
