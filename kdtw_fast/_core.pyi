@@ -237,9 +237,16 @@ class Operations:
         marked: Sequence[int],
         mark: npt.NDArray[np.float32],
         dtype: str,
+        scale: float = 1.0,
+        positions: npt.NDArray[np.float32] = ...,
     ) -> npt.NDArray[np.float32]: ...
-    def rms_norm(
-        self, x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], epsilon: float
+    def norm(
+        self,
+        x: npt.NDArray[np.float32],
+        scale: npt.NDArray[np.float32],
+        epsilon: float,
+        shift: npt.NDArray[np.float32] = ...,
+        add_to: npt.NDArray[np.float32] = ...,
     ) -> npt.NDArray[np.float32]: ...
     def linear(
         self,
@@ -248,6 +255,8 @@ class Operations:
         dtype: str,
         add_to: npt.NDArray[np.float32],
         encoder: bool = False,
+        bias: npt.NDArray[np.float32] = ...,
+        cap: float = 0.0,
     ) -> npt.NDArray[np.float32]: ...
     def norm_linear(
         self,
@@ -257,6 +266,7 @@ class Operations:
         epsilon: float,
         dtype: str,
         encoder: bool = False,
+        shift: npt.NDArray[np.float32] = ...,
     ) -> npt.NDArray[np.float32]: ...
     def norm_linear_activate(
         self,
@@ -267,8 +277,20 @@ class Operations:
         gated: bool,
         dtype: str,
         encoder: bool = False,
+        function: int = -1,
+        bias: npt.NDArray[np.float32] = ...,
     ) -> npt.NDArray[np.float32]: ...
-    def activate(self, hidden: npt.NDArray[np.float32], gated: bool) -> npt.NDArray[np.float32]: ...
+    def activate(self, hidden: npt.NDArray[np.float32], gated: bool, function: int = -1) -> npt.NDArray[np.float32]: ...
+    def turn_heads(
+        self,
+        x: npt.NDArray[np.float32],
+        heads: int,
+        scale: npt.NDArray[np.float32],
+        epsilon: float,
+        positions: Sequence[int],
+        frequencies: npt.NDArray[np.float32],
+        rotary_scale: float,
+    ) -> npt.NDArray[np.float32]: ...
     def attend(
         self,
         cache_rows: int,
@@ -282,6 +304,10 @@ class Operations:
         queries: npt.NDArray[np.float32],
         bias: npt.NDArray[np.float32],
         lowest: int,
+        scale: float = 1.0,
+        cap: float = 0.0,
+        window: int = 0,
+        copies: Sequence[Sequence[int]] = ...,
     ) -> npt.NDArray[np.float32]: ...
     def gather(self, x: npt.NDArray[np.float32], indices: Sequence[int]) -> npt.NDArray[np.float32]: ...
     def pick(

@@ -123,15 +123,15 @@ def products_with_biases(trial: Trial, dtype: str) -> None:
         broken = trial.operations.linear(weight, x * np.float32("nan"), dtype, NOTHING, encoder, bias, 2.5)
         assert np.isnan(broken).all(), f"{what}, capped: tokens that are no numbers gave {broken}"
         for number, function in enumerate(FUNCTIONS):
-            act = partial(trial.operations.norm_linear_activate, weight, x, scale, 1e-6, dtype=dtype, encoder=encoder)
-            act = partial(act, function=number, bias=bias)
+            act = partial(trial.operations.norm_linear_activate, weight, scale=scale, epsilon=1e-6, dtype=dtype)
+            act = partial(act, encoder=encoder, function=number, bias=bias)
             wide = (trial.operations.norm_linear(weight, x, scale, 1e-6, dtype, encoder) + bias).astype(np.float64)
             half = outputs // 2
             for gated, expected in ((False, function(wide)), (True, function(wide[:, :half]) * wide[:, half:])):
                 told = f"{what}, function {number}{', gated' * gated}"
-                found = act(gated=gated)
+                found = act(x, gated=gated)
                 trial.close(found, expected, 2e-6 + 1e-5 * np.abs(expected), told)
-                trial.same(act(gated=gated)[1:2], found[1:2], told)
+                trial.same(act(x[1:2], gated=gated), found[1:2], f"{told}, a token alone")
         centred = trial.operations.norm_linear(weight, x, scale, 1e-6, dtype, encoder, shift)
         normed = layer_norm(x, scale, shift, 1e-6)
         tolerance: Any = 1.2e-5 * inputs**0.5
@@ -254,12 +254,12 @@ def attention_by_rules(trial: Trial, dtype: str) -> None:
             out = trial.operations.attend(*place, asked, queries, *rule)
             for t, (row, position, length) in enumerate(asked):
                 first = sum(lengths[:row])
-                mine = [
+                mine_keys, mine_values = (
                     np.repeat(kept[first : first + length].reshape(length, heads, size), sharing, axis=1)
                     for kept in (kept_keys, kept_values)
-                ]
+                )
                 query = queries[t].reshape(sharing * heads, size)
-                expected = attend(*mine, query, position, None, 0, scale, cap, window)
+                expected = attend(mine_keys, mine_values, query, position, None, 0, scale, cap, window)
                 found = out[t].reshape(sharing * heads, size)
                 trial.close(found, expected, 3e-5 + 1e-4 * np.abs(expected), f"{what}, {length} keys")
             if heads * sharing > 1 and window == 65:  # so many that a block reads all keys of a query
@@ -286,7 +286,7 @@ def rotary_positions(trial: Trial) -> None:
             found = turn(x, positions=positions)
             of_heads = x.reshape(-1, size)
             wide = (rms(of_heads, scale, 1e-6) if scale.size else of_heads).reshape(len(positions), heads, size)
-            angles = (np.float32(positions)[:, None] * frequencies).astype(np.float64)[:, None]
+            angles = (np.array(positions, np.float32)[:, None] * frequencies).astype(np.float64)[:, None]
             a, b, rest = wide[..., :pairs], wide[..., pairs : 2 * pairs], wide[..., 2 * pairs :]
             cosines, sines = 1.5 * np.cos(angles), 1.5 * np.sin(angles)
             turned = np.concatenate((a * cosines - b * sines, b * cosines + a * sines, rest), -1)
