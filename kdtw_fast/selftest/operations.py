@@ -53,7 +53,7 @@ def embedding(trial: Trial, dtype: str) -> None:
         trial.same(trial.operations.embed(table, ids, [], NOTHING, dtype), kept[ids], f"size {size}")
         positions, scale = normal(rng, 5, size), np.float32(1.7)
         expected = kept[ids] * scale + np.concatenate([np.zeros((1, size), np.float32), marks])[marked] + positions[1:]
-        found = trial.operations.embed(table, ids, marked, marks, dtype, scale, positions)
+        found = trial.operations.embed(table, ids, marked, marks, dtype, float(scale), positions)
         trial.same(found, expected, f"size {size}, scaled, with positions")
 
 
