@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc -type f)
 STYLED := $(filter %.h %.cpp %.cu,$(NATIVE) $(shell find gpu_proof/sim tests/gpu_kernels tests/fuzz -name '*.[ch]*' -type f))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-all test-ray first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan fuzz bench bench-families bench-tiny quantisation compare clean distclean
+.PHONY: demo test test-all test-ray test-browser first-day gpu-proof gpu-proof-kernels gpu-proof-decodes lint format docs docs-serve package debug asan tsan fuzz bench bench-families bench-tiny quantisation compare clean distclean
 
 demo: $(VENV)/.extra-compare
 	$(BIN)/kdtw demo
@@ -27,6 +27,10 @@ test-all: $(VENV)/.extra-test $(VENV)/.extra-smollm
 # Where Ray is installed, test-all has run these too; it takes 200 MB and is not among what the tests need.
 test-ray: $(VENV)/.extra-test $(VENV)/.extra-ray
 	$(BIN)/python -m pytest -m "not product" tests/test_ray.py
+
+# The report and the service's page in headless Chromium (Debian: apt-get install chromium): three widths, two themes.
+test-browser: $(VENV)/.extra-test $(VENV)/.extra-serve $(VENV)/.extra-browser
+	$(BIN)/python -m pytest -m "" tests/test_report_browser.py tests/test_serve_page.py
 
 # What to do with the first minutes of a GPU (docs/cuda.md); needs no network where .venv is, or PYTHON has PyTorch.
 FIRST_DAY ?= first-day
