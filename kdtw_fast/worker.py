@@ -179,6 +179,10 @@ class _Line:
             self.session.drop(row)
             del self.running[row]
 
+    def forget(self) -> None:
+        """Takes the rows that nobody waits for any more from the queue, however long it is until a slot is free."""
+        self.waiting = deque(job for job in self.waiting if not job.ticket.cancelled())
+
     def decode(self, bell: _core.Bell, one_turn: bool) -> None:
         streamed = any(job.streamer is not None for job in self.running.values())
         put = partial(self._put, bell) if streamed else None
@@ -221,6 +225,7 @@ class _Shared:
         self.bell = _core.Bell()
         self.arrived: list[_Job] = []
         self.news = False  # rows have arrived, or were cancelled
+        self.cancelled = False  # some were
         self.closed = False
         self.running = self.queued = 0
         self.lines: dict[Hashable, _Line] = {}  # the one used last stands last
@@ -245,6 +250,8 @@ class _Shared:
 
     def _tell_if_cancelled(self, ticket: Future[GenerationOutput]) -> None:
         if ticket.cancelled():
+            with self.changed:
+                self.cancelled = True
             self._tell()
 
     def _tell(self) -> None:
@@ -266,12 +273,15 @@ class _Shared:
                 while not (self.news or self.closed or self.running or self.queued):
                     self.changed.wait()
                 self.news = False
+                cancelled, self.cancelled = self.cancelled, False
                 arrived, self.arrived = self.arrived, []
             if self.closed:
                 break
             for job in arrived:
                 self._sort(job)
             for line in self.lines.values():
+                if cancelled:
+                    line.forget()
                 line.drop()
                 line.admit()
             self._count()

@@ -206,6 +206,23 @@ def test_a_cancelled_row_makes_room(streams: bool) -> None:
         ticket.result()
 
 
+def test_a_cancelled_row_leaves_the_queue_while_no_slot_is_free() -> None:
+    decoder = SingleModelDecoder(slow_model("cpu"))
+    decoder.worker = Worker(1)
+    options = {"max_new_tokens": 100_000, "min_new_tokens": 100_000}
+    running = decoder.submit([5, 1], **options)
+    waiting = [decoder.submit([5, 1], **options) for _ in range(5)]
+    while decoder.worker.running == 0:
+        time.sleep(0.001)
+    for ticket in waiting[1:]:
+        ticket.cancel()
+    deadline = time.monotonic() + 20
+    while decoder.worker.waiting != 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert decoder.worker.waiting == 1 and not running.done() and not waiting[0].done()
+    waiting[0].cancel(), running.cancel()
+
+
 def test_a_row_whose_logits_are_not_finite_fails_alone() -> None:
     native, rows = nan_for(9, "cpu")
     decoder = SingleModelDecoder(native)
