@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kdtw_fast import NativeModel, load_pair
 from kdtw_fast.cli import app
-from kdtw_fast.hub import FOLDER, _packed
+from kdtw_fast.hub import FOLDER, _packed, _sums_of
 from kdtw_fast.pairs import load_samples, pair_folder
 
 NATIVE = {"custom_generate": FOLDER, "trust_remote_code": True}
@@ -90,6 +90,20 @@ def test_a_prefix_samples_and_weights_that_change() -> None:
     again = model.generate(ids, do_sample=False, max_new_tokens=8, **NATIVE)
     assert again.tolist() == model.generate(ids, do_sample=False, max_new_tokens=8).tolist()
     assert _packed[model][1] is not kept
+    kept = _packed[model][1]
+    model.shared.weight.data.copy_(model.shared.weight.data.flip(0))  # the same values in other places
+    model.generate(ids, max_new_tokens=3, **NATIVE)
+    assert _packed[model][1] is not kept
+
+
+def test_sums_tell_what_has_changed_places() -> None:
+    for shape in ((), (0,), (7, 13), (300, 8), (64, 64)):
+        values = torch.randn(shape).to(torch.bfloat16)
+        place = torch.cat([values.new_zeros(1), values.flatten()])[1:].view(shape)  # where no integer begins
+        assert all(torch.equal(a, b) for a, b in zip(_sums_of(values), _sums_of(place), strict=True)), shape
+        for axis in range(values.ndim if values.numel() else 0):
+            sums = zip(_sums_of(values), _sums_of(values.flip(axis)), strict=True)
+            assert any(not torch.equal(a, b) for a, b in sums), (shape, axis)
 
 
 @pytest.mark.parametrize("assisted", [False, True])

@@ -35,7 +35,7 @@ _REFUSED = {
     "past_key_values": "keys and values are the native decoder's own",
     "decoder_attention_mask": "decoder_input_ids are rows of one length",
 }
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of so many bytes
+_WORD, _WORDS = 8, 64  # bytes of an integer, and integers of a row, in which weights are summed up
 _SILENT = ("synced_gpus", "use_model_defaults", "use_cache", "tokenizer")
 _packed: weakref.WeakKeyDictionary[Any, tuple[Any, NativeModel]] = weakref.WeakKeyDictionary()
 
@@ -142,16 +142,27 @@ def _native(model: Any, name: str, dtype: str | None) -> NativeModel:
 
 
 def _sums(model: torch.nn.Module) -> list[int]:
-    """A sum of each parameter's bits: what is written through ``.data`` leaves address and version as they are.
+    """Sums of each parameter's bits: what is written through ``.data`` leaves address and version as they are.
 
-    It reads all weights once a call.
+    They tell values that have changed places, too. It reads all weights twice a call.
     """
-    sums = [
-        parameter.detach().contiguous().view(_BITS[parameter.element_size()]).sum(dtype=torch.int64)
-        for parameter in model.parameters()
-    ]
+    sums = [one for parameter in model.parameters() for one in _sums_of(parameter.detach())]
     found: list[int] = torch.stack(sums).tolist() if sums else []
     return found
+
+
+def _sums_of(values: torch.Tensor) -> list[torch.Tensor]:
+    """Of the bits as rows of `_WORDS` integers: the sums of columns and those of rows, each with weights of its own."""
+    bits = values.contiguous().flatten()
+    if bits.storage_offset() * bits.element_size() % _WORD:
+        bits = bits.clone()
+    bits = bits.view(torch.uint8)
+    if rest := len(bits) % (_WORD * _WORDS):
+        bits, last = bits[:-rest], torch.nn.functional.pad(bits[-rest:], (0, _WORD * _WORDS - rest))
+        return [*_sums_of(bits), *_sums_of(last)]
+    words = bits.view(torch.int64).view(-1, _WORDS)
+    odd = 2 * torch.arange(max(words.shape), device=words.device) + 1
+    return [(line * odd[: len(line)]).sum() for line in (words.sum(0), words.sum(1))]
 
 
 def _options(config: Any, model: NativeModel, source: int, forced: int) -> dict[str, Any]:
