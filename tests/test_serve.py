@@ -17,6 +17,7 @@ from serving import NAME, alone, check_error, client, serving, settled, shipped,
 from kdtw_fast import Owner, load_pair  # noqa: E402
 from kdtw_fast.methods import make_decoder  # noqa: E402
 from kdtw_fast.serve.app import Service, _in_thread  # noqa: E402
+from kdtw_fast.serve.likely import mean  # noqa: E402
 from kdtw_fast.serve.served import size  # noqa: E402
 
 
@@ -132,6 +133,11 @@ def test_n_outputs_are_those_of_num_return_sequences(running: tuple[str, Service
     means = [(out.sequences_scores / out.lengths).argmax() for out in outs]
     assert [choice.text for choice in best.choices] == [texts[k] for texts, k in zip(said, means)]
     assert best.usage.completion_tokens == sum(int(out.lengths.sum()) for out in outs)
+
+
+def test_forced_tokens_have_no_part_in_which_output_is_best() -> None:
+    out = alone("Ein Spiel.", forced_tokens=[40, 41, 42], output_logprobs=True)
+    assert mean(out) == pytest.approx(float(out.token_logprobs.nanmean()))
 
 
 def test_log_probabilities_are_the_decoders(running: tuple[str, Service]) -> None:

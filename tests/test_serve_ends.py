@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,15 @@ def test_a_request_has_its_time() -> None:
                 model=NAME, prompt="Ein Spiel.", stream=True, max_tokens=20_000, extra_body=body
             ):
                 pass
+        settled(service)
+        # What its rows took to hand in is part of it.
+        handed_in = service.served.submit
+        service.served.submit = lambda *given: (time.sleep(0.15), handed_in(*given))[1]
+        for stream in (False, True):
+            body = TEXT | {"max_tokens": 1, "timeout": 0.1, "stream": stream}
+            answer = httpx.post(f"{url}/v1/completions", json=body)
+            assert "not done after 0.1 seconds" in answer.text, (answer.status_code, answer.text)
+        service.served.submit = handed_in
         settled(service)
         # A row's own time ends it where it is, which is an answer.
         answer = httpx.post(f"{url}/v1/completions", json=TEXT | LONG_BODY | {"max_time": 0.05}).json()

@@ -59,6 +59,7 @@ WRONG: list[tuple[Any, int, str]] = [
     (TEXT | {"max_teacher_calls": 1, "method": "speculative"}, 400, "bounds calls"),
     (TEXT | {"budget": "ligth"}, 400, 'did you mean "light"'),
     (TEXT | {"budget": "light", "method": "speculative"}, 400, "budget is nothing to"),
+    (TEXT | {"teacher_top_k": 3, "method": "greedy-student"}, 400, "teacher_top_k is nothing to"),
     (TEXT | {"method": "speculativ"}, 400, "did you mean 'speculative'"),
     (TEXT | {"method": "auto"}, 400, "not offered"),
     (TEXT | {"method": 3}, 400, "method must be a string"),

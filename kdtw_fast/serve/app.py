@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kdtw_fast.budgets import BUDGETS
 from kdtw_fast.serve.asked import Asked, read_asked, read_json, read_messages, read_texts
 from kdtw_fast.serve.errors import ApiError, invalid
-from kdtw_fast.serve.flow import Flow, GoneError, Mail, outputs, read_body
+from kdtw_fast.serve.flow import Flow, GoneError, Mail, late, outputs, read_body
 from kdtw_fast.serve.likely import log_probs, mean
 from kdtw_fast.serve.metrics import Metrics
 from kdtw_fast.serve.served import Served, Source, counts, finish, size, usage
@@ -233,11 +233,12 @@ class Service:
     ) -> tuple[list[Any], list[str], list[dict[str, Any]]]:
         """The outputs of all rows, their texts and usages."""
         flow = Flow(self._mail())
-        tickets = await self._submit(asked, texts, flow)
-        try:
-            found = await outputs(request, flow, tickets, asked.timeout)
-        finally:
-            self._release(tickets, len(tickets))
+        async with _in_time(request, asked):
+            tickets = await self._submit(asked, texts, flow)
+            try:
+                found = await outputs(request, flow, tickets)
+            finally:
+                self._release(tickets, len(tickets))
         counted = [counts(out, ticket) for out, ticket in zip(found, tickets)]
         for row in counted:
             self.metrics.row(row)
@@ -267,7 +268,8 @@ class Service:
     async def _stream(self, request: Request, asked: Asked, texts: Sequence[Source], answer: Answer) -> Response:
         begun, path = request.state.begun, request.scope["path"]
         flow = Flow(self._mail())
-        tickets = await self._submit(asked, texts, flow, streams=True)
+        async with _in_time(request, asked):
+            tickets = await self._submit(asked, texts, flow, streams=True)
 
         def at_end(status: int) -> None:
             self._release(tickets, len(tickets))
@@ -286,6 +288,16 @@ class Service:
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.served.created, "owned_by": "kdtw_fast"}
+
+
+@asynccontextmanager
+async def _in_time(request: Request, asked: Asked) -> AsyncIterator[None]:
+    """Ends what is inside with ApiError where the request's time, which began as it came, is over."""
+    try:
+        async with asyncio.timeout(asked.timeout - (time.monotonic() - request.state.begun)):
+            yield
+    except TimeoutError:
+        raise late(asked.timeout) from None
 
 
 class _Endpoint:

@@ -111,24 +111,15 @@ class Flow:
             waits.set_result(None)
 
 
-async def outputs(request: Request, flow: Flow, tickets: Sequence[Ticket], timeout: float) -> list[GenerationOutput]:
-    """The rows' outputs, when all are there.
-
-    Raises:
-        ApiError: they took longer than so many seconds.
-        GoneError: the client did not wait.
-    """
+async def outputs(request: Request, flow: Flow, tickets: Sequence[Ticket]) -> list[GenerationOutput]:
+    """The rows' outputs, when all are there; GoneError where the client did not wait."""
     left = len(tickets)
-    try:
-        with flow.watching(request.receive):
-            async with asyncio.timeout(timeout):
-                while left:
-                    for _, _, _, ticket in await flow.next():
-                        if ticket is not None and (error := failure(ticket)) is not None:
-                            raise error
-                        left -= ticket is not None
-    except TimeoutError:
-        raise late(timeout) from None
+    with flow.watching(request.receive):
+        while left:
+            for _, _, _, ticket in await flow.next():
+                if ticket is not None and (error := failure(ticket)) is not None:
+                    raise error
+                left -= ticket is not None
     return [ticket.result() for ticket in tickets]
 
 

@@ -44,9 +44,8 @@ def log_probs(out: GenerationOutput, tokenizer: Any, count: int, chat: bool) -> 
 
 
 def mean(out: GenerationOutput) -> float:
-    """The log-probability per token of an output, by which the best of several are found."""
-    assert out.lengths is not None
-    return float(out.sequences_scores[0]) / max(1, int(out.lengths[0]))
+    """The log-probability per token of an output, by which the best of several are found; forced tokens have none."""
+    return float(out.sequences_scores[0]) / max(1, int((~out.token_logprobs.isnan()).sum()))
 
 
 def _entry(name: str, value: float | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FINISH = {"end": "stop", "stop": "stop", "length": "length", "time": "length"}  
 DEFAULT_BUDGET = "light"
 NAMES = {int(owner): owner.name.lower() for owner in Owner}
 TEACHERS = [int(owner) for owner in Owner if owner.is_teacher]
+TEACHERS_OWN = ("teacher_temperature", "teacher_top_k", "teacher_top_p")  # fields about the teacher's tokens
 LONGEST_TOKEN = 64  # characters; a text that must be too long is not read for its tokens
 Source = str | list[int] | list[dict[str, str]]  # a text, token ids, or the messages of a chat
 
@@ -170,6 +171,8 @@ class Served:
             budget = DEFAULT_BUDGET if several < 2 else dict.fromkeys(range(1, 1 + several), DEFAULT_BUDGET)
         elif "budget" in item and not decoder._keeps_limits:
             raise invalid(f"a budget is nothing to the method {self.method_of(asked)!r}; leave it out", "budget")
+        if not decoder.teachers and (name := next((name for name in TEACHERS_OWN if name in item), None)):
+            raise invalid(f"{name} is nothing to the method {self.method_of(asked)!r}, which has no teacher", name)
         options = self._options[decoder, asked.logprobs is not None or asked.best_of > asked.n]
         if item["max_new_tokens"] == options.max_new_tokens:
             del item["max_new_tokens"]  # an item without options of its own is checked sooner

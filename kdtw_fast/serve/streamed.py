@@ -41,6 +41,7 @@ class Speech:
         begun: when it was asked for, in seconds of ``time.monotonic()``.
 
     Attributes:
+        begun: the same.
         ended: whether all has been said.
     """
 
@@ -54,7 +55,7 @@ class Speech:
         begun: float,
     ):
         self._served, self._metrics, self._answer, self._tickets = served, metrics, answer, tickets
-        self._usage_at_end, self._begun = usage_at_end, begun
+        self._usage_at_end, self.begun = usage_at_end, begun
         self._texts = [_pieces(served, ticket) for ticket in tickets]
         self._counted: dict[int, dict[str, Any]] = {}
         self._around: dict[tuple[int, int], tuple[str, str]] = {}
@@ -75,7 +76,7 @@ class Speech:
         for index, owner, tokens in _runs(news):
             if self._waits_for_first:
                 self._waits_for_first = False
-                self._metrics.first_token(time.monotonic() - self._begun)
+                self._metrics.first_token(time.monotonic() - self.begun)
             if text := self._texts[index].add(tokens, owner == Owner.FORCED):
                 said.append(self._piece(index, owner, text))
         for index, _, _, ticket in news:
@@ -114,7 +115,7 @@ class Events(Response):
     Args:
         flow: news of the rows; what comes together is sent together.
         speech: what is said of it.
-        timeout: seconds, after which it ends with an error.
+        timeout: seconds from when it was asked for, after which it ends with an error.
         at_end: called in the end, with the status that it counts as.
     """
 
@@ -131,7 +132,7 @@ class Events(Response):
         try:
             with self._flow.watching(receive):
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self._timeout - (time.monotonic() - self._speech.begun)):
                         last, status_then = await self._send(send), 200
                 except GoneError:
                     raise
