@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kdtw_fast.training import evaluate
 from kdtw_fast.training.batches import Encoded
 from kdtw_fast.training.distillation import load_plain_student
 from kdtw_fast.training.evaluate import greedy
@@ -17,6 +19,7 @@ from kdtw_fast.training.models import end_tokens, load_plain, pack_teachers, sav
 from kdtw_fast.training.rollouts import Rollouts
 from kdtw_fast.training.settings import Model, PhaseSettings, RunSettings
 from test_families import random_model
+from toy_training import toy_recipe
 from transformers import GenerationConfig
 
 from kdtw_fast import NativeModel, TrainingWheels, TrainingWheelsDecoder
@@ -118,3 +121,24 @@ def test_a_plain_student_may_write_what_was_tau(tmp_path: Path) -> None:
     assert plain.generation_config.suppress_tokens == [9]
     save_pair_member(plain, NoTokenizer(), tmp_path / "plain")
     assert NativeModel.from_pretrained(tmp_path / "plain").generation["suppress_tokens"] == [9]
+
+
+def test_validations_and_trajectories_are_decoded_where_the_run_says(toy: Path, tmp_path: Path, monkeypatch) -> None:
+    class Made(Exception):
+        """In place of a decoder."""
+
+    def make(kind: Any, model: Any, *, device: str = "cpu", **options: Any) -> Any:
+        raise Made(device)
+
+    place = {"rollout_device": "cuda:1", "out": tmp_path}
+    fitting = toy_recipe(toy, "debian-de-en/teacher", **place).build()
+    distilling = toy_recipe(toy, "debian-de-en/minillm", out=tmp_path).build()
+    distilling.settings = replace(distilling.settings, rollout_device="cuda:1")
+    monkeypatch.setattr(evaluate, "decoder_of", make)
+    for run in (
+        lambda: fitting.validate(0, 2),
+        lambda: distilling.validate(0, 2),
+        lambda: toy_recipe(toy, "debian-de-en/gkd", **place).build(),  # along the teacher's trajectories
+    ):
+        with pytest.raises(Made, match="cuda:1"):
+            run()

@@ -123,8 +123,8 @@ class Distillation(Learning):
 
     def validate(self, index: int, rows: int | None) -> Table:
         """BLEU and ROUGE-2 of the student alone, greedy; as a drafter also the share of drafts that are accepted."""
-        examples, limit = self.held_out(rows), self.settings.max_new_tokens
-        found = greedy_scores(self.student, self.task.frame, examples, self.student_prompt, limit)
+        examples, limit, place = self.held_out(rows), self.settings.max_new_tokens, self.settings.rollout_device
+        found = greedy_scores(self.student, self.task.frame, examples, self.student_prompt, limit, place)
         if self.settings.speculative_draft_length:
             found |= self.measured_as_drafter(examples)
         return [found]

@@ -50,20 +50,26 @@ def greedy(
     eos: int,
     max_new_tokens: int = 96,
     size: int = 64,
+    device: str = "cpu",
 ) -> list[list[int]]:
     """Greedy outputs of the native decoder, in the order of `rows`, with the prompt in their sources' place for it."""
-    decoder = decoder_of(SingleModelDecoder, model, num_threads=torch.get_num_threads())
+    decoder = decoder_of(SingleModelDecoder, model, num_threads=torch.get_num_threads(), device=device)
     sources = [with_prompt(prompt, row.source, eos) for row in rows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_source_length": max(map(len, sources), default=1)}
     return [out.output_ids[0] for out in decoder.stream(sources, batch_size=size, in_order=True, **options)]
 
 
 def greedy_scores(
-    model: PreTrainedModel, frame: Frame, examples: Sequence[Example], prompt: Sequence[int], max_new_tokens: int = 96
+    model: PreTrainedModel,
+    frame: Frame,
+    examples: Sequence[Example],
+    prompt: Sequence[int],
+    max_new_tokens: int = 96,
+    device: str = "cpu",
 ) -> dict[str, float | str]:
     """The scores of one model alone, greedy, behind a prompt of token ids."""
     sources = [Encoded(source, ()) for source in frame.sources([example.source for example in examples])]
-    outputs = greedy(model, sources, prompt, frame.eos, max_new_tokens)
+    outputs = greedy(model, sources, prompt, frame.eos, max_new_tokens, device=device)
     found = frame.tokenizer.batch_decode(outputs, skip_special_tokens=True)
     return scores(found, [example.target for example in examples])
 

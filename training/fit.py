@@ -142,8 +142,8 @@ class Fitting(Learning):
 
     def validate(self, index: int, rows: int | None) -> Table:
         """Validation loss, BLEU and ROUGE-2 of greedy outputs, in one row."""
-        examples, limit = self.held_out(rows), self.settings.max_new_tokens
-        found = greedy_scores(self.model, self.task.frame, examples, self.prompts[0], limit)
+        examples, limit, place = self.held_out(rows), self.settings.max_new_tokens, self.settings.rollout_device
+        found = greedy_scores(self.model, self.task.frame, examples, self.prompts[0], limit, place)
         return [{"validation_loss": self.validation_loss(), **found}]
 
 

@@ -152,6 +152,7 @@ def _teacher_outputs(
 ) -> dict[str, list[int]]:
     cache.parent.mkdir(parents=True, exist_ok=True)
     prompt, eos, limit = task.teacher_prompt, task.frame.eos, task.settings.max_new_tokens
+    place = task.settings.rollout_device
     with FileLock(f"{cache}.lock"):
         found = _read_outputs(cache, teacher, task)
         left = list({_key(row.source): row for row in rows if _key(row.source) not in found}.values())
@@ -163,7 +164,8 @@ def _teacher_outputs(
         scratch.replace(cache)
         for begin in range(0, len(left), chunk):
             some = left[begin : begin + chunk]
-            written = dict(zip((_key(row.source) for row in some), greedy(teacher, some, prompt, eos, limit)))
+            outputs = greedy(teacher, some, prompt, eos, limit, device=place)
+            written = dict(zip((_key(row.source) for row in some), outputs))
             with cache.open("a", encoding="utf-8") as file:
                 file.writelines(map(_line, written.items()))
             found |= written
