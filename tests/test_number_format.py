@@ -7,6 +7,7 @@ import torch
 from kdtw_fast.training import number_format, recipes
 from kdtw_fast.training.models import autocast
 from kdtw_fast.training.settings import RunSettings
+from kdtw_fast.training.trainer import _Records
 from toy_training import toy_recipe
 
 
@@ -38,6 +39,20 @@ def test_a_run_keeps_the_format_it_began_with(toy, tmp_path, monkeypatch):
     assert recipes.resolve(tmp_path / "recipe.yaml").settings.bf16 is True
     start = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert start["event"] == "start" and start["bf16"] is True
+
+
+def test_a_run_killed_as_it_writes_its_recipe_leaves_the_one_that_is_there(tmp_path, monkeypatch):
+    settings = RunSettings(out=str(tmp_path), bf16=True)
+    _Records(tmp_path, {"bf16": True}, settings, 0, 0).__exit__()
+
+    def killed(path, text, **options):
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _Records(tmp_path, {"bf16": True}, settings, 0, 0)
+    assert number_format.decided(RunSettings(out=str(tmp_path), bf16="auto")).bf16 is True
 
 
 def test_a_pass_is_measured_without_touching_torchs_random_numbers():

@@ -355,7 +355,9 @@ class _Records:
     """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
 
     def __init__(self, out: Path, recipe: dict[str, Any], settings: RunSettings, offset: int, step: int):
-        (out / "recipe.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
+        scratch = out / "recipe.writing"  # what is there names the number format that a continuation keeps
+        scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
+        os.replace(scratch, out / "recipe.yaml")
         self.path = out / "metrics.jsonl"
         self.file = self.path.open("ab")
         self.file.truncate(offset)  # lines after the checkpoint will be written again
