@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from kdtw_fast.training import explained, new_recipes, recipes
+from kdtw_fast.training.debian import read_jsonl
+from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.settings import Data, Model, Optimiser
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from kdtw_fast.cli import app
+from kdtw_fast.loaders import load_tokenizer
 
 SHORT = ["steps=1", "target_tokens=128", "validation_rows=2", "held_out_rows=2", "bf16=false", "samples=0", "threads=1"]
 
@@ -52,6 +55,16 @@ def test_recipes_of_two_folders_and_a_file_run(toy: Path, tmp_path: Path, exampl
     assert recipes.train(mine / "phase2.yaml", *SHORT, "tasks=2", quiet=True).step == 1
     again = kdtw("--new", mine, *pair, "--data", examples)
     assert again.exit_code == 2 and "phase1.yaml is there already" in again.stderr
+
+
+def test_a_blank_source_is_no_validation_example(toy: Path, tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        lines = (toy / f"data/{name}.jsonl").read_text("utf-8").splitlines()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines, json.dumps({"source": " ", "target": "the"})]))
+    found = new_recipes.look(tmp_path, str(toy / "tokenizer"), str(toy / "teacher/model"), None)
+    frame = Frame(load_tokenizer(toy / "tokenizer"))
+    encoded = frame.encode(read_jsonl(tmp_path / "validation.jsonl"), found.max_source, found.max_target)
+    assert found.held_out == len(encoded) == 6  # as many as held_out_rows may ask for
 
 
 def test_without_a_student_one_is_trained_first(toy: Path, tmp_path: Path) -> None:

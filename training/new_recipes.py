@@ -141,7 +141,8 @@ def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found
     vocabulary = len(words)
     return Found(
         rows=len(rows),
-        held_out=sum(source <= most_source and target <= most_target for source, target in zip(*held_out)),
+        # As Frame.encode counts them: beside the end token there is something.
+        held_out=sum(1 < source <= most_source and 1 < target <= most_target for source, target in zip(*held_out)),
         max_source=most_source,
         max_target=most_target,
         mean_target=float(np.mean(targets)),
