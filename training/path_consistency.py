@@ -172,9 +172,11 @@ class PathConsistency(LearningToAsk):
         watched = self._use_of_held_out(index) if settings.held_out_rows else None
         rolled_out = time.perf_counter()
         unread = sum(int(np.isnan(e.teacher_logprobs).sum()) for e in acted) / sum(map(len, acted))
+        unread *= processes.share(sum(map(len, acted)))
         with autocast(settings):
             acted = self.rollouts.scored(acted)
             asked, divergence = self.rollouts.asked_by_oracle(trajectories)
+        divergence *= processes.share(sum(map(len, trajectories)))
         # Every process goes on with all episodes: replay, statistics and lambda are the same in each.
         size = len(own.rows)
         on_policy = [e for i in range(0, len(acted), size) for e in processes.gathered(acted[i : i + size])]
@@ -255,7 +257,8 @@ class PathConsistency(LearningToAsk):
         chosen = keyed_generator(self.settings.seed, index, _HELD_OUT).permutation(len(self.watched))
         rows = [self.watched[i] for i in chosen[: self.settings.held_out_rows]]
         tasks = Tasks(rows, self._spread(len(rows), index, _HELD_OUT, len(BUDGETS)))
-        return processes.gathered(self.rollouts.on_policy(tasks.mine()))
+        own = tasks.mine()
+        return processes.gathered(self.rollouts.on_policy(own) if own.rows else [])
 
     # ------------------------------------------------------------ what is counted
 
@@ -305,8 +308,11 @@ class PathConsistency(LearningToAsk):
             ]
             own = processes.mine(episodes)
             batch = self.rollouts.collated(own)
-            parts = self._loss(batch)
-            parts["loss"] = parts["loss"] * processes.share(sum(map(len, own)))
+            share, written = (processes.share(int(one.sum())) for one in (batch.kept, batch.kept & (batch.asked == 0)))
+            parts = {
+                name: value * (written if name == "student_minus_teacher" else share)
+                for name, value in self._loss(batch).items()
+            }
             clips: dict[torch.nn.Module, float] = {self.student: settings.optimiser.clip}
             clips[self.value] = settings.value_optimiser.clip
             norms = guarded_gradients(parts["loss"], clips, vars(batch))
