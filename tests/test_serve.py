@@ -233,6 +233,12 @@ def test_chat_is_for_models_with_a_template(running: tuple[str, Service]) -> Non
         )
         for wrong in ([], [{"role": "user"}], [{"role": "user", "content": [{"type": "image_url"}]}], "hello"):
             check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": wrong}), "messages")
+        for more in ({"name": "Eva"}, {"content": [{"type": "text", "text": None}]}):  # nothing is passed over
+            wrong = [{"role": "user", "content": "Ein Spiel."} | more]
+            check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": wrong}), "messages[0]")
+        empty = {"refusal": None, "tool_calls": []}  # as clients send back what was answered
+        again = {"messages": [messages[0] | empty]}
+        assert httpx.post(f"{url}/v1/chat/completions", json=again).status_code == 200
         long = [{"role": "user", "content": "a" * 20_000}] * 2
         check_error(400, httpx.post(f"{url}/v1/chat/completions", json={"messages": long}), "40008 characters", "32768")
         with pytest.MonkeyPatch.context() as patch:  # what takes long is not read in the event loop

@@ -201,9 +201,13 @@ def read_messages(value: Any) -> list[dict[str, str]]:
     for i, message in enumerate(value):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise invalid(f"messages[{i}] must be an object with a role and a content", "messages")
+        for name, told in message.items():
+            if name not in ("role", "content") and told not in (None, "", []):
+                wrong = f"messages[{i}] has the field {name!r}, which is not supported; leave it out"
+                raise invalid(wrong, "messages", "unsupported_parameter")
         content = message.get("content")
-        if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-            content = "".join(str(part.get("text", "")) for part in content)
+        if isinstance(content, list) and all(map(_is_text_part, content)):
+            content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise invalid(f"messages[{i}] must have a text as content", "messages")
         check_encodable(content, f"messages[{i}]")
@@ -226,6 +230,10 @@ def _flag(given: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise invalid(f"{name} must be true or false, got {value!r}", name)
     return value
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _is_id(value: Any) -> bool:
