@@ -124,11 +124,11 @@ def test_a_plain_student_may_write_what_was_tau(tmp_path: Path) -> None:
 
 
 def test_validations_and_trajectories_are_decoded_where_the_run_says(toy: Path, tmp_path: Path, monkeypatch) -> None:
-    class Made(Exception):
+    class MadeError(Exception):
         """In place of a decoder."""
 
     def make(kind: Any, model: Any, *, device: str = "cpu", **options: Any) -> Any:
-        raise Made(device)
+        raise MadeError(device)
 
     place = {"rollout_device": "cuda:1", "out": tmp_path}
     fitting = toy_recipe(toy, "debian-de-en/teacher", **place).build()
@@ -140,5 +140,5 @@ def test_validations_and_trajectories_are_decoded_where_the_run_says(toy: Path, 
         lambda: distilling.validate(0, 2),
         lambda: toy_recipe(toy, "debian-de-en/gkd", **place).build(),  # along the teacher's trajectories
     ):
-        with pytest.raises(Made, match="cuda:1"):
+        with pytest.raises(MadeError, match="cuda:1"):
             run()
