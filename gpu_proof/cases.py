@@ -125,3 +125,5 @@ def real_sizes(trial: Trial) -> None:
     head, hidden = normal(rng, VOCABULARY, SIZE), normal(rng, 1, SIZE)
     (answer,), logits = operations.pick(head, hidden, [{"want_log_prob": True}], "fp16")
     assert answer[0] == logits[0].argmax()
+    for sampling in ({}, {"top_k": 50, "top_p": 0.9}):
+        operations.pick(head, hidden, [{"temperature": 1.0, "uniform": 0.5} | sampling], "fp16")

@@ -26,7 +26,8 @@ from gpu_proof.translate import plain_names
 TABLE = Path(__file__).with_name("occupancy.json")
 # Kernels that a token waits for: no spill and no stack frame. Others may keep a small array on the stack.
 HOT = re.compile(
-    r"linear|attend|norm_kernel|scale_kernel|store|copy|angles|turn_heads|embed|activate|summarise|advance|condition"
+    r"linear|attend|norm_kernel|scale_kernel|store|copy|angles|turn_heads|embed|activate|summarise|weigh|sift|"
+    r"advance|condition"
 )
 # Kernels that stream weights: 16 bytes a load.
 STREAMS = re.compile(r"linear_(int8_|tensor_)?kernel")

@@ -235,10 +235,10 @@ class _Kernel:
         return f"store_vector<{cpp}>(SIMT_SITE, {address}, {{{{{values}}}}});"
 
     def do_atom(self, p: list[str], o: list[str]) -> str | None:
-        if p[:-1] != ["shared", "add"]:
+        if p[:-1] not in (["shared", "add"], ["global", "add"]):
             return None
         cpp = CPP[p[-1]]
-        return self.put(o[0], f"atomicAdd(({cpp}*){self.address(o[1], 'shared')}, {self.value(o[2], p[-1])})", cpp)
+        return self.put(o[0], f"atomicAdd(({cpp}*){self.address(o[1], p[0])}, {self.value(o[2], p[-1])})", cpp)
 
     # ------------------------------------------------------------ threads together
     def do_bar(self, p: list[str], o: list[str]) -> str | None:

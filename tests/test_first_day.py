@@ -217,6 +217,8 @@ def test_the_table_is_that_of_the_header() -> None:
         ("kKdtwAttentionChunk", kernels.ATTENTION_CHUNK),
     ):
         assert re.search(rf"{name} = (\d+)", header)[1] == str(value), name  # type: ignore[index]
+    for name, value in (("KdtwSummary", kernels.SUMMARY), ("KdtwSift", kernels.SIFT)):
+        assert f"sizeof({name}) == {value})" in header
     table = re.search(r"struct KdtwCudaTable \{(.*?)\n\};", header, re.DOTALL)
     assert table is not None
     assert tuple(re.findall(r"\(\*(\w+)\)\(", table[1])) == kernels.FUNCTIONS

@@ -260,6 +260,38 @@ def ties(trial: Trial) -> None:
 
 
 @OPERATIONS.add()
+def draws_of_one_block_and_of_many(trial: Trial) -> None:
+    """Sampling spreads over a device's blocks, and what a rejected draft leaves is drawn by one: the same ids.
+
+    Of a draft that was drawn by the same rules, max(0, p - 2q) leaves nothing, so that the draw is one from p.
+    """
+    warps: list[dict[str, Any]] = [
+        {},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_p": 0.3},
+        {"top_p": 0.95},
+        {"top_k": 300, "top_p": 0.9},
+        {"top_k": 2000, "top_p": 0.999},
+    ]
+    rng = np.random.default_rng(7)
+    kinds = [normal(rng, 2500) * np.float32(size) for size in (20, 3, 0.1, 0.002)]  # in the last, too many are open
+    kinds += [np.round(kinds[1]), np.round(4 * kinds[1][:900]) / 4]
+    for number, logits in enumerate(kinds):
+        asked: list[dict[str, Any]] = []
+        for warp in warps:
+            warp = warp | {"temperature": 0.7, "uniform": float(rng.random()), "banned": [3, int(logits.argmax())]}
+            allowed = reference.ban(torch.from_numpy(logits), warp["banned"])
+            drawn = {f"draft_{name}": value for name, value in warp.items() if name != "uniform"}
+            again = {"check": Check.REJECTION, "threshold": 2.0, "accept_uniform": 0.9, "draft": int(allowed.argmax())}
+            asked += [warp, warp | drawn | again | {"draft_logits": logits}]
+        answers = picks(trial, logits[None].repeat(len(asked), 0), asked)
+        assert not any(answer[1] for answer in answers[1::2]), "a draft of twice its probability passed"
+        ids = [answer[0] for answer in answers]
+        trial.same(ids[::2], ids[1::2], f"logits {number}")
+
+
+@OPERATIONS.add()
 def shares(trial: Trial) -> None:
     """Uniforms at equal distances give every id its probability to 1 / n; the same distribution is never rejected."""
     logits = np.log(np.array([[0.5, 0.2, 0.05, 0.25]], np.float32))

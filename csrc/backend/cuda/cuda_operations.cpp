@@ -169,7 +169,7 @@ class CudaOperations : public Operations, public GraphHost {
             std::span<PickResult> results) override {
     if (requests.empty()) return;
     const int n = static_cast<int>(requests.size());
-    const PickResult* const decided = decide(head, hidden, send(requests), n);
+    const PickResult* const decided = decide(head, hidden, send(requests), n, sampling_of(requests));
     PickResult* answers = answers_for(n);
     check(table_, table_.copy_out(answers, decided, n * sizeof(PickResult), queue_->stream), "copy from the device");
     wait();
@@ -201,13 +201,15 @@ class CudaOperations : public Operations, public GraphHost {
     put_aside_ = false;
   }
 
-  const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count) override {
+  const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count,
+                           KdtwSampling sampling) override {
     const int V = head.outputs, chunks = (V + kKdtwChunk - 1) / kKdtwChunk;
     float* logits = scratch(scratch_->logits, static_cast<size_t>(count) * V);
     auto* summaries = scratch_as<KdtwSummary>(scratch_->summaries, static_cast<size_t>(count) * chunks);
+    auto* sifts = sampling == kKdtwCuts ? scratch_as<KdtwSift>(scratch_->sifts, count) : nullptr;
     auto* decided = scratch_as<PickResult>(scratch_->decided, count);
     linear(head, hidden, count, logits, false);
-    check(table_, table_.pick(logits, V, requests, count, summaries, decided, queue_->stream), "pick");
+    check(table_, table_.pick(logits, V, requests, count, sampling, summaries, sifts, decided, queue_->stream), "pick");
     return decided;
   }
 

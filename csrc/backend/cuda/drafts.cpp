@@ -27,7 +27,11 @@ void Drafts::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
   const UseScratch use(host_, scratch_);
   const int width = padded_rows(rows.size());
   int most = 0;
-  for (const DraftRow& row : rows) most = std::max(most, most_steps(rules, row));
+  KdtwSampling sampling = kKdtwGreedy;
+  for (const DraftRow& row : rows) {
+    most = std::max(most, most_steps(rules, row));
+    sampling = std::max(sampling, kdtw_sampling(row.sampling, Check::kNone));
+  }
   most = std::min({most, pause.most_steps, kLongestDraft});
   const Places at = places(width, most);
   KdtwDraft draft = view(rules, width, at);
@@ -35,18 +39,18 @@ void Drafts::draft(std::span<DraftRow> rows, const DraftRules& rules, const Draf
   check(table_, table_.advance(&draft, true, stream_), "advance");
   int steps = 0;
   if (hidden != nullptr) {
-    draft.decided = host_.decide(head_, hidden, draft.requests, static_cast<int>(rows.size()));
+    draft.decided = host_.decide(head_, hidden, draft.requests, static_cast<int>(rows.size()), sampling);
     check(table_, table_.advance(&draft, false, stream_), "advance");
     steps = 1;
   }
-  const Graph* const whole = loops_ && steps < most ? loop(width, draft) : nullptr;
+  const Graph* const whole = loops_ && steps < most ? loop(width, sampling, draft) : nullptr;
   if (whole != nullptr) whole->launch(stream_);
   if (loops_) {
     read(at, width, most);
   } else {
     do {
       for (const int until = std::min(steps + ahead_, most); steps < until; ++steps)
-        graph(width, draft).launch(stream_);
+        graph(width, sampling, draft).launch(stream_);
       read(at, width, steps);
     } while (steps < most && exchange_.here<KdtwDraftState>(at.state)->go_on);
   }
@@ -112,9 +116,9 @@ void Drafts::read(const Places& at, int width, int steps) {
 }
 
 // The graph of a draft. Null, and no loops from now on, where the device that runs small loops refuses this one.
-const Graph* Drafts::loop(int width, const KdtwDraft& draft) {
+const Graph* Drafts::loop(int width, KdtwSampling sampling, const KdtwDraft& draft) {
   try {
-    return &graph(width, draft);
+    return &graph(width, sampling, draft);
   } catch (const std::runtime_error&) {
     if (only_loops_) throw;
     graphs_.clear();
@@ -125,15 +129,15 @@ const Graph* Drafts::loop(int width, const KdtwDraft& draft) {
 }
 
 // The graph of a step: the decoder reads what advance() has prepared, the picks are decided, and advance() takes them.
-const Graph& Drafts::graph(int width, const KdtwDraft& draft) {
-  auto& made = graphs_[width];
+const Graph& Drafts::graph(int width, KdtwSampling sampling, const KdtwDraft& draft) {
+  auto& made = graphs_[{width, sampling}];
   if (!made) {
     made = std::make_unique<Graph>(table_, stream_, loops_ ? &draft.state->go_on : nullptr, [&] {
       const size_t n = width;
       const float* hidden =
           pass_({{draft.ids, n}, {draft.marked, n}, {draft.self, n}, {draft.cross, n}, {draft.wanted, n}}, [] {});
       KdtwDraft step = draft;
-      step.decided = host_.decide(head_, hidden, draft.requests, width);
+      step.decided = host_.decide(head_, hidden, draft.requests, width, sampling);
       check(table_, table_.advance(&step, false, stream_), "advance");
     });
   }

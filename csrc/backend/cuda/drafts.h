@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/graph.h"
@@ -37,8 +38,8 @@ class Drafts : private GraphUser {
   void send(std::span<const DraftRow> rows, const DraftRules& rules, const DraftPause& pause, int width,
             const Places& at);
   void read(const Places& at, int width, int steps);
-  const Graph& graph(int width, const KdtwDraft& draft);
-  const Graph* loop(int width, const KdtwDraft& draft);
+  const Graph& graph(int width, KdtwSampling sampling, const KdtwDraft& draft);
+  const Graph* loop(int width, KdtwSampling sampling, const KdtwDraft& draft);
 
   // Device memory that lasts as long as the drafts.
   template <typename T>
@@ -52,9 +53,9 @@ class Drafts : private GraphUser {
   const bool only_loops_;
   const int ahead_;
   const Exchange exchange_;
-  std::vector<std::shared_ptr<void>> memory_;     // on the device
-  KdtwDraft shared_{};                            // what all widths share
-  std::map<int, std::unique_ptr<Graph>> graphs_;  // by width
+  std::vector<std::shared_ptr<void>> memory_;                              // on the device
+  KdtwDraft shared_{};                                                     // what all widths share
+  std::map<std::pair<int, KdtwSampling>, std::unique_ptr<Graph>> graphs_;  // by width
 };
 
 }  // namespace kdtw::cuda

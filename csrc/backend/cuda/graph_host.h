@@ -2,6 +2,7 @@
 // captures a decoder's pass and the decisions about it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -18,7 +19,7 @@ namespace kdtw::cuda {
 // Device memory for intermediate results, kept from call to call and replaced by a larger piece when it is too small. A
 // captured graph has its addresses in it, so memory that a graph has used must stay: it goes to `outgrown`.
 struct Scratch {
-  Buffer logits, summaries, decided, scaled, scales, chunks;
+  Buffer logits, summaries, sifts, decided, scaled, scales, chunks;
   bool of_graphs = false;  // whether graphs are captured with it
   std::vector<Buffer> outgrown;
 };
@@ -28,9 +29,10 @@ class GraphHost {
  public:
   virtual Pool& pool() = 0;
   virtual void* stream() = 0;
-  // Enqueues the head's product with hidden [count, M] and the decisions that the requests, in device memory, ask for.
-  // Returns where in device memory the results will be.
-  virtual const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count) = 0;
+  // Enqueues the head's product with hidden [count, M] and the decisions that the requests, in device memory, ask for;
+  // sampling: the most that one of them needs. Returns where in device memory the results will be.
+  virtual const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count,
+                                   KdtwSampling sampling) = 0;
   // The requests, whose lists of ids now point to device memory; the copy of the lists is enqueued. Valid until the
   // next call.
   virtual std::span<const PickRequest> stage(std::span<const PickRequest> requests) = 0;
@@ -91,6 +93,13 @@ inline int padded_rows(size_t rows) {
   size_t width = 1;
   while (width < rows) width *= 2;
   return static_cast<int>(width);
+}
+
+// The most that one of these needs.
+inline KdtwSampling sampling_of(std::span<const PickRequest> requests) {
+  KdtwSampling most = kKdtwGreedy;
+  for (const PickRequest& request : requests) most = std::max(most, kdtw_sampling(request.sampling, request.check));
+  return most;
 }
 
 // Divides a block of memory into arrays: take() returns the offset of the next one.

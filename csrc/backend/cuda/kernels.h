@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 11 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 12 };  // of this file; the engine refuses another one
 
 enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
 
@@ -68,6 +68,34 @@ inline size_t kdtw_attention_scratch(const KdtwCache* cache, int32_t tokens, int
   return apart ? static_cast<size_t>(blocks) * chunks * (cache->head_size + 2) : 0;
 }
 
+// How the requests of a pick sample, the most that one of them needs: kernels that none needs are not launched.
+// Requests that need a draft's logits are decided by a block alone, and count as greedy.
+enum KdtwSampling : int32_t {
+  kKdtwGreedy,
+  kKdtwDraws,  // from all ids that are not banned
+  kKdtwCuts,   // with top-k or top-p
+};
+KDTW_BOTH KdtwSampling kdtw_sampling(const kdtw::Sampling& sampling, kdtw::Check check) {
+  if (!(sampling.temperature > 0.0f) || kdtw::needs_draft_logits(check)) return kKdtwGreedy;
+  return sampling.top_k > 0 || sampling.top_p < 1.0f ? kKdtwCuts : kKdtwDraws;
+}
+
+// What many blocks find out about a request with top-k or top-p (kernels/sift.h). Ids lie in bins by how far their
+// logits are below the largest. In a few bins it is open which ids stay; those above stay, those below do not.
+enum { kKdtwBins = 2048, kKdtwFew = 1024 };
+struct KdtwSift {
+  uint64_t masses[kKdtwBins];     // top-p: of the bin's ids
+  uint64_t open[kKdtwFew];        // ids that may stay or not, with their logits, in no order
+  uint32_t counts[kKdtwBins];     // top-k: of the bin's ids
+  uint32_t open_count;            // above kKdtwFew: not all are in `open`
+  int32_t k_bin;                  // in which top-k cuts; kKdtwBins: it cuts nowhere
+  int32_t open_first, open_last;  // the bins in which top-p may cut; without top-p, or both, k_bin; also k_bin is open
+  uint64_t k_count, k_mass;       // of the bins before k_bin
+  uint64_t open_mass;             // of the bins before open_first
+  uint64_t unused;                // a whole number of 16 bytes
+};
+static_assert(sizeof(KdtwSift) == 32816);
+
 // One request's logits in one chunk of kKdtwChunk ids. Sums are of exp(x - top of the chunk).
 enum { kKdtwChunk = 1024 };
 struct KdtwSummary {
@@ -76,7 +104,9 @@ struct KdtwSummary {
   float allowed_weighted;  // of exp(x - top) (x - top) over those
   int32_t id;              // of `top`, the lowest on ties; V where all are banned
   int32_t finite, before;  // before: how many rank before the draft
+  uint64_t mass;           // of ids that stay for certain, of requests that sample
 };
+static_assert(sizeof(KdtwSummary) == 40);
 
 // A draft on the device (core/draft.h). A step reads and picks a token for every row; advance() runs between two steps.
 struct KdtwDraftState {
@@ -181,9 +211,11 @@ struct KdtwCudaTable {
   // floats.
   int32_t (*attend)(const KdtwCache* cache, const kdtw::TokenAt* tokens, int32_t count, const float* queries,
                     int32_t query_stride, const kdtw::AttentionRule* rule, float* scratch, float* out, void* stream);
-  // Decides `count` requests about logits [count, V]; summaries [count, chunks of V] is scratch.
+  // Decides `count` requests about logits [count, V]. Scratch: summaries [count, chunks of V]; sifts [count] where some
+  // request cuts.
   int32_t (*pick)(const float* logits, int32_t vocabulary, const kdtw::PickRequest* requests, int32_t count,
-                  KdtwSummary* summaries, kdtw::PickResult* results, void* stream);
+                  KdtwSampling sampling, KdtwSummary* summaries, KdtwSift* sifts, kdtw::PickResult* results,
+                  void* stream);
 
   // Takes draft.decided into the rows that draft, and prepares what the next step reads; sets state->go_on. Does
   // nothing where that is 0. first: nothing has been decided yet, and a step is wanted.

@@ -28,16 +28,16 @@ Replays::Places Replays::places() {
   return at;
 }
 
-bool Replays::takes(size_t tokens, size_t requests) {
+bool Replays::takes(size_t tokens, std::span<const PickRequest> requests) {
   return tokens <= kMostReplayed && ++kept(tokens, requests).seen > kMakingCosts;
 }
 
 void Replays::answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results) {
   pool_.use();
   const UseScratch use(host_, scratch_);
-  Kept& kept = this->kept(tokens.ids.size(), requests.size());
+  Kept& kept = this->kept(tokens.ids.size(), requests);
   send(tokens, requests);
-  if (!kept.graph) make(kept, padded_rows(tokens.ids.size()), padded_rows(requests.size()));
+  if (!kept.graph) make(kept, padded_rows(tokens.ids.size()), padded_rows(requests.size()), sampling_of(requests));
   kept.graph->launch(stream_);
   auto* const decided = exchange_.here<PickResult>(kPlaces.results);
   const size_t bytes = requests.size() * sizeof(PickResult);
@@ -61,7 +61,7 @@ void Replays::send(const PassTokens& tokens, std::span<const PickRequest> reques
   exchange_.send(0, kPlaces.results);
 }
 
-void Replays::make(Kept& kept, int tokens, int requests) {
+void Replays::make(Kept& kept, int tokens, int requests, KdtwSampling sampling) {
   kept.graph = std::make_unique<Graph>(table_, stream_, nullptr, [&] {
     const size_t n = tokens;
     const float* hidden = pass_({{exchange_.there<int32_t>(kPlaces.ids), n},
@@ -70,7 +70,7 @@ void Replays::make(Kept& kept, int tokens, int requests) {
                                  {exchange_.there<TokenAt>(kPlaces.cross), n},
                                  {exchange_.there<int32_t>(kPlaces.wanted), static_cast<size_t>(requests)}},
                                 [] {});
-    kept.decided = host_.decide(head_, hidden, exchange_.there<PickRequest>(kPlaces.requests), requests);
+    kept.decided = host_.decide(head_, hidden, exchange_.there<PickRequest>(kPlaces.requests), requests, sampling);
   });
 }
 

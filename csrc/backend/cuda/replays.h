@@ -4,7 +4,7 @@
 #include <map>
 #include <memory>
 #include <span>
-#include <utility>
+#include <tuple>
 
 #include "backend/cuda/graph.h"
 #include "backend/cuda/graph_host.h"
@@ -14,16 +14,16 @@ namespace kdtw::cuda {
 
 inline constexpr int kMostReplayed = 16;  // most tokens of a pass, and most requests about it
 
-// The numbers of tokens and requests are each rounded up to 1, 2, 4, 8 or 16. A pair of numbers that has occurred often
-// enough to pay for the capture becomes a graph.
+// The numbers of tokens and requests are each rounded up to 1, 2, 4, 8 or 16. What has occurred often enough to pay for
+// the capture becomes a graph.
 class Replays : private GraphUser {
  public:
   Replays(GraphHost& host, DecoderPass pass, const Weight& head)
       : GraphUser(host, std::move(pass), head), exchange_(pool_, stream_, kPlaces.bytes) {}
   ~Replays() { table_.synchronise(stream_); }
 
-  // Whether a pass of this size is to be replayed. Counts the sizes, so to be asked once a pass.
-  bool takes(size_t tokens, size_t requests);
+  // Whether such a pass is to be replayed. Counts the passes, so to be asked once a pass.
+  bool takes(size_t tokens, std::span<const PickRequest> requests);
   // As Runner::answer, for passes that takes() has agreed to.
   void answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results);
 
@@ -33,7 +33,9 @@ class Replays : private GraphUser {
     std::unique_ptr<Graph> graph;
     const PickResult* decided = nullptr;  // where the graph leaves its results
   };
-  Kept& kept(size_t tokens, size_t requests) { return kept_[{padded_rows(tokens), padded_rows(requests)}]; }
+  Kept& kept(size_t tokens, std::span<const PickRequest> requests) {
+    return kept_[{padded_rows(tokens), padded_rows(requests.size()), sampling_of(requests)}];
+  }
 
   // Offsets in the exchange of host and device: what the host sends, and at the end the results.
   struct Places {
@@ -43,10 +45,10 @@ class Replays : private GraphUser {
   static const Places kPlaces;
 
   void send(const PassTokens& tokens, std::span<const PickRequest> requests);
-  void make(Kept& kept, int tokens, int requests);
+  void make(Kept& kept, int tokens, int requests, KdtwSampling sampling);
 
   const Exchange exchange_;
-  std::map<std::pair<int, int>, Kept> kept_;  // by tokens and requests
+  std::map<std::tuple<int, int, KdtwSampling>, Kept> kept_;  // by tokens, requests and how they sample
 };
 
 }  // namespace kdtw::cuda

@@ -46,7 +46,7 @@ class CudaRunner : public Runner {
     join();
     if (setting_.how != How::kHost && !requests.empty()) {
       if (!replays_) replays_.emplace(host_, make_pass_(kMostReplayed), head_);
-      if (replays_->takes(tokens.ids.size(), requests.size())) {
+      if (replays_->takes(tokens.ids.size(), requests)) {
         poll();
         replays_->answer(tokens, requests, results);
         return;

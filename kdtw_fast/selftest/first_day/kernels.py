@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 
-VERSION = 11  # of kernels.h
+VERSION = 12  # of kernels.h
 FUNCTIONS = (  # of the table, in its order
     *("describe", "device_count", "device_info", "use_device", "allocate", "release", "allocate_host", "release_host"),
     *("create_stream", "destroy_stream", "synchronise", "follow", "copy_in", "copy_out"),
@@ -31,6 +31,7 @@ TOKENS = (1, 2, 4, 8, 16, 64)
 # Sizes of models, their heads, and the widths of their feed-forward parts.
 SIZES = {"flan-t5-small": (512, 6, 1024), "flan-t5-base": (768, 12, 2048), "flan-t5-xl": (2048, 32, 5120)}
 VOCABULARY, HEAD_SIZE, CHUNK, ATTENTION_CHUNK = 32128, 64, 1024, 64
+SUMMARY, SIFT = 40, 32816  # bytes of KdtwSummary and KdtwSift
 
 
 class Weight(c.Structure):
@@ -325,14 +326,17 @@ class Sweep:
             request.draft_only = request.draft = -1
         asked = k.put(bytes(requests))
         chunks = (vocabulary + CHUNK - 1) // CHUNK
-        summaries, results = k.memory(32 * tokens * chunks), k.memory(24 * tokens)
+        summaries, results = k.memory(SUMMARY * tokens * chunks), k.memory(24 * tokens)
+        sifts = k.memory(SIFT * tokens)
+        how = 0 if sampling.temperature == 0 else 2 if sampling.top_k > 0 or sampling.top_p < 1 else 1
 
         def enqueue(number: int) -> None:
-            places = (c.c_void_p(asked), integer(tokens), c.c_void_p(summaries), c.c_void_p(results))
-            k("pick", c.c_void_p(self.floats), integer(vocabulary), *places, k.stream)
+            places = (c.c_void_p(summaries), c.c_void_p(sifts), c.c_void_p(results))
+            requests = (c.c_void_p(asked), integer(tokens), integer(how))
+            k("pick", c.c_void_p(self.floats), integer(vocabulary), *requests, *places, k.stream)
 
         self.row(f"pick, {name}", tokens, 4.0 * tokens * vocabulary, enqueue)
-        for address in (asked, summaries, results):
+        for address in (asked, summaries, sifts, results):
             k("release", c.c_void_p(address))
 
 

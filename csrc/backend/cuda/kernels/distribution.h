@@ -204,6 +204,14 @@ __device__ __forceinline__ Mass cut(const Shared& shared, Distribution& distribu
   return above + wanted * each;
 }
 
+// The mass at which top-p is content.
+__device__ __forceinline__ Mass enough_of(const Sampling& sampling, Mass total) {
+  const double enough = static_cast<double>(sampling.top_p) * static_cast<double>(total);
+  Mass need = static_cast<Mass>(enough);
+  if (static_cast<double>(need) < enough) ++need;
+  return need > 0 ? need : 1;
+}
+
 // The distribution of a row. best, best_id: the largest logit that is not banned and its id. All threads of the block
 // must call it, and all get the same result.
 __device__ __forceinline__ Distribution make_distribution(const Shared& shared, const Logits& logits,
@@ -224,12 +232,9 @@ __device__ __forceinline__ Distribution make_distribution(const Shared& shared, 
   visit_ids(result, threadIdx.x, logits.size, kBlock, [&](int id, float logit) { own += result(id, logit); });
   result.total = block_reduce<Sum>(own, shared.scratch);
   if (sampling.top_p < 1.0f) {
-    const double enough = static_cast<double>(sampling.top_p) * static_cast<double>(result.total);
-    Mass need = static_cast<Mass>(enough);
-    if (static_cast<double>(need) < enough) ++need;
-    if (need == 0) need = 1;
     const Distribution all = result;
-    result.total = cut(shared, result, need, all, [&](float logit) { return all.mass_of(logit); });
+    result.total =
+        cut(shared, result, enough_of(sampling, result.total), all, [&](float logit) { return all.mass_of(logit); });
   }
   return result;
 }

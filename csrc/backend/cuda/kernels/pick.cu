@@ -1,7 +1,7 @@
-// Decisions about logits [n, V], in two kernels. Many blocks reduce chunks of kKdtwChunk logits to summaries, then one
-// block for each request decides from its row's summaries. Only sampling and the checks that compare two distributions
-// read the whole row again.
-#include "backend/cuda/kernels/distribution.h"
+// Decisions about logits [n, V]. Many blocks reduce chunks of kKdtwChunk logits to summaries, then one block for each
+// request decides from its row's summaries. Where requests sample, many blocks read the row again between the two
+// (sift.h). Only checks that compare two distributions are one block's work, which reads both rows again and again.
+#include "backend/cuda/kernels/sift.h"
 
 namespace kdtw::cuda {
 namespace {
@@ -14,9 +14,10 @@ __device__ __forceinline__ Logits logits_of(const float* row, int vocabulary, co
 }
 
 // Grid: chunk, request. Reads each logit once, and copies it where the request wants the logits kept. Of the sums, only
-// those that the request needs are computed.
+// those that the request needs are computed. Clears what weigh_kernel adds to.
 __global__ void __launch_bounds__(kBlock)
-    summarise_kernel(const float* logits, int vocabulary, const PickRequest* requests, KdtwSummary* summaries) {
+    summarise_kernel(const float* logits, int vocabulary, const PickRequest* requests, KdtwSummary* summaries,
+                     KdtwSift* sifts) {
   KDTW_SHARED(float, scratch, kWarps);
   KDTW_SHARED(int, counts, kWarps);
   KDTW_SHARED(unsigned long long, ranks, kWarps);
@@ -24,6 +25,12 @@ __global__ void __launch_bounds__(kBlock)
   const float* row = logits + static_cast<size_t>(blockIdx.y) * vocabulary;
   const Logits all = logits_of(row, vocabulary, request);
   const int first = static_cast<int>(blockIdx.x) * kKdtwChunk;
+  if (sifts != nullptr) {
+    KdtwSift& sift = sifts[blockIdx.y];
+    const int begin = static_cast<int>(blockIdx.x) * kBlock + static_cast<int>(threadIdx.x);
+    for (int b = begin; b < kKdtwBins; b += static_cast<int>(gridDim.x) * kBlock) sift.masses[b] = sift.counts[b] = 0;
+    if (begin == 0) sift.open_count = 0;
+  }
   const bool ranks_draft = request.check == Check::kTopK;
   float draft = kBanned;
   if (ranks_draft && request.draft < vocabulary && !all.is_banned(request.draft)) draft = row[request.draft];
@@ -59,6 +66,7 @@ __global__ void __launch_bounds__(kBlock)
   summary.id = best != 0 ? id_of(best) : vocabulary;
   summary.before = ranks_draft ? block_reduce<Sum>(before, counts) : 0;
   summary.raw_sum = summary.allowed_sum = summary.allowed_weighted = 0.0f;
+  summary.mass = 0;
   if (request.want_log_prob) {
     float sum = 0.0f;
 #pragma unroll
@@ -79,6 +87,74 @@ __global__ void __launch_bounds__(kBlock)
     if (request.want_entropy) summary.allowed_weighted = block_reduce<Sum>(weighted, scratch);
   }
   if (threadIdx.x == 0) summaries[static_cast<size_t>(blockIdx.y) * gridDim.x + blockIdx.x] = summary;
+}
+
+// Calls visit(distribution, id, logit) for the ids of this block's chunk that are not banned.
+template <typename Visit>
+__device__ __forceinline__ void visit_chunk(const Distribution& all, Visit visit) {
+  const int first = static_cast<int>(blockIdx.x) * kKdtwChunk + static_cast<int>(threadIdx.x);
+  float values[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) values[i] = all.logits.read(first + i * kBlock);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int id = first + i * kBlock;
+    if (id < all.logits.size && !all.logits.is_banned(id)) visit(id, values[i]);
+  }
+}
+
+// Grid: chunk, request. Adds the chunk's ids to their bins.
+__global__ void __launch_bounds__(kBlock) weigh_kernel(const float* logits, int vocabulary, const PickRequest* requests,
+                                                       const KdtwSummary* summaries, KdtwSift* sifts) {
+  const PickRequest request = requests[blockIdx.y];
+  if (kdtw_sampling(request.sampling, request.check) != kKdtwCuts) return;
+  const Best best = best_of(summaries + static_cast<size_t>(blockIdx.y) * gridDim.x, static_cast<int>(gridDim.x));
+  if (!best.there) return;
+  const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.y) * vocabulary, vocabulary, request);
+  const Distribution all = uncut(row, request.sampling, best.logit);
+  KdtwSift& sift = sifts[blockIdx.y];
+  const bool by_k = has_k(request.sampling, vocabulary), by_p = request.sampling.top_p < 1.0f;
+  visit_chunk(all, [&](int, float logit) {
+    const int bin = bin_of(all, logit);
+    if (bin == kKdtwBins - 1) return;  // where many ids may be, and no mass is
+    if (by_k) atomicAdd(&sift.counts[bin], 1u);
+    if (by_p) atomicAdd(reinterpret_cast<Mass*>(&sift.masses[bin]), all.mass_of(logit));
+  });
+}
+
+// Grid: chunk, request. Adds up the chunk's ids that stay for certain, and collects those for which it is open.
+__global__ void __launch_bounds__(kBlock) sift_kernel(const float* logits, int vocabulary, const PickRequest* requests,
+                                                      KdtwSummary* summaries, KdtwSift* sifts) {
+  KDTW_SHARED(Mass, scratch, kWarps);
+  KDTW_SHARED(Mass, found, 2);
+  const Shared shared{nullptr, scratch, found};
+  const PickRequest request = requests[blockIdx.y];
+  const KdtwSampling sampling = kdtw_sampling(request.sampling, request.check);
+  if (sampling == kKdtwGreedy) return;
+  summaries += static_cast<size_t>(blockIdx.y) * gridDim.x;
+  const Best best = best_of(summaries, static_cast<int>(gridDim.x));
+  if (!best.there) return;
+  const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.y) * vocabulary, vocabulary, request);
+  const Distribution all = uncut(row, request.sampling, best.logit);
+  KdtwSift* const sift = sifts + blockIdx.y;
+  Cuts cuts{kKdtwBins, kKdtwBins, kKdtwBins, 0, 0, 0};
+  if (sampling == kKdtwCuts) cuts = find_cuts(shared, request.sampling, vocabulary, *sift);
+  Mass own = 0;
+  visit_chunk(all, [&](int id, float logit) {
+    const int bin = sampling == kKdtwCuts ? bin_of(all, logit) : 0;
+    if (bin < cuts.open_first) own += all.mass_of(logit);
+    if ((bin >= cuts.open_first && bin <= cuts.open_last) || bin == cuts.k_bin) {
+      const unsigned at = atomicAdd(&sift->open_count, 1u);
+      if (at < kKdtwFew) sift->open[at] = ranked(logit, id);
+    }
+  });
+  own = block_reduce<Sum>(own, shared.scratch);
+  if (threadIdx.x != 0) return;
+  summaries[blockIdx.x].mass = own;
+  if (blockIdx.x == 0 && sampling == kKdtwCuts) {
+    sift->k_bin = cuts.k_bin, sift->open_first = cuts.open_first, sift->open_last = cuts.open_last;
+    sift->k_count = cuts.k_count, sift->k_mass = cuts.k_mass, sift->open_mass = cuts.open_mass;
+  }
 }
 
 // The summary of a whole row.
@@ -194,14 +270,17 @@ __device__ __forceinline__ bool student_decides(const Shared& shared, const Logi
 
 __global__ void __launch_bounds__(kBlock)
     decide_kernel(const float* logits, int vocabulary, const PickRequest* requests, const KdtwSummary* summaries,
-                  int chunks, PickResult* results) {
+                  int chunks, const KdtwSift* sifts, PickResult* results) {
   KDTW_SHARED(Mass, bins, kBins);
+  KDTW_SHARED(Mass, ranks, kKdtwFew);
+  KDTW_SHARED(Mass, masses, kKdtwFew);
   KDTW_SHARED(Mass, scratch, kWarps);
   KDTW_SHARED(Mass, found, 2);
   const Shared shared{bins, scratch, found};
   const PickRequest request = requests[blockIdx.x];
   const Logits row = logits_of(logits + static_cast<size_t>(blockIdx.x) * vocabulary, vocabulary, request);
-  const Merged all = merge(summaries + static_cast<size_t>(blockIdx.x) * chunks, chunks);
+  summaries += static_cast<size_t>(blockIdx.x) * chunks;
+  const Merged all = merge(summaries, chunks);
   PickResult result{id_of(all.best), 1, all.finite, 0.0f, 0.0f, 0.0f};
   if (all.finite) {
     const float best = logit_of(all.best);
@@ -240,9 +319,15 @@ __global__ void __launch_bounds__(kBlock)
         break;
     }
     const bool keeps_draft = request.check != Check::kNone && result.passed;
-    if (!keeps_draft && request.sampling.temperature > 0.0f && !needs_draft_logits(request.check)) {
-      const Distribution p = make_distribution(shared, row, request.sampling, best, id_of(all.best));
-      result.id = draw(shared, p, vocabulary, request.uniform);
+    const KdtwSampling sampling = kdtw_sampling(request.sampling, request.check);
+    if (!keeps_draft && sampling != kKdtwGreedy && all.best != 0) {
+      const KdtwSift* const sift = sampling == kKdtwCuts ? sifts + blockIdx.x : nullptr;
+      if (chunks > kKdtwFew || (sift != nullptr && sift->open_count > kKdtwFew)) {  // this block does it alone
+        const Distribution p = make_distribution(shared, row, request.sampling, best, id_of(all.best));
+        result.id = draw(shared, p, vocabulary, request.uniform);
+      } else {
+        result.id = draw_sifted(shared, {ranks, masses}, row, request, best, summaries, chunks, sift);
+      }
     }
     if (request.want_log_prob) {
       const float chosen = keeps_draft ? raw_draft : row.values[result.id];
@@ -254,11 +339,17 @@ __global__ void __launch_bounds__(kBlock)
 
 }  // namespace
 
-int32_t pick(const float* logits, int32_t vocabulary, const PickRequest* requests, int32_t count,
-             KdtwSummary* summaries, PickResult* results, void* stream) {
+int32_t pick(const float* logits, int32_t vocabulary, const PickRequest* requests, int32_t count, KdtwSampling sampling,
+             KdtwSummary* summaries, KdtwSift* sifts, PickResult* results, void* stream) {
   const int chunks = ceil_divide(vocabulary, kKdtwChunk);
-  KDTW_LAUNCH(summarise_kernel, dim3(chunks, count), dim3(kBlock), stream, logits, vocabulary, requests, summaries);
-  KDTW_LAUNCH(decide_kernel, dim3(count), dim3(kBlock), stream, logits, vocabulary, requests, summaries, chunks,
+  const dim3 spread(chunks, count), block(kBlock);
+  if (sampling != kKdtwCuts) sifts = nullptr;
+  KDTW_LAUNCH(summarise_kernel, spread, block, stream, logits, vocabulary, requests, summaries, sifts);
+  if (sampling == kKdtwCuts)
+    KDTW_LAUNCH(weigh_kernel, spread, block, stream, logits, vocabulary, requests, summaries, sifts);
+  if (sampling != kKdtwGreedy)
+    KDTW_LAUNCH(sift_kernel, spread, block, stream, logits, vocabulary, requests, summaries, sifts);
+  KDTW_LAUNCH(decide_kernel, dim3(count), block, stream, logits, vocabulary, requests, summaries, chunks, sifts,
               results);
   return cudaGetLastError();
 }
