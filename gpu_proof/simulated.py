@@ -110,6 +110,25 @@ class SimulatedDevice:
         """Loops whose bodies have more nodes are refused when their graph is instantiated."""
         self.library.kdtw_sim_largest_loop(nodes)
 
+    def devices(self, count: int = 1) -> None:
+        """How many devices there are; they share memory, but each has streams of its own."""
+        self.library.kdtw_sim_devices(count)
+
+    def memory(self, device: int = 0, host: int = 0) -> None:
+        """Bytes of device memory, and of pinned memory, that there are from now on; 0: as many as fit."""
+        self.library.kdtw_sim_memory(ctypes.c_uint64(device), ctypes.c_uint64(host))
+
+    @property
+    def chosen(self) -> int:
+        """The calling thread's device."""
+        device = ctypes.c_int(-1)
+        self.check(self.library.cudaGetDevice(ctypes.byref(device)))
+        return device.value
+
+    @chosen.setter
+    def chosen(self, device: int) -> None:
+        self.check(self.library.cudaSetDevice(device))
+
     def allocate(self, size: int) -> int:
         """The address of so many bytes of device memory; cudaFree frees them."""
         pointer = ctypes.c_void_p()

@@ -18,19 +18,30 @@ Counters& counters() {
   return counters;
 }
 
+thread_local int chosen_device = 0;
+
 }  // namespace simt
 
 using namespace simt;
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = settings().devices;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : set_error(cudaErrorInvalidDevice, "there is one simulated device, number 0");
+  ++counters().device_choices;
+  if (device < 0 || device >= settings().devices)
+    return set_error(cudaErrorInvalidDevice, "there is no simulated device of that number");
+  chosen_device = device;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = chosen_device;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return cudaSetDevice(device);
+  if (device < 0 || device >= settings().devices)
+    return set_error(cudaErrorInvalidDevice, "there is no simulated device of that number");
   *properties = {};
   std::strcpy(properties->name, "simulated device");
   properties->major = 7;
@@ -53,6 +64,10 @@ EXPORT void kdtw_sim_schedule(int order, int depth_first, uint64_t seed, int res
 }
 EXPORT void kdtw_sim_conditional_nodes(int there) { settings().conditional_nodes = there != 0; }
 EXPORT void kdtw_sim_largest_loop(int nodes) { settings().largest_loop = nodes; }
+EXPORT void kdtw_sim_devices(int count) { settings().devices = count; }
+EXPORT void kdtw_sim_memory(uint64_t device, uint64_t host) {
+  settings().memory = device, settings().host_memory = host;
+}
 EXPORT int kdtw_sim_checks() { return check::enabled; }
 
 // "name=value" lines; what is counted since the last reset.

@@ -17,6 +17,9 @@ struct Settings {
   bool traffic = false;           // count memory requests (checked libraries)
   bool conditional_nodes = true;  // whether graphs may have loops
   int largest_loop = 1 << 30;     // nodes of a loop's body at most, else its graph is not instantiated
+  int devices = 1;                // that share memory and kernels; a stream belongs to one of them
+  uint64_t memory = 0;            // bytes of device memory, and of pinned memory, that there are; 0: all
+  uint64_t host_memory = 0;
 };
 Settings& settings();
 
@@ -30,6 +33,9 @@ Settings& settings();
   X(host_synchronisations) /* calls in which the host waits for the device */   \
   X(copies_to_device) X(copies_to_host) X(copies_on_device) X(bytes_to_device)  \
   X(bytes_to_host) X(allocations) X(frees) X(allocated_bytes)          \
+  X(host_allocations) X(host_frees) /* of pinned memory */                      \
+  X(graphs)                /* that were instantiated */                         \
+  X(device_choices)        /* calls of cudaSetDevice */                         \
   X(while_iterations)
 // clang-format on
 struct Counters {

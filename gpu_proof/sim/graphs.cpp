@@ -126,6 +126,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
       if (static_cast<int>(body->nodes.size()) > settings().largest_loop)
         return set_error(cudaErrorNotSupported, "this device has no loops of so many nodes");
     *exec = new SimtGraphExec{copy_of(*graph)};
+    ++counters().graphs;
     return cudaSuccess;
   });
 }
@@ -135,6 +136,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return guarded([&] {
+    if (!takes_work(stream)) return cudaErrorInvalidResourceHandle;
     ++counters().graph_launches;
     enqueue(stream, [graph = exec->graph] { launch_graph(*graph); });
     return cudaPeekAtLastError();

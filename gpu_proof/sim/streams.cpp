@@ -76,6 +76,12 @@ std::recursive_mutex& device_lock() {
 
 SimtStream& stream_of(cudaStream_t stream) { return stream ? *stream : default_stream; }
 
+bool takes_work(cudaStream_t stream) {
+  if (!stream || stream->device == chosen_device) return true;
+  set_error(cudaErrorInvalidResourceHandle, "this stream belongs to a device that the thread has not chosen");
+  return false;
+}
+
 void drain(cudaStream_t stream) {
   while (!stream_of(stream).tasks.empty()) advance(stream_of(stream));
 }
@@ -109,6 +115,7 @@ void enqueue(cudaStream_t stream, std::function<void()> run) {
 
 void enqueue_launch(Work work, cudaStream_t stream) {
   const std::lock_guard lock(device_lock());
+  if (!takes_work(stream)) return;
   if (!stream_of(stream).captured) ++counters().host_launches;
   enqueue(stream, [work = std::move(work)] {
     if (inside_graph) ++counters().graph_kernels;
@@ -139,7 +146,8 @@ const char* cudaGetErrorString(cudaError_t code) {
 // ---------------------------------------------------------------- memory
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   return guarded([&] {
-    if (heap_live_bytes() + bytes > kMemoryBytes || !(*p = heap_allocate(bytes))) {
+    const uint64_t most = settings().memory ? settings().memory : kMemoryBytes;
+    if (heap_live_bytes() + bytes > most || !(*p = heap_allocate(bytes))) {
       return set_error(cudaErrorMemoryAllocation, "out of memory");
     }
     return cudaSuccess;
@@ -154,8 +162,13 @@ cudaError_t cudaFree(void* p) {
 }
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
   return guarded([&] {
+    uint64_t there = bytes;
+    for (const auto& [memory, size] : pinned) there += size;
+    if (settings().host_memory && there > settings().host_memory)
+      return set_error(cudaErrorMemoryAllocation, "out of host memory");
     *p = std::malloc(bytes ? bytes : 1);
     pinned[static_cast<char*>(*p)] = bytes;
+    ++counters().host_allocations;
     return cudaSuccess;
   });
 }
@@ -164,6 +177,7 @@ cudaError_t cudaFreeHost(void* p) {
     drain_all();
     if (!pinned.erase(static_cast<char*>(p))) return set_error(cudaErrorInvalidValue, "not pinned host memory");
     std::free(p);
+    ++counters().host_frees;
     return cudaSuccess;
   });
 }
@@ -195,6 +209,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return guarded([&] {
     all_streams.insert(*stream = new SimtStream);
+    (*stream)->device = chosen_device;
     return cudaSuccess;
   });
 }
@@ -243,6 +258,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph, const cudaGraphNode_t*,
                                           const cudaGraphEdgeData*, size_t, cudaStreamCaptureMode) {
   return guarded([&] {
+    if (!takes_work(stream)) return cudaErrorInvalidResourceHandle;
     if (!stream) return set_error(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
     if (stream->captured) return set_error(cudaErrorStreamCaptureUnsupported, "the stream is being captured already");
     stream->captured = graph;

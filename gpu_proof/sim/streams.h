@@ -24,6 +24,7 @@ struct SimtGraph {
 struct SimtStream {
   std::deque<std::function<void()>> tasks;
   cudaGraph_t captured = nullptr;  // what is enqueued goes there
+  int device = 0;                  // that was chosen when it was made
 };
 
 struct SimtEvent {
@@ -36,7 +37,10 @@ struct SimtEvent {
 
 namespace simt {
 
+extern thread_local int chosen_device;  // the calling thread's
 std::recursive_mutex& device_lock();
+// Whether kernels and graphs may go to the stream: those of the device that is chosen. Sets the error.
+bool takes_work(cudaStream_t stream);
 SimtStream& stream_of(cudaStream_t stream);  // null is the default stream
 void enqueue(cudaStream_t stream, std::function<void()> run);
 void drain(cudaStream_t stream);

@@ -43,20 +43,20 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   void upload(Buffer& to, std::span<const float> from) override {
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.copy_in(to.data, from.data(), from.size_bytes(), queue_->stream), "copy to the device");
     wait();
   }
 
   void download(std::span<float> to, const float* from) override {
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.copy_out(to.data(), from, to.size_bytes(), queue_->stream), "copy from the device");
     wait();
   }
 
   std::unique_ptr<Weight> pack(std::span<const float* const> parts, std::span<const int> part_outputs, int inputs,
                                DType dtype, WeightRole role) override {
-    pool_->use();
+    const auto here = pool_->use();
     return std::make_unique<DeviceWeight>(pool_, queue_->stream, parts, part_outputs, inputs, dtype, role);
   }
 
@@ -69,6 +69,7 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   PassTokens place(const PassTokens& tokens) override {
+    const auto here = pool_->use();
     begin(5, tokens.ids.size_bytes() + tokens.marked.size_bytes() + tokens.self.size_bytes() +
                  tokens.cross.size_bytes() + tokens.wanted.size_bytes());
     const PassTokens placed{queue_->staging.put(tokens.ids), queue_->staging.put(tokens.marked),
@@ -80,7 +81,7 @@ class CudaOperations : public Operations, public GraphHost {
 
   void embed(const Embedding& embedding, const PassTokens& tokens, float* out) override {
     if (tokens.ids.empty()) return;
-    pool_->use();
+    const auto here = pool_->use();
     const KdtwWeight table = view(*embedding.table);
     const float* positions = embedding.positions;
     if (positions != nullptr) positions += static_cast<size_t>(embedding.first_position) * table.inputs;
@@ -93,13 +94,13 @@ class CudaOperations : public Operations, public GraphHost {
 
   void norm(const Norm& norm, const float* x, int tokens, int size, float* out, bool accumulate) override {
     if (tokens == 0) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.norm(&norm, x, tokens, size, accumulate, out, queue_->stream), "norm");
   }
 
   void angles(const Rotary& rotary, std::span<const TokenAt> tokens, float* out) override {
     if (tokens.empty()) return;
-    pool_->use();
+    const auto here = pool_->use();
     const auto count = static_cast<int32_t>(tokens.size());
     check(table_, table_.angles(&rotary, tokens.data(), count, out, queue_->stream), "angles");
   }
@@ -107,7 +108,7 @@ class CudaOperations : public Operations, public GraphHost {
   void turn_heads(float* x, int stride, int tokens, int heads, int size, const Norm& norm, const float* angles,
                   int pairs) override {
     if (tokens == 0) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.turn_heads(x, stride, tokens, heads, size, &norm, angles, pairs, queue_->stream),
           "turn_heads");
   }
@@ -128,14 +129,14 @@ class CudaOperations : public Operations, public GraphHost {
 
   void activate(Activation activation, const float* hidden, int tokens, int size, float* out) override {
     if (tokens == 0) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.activate(&activation, hidden, tokens, size, out, queue_->stream), "activate");
   }
 
   void store(KeyValueCache& cache, std::span<const TokenAt> tokens, const float* keys, const float* values,
              int stride) override {
     if (tokens.empty()) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_,
           table_.store(&static_cast<DeviceCache&>(cache).view(), tokens.data(), static_cast<int32_t>(tokens.size()),
                        keys, values, stride, queue_->stream),
@@ -143,14 +144,14 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   void copy(KeyValueCache& cache, int from, int to, int positions) override {
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.copy(&static_cast<DeviceCache&>(cache).view(), from, to, positions, queue_->stream), "copy");
   }
 
   void attend(const KeyValueCache& cache, std::span<const TokenAt> tokens, const float* queries, int stride,
               const AttentionRule& rule, float* out) override {
     if (tokens.empty()) return;
-    pool_->use();
+    const auto here = pool_->use();
     const KdtwCache& keys = static_cast<const DeviceCache&>(cache).view();
     const auto count = static_cast<int32_t>(tokens.size());
     float* const chunks = scratch(scratch_->chunks, kdtw_attention_scratch(&keys, count, rule.heads));
@@ -160,7 +161,7 @@ class CudaOperations : public Operations, public GraphHost {
 
   void gather(const float* x, std::span<const int32_t> indices, int size, float* out) override {
     if (indices.empty()) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.gather(x, indices.data(), static_cast<int32_t>(indices.size()), size, out, queue_->stream),
           "gather");
   }
@@ -168,6 +169,7 @@ class CudaOperations : public Operations, public GraphHost {
   void pick(const Weight& head, const float* hidden, std::span<const PickRequest> requests,
             std::span<PickResult> results) override {
     if (requests.empty()) return;
+    const auto here = pool_->use();
     const int n = static_cast<int>(requests.size());
     const PickResult* const decided = decide(head, hidden, send(requests), n, sampling_of(requests));
     PickResult* answers = answers_for(n);
@@ -181,7 +183,7 @@ class CudaOperations : public Operations, public GraphHost {
   void follow_program() override { pool_->follow_program(main_.stream); }
 
   void aside(const std::function<void()>& work) override {
-    pool_->use();
+    const auto here = pool_->use();
     if (!side_) side_.emplace(pool_);
     check(table_, table_.follow(side_->stream, main_.stream), "order of two streams");
     put_aside_ = true;
@@ -196,13 +198,14 @@ class CudaOperations : public Operations, public GraphHost {
 
   void join() override {
     if (!put_aside_) return;
-    pool_->use();
+    const auto here = pool_->use();
     check(table_, table_.follow(main_.stream, side_->stream), "order of two streams");
     put_aside_ = false;
   }
 
   const PickResult* decide(const Weight& head, const float* hidden, const PickRequest* requests, int count,
                            KdtwSampling sampling) override {
+    const auto here = pool_->use();
     const int V = head.outputs, chunks = (V + kKdtwChunk - 1) / kKdtwChunk;
     float* logits = scratch(scratch_->logits, static_cast<size_t>(count) * V);
     auto* summaries = scratch_as<KdtwSummary>(scratch_->summaries, static_cast<size_t>(count) * chunks);
@@ -214,6 +217,7 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   std::span<const PickRequest> stage(std::span<const PickRequest> requests) override {
+    const auto here = pool_->use();
     put_lists(requests, 0);
     queue_->staging.send();
     return requests_;
@@ -222,6 +226,7 @@ class CudaOperations : public Operations, public GraphHost {
   void use_scratch(Scratch* scratch) override { scratch_ = scratch != nullptr ? scratch : &queue_->scratch; }
 
   void wait() override {
+    const auto here = pool_->use();
     check(table_, table_.synchronise(queue_->stream), "wait for the device");
     queue_->staging.reset();
     if (side_ && !put_aside_) side_->staging.reset();  // it was waited for, too
@@ -240,10 +245,7 @@ class CudaOperations : public Operations, public GraphHost {
   std::shared_ptr<void> memory_of(size_t bytes) { return pool_->allocate(std::max<size_t>(bytes, 1), queue_->stream); }
 
   // Before `pieces` arrays of `bytes` together are put.
-  void begin(size_t pieces, size_t bytes) {
-    pool_->use();
-    queue_->staging.make_room(pieces, bytes);
-  }
+  void begin(size_t pieces, size_t bytes) { queue_->staging.make_room(pieces, bytes); }
 
   // Memory that is kept from call to call; grown by half when it is too small.
   float* scratch(Buffer& buffer, size_t floats) {
@@ -265,7 +267,7 @@ class CudaOperations : public Operations, public GraphHost {
   void multiply(const Weight& weight, const float* x, const Norm& norm, int tokens, float* normed,
                 const KdtwEnding& ending, float* out) {
     if (tokens == 0) return;
-    pool_->use();
+    const auto here = pool_->use();
     const KdtwWeight w = view(weight);
     if (w.scales == nullptr) {
       const bool apart = norm.scale != nullptr && (norm.centred || norm.shift != nullptr);
@@ -315,7 +317,7 @@ class CudaOperations : public Operations, public GraphHost {
   PickResult* answers_for(size_t n) {
     if (!answers_ || answers_->bytes() < n * sizeof(PickResult)) {
       answers_.reset();
-      answers_.emplace(table_, 2 * n * sizeof(PickResult));
+      answers_.emplace(*pool_, 2 * n * sizeof(PickResult));
     }
     return reinterpret_cast<PickResult*>(answers_->get());
   }

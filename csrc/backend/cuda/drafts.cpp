@@ -23,7 +23,7 @@ Drafts::Drafts(GraphHost& host, DecoderPass pass, const Weight& head, const Draf
 
 void Drafts::draft(std::span<DraftRow> rows, const DraftRules& rules, const DraftPause& pause, const float* hidden,
                    Picks& picks) {
-  pool_.use();
+  const auto here = pool_.use();
   const UseScratch use(host_, scratch_);
   const int width = padded_rows(rows.size());
   int most = 0;

@@ -15,7 +15,7 @@
 
 extern "C" {
 
-enum { kKdtwCudaVersion = 12 };  // of this file; the engine refuses another one
+enum { kKdtwCudaVersion = 13 };  // of this file; the engine refuses another one
 
 enum { kKdtwOutOfMemory = 2 };  // what allocate and allocate_host return where that is all that is wrong
 
@@ -150,11 +150,11 @@ struct KdtwCudaTable {
   const char* kind;           // "CUDA", or what stands in its place
   const char* architectures;  // that the kernels were compiled for, as "75 80 … 120 and PTX"
 
-  // Devices and memory. use_device is the calling thread's choice for all that follows.
+  // Devices and memory. use_device is the calling thread's choice for all that follows; `before`: what it was.
   const char* (*describe)(int32_t error);
   int32_t (*device_count)(int32_t* count);
   int32_t (*device_info)(int32_t device, KdtwDevice* info);
-  int32_t (*use_device)(int32_t device);
+  int32_t (*use_device)(int32_t device, int32_t* before);
   int32_t (*allocate)(void** memory, size_t bytes);  // on a boundary of 256 bytes
   int32_t (*release)(void* memory);
   int32_t (*allocate_host)(void** host, size_t bytes);  // pinned

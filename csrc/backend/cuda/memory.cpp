@@ -53,18 +53,20 @@ std::shared_ptr<Pool> Pool::of(const Library& library, int device) {
 }
 
 Pool::~Pool() {
-  library_.table->use_device(device_);
+  const UseDevice here(*library_.table, device_, true);
   for (const auto& [bytes, block] : free_) library_.table->release(block.memory);
+  for (const auto& [bytes, host] : free_host_) library_.table->release_host(host);
   for (void* const stream : resting_) library_.table->destroy_stream(stream);
 }
 
-void Pool::use() const { check(*library_.table, library_.table->use_device(device_), "choice of the device"); }
+UseDevice Pool::use() const { return {*library_.table, device_}; }
 
 bool Pool::runs_loops() {
   {
     const std::lock_guard lock(mutex_);
     if (runs_loops_) return *runs_loops_;
   }
+  const UseDevice here = use();
   void* const stream = begin_stream();
   const bool found = loop_runs(*library_.table, stream);
   end_stream(stream);
@@ -79,7 +81,7 @@ void Pool::no_loops() {
 }
 
 void* Pool::begin_stream() {
-  use();
+  const UseDevice here = use();
   const std::lock_guard lock(mutex_);
   void* stream = nullptr;
   if (resting_.empty()) {
@@ -93,7 +95,7 @@ void* Pool::begin_stream() {
 }
 
 void Pool::end_stream(void* stream) {
-  library_.table->use_device(device_);
+  const UseDevice here(*library_.table, device_, true);
   library_.table->synchronise(stream);
   const std::lock_guard lock(mutex_);
   streams_.erase(stream);
@@ -104,7 +106,7 @@ void Pool::end_stream(void* stream) {
 
 void Pool::follow_program(void* stream) const {
   if (allocator_ == nullptr) return;
-  use();
+  const UseDevice here = use();
   check(*library_.table, library_.table->follow(stream, allocator_->current_stream(device_)), "order of two streams");
 }
 
@@ -127,7 +129,7 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
       return {memory, [pool = shared_from_this(), whole, stream](void* p) { pool->give_back(p, whole, stream); }};
     }
   }
-  use();
+  const UseDevice here = use();
   const int32_t first = library_.table->allocate(&memory, size);
   if (first != kKdtwOutOfMemory) check(*library_.table, first, "allocation of memory");
   if (first == kKdtwOutOfMemory) {
@@ -146,6 +148,32 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
       check(*library_.table, status, "allocation of memory");
   }
   return {memory, [pool = shared_from_this(), size, stream](void* p) { pool->give_back(p, size, stream); }};
+}
+
+std::shared_ptr<void> Pool::allocate_host(size_t bytes) {
+  const KdtwCudaTable& table = *library_.table;
+  const size_t size = rounded(bytes);
+  void* memory = nullptr;
+  const std::lock_guard lock(mutex_);
+  if (const auto block = free_host_.find(size); block != free_host_.end()) {
+    memory = block->second;
+    free_host_.erase(block);
+  } else {
+    const UseDevice here = use();
+    int32_t status = table.allocate_host(&memory, size);
+    if (status == kKdtwOutOfMemory && !free_host_.empty()) {
+      for (const auto& [unused, host] : free_host_) table.release_host(host);
+      free_host_.clear();
+      status = table.allocate_host(&memory, size);
+    }
+    if (status == kKdtwOutOfMemory)
+      throw OutOfMemory(bytes, " of host memory that a device copies from; decode fewer rows together");
+    check(table, status, "allocation of host memory");
+  }
+  return {memory, [pool = shared_from_this(), size](void* host) {
+            const std::lock_guard lock(pool->mutex_);
+            pool->free_host_.emplace(size, host);
+          }};
 }
 
 OutOfMemory Pool::refused(size_t bytes, void* stream) const {

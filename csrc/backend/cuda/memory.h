@@ -30,6 +30,28 @@ struct ProgramAllocator {
 // From now on, the allocator of every device for which no pool exists yet; null: none.
 void use_allocator(std::shared_ptr<const ProgramAllocator> allocator);
 
+// Makes a device the calling thread's as long as it lives; then that is the one again which was.
+class [[nodiscard]] UseDevice {
+ public:
+  // quiet: errors are for later calls to find; else std::runtime_error.
+  UseDevice(const KdtwCudaTable& table, int device, bool quiet = false)
+      : table_(table), device_(device), before_(device) {
+    const int32_t status = table.use_device(device, &before_);
+    if (!quiet) check(table, status, "choice of the device");
+  }
+  ~UseDevice() {
+    int32_t same = 0;
+    if (before_ != device_) table_.use_device(before_, &same);
+  }
+  UseDevice(const UseDevice&) = delete;
+  UseDevice& operator=(const UseDevice&) = delete;
+
+ private:
+  const KdtwCudaTable& table_;
+  const int device_;
+  int32_t before_;
+};
+
 class Pool : public std::enable_shared_from_this<Pool> {
  public:
   // The pool of a device, shared by all that use it.
@@ -37,8 +59,8 @@ class Pool : public std::enable_shared_from_this<Pool> {
   ~Pool();
 
   const Library& library() const { return library_; }
-  // Makes the device the calling thread's.
-  void use() const;
+  // Makes the device the calling thread's, as long as the result lives.
+  UseDevice use() const;
   // Whether graphs with loops run on the device; found out by running one, once.
   bool runs_loops();
   // From now on they do not: a real one was refused.
@@ -53,6 +75,9 @@ class Pool : public std::enable_shared_from_this<Pool> {
   // At least `bytes`, on a boundary of 256, not cleared, for work on `stream`. Null: for memory that outlives streams,
   // as weights; call follow_program before a stream writes there. Throws OutOfMemory.
   std::shared_ptr<void> allocate(size_t bytes, void* stream);
+  // The same of host memory that the device copies from and to without the driver's help. When it comes back, no such
+  // copy may be under way.
+  std::shared_ptr<void> allocate_host(size_t bytes);
 
  private:
   struct Free {
@@ -69,31 +94,23 @@ class Pool : public std::enable_shared_from_this<Pool> {
   const std::shared_ptr<const ProgramAllocator> allocator_;
   std::mutex mutex_;
   std::multimap<size_t, Free> free_;
+  std::multimap<size_t, void*> free_host_;
   std::set<void*> streams_;     // at work
   std::vector<void*> resting_;  // streams that have ended
   std::optional<bool> runs_loops_;
 };
 
-// Host memory that the device copies from and to without the driver's help.
+// Pinned host memory of the pool.
 class Pinned {
  public:
-  Pinned(const KdtwCudaTable& table, size_t bytes) : table_(table), bytes_(bytes) {
-    const int32_t status = table.allocate_host(&memory_, bytes);
-    if (status == kKdtwOutOfMemory)
-      throw OutOfMemory(bytes, " of host memory that a device copies from; decode fewer rows together");
-    check(table, status, "allocation of host memory");
-  }
-  ~Pinned() { table_.release_host(memory_); }
-  Pinned(const Pinned&) = delete;
-  Pinned& operator=(const Pinned&) = delete;
+  Pinned(Pool& pool, size_t bytes) : bytes_(bytes), memory_(pool.allocate_host(bytes)) {}
 
-  std::byte* get() const { return static_cast<std::byte*>(memory_); }
+  std::byte* get() const { return static_cast<std::byte*>(memory_.get()); }
   size_t bytes() const { return bytes_; }
 
  private:
-  const KdtwCudaTable& table_;
   const size_t bytes_;
-  void* memory_ = nullptr;
+  const std::shared_ptr<void> memory_;
 };
 
 // A block of pinned memory and one of the same size on the device, which stay where they are; offsets mean the same in
@@ -101,7 +118,7 @@ class Pinned {
 class Exchange {
  public:
   Exchange(Pool& pool, void* stream, size_t bytes)
-      : table_(*pool.library().table), stream_(stream), host_(table_, bytes), device_(pool.allocate(bytes, stream)) {}
+      : table_(*pool.library().table), stream_(stream), host_(pool, bytes), device_(pool.allocate(bytes, stream)) {}
 
   size_t bytes() const { return host_.bytes(); }
   // Where an offset is, on the host and on the device.

@@ -33,7 +33,7 @@ bool Replays::takes(size_t tokens, std::span<const PickRequest> requests) {
 }
 
 void Replays::answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results) {
-  pool_.use();
+  const auto here = pool_.use();
   const UseScratch use(host_, scratch_);
   Kept& kept = this->kept(tokens.ids.size(), requests);
   send(tokens, requests);

@@ -16,7 +16,7 @@ import time
 from array import array
 from collections.abc import Callable
 
-VERSION = 12  # of kernels.h
+VERSION = 13  # of kernels.h
 FUNCTIONS = (  # of the table, in its order
     *("describe", "device_count", "device_info", "use_device", "allocate", "release", "allocate_host", "release_host"),
     *("create_stream", "destroy_stream", "synchronise", "follow", "copy_in", "copy_out"),
@@ -171,7 +171,7 @@ class Kernels:
         info = Device()
         self("device_info", integer(0), c.byref(info))
         self.device, self.compute = info.name.decode(), f"{info.major}.{info.minor}"
-        self("use_device", integer(0))
+        self("use_device", integer(0), c.byref(c.c_int32()))
         self.stream = c.c_void_p()
         self("create_stream", c.byref(self.stream))
 

@@ -1,11 +1,11 @@
 // CUDA graphs: what is enqueued on a stream is captured and later launched as a whole. It runs once a launch or, as the
-// body of a WHILE node, again and again. WHILE nodes came with CUDA 12.4; this code uses the interface of CUDA 13.
+// body of a WHILE node, again and again. WHILE nodes came with CUDA 12.4.
 #include "backend/cuda/kernels/device_math.h"
 
 namespace kdtw::cuda {
 namespace {
 
-#if CUDART_VERSION >= 13000
+#if CUDART_VERSION >= 12040
 
 __global__ void __launch_bounds__(kWarp) condition_kernel(const int32_t* go_on, cudaGraphConditionalHandle condition) {
   if (threadIdx.x == 0) cudaGraphSetConditional(condition, *go_on != 0);
@@ -38,7 +38,11 @@ cudaError_t begin_loop(KdtwCapture& capture, cudaGraph_t graph, cudaStream_t str
   params.conditional.handle = condition;
   params.conditional.type = cudaGraphCondTypeWhile;
   params.conditional.size = 1;
+#if CUDART_VERSION >= 13000
   error = cudaGraphAddNode(&loop, graph, &before, nullptr, 1, &params);
+#else
+  error = cudaGraphAddNode(&loop, graph, &before, 1, &params);
+#endif
   if (error != cudaSuccess) return error;
   return cudaStreamBeginCaptureToGraph(stream, params.conditional.phGraph_out[0], nullptr, nullptr, 0, kMode);
 }

@@ -64,7 +64,13 @@ int32_t device_info(int32_t device, KdtwDevice* info) {
 }
 
 static_assert(kKdtwOutOfMemory == cudaErrorMemoryAllocation);
-int32_t use_device(int32_t device) { return told(cudaSetDevice(device)); }
+int32_t use_device(int32_t device, int32_t* before) {
+  int current = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  if (error == cudaSuccess && current != device) error = cudaSetDevice(device);
+  *before = current;
+  return told(error);
+}
 int32_t allocate(void** memory, size_t bytes) { return told(cudaMalloc(memory, bytes)); }
 int32_t release(void* memory) { return told(cudaFree(memory)); }
 int32_t allocate_host(void** host, size_t bytes) { return told(cudaMallocHost(host, bytes)); }
