@@ -90,6 +90,7 @@ class SimulatedDevice:
         library.cudaMalloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         library.cudaFree.argtypes = [ctypes.c_void_p]
         library.cudaMemcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        library.kdtw_sim_memory_in_use.restype = ctypes.c_uint64
         library.kdtw_sim_schedule.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
 
     @property
@@ -117,6 +118,16 @@ class SimulatedDevice:
     def memory(self, device: int = 0, host: int = 0) -> None:
         """Bytes of device memory, and of pinned memory, that there are from now on; 0: as many as fit."""
         self.library.kdtw_sim_memory(ctypes.c_uint64(device), ctypes.c_uint64(host))
+
+    @property
+    def device_memory_in_use(self) -> int:
+        """Bytes."""
+        return int(self.library.kdtw_sim_memory_in_use(0))
+
+    @property
+    def host_memory_in_use(self) -> int:
+        """Bytes of pinned memory."""
+        return int(self.library.kdtw_sim_memory_in_use(1))
 
     @property
     def chosen(self) -> int:

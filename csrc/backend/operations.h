@@ -106,6 +106,12 @@ class Operations {
   virtual std::unique_ptr<Weight> adopt(int outputs, int inputs, DType dtype, Blob blob) = 0;
   // dtype: fp32, bf16 or, on devices that have it, fp16.
   virtual std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) = 0;
+  // One in fp32 for a single pass. A device that allocates slowly puts it into `memory`, which it makes large enough
+  // and which nothing else uses meanwhile.
+  virtual std::unique_ptr<KeyValueCache> make_passing_cache(Buffer& /*memory*/, int rows, int heads, int head_size,
+                                                            int capacity) {
+    return make_cache(rows, heads, head_size, capacity, DType::kFp32);
+  }
 
   // Puts lists of the host where embed, store, attend and gather read them; they stay until the next place() or pick().
   virtual PassTokens place(const PassTokens& tokens) { return tokens; }

@@ -43,6 +43,9 @@ class Runner {
   // A call begins: what the program has enqueued on the device elsewhere comes before it. bell: ends drafts between two
   // steps on the host; one that the device runs goes on to its end. Or null.
   virtual void begin(const Bell* bell) { bell_ = bell; }
+  // Ends the device's work. Whether another session may go on with this runner, where making another one would take
+  // long and would give the same.
+  virtual bool rest() { return false; }
   // Offers work that this model's next pass needs (an encoder's): it may be enqueued now, beside other models' passes,
   // or not at all. Memory that it uses must not be used by anything else.
   virtual void offer(const std::function<void()>& work);

@@ -1,4 +1,5 @@
-// What decodes: models, the method's rules and the special tokens. Immutable, and shared by its sessions.
+// What decodes: models, the method's rules and the special tokens. Immutable, and shared by its sessions, but for what
+// one session leaves to the next.
 #pragma once
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/spare.h"
 #include "decode/rules.h"
 #include "model/transformer.h"
 
@@ -27,6 +29,7 @@ struct Decoder {
   MethodRules method;
   SpecialTokens special;
   int vocabulary;  // the rows that all models have: others than the student's <tau> are never picked
+  std::shared_ptr<Spare> spare = std::make_shared<Spare>();  // Lanes
 
   // Ids that the student picks from.
   int student_vocabulary() const {

@@ -13,6 +13,7 @@ Lane::Lane(Backend& backend, const Transformer& model, int vocabulary, int sourc
       source_(source),
       reads_marks_(reads_marks),
       state_(model, slots, source_capacity, target_capacity),
+      weights_(model.identity()),
       read_(slots, 0),
       head_(vocabulary < model.head().outputs ? model.head().first(vocabulary) : nullptr),
       runner_(backend.make_runner(
@@ -25,6 +26,20 @@ Lane::Lane(Backend& backend, const Transformer& model, int vocabulary, int sourc
             };
           },
           head_ ? *head_ : model.head(), slots)) {}
+
+bool Lane::rest() {
+  if (!runner_->rest()) return false;
+  state_.weights.reset();
+  return true;
+}
+
+bool Lane::resume() {
+  state_.weights = model_.hold();
+  if (weights_ != model_.identity() || !runner_->rest()) return false;
+  for (int slot = 0; slot < state_.rows; ++slot) release(slot), state_.prompts[slot].clear();
+  passes = 0, encode_seconds = decode_seconds = 0.0;
+  return true;
+}
 
 Lane::Unopened Lane::unopened(std::span<const int> slots, std::span<const Row> rows) const {
   Unopened found;

@@ -57,6 +57,12 @@ class Lane {
   // this row has not written itself.
   void release(int slot) { read_[slot] = state_.source_length[slot] = 0; }
 
+  // The session has ended, and with it the device's work. Whether another session may take the lane over; until then
+  // it keeps nobody from changing the model's weights.
+  bool rest();
+  // Another session takes it over; false where it cannot: the model's weights are others now.
+  bool resume();
+
   const Transformer& model() const { return model_; }
 
   int passes = 0;
@@ -75,7 +81,8 @@ class Lane {
   const int source_;
   const bool reads_marks_;
   ModelState state_;
-  std::vector<int> read_;  // see read()
+  const std::shared_ptr<const void> weights_;  // Transformer::identity() of those that graphs know
+  std::vector<int> read_;                      // see read()
   // The pass being put together; kept for their memory.
   std::vector<InputToken> tokens_;
   std::vector<int32_t> wanted_;

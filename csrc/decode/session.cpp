@@ -17,20 +17,36 @@ Session::Turn::Turn(Session& session) : session_(session) {
   throw std::runtime_error("this session has ended with an error; open a new one");
 }
 
+namespace {
+
+std::shared_ptr<Lanes> make_lanes(const Decoder& decoder, const SessionOptions& options, int slots,
+                                  int source_capacity) {
+  require(slots > 0, "a session needs at least one slot, got ", slots);
+  // Memory for the distributions that drafts were drawn from is made for so many.
+  const auto& call = decoder.method.call;
+  const auto& accept = decoder.method.accept;
+  require(call.draft_length > 0 || !(accept.checks_all || needs_draft_logits(accept.check)),
+          "a method that checks all drafts, or by what they were drawn from, needs a draft_length above 0, got ",
+          call.draft_length);
+  require(!decoder.method.two_models || accept.teacher_continues || accept.check != Check::kNone,
+          "a method whose teacher neither writes nor checks asks it for nothing");
+  const int capacity = options.row.max_new_tokens + 1;
+  const bool want_log_probs = options.want_log_probs || options.top_count > 0;
+  return Lanes::of(decoder, {slots, source_capacity, capacity, want_log_probs}, options.threads);
+}
+
+}  // namespace
+
 Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity)
     : decoder_(std::move(decoder)),
       options_(std::move(options)),
       source_capacity_(source_capacity),
       method_(decoder_->method),
-      backend_(make_backend(decoder_->device, options_.threads)),
+      lanes_(make_lanes(*decoder_, options_, slots, source_capacity)),
+      backend_(lanes_->backend),
+      student_(&*lanes_->student),
+      teachers_(lanes_->teachers),
       rows_(slots) {
-  require(slots > 0, "a session needs at least one slot, got ", slots);
-  // Memory for the distributions that drafts were drawn from is made for so many.
-  require(method_.call.draft_length > 0 || !(method_.accept.checks_all || needs_draft_logits(method_.accept.check)),
-          "a method that checks all drafts, or by what they were drawn from, needs a draft_length above 0, got ",
-          method_.call.draft_length);
-  require(!method_.two_models || method_.accept.teacher_continues || method_.accept.check != Check::kNone,
-          "a method whose teacher neither writes nor checks asks it for nothing");
   for (int slot = slots - 1; slot >= 0; --slot) free_.push_back(slot);
   const auto& special = decoder_->special;
   for (const int32_t id : special.end) stops_.push_back({id, 0});
@@ -38,13 +54,7 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   banned_[0] = banned_[1] = special.tau;
   banned_[0].insert(banned_[0].begin(), special.end.begin(), special.end.end());
 
-  const int capacity = options_.row.max_new_tokens + 1;
-  student_.emplace(backend_, *decoder_->student, decoder_->student_vocabulary(), 0, method_.marks_teacher, slots,
-                   source_capacity, capacity);
-  for (const auto& teacher : decoder_->teachers)
-    teachers_.emplace_back(backend_, *teacher, decoder_->vocabulary, 1 + asked_teachers(), false, slots,
-                           source_capacity, capacity);
-
+  const int capacity = lanes_->size.target_capacity;
   rules_.stops = stops_.data(), rules_.stop_count = static_cast<int32_t>(stops_.size());
   rules_.min_confidence = method_.call.min_confidence;
   rules_.max_entropy = method_.call.max_entropy;
@@ -58,6 +68,13 @@ Session::Session(std::shared_ptr<const Decoder> decoder, SessionOptions options,
   require(options_.top_count == 0 || decoder_->device == "cpu", "the likeliest tokens are the CPU's to rank, not ",
           decoder_->device, "'s");
   seconds_ = seconds_since(opened_);
+}
+
+Session::~Session() {
+  try {
+    if (!broken_) Lanes::leave(*decoder_, lanes_);
+  } catch (const std::exception&) {  // of the device; who uses it next hears of it
+  }
 }
 
 std::vector<Row> Session::run(Until until, const Poll& poll, const TokenStream& stream, Bell* bell) {
@@ -404,7 +421,7 @@ void Session::record_reads(const Lane& lane) {
 }
 
 float* Session::draft_slot(int slot, int draft) const {
-  return draft_logits_.data + (static_cast<size_t>(slot) * rules_.draft_length + draft) * rules_.vocabulary;
+  return lanes_->draft_logits.data + (static_cast<size_t>(slot) * rules_.draft_length + draft) * rules_.vocabulary;
 }
 
 }  // namespace kdtw

@@ -14,7 +14,7 @@
 #include "core/bell.h"
 #include "core/clock.h"
 #include "decode/decoder.h"
-#include "decode/lane.h"
+#include "decode/lanes.h"
 #include "decode/row.h"
 
 namespace kdtw {
@@ -52,6 +52,7 @@ class Session {
  public:
   // source_capacity: tokens of the longest source, of student or teachers.
   Session(std::shared_ptr<const Decoder> decoder, SessionOptions options, int slots, int source_capacity);
+  ~Session();
 
   // Puts a row into a free slot; the next run() encodes it, together with others that were added. Rows are numbered
   // 0, 1, 2, ... as they come. `ledger` bounds all teachers together, own_ledgers[k - 1] teacher k. teacher_sources[k -
@@ -128,13 +129,13 @@ class Session {
   const SessionOptions options_;
   const int source_capacity_;
   MethodRules method_;
-  Backend backend_;
+  const std::shared_ptr<Lanes> lanes_;
+  Backend& backend_;
+  Lane* const student_;
+  std::deque<Lane>& teachers_;  // [k - 1]
   std::vector<StopToken> stops_;
   std::vector<int32_t> banned_[2];  // to the teacher: before min_new_tokens, and from there on
   DraftRules rules_;
-  std::optional<Lane> student_;
-  std::deque<Lane> teachers_;  // [k - 1]
-  Buffer draft_logits_;        // [slots, K, V_student], where a row's check needs them
 
   int added_rows_ = 0;
   std::vector<Row> rows_;                    // by slot

@@ -40,8 +40,8 @@ int Session::add(uint64_t key, Ledger ledger, std::vector<int32_t> student_sourc
   // A sampling teacher turns the exact match of speculative decoding into rejection sampling.
   if (row.check == Check::kLenience && method_.accept.checks_all && row.options.teacher_sampling.temperature > 0)
     row.check = Check::kRejection;
-  if (needs_draft_logits(row.check) && !draft_logits_.data)
-    draft_logits_ =
+  if (needs_draft_logits(row.check) && !lanes_->draft_logits.data)
+    lanes_->draft_logits =
         backend_.operations->allocate(rows_.size() * static_cast<size_t>(rules_.draft_length) * rules_.vocabulary);
   row.ledger = ledger;
   row.own_ledgers = std::move(own_ledgers);

@@ -197,7 +197,7 @@ void Transformer::open(Operations& operations, ModelState& state, Workspace& wor
       state.source_length[rows[first + i]] = length;
     }
     work.reserve(operations, config_, count);
-    const auto cache = operations.make_cache(group, config.key_heads, config.head_size, longest, DType::kFp32);
+    const auto cache = operations.make_passing_cache(work.passing, group, config.key_heads, config.head_size, longest);
     const PassTokens placed = operations.place({ids, {}, local, target, {}});
     embed(operations, encoder_, work, placed);
     for (size_t i = 0; i < encoder_.layers.size(); ++i) {

@@ -40,7 +40,7 @@ struct ModelState {
   // Transformer::open does it the first time: a teacher that is never asked costs nothing.
   void make_caches(Operations& operations, const Config& config);
 
-  const std::shared_ptr<const void> weights;  // held
+  std::shared_ptr<const void> weights;  // held
   const int rows, source_capacity, target_capacity;
   std::vector<std::unique_ptr<KeyValueCache>> self;   // per decoder layer
   std::vector<std::unique_ptr<KeyValueCache>> cross;  // per decoder layer, where there is an encoder
@@ -58,6 +58,7 @@ class Workspace {
   void reserve(Operations& operations, const Config& config, int tokens);
   float *hidden = nullptr, *normed = nullptr, *projected = nullptr, *mixed = nullptr, *gathered = nullptr;
   std::array<float*, 2> angles{};  // by kind of rotary frequencies
+  Buffer passing;                  // Operations::make_passing_cache
 
  private:
   int tokens_ = 0;
@@ -120,6 +121,8 @@ class Transformer {
     check();
     return holders_->hold(config_.name);
   }
+  // Another one where update() has taken other weights.
+  const std::shared_ptr<const void>& identity() const { return identity_; }
   // Throws where the weights are not what they were any more: they may lie in a file. Who gives out what was computed
   // asks before.
   void check() const {
@@ -206,6 +209,7 @@ class Transformer {
   Config config_;
   std::function<void()> check_;  // or none
   std::shared_ptr<Holders> holders_ = std::make_shared<Holders>();
+  std::shared_ptr<const void> identity_ = std::make_shared<char>();
   std::vector<const Weight*> weights_;
   std::vector<std::string> names_;
   std::unique_ptr<Weight> embedding_, head_;  // head_ empty: tied

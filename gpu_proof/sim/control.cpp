@@ -68,6 +68,7 @@ EXPORT void kdtw_sim_devices(int count) { settings().devices = count; }
 EXPORT void kdtw_sim_memory(uint64_t device, uint64_t host) {
   settings().memory = device, settings().host_memory = host;
 }
+EXPORT uint64_t kdtw_sim_memory_in_use(int pinned) { return pinned ? pinned_bytes() : heap_live_bytes(); }
 EXPORT int kdtw_sim_checks() { return check::enabled; }
 
 // "name=value" lines; what is counted since the last reset.

@@ -74,6 +74,13 @@ std::recursive_mutex& device_lock() {
   return lock;
 }
 
+size_t pinned_bytes() {
+  const std::lock_guard lock(device_lock());
+  size_t bytes = 0;
+  for (const auto& [memory, size] : pinned) bytes += size;
+  return bytes;
+}
+
 SimtStream& stream_of(cudaStream_t stream) { return stream ? *stream : default_stream; }
 
 bool takes_work(cudaStream_t stream) {
@@ -162,9 +169,7 @@ cudaError_t cudaFree(void* p) {
 }
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
   return guarded([&] {
-    uint64_t there = bytes;
-    for (const auto& [memory, size] : pinned) there += size;
-    if (settings().host_memory && there > settings().host_memory)
+    if (settings().host_memory && pinned_bytes() + bytes > settings().host_memory)
       return set_error(cudaErrorMemoryAllocation, "out of host memory");
     *p = std::malloc(bytes ? bytes : 1);
     pinned[static_cast<char*>(*p)] = bytes;

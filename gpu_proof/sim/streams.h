@@ -45,6 +45,7 @@ SimtStream& stream_of(cudaStream_t stream);  // null is the default stream
 void enqueue(cudaStream_t stream, std::function<void()> run);
 void drain(cudaStream_t stream);
 cudaError_t set_error(cudaError_t code, const std::string& text);
+size_t pinned_bytes();                        // in use
 bool failed();                                // an error waits for cudaGetLastError
 cudaError_t host_waits(cudaStream_t stream);  // counts, and drains; nullptr: everything
 extern bool inside_graph;                     // the work that runs comes from a graph

@@ -65,7 +65,20 @@ class CudaOperations : public Operations, public GraphHost {
   }
 
   std::unique_ptr<KeyValueCache> make_cache(int rows, int heads, int head_size, int capacity, DType dtype) override {
-    return std::make_unique<DeviceCache>(*pool_, queue_->stream, rows, heads, head_size, capacity, dtype);
+    const auto allocate = [this](size_t bytes) { return memory_of(bytes); };
+    return std::make_unique<DeviceCache>(allocate, rows, heads, head_size, capacity, dtype);
+  }
+
+  std::unique_ptr<KeyValueCache> make_passing_cache(Buffer& memory, int rows, int heads, int head_size,
+                                                    int capacity) override {
+    const auto allocate = [&](size_t bytes) {
+      if (memory.size * sizeof(float) < bytes) {
+        memory = {};
+        memory = this->allocate((bytes + sizeof(float) - 1) / sizeof(float));
+      }
+      return memory.memory;
+    };
+    return std::make_unique<DeviceCache>(allocate, rows, heads, head_size, capacity, DType::kFp32);
   }
 
   PassTokens place(const PassTokens& tokens) override {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "backend/cuda/graph.h"
+#include "core/spare.h"
 
 namespace kdtw::cuda {
 namespace {
@@ -115,6 +116,10 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   void* memory = nullptr;
   if (allocator_ != nullptr) {
     memory = allocator_->allocate(device_, std::max<size_t>(bytes, 1), stream);
+    if (memory == nullptr) {
+      Spare::drop_all();
+      memory = allocator_->allocate(device_, std::max<size_t>(bytes, 1), stream);
+    }
     if (memory == nullptr) throw refused(bytes, stream);
     return {memory, [pool = shared_from_this()](void* p) { pool->allocator_->release(p); }};
   }
@@ -133,6 +138,7 @@ std::shared_ptr<void> Pool::allocate(size_t bytes, void* stream) {
   const int32_t first = library_.table->allocate(&memory, size);
   if (first != kKdtwOutOfMemory) check(*library_.table, first, "allocation of memory");
   if (first == kKdtwOutOfMemory) {
+    Spare::drop_all();
     const std::lock_guard lock(mutex_);
     for (auto block = free_.begin(); block != free_.end();) {
       if (block->second.stream != nullptr && block->second.stream != stream) {
@@ -154,14 +160,19 @@ std::shared_ptr<void> Pool::allocate_host(size_t bytes) {
   const KdtwCudaTable& table = *library_.table;
   const size_t size = rounded(bytes);
   void* memory = nullptr;
-  const std::lock_guard lock(mutex_);
-  if (const auto block = free_host_.find(size); block != free_host_.end()) {
-    memory = block->second;
-    free_host_.erase(block);
-  } else {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto block = free_host_.find(size); block != free_host_.end()) {
+      memory = block->second;
+      free_host_.erase(block);
+    }
+  }
+  if (memory == nullptr) {
     const UseDevice here = use();
     int32_t status = table.allocate_host(&memory, size);
-    if (status == kKdtwOutOfMemory && !free_host_.empty()) {
+    if (status == kKdtwOutOfMemory) {
+      Spare::drop_all();
+      const std::lock_guard lock(mutex_);
       for (const auto& [unused, host] : free_host_) table.release_host(host);
       free_host_.clear();
       status = table.allocate_host(&memory, size);

@@ -4,13 +4,6 @@
 #include <cstring>
 
 namespace kdtw::cuda {
-namespace {
-
-// A pass occurs so often before it is captured. A guess: a capture costs about as much as launching the pass's kernels
-// one by one so often. No GPU was timed.
-constexpr int kMakingCosts = 4;
-
-}  // namespace
 
 const Replays::Places Replays::kPlaces = Replays::places();
 
@@ -26,10 +19,6 @@ Replays::Places Replays::places() {
   at.results = layout.take<PickResult>(kMostReplayed);
   at.bytes = layout.bytes();
   return at;
-}
-
-bool Replays::takes(size_t tokens, std::span<const PickRequest> requests) {
-  return tokens <= kMostReplayed && ++kept(tokens, requests).seen > kMakingCosts;
 }
 
 void Replays::answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results) {

@@ -1,4 +1,4 @@
-// Short passes that occur again and again, as graphs: one launch for the pass instead of one for each operation.
+// Short passes as graphs: one launch for the pass instead of one for each operation.
 #pragma once
 
 #include <map>
@@ -14,22 +14,19 @@ namespace kdtw::cuda {
 
 inline constexpr int kMostReplayed = 16;  // most tokens of a pass, and most requests about it
 
-// The numbers of tokens and requests are each rounded up to 1, 2, 4, 8 or 16. What has occurred often enough to pay for
-// the capture becomes a graph.
+// The numbers of tokens and requests are each rounded up to 1, 2, 4, 8 or 16, and each pair that occurs becomes a
+// graph: a few for all calls of a decoder.
 class Replays : private GraphUser {
  public:
   Replays(GraphHost& host, DecoderPass pass, const Weight& head)
       : GraphUser(host, std::move(pass), head), exchange_(pool_, stream_, kPlaces.bytes) {}
   ~Replays() { table_.synchronise(stream_); }
 
-  // Whether such a pass is to be replayed. Counts the passes, so to be asked once a pass.
-  bool takes(size_t tokens, std::span<const PickRequest> requests);
-  // As Runner::answer, for passes that takes() has agreed to.
+  // As Runner::answer, for passes of up to kMostReplayed tokens.
   void answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results);
 
  private:
   struct Kept {
-    int seen = 0;
     std::unique_ptr<Graph> graph;
     const PickResult* decided = nullptr;  // where the graph leaves its results
   };

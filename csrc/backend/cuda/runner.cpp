@@ -17,6 +17,8 @@ enum class How { kAuto, kLoop, kAhead, kHost };
 struct Setting {
   How how = How::kAuto;
   int steps = 4;
+
+  bool operator==(const Setting&) const = default;
 };
 std::mutex setting_mutex;
 Setting setting;
@@ -36,6 +38,13 @@ class CudaRunner : public Runner {
     host_.follow_program();
   }
 
+  bool rest() override {
+    join();
+    host_.wait();
+    const std::lock_guard lock(setting_mutex);
+    return setting_ == setting;
+  }
+
   void offer(const std::function<void()>& work) override {
     aside_ = true;
     host_.aside(work);
@@ -44,13 +53,11 @@ class CudaRunner : public Runner {
   void answer(const PassTokens& tokens, std::span<const PickRequest> requests, std::span<PickResult> results,
               const Poll& poll) override {
     join();
-    if (setting_.how != How::kHost && !requests.empty()) {
+    if (setting_.how != How::kHost && !requests.empty() && tokens.ids.size() <= kMostReplayed) {
       if (!replays_) replays_.emplace(host_, make_pass_(kMostReplayed), head_);
-      if (replays_->takes(tokens.ids.size(), requests)) {
-        poll();
-        replays_->answer(tokens, requests, results);
-        return;
-      }
+      poll();
+      replays_->answer(tokens, requests, results);
+      return;
     }
     Runner::answer(tokens, requests, results, poll);
   }

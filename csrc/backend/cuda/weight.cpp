@@ -136,7 +136,8 @@ std::unique_ptr<Weight> DeviceWeight::first(int count) const {
   return std::unique_ptr<Weight>(new DeviceWeight(*this, count));
 }
 
-DeviceCache::DeviceCache(Pool& pool, void* stream, int rows, int heads, int head_size, int capacity, DType dtype) {
+DeviceCache::DeviceCache(const std::function<std::shared_ptr<void>(size_t)>& allocate, int rows, int heads,
+                         int head_size, int capacity, DType dtype) {
   require(dtype != DType::kInt8, "keys and values are cached in fp32, fp16 or bf16, not in int8");
   view_.format = format_of(dtype);
   view_.rows = rows, view_.heads = heads, view_.head_size = head_size, view_.capacity = capacity;
@@ -146,7 +147,7 @@ DeviceCache::DeviceCache(Pool& pool, void* stream, int rows, int heads, int head
           most, " with this cache_dtype");
   const size_t half = static_cast<size_t>(rows) * heads * capacity * view_.stride * bytes_of(view_.format);
   bytes_ = 2 * half;
-  memory_ = pool.allocate(bytes_, stream);
+  memory_ = allocate(bytes_);
   view_.keys = memory_.get();
   view_.values = static_cast<std::byte*>(memory_.get()) + half;
 }

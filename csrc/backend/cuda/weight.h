@@ -1,6 +1,7 @@
 // Weights and caches in device memory, laid out as the kernels read them (KdtwWeight, KdtwCache).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -38,7 +39,9 @@ class DeviceWeight : public Weight {
 
 class DeviceCache : public KeyValueCache {
  public:
-  DeviceCache(Pool& pool, void* stream, int rows, int heads, int head_size, int capacity, DType dtype);
+  // allocate: gives so many bytes.
+  DeviceCache(const std::function<std::shared_ptr<void>(size_t)>& allocate, int rows, int heads, int head_size,
+              int capacity, DType dtype);
 
   size_t bytes() const override { return bytes_; }
   const KdtwCache& view() const { return view_; }
