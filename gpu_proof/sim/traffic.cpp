@@ -100,8 +100,9 @@ void finish_traffic(const Launch& launch) {
   requests.clear();
   repetitions.clear();
   std::ostringstream out;
-  out << R"({"kernel": ")" << launch.work->name << R"(", "bytes_read": )" << sectors[0].size() * kSector
-      << R"(, "bytes_written": )" << sectors[1].size() * kSector;
+  out << R"({"kernel": ")" << launch.work->name << R"(", "blocks": )"
+      << launch.work->grid.x * launch.work->grid.y * launch.work->grid.z << R"(, "bytes_read": )"
+      << sectors[0].size() * kSector << R"(, "bytes_written": )" << sectors[1].size() * kSector;
   for (const bool shared : {false, true}) {
     for (const bool write : {false, true}) {
       const Count& count = counts[shared][write];

@@ -7,6 +7,7 @@
 // uniform * total.
 #pragma once
 
+#include <float.h>
 #include <limits.h>
 
 #include "backend/cuda/kernels/device_math.h"
@@ -73,6 +74,11 @@ __device__ __forceinline__ void visit_ids(const Source& source, int begin, int e
     for (int i = 0; i < kReads; ++i)
       if (start + i * by < end) visit(start + i * by, reads[i]);
   }
+}
+
+// Of a temperature above 0: finite, so that the most likely id has its mass at the smallest one, too.
+__device__ __forceinline__ float inverse_of(const Sampling& sampling) {
+  return fminf(1.0f / sampling.temperature, FLT_MAX);
 }
 
 // What is left of the softmax of logits / temperature after top-k and top-p: distribution(id) is the id's mass, 0 for
@@ -219,7 +225,7 @@ __device__ __forceinline__ Distribution make_distribution(const Shared& shared, 
   const bool greedy = sampling.temperature == 0.0f;
   Distribution result{logits,
                       best,
-                      greedy ? 0.0f : 1.0f / sampling.temperature,
+                      greedy ? 0.0f : inverse_of(sampling),
                       greedy ? ordered(best) : 0u,
                       greedy ? best_id : INT_MAX,
                       static_cast<Mass>(kOne)};

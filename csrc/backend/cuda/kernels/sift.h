@@ -44,7 +44,7 @@ __device__ __forceinline__ int bin_of(const Distribution& all, float logit) {
 
 // All ids of a row that are not banned.
 __device__ __forceinline__ Distribution uncut(const Logits& row, const Sampling& sampling, float best) {
-  return {row, best, 1.0f / sampling.temperature, 0u, INT_MAX, 0};
+  return {row, best, inverse_of(sampling), 0u, INT_MAX, 0};
 }
 __device__ __forceinline__ bool has_k(const Sampling& sampling, int vocabulary) {
   return sampling.top_k > 0 && sampling.top_k < vocabulary;
