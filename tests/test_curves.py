@@ -2,6 +2,7 @@
 
 import json
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from kdtw_fast.training.curves import COLOURS, PANELS, draw, plot_run, read_quantities
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from kdtw_fast.cli import app
 from kdtw_fast.comparison.figures import PAGE
 
+TRAINING = Path(__file__).parent.parent / "training"
 LINES = [
     {"event": "start", "steps": 40},
     {"event": "step", "step": 10, "loss": 2.0, "use/light": 0.2, "use/high": 0.5, "rate": 0.1, "seconds_update": 1.0},
@@ -32,6 +34,14 @@ def test_quantities_have_a_line_per_budget(run):
     assert found["loss"] == {"": [(10, 2.0), (20, 1.0)]}
     assert found["use"] == {"light": [(10, 0.2), (20, 0.1)], "high": [(10, 0.5)]}
     assert found["achieved"] == {"light": [(20, 0.12)], "high": [(20, 0.42)]}
+
+
+def test_every_quantity_is_one_that_an_algorithm_logs():
+    others = [path.read_text("utf-8") for path in TRAINING.glob("*.py") if path.name not in ("curves.py", "losses.py")]
+    losses = (TRAINING / "losses.py").read_text("utf-8")
+    others.append(losses.split("def path_consistency(")[0])  # whose names phase 2 changes
+    for quantity in (quantity for panel in PANELS for quantity in panel.quantities):
+        assert any(f'"{quantity}{end}' in text for text in others for end in ('":', '",', '")', "/")), quantity
 
 
 def test_panels_stand_by_question_with_units_and_what_was_asked(run):

@@ -45,7 +45,12 @@ PANELS = (
     Panel("Budgets", "the teacher's tokens, and asked (dotted)", "% of the tokens", ("use", "achieved"), 100),
     Panel("Budgets", "price of a call, λ", "reward for each call", ("lambda",)),
     Panel("Reward", "reward of a token", "nats", ("reward_mean", "reward_deviation", "reward")),
-    Panel("Reward", "distance from the oracle, value's error", "nats", ("divergence", "error", "policy", "ask")),
+    Panel(
+        "Reward",
+        "distance from the oracle, value's error",
+        "nats",
+        ("divergence", "consistency_error", "policy", "ask"),
+    ),
     Panel("Quality", "held-out ROUGE-2 and BLEU", "points of 100", ("rouge2", "bleu")),
     Panel("Quality", "length, outputs cut off", "ratio", ("length_ratio", "cut_off", "acceptance")),
     Panel("Optimiser", "loss", "nats", ("loss", "validation_loss")),
