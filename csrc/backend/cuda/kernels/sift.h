@@ -199,10 +199,13 @@ __device__ __forceinline__ int draw_sifted(const Shared& shared, const Ranking& 
   if (target >= total) target = total - 1;
   const Crossing chunk = first_reaching(shared, parts, target + 1);
   const int begin = chunk.bin * kKdtwChunk;
+  float logits[kFewEach];
+#pragma unroll
+  for (int i = 0; i < kFewEach; ++i) logits[i] = row.read(begin + i * kBlock + static_cast<int>(threadIdx.x));
 #pragma unroll
   for (int i = 0; i < kFewEach; ++i) {
     const int at = i * kBlock + static_cast<int>(threadIdx.x);
-    ranking.masses[at] = result(begin + at);
+    ranking.masses[at] = result(begin + at, logits[i]);
   }
   __syncthreads();
 #pragma unroll
