@@ -213,6 +213,14 @@ def test_time_is_each_rows_own(device: str) -> None:
     assert all(0 < int(out.lengths[0]) < 2000 for out in outputs)
 
 
+def test_a_row_without_outputs_asked_nobody(device: str) -> None:
+    for decoder in (SingleModelDecoder(slow_model(device)), SpeculativeDecoder(slow_model(device), slow_model(device))):
+        output = decoder.generate([[5, 6, EOS]], max_time=1e-9)
+        assert output.finish_reasons == ["time"] and output.output_ids == [[]]
+        assert output.teacher_fraction.tolist() == [0.0]
+        assert not output.fraction_by_teacher.any()
+
+
 # --- Rows that wait for the teacher ----------------------------------------------------------------------
 
 
@@ -477,6 +485,16 @@ def test_a_session_is_not_entered_twice_and_ends_with_an_exception(call: str, de
     for name in arguments:
         with pytest.raises(RuntimeError, match="open a new one"):
             getattr(session, name)(*arguments[name])
+
+
+def test_what_a_model_says_behind_a_draft_that_does_not_stand_is_no_fault(device: str) -> None:
+    student, teacher = (chain_t5(path_table([5, second, 7, 8, EOS], 20)) for second in (6, 9))
+    with torch.no_grad():
+        teacher.shared.weight[6] = math.nan  # of a token that it never writes
+    expected = SingleModelDecoder(teacher, device=device).generate([[5, EOS]], max_new_tokens=8).output_ids
+    assert expected == [[5, 9, 7, 8, EOS]]
+    pair = SpeculativeDecoder(student, teacher, draft_length=4, device=device)
+    assert pair.generate([[5, EOS]], max_new_tokens=8).output_ids == expected
 
 
 def test_generate_stops_at_the_first_fault(device: str) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import EOS, START, chain_t5, mostly_long, random_pair
+from factories import EOS, START, chain_t5, mostly_long, path_table, random_pair
 from test_decoding_oracle import METHODS, random_case
 from test_families import V, random_model
 from transformers import GenerationConfig
 
-from kdtw_fast import NativeModel, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast import InterleavedDecoder, NativeModel, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
 from kdtw_fast.options import GenerateOptions
 from kdtw_fast.reference.rules import edit
 from kdtw_fast.selftest.agreement import Tally, as_array, compare
@@ -277,6 +277,33 @@ def test_a_vocabulary_that_runs_out_is_an_error_of_its_row(temperature: float) -
     assert sorted(decoder.generate([[5, EOS]], max_new_tokens=6, **rules).output_ids[0]) == [2, 3, 4, 5, 6, 7]
     with pytest.raises(FloatingPointError, match="row 0's options leave no token for output 6"):
         decoder.generate([[5, EOS]], max_new_tokens=7, **rules)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("draft_length", [1, 2, 4])
+def test_no_token_left_behind_a_draft_that_does_not_stand_is_no_error(draft_length: int, temperature: float) -> None:
+    """Nothing may follow 6, which only the student writes: neither its next draft nor the teacher's answer there."""
+    student, teacher = (chain_t5(path_table([5, second, 7, 8, EOS], 20, 60.0)) for second in (6, 9))
+    for sources in ([[5, EOS]], [[5, EOS], [7, 8, EOS]]):
+        rules = {"bad_words_ids": [[6, token] for token in range(20)], "temperature": temperature, "max_new_tokens": 8}
+        expected = SingleModelDecoder(teacher).generate(sources, **rules).output_ids
+        assert expected == [[5, 9, 7, 8, EOS]] * len(sources)
+        speculative = SpeculativeDecoder(student, teacher, draft_length=draft_length)
+        interleaved = InterleavedDecoder(student, teacher, draft_length=draft_length, accept_top_k=1)
+        for decoder in (speculative, interleaved):
+            output = decoder.generate(sources, output_logprobs=True, top_logprobs=2, **rules)
+            assert output.output_ids == expected
+    with pytest.raises(FloatingPointError, match="row 0's options leave no token for output 2; ban fewer"):
+        SpeculativeDecoder(student, student, draft_length=draft_length).generate([[5, EOS]], **rules)
+
+
+def test_what_only_the_drafters_prompt_forbids_the_teacher_writes() -> None:
+    """Nothing is left to the student, whose prompt has every token; the teacher's has one of them."""
+    model = NativeModel.from_model(random_model("llama", 3))
+    rules = {"no_repeat_ngram_size": 1, "max_new_tokens": 6}
+    alone = SingleModelDecoder(model).generate([[7]], **rules).output_ids
+    pair = SpeculativeDecoder(model, model, draft_length=3)
+    assert pair.generate([list(range(V))], teacher_inputs={"input_ids": [[7]]}, **rules).output_ids == alone
 
 
 def test_devices_refuse_by_name(simulated: str) -> None:

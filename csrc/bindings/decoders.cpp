@@ -55,6 +55,9 @@ py::array_t<T> per_teacher(const std::vector<Row>& rows, int teachers, Get&& get
   return out;
 }
 
+// Part of a row's outputs; of none, where time ran out before the first, 0.
+float share(std::ptrdiff_t some, const Row& row) { return row.outputs() > 0 ? float(some) / float(row.outputs()) : 0; }
+
 // The rows as arrays with a leading axis; rows at fault are left out and named in "faults" as (index, what is wrong).
 py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
   const SessionOptions& options = session.options();
@@ -80,13 +83,13 @@ py::dict to_python(std::vector<Row> rows, const Session& session, int64_t pad) {
   out["calls_by_teacher"] =
       per_teacher<int64_t>(rows, teachers, [](const Row& row, int k) { return row.own_calls[k - 1]; });
   out["fraction_by_teacher"] = per_teacher<float>(rows, teachers, [](const Row& row, int k) {
-    return float(std::count(row.teacher_index.begin(), row.teacher_index.end(), k)) / float(row.outputs());
+    return share(std::count(row.teacher_index.begin(), row.teacher_index.end(), k), row);
   });
   out["lengths"] = per_row(rows, [](const Row& row) { return row.outputs(); });
   out["teacher_calls"] = per_row(rows, [](const Row& row) { return row.calls; });
   out["teacher_fraction"] = per_row<float>(rows, [](const Row& row) {
     const auto written = std::count_if(row.owners.begin(), row.owners.end(), written_by_teacher);
-    return float(written) / float(row.outputs());
+    return share(written, row);
   });
   out["drafted"] = per_row(rows, [](const Row& row) { return row.drafted; });
   out["accepted"] = per_row(rows, [](const Row& row) { return row.accepted; });

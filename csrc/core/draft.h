@@ -111,10 +111,18 @@ KDTW_BOTH int asked_by(const DraftRules& rules, const PickResult& pick) {
   return teacher > 0 ? teacher : 0;
 }
 
+// Where a row stands whose pick is void. Where no token is left to it and its drafts are checked, that may be for a
+// draft that does not stand, or for the student alone: the teacher goes on, if it has anything to do. Otherwise the row
+// is at fault.
+KDTW_BOTH int stand_of_void(const DraftRules& rules, const DraftRow& row, const PickResult& pick) {
+  const bool teacher_continues = row.most_drafted < row.most_outputs;
+  return pick.id == kNoneLeft && rules.checks_all && (row.drafts > 0 || teacher_continues) ? 1 : kFinished;
+}
+
 // The row's next pick. A row at fault has finished; who asks a teacher keeps its newest token.
 KDTW_BOTH void take(const DraftRules& rules, DraftRow& row, const PickResult& pick) {
   ++row.picks;
-  row.stand = pick.finite ? asked_by(rules, pick) : kFinished;
+  row.stand = pick.finite ? asked_by(rules, pick) : stand_of_void(rules, row, pick);
   if (row.stand != kDrafting) return;
   row.id = pick.id, row.marked = 0;
   ++row.position, ++row.drafts;

@@ -261,7 +261,7 @@ void Session::draft(const std::vector<int>& group, bool until_finish, bool step_
     }
     for (size_t p = 0; p < picks_[i].size(); ++p) {
       const PickResult& pick = picks_[i][p];
-      if (!pick.finite) {
+      if (!pick.finite && !row.waiting()) {
         fail(row, *student_, pick, row.outputs());
       } else if (row.outputs() < row.draft.position) {
         commit(row, pick);
@@ -297,7 +297,7 @@ void Session::call(int teacher, const std::vector<int>& group, const Poll& poll)
     const int slot = queries_[q].slot;
     size_t last = q;
     while (last < queries_.size() && queries_[last].slot == slot) ++last;
-    if (rows_[slot].running()) apply(slot, q, last);
+    apply(slot, q, last);
     q = last;
   }
 }
@@ -347,7 +347,8 @@ PickRequest Session::teacher_pick(const Row& row, int position) {
   return request;
 }
 
-// Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues.
+// Applies the teacher's answers [first, last) to the slot's row: keeps, replaces, continues. A row whose logits are not
+// finite, or to which no token is left, where an answer counts is at fault and ends; the others go on.
 void Session::apply(int slot, size_t first, size_t last) {
   Row& row = rows_[slot];
   const int teacher = row.waiting();
@@ -358,6 +359,7 @@ void Session::apply(int slot, size_t first, size_t last) {
     const PickRequest& request = queries_[q].request;
     const PickResult& pick = results_[q];
     const int i = queries_[q].after + 1;
+    if (!pick.finite) return fail(row, teachers_[teacher - 1], pick, queries_[q].after);
     if (request.check == Check::kNone) {
       append(row, pick.id, Owner::kTeacher, teacher);
       if (options_.want_log_probs && method_.call.on_tau) row.student_log_probs[i] = row.asked_log_prob;
@@ -379,7 +381,7 @@ void Session::apply(int slot, size_t first, size_t last) {
   begin_draft(slot);
 }
 
-// Answers the queries. A row whose logits are not finite is at fault and ends; the others go on.
+// Answers the queries.
 void Session::answer(Lane& lane, const Poll& poll) {
   if (options_.want_reads) record_reads(lane);
   results_.assign(queries_.size(), {});
@@ -390,10 +392,6 @@ void Session::answer(Lane& lane, const Poll& poll) {
     request.top = &query_top_[q * options_.top_count], request.top_count = options_.top_count;
   }
   lane.catch_up(rows_, queries_, results_, poll);
-  for (size_t q = 0; q < queries_.size(); ++q) {
-    Row& row = rows_[queries_[q].slot];
-    if (!results_[q].finite && row.running()) fail(row, lane, results_[q], queries_[q].after);
-  }
 }
 
 void Session::fail(Row& row, const Lane& lane, const PickResult& pick, int step) const {

@@ -348,7 +348,7 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   PickResult result;
   result.finite = all.finite;
   if (!result.finite) return result;
-  if (all.best == kBanned) {
+  if (all.best == kBanned && request.check != Check::kScore) {
     result.finite = 0, result.id = kNoneLeft;
     return result;
   }
