@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from factories import EOS, RELATIONS, START, kept, mostly_long, pack, random_batch, random_pair, random_teachers
+from test_families import random_model
 
 from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder, reference
-from kdtw_fast.modeling import TrainingWheelsT5
+from kdtw_fast.modeling import TrainingWheels, TrainingWheelsT5
 from kdtw_fast.selftest.agreement import Tally, check_padding, compare
 
 CASES = 24
@@ -288,6 +289,19 @@ def test_bad_input_is_one_sentence(call: Any, error: type[Exception], message: s
     with pytest.raises(error, match=message) as raised:
         call(decoder)
     assert "\n" not in str(raised.value)
+
+
+def test_teachers_that_begin_with_other_tokens_are_refused() -> None:
+    """A student without an encoder has no first token of its own that each teacher's could be held against."""
+    student = TrainingWheels.from_model(random_model("llama", 1), teachers=2)
+    teachers = [random_model("t5", seed) for seed in (2, 3)]
+    teachers[1].config.decoder_start_token_id = teachers[1].generation_config.decoder_start_token_id = 7
+    with pytest.raises(ValueError, match="share decoder_start_token_id: teacher 1 has 0, teacher 2 has 7; pass gen"):
+        TrainingWheelsDecoder(student, teachers)
+    told = TrainingWheelsDecoder(student, teachers, generation_config={"decoder_start_token_id": 7})
+    assert [teacher.decoder_start_token_id for teacher in told.teachers] == [7, 7]
+    mixed = TrainingWheelsDecoder(student, [random_model("llama", 4), teachers[1]])
+    assert mixed.generate([[5, 6]], max_new_tokens=3).lengths.tolist() == [3]
 
 
 def test_teachers_have_number_formats_of_their_own(device: str) -> None:

@@ -289,6 +289,7 @@ class TwoModelDecoder(Decoder):
         names = ["teacher"] if len(teachers) == 1 else [f"teacher {k}" for k in range(1, 1 + len(teachers))]
         loaded = [load_teacher(*one, native, options) for one in zip(teachers, names, dtypes)]
         self.student, self.teachers = native, tuple(loaded)
+        check_starts(native, dict(zip(names, loaded)))
         words = words_of(options.tokenizer, student, native.tau_token_ids, list(zip(names, teachers)))
         check_padding(native, loaded, words)
         super().__init__(native, loaded, rules, words, options)
@@ -329,6 +330,19 @@ def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, opt
 
 def _differing(field: str, mine: Any, other: Any) -> str:
     return f"student and teacher must share {field}: the student has {mine}, the teacher {other}"
+
+
+def check_starts(student: NativeT5, teachers: Mapping[str, NativeT5]) -> None:
+    """Raises ValueError where teachers begin their outputs with other tokens, which a student without encoder has not.
+
+    One with an encoder was held against each teacher when that was loaded.
+    """
+    starts = {name: one.decoder_start_token_id for name, one in teachers.items() if one.has_encoder}
+    if student.has_encoder or len(set(starts.values())) <= 1:
+        return
+    told = ", ".join(f"{name} has {start}" for name, start in starts.items())
+    both = OptionName("generation_config"), " with what holds for all, {'decoder_start_token_id': …}"
+    raise ValueError(Message(f"teachers must share decoder_start_token_id: {told}; pass ", *both))
 
 
 def check_padding(student: NativeT5, teachers: Sequence[NativeT5], words: Callable[[], Any]) -> None:
