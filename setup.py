@@ -81,7 +81,6 @@ class Build(build_ext):
         self.build_temp = f"build/objects-{sys.implementation.cache_tag}-{KIND}"
 
     def run(self) -> None:
-        check_compiler()
         super().run()
         core = Path(self.get_ext_fullpath("kdtw_fast._core")).absolute()
         build_cuda(core.with_name("libkdtw_cuda.so"), ROOT / self.build_temp)
@@ -93,6 +92,10 @@ def needs_recompile(compiled: str, source: str) -> bool:
 
 
 ParallelCompile("MAX_JOBS", needs_recompile=needs_recompile).install()
+
+# Before anything is copied, whose lines pip would show before the sentence.
+if {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"} & set(sys.argv):
+    check_compiler()
 
 TRAINING = ["kdtw_fast." + name for name in find_packages(include=["training", "training.*"])]
 

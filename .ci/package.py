@@ -24,7 +24,7 @@ WORK = ROOT / "build/package"
 EXTRA_ONLY = {"datasets", "sacrebleu", "rouge-score", "matplotlib", "tensorboard", "accelerate", "kdtw-fast"}
 EXTRA_ONLY |= {"starlette", "uvicorn", "prometheus-client"}
 MOST_BYTES = 8e6  # of the wheel without CUDA, beside its pairs
-SENTENCE = "Dieses Paket enthält die Dokumentation."
+SENTENCE, RECIPE = "Dieses Paket enthält die Dokumentation.", "debian-de-en/gkd"
 
 
 def run(*command: object, **more: object) -> str:
@@ -129,13 +129,15 @@ def try_wheel(wheel: Path) -> None:
     print(f"kdtw generate: {decoded.strip()}")
     assert decoded.strip() == "This package contains the documentation.", decoded
     run(scripts / "kdtw", "info", **place)
+    run(scripts / "kdtw", "train", "--list", **place)
+    run(scripts / "kdtw", "train", RECIPE, "--settings", **place)
     run(
         python,
         "-c",
         "import kdtw_fast as k; [getattr(k, name) for name in k.__all__]; import kdtw_fast.reference",
         **place,
     )
-    for command in (["demo"], ["compare", "--quick"], ["report", "."], ["train", "--list"], ["serve"]):
+    for command in (["demo"], ["compare", "--quick"], ["report", "."], ["project", "."], ["train", RECIPE], ["serve"]):
         done = subprocess.run([scripts / "kdtw", *command], capture_output=True, text=True, **place)
         wanted = rf"kdtw: kdtw {command[0]} needs .+; install with: pip install [a-z -]+\n"
         assert done.returncode == 2 and re.fullmatch(wanted, done.stderr), (command, done)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kdtw_fast.budgets import written_budget
-from kdtw_fast.options import LIMITS, nearest
+from kdtw_fast.options import LIMITS, check_int, check_real, nearest
 
 if TYPE_CHECKING:
     from kdtw_fast.decoders.interface import AnyDecoder
@@ -24,13 +25,28 @@ class Setting:
         read: makes its value of what users write: int, float, or a function of a text.
         summary: what it does and its range, in a line for help texts.
         default: the decoder's own.
+        low, high: its range, where it is a number; the decoder has the same.
         keyword: what the decoder calls it, if not by the users' name.
     """
 
     read: Callable[[str], Any]
     summary: str
     default: Any
+    low: float | None = None
+    high: float = math.inf
     keyword: str | None = None
+
+    def value(self, name: str, written: Any) -> Any:
+        """What was written for the setting of that name; raises as the decoder does, which need not be made for it."""
+        value = self.read(written)
+        if self.low is None:
+            return value
+        called = self.keyword or name
+        return (
+            check_int(called, value, int(self.low))
+            if self.read is int
+            else check_real(called, value, self.low, self.high)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,8 @@ class Method:
         return {*self.settings, *self.call_options}
 
 
+_SHARE = 0, 1  # a range
+_DRAFT_LENGTH = Setting(int, "tokens drafted per teacher pass", 5, 1)
 METHODS: dict[str, Method] = {
     "training-wheels": Method(
         "the student writes and asks the teacher for single tokens (KDTW)",
@@ -67,6 +85,7 @@ METHODS: dict[str, Method] = {
                 "at each call the teacher also checks the drafts it reads anyway and takes back those less likely than "
                 "this share of its best token, in 0..1; 0 = off",
                 0.0,
+                *_SHARE,
             )
         },
         call_options=_BUDGETED,
@@ -77,12 +96,13 @@ METHODS: dict[str, Method] = {
         "the student drafts, the teacher checks every draft",
         "SpeculativeDecoder",
         settings={
-            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
+            "draft_length": _DRAFT_LENGTH,
             "lenience": Setting(
                 float,
                 "drafts pass that are at least this share as likely as the teacher's best, in 0..1; 1 = exactly the "
                 "teacher's output",
                 1.0,
+                *_SHARE,
             ),
         },
     ),
@@ -90,8 +110,8 @@ METHODS: dict[str, Method] = {
         "speculative decoding in which drafts of a student that is sure enough stand",
         "SpeculativeCascadeDecoder",
         settings={
-            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
-            "deferral": Setting(float, "the student decides more as this grows, in 0..1", 0.1),
+            "draft_length": _DRAFT_LENGTH,
+            "deferral": Setting(float, "the student decides more as this grows, in 0..1", 0.1, *_SHARE),
         },
     ),
     "bild": Method(
@@ -102,30 +122,34 @@ METHODS: dict[str, Method] = {
                 float,
                 "hand over where the student's best probability is below this, in 0..1",
                 0.6,
-                "fallback_threshold",
+                *_SHARE,
+                keyword="fallback_threshold",
             ),
             "rollback": Setting(
                 float,
                 "take back from the first token whose -log p under the teacher is above this",
                 5.0,
-                "rollback_threshold",
+                0,
+                keyword="rollback_threshold",
             ),
-            "draft_length": Setting(int, "at most so many", None, "max_draft_length"),
+            "draft_length": Setting(int, "at most so many", None, 1, keyword="max_draft_length"),
         },
     ),
     "interleaved": Method(
         "drafts among the teacher's best k stay, others are replaced (SKD)",
         "InterleavedDecoder",
         settings={
-            "draft_length": Setting(int, "tokens drafted per teacher pass", 5),
-            "accept_top_k": Setting(int, "a draft stays when among the teacher's best so many", 25),
+            "draft_length": _DRAFT_LENGTH,
+            "accept_top_k": Setting(int, "a draft stays when among the teacher's best so many", 25, 1),
         },
     ),
     "random": Method(
         "a control: the teacher writes tokens drawn at random",
         "RandomCallDecoder",
         settings={
-            "threshold": Setting(float, "the teacher writes where a uniform number in 0..1 is above this", 0.9),
+            "threshold": Setting(
+                float, "the teacher writes where a uniform number in 0..1 is above this", 0.9, *_SHARE
+            ),
         },
         call_options=_BUDGETED,
     ),
@@ -134,7 +158,10 @@ METHODS: dict[str, Method] = {
         "EntropyCallDecoder",
         settings={
             "threshold": Setting(
-                float, "the teacher writes where the entropy of the student's distribution, in nats, is above this", 2.0
+                float,
+                "the teacher writes where the entropy of the student's distribution, in nats, is above this",
+                2.0,
+                0,
             ),
         },
         call_options=_BUDGETED,

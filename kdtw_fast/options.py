@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -101,6 +102,12 @@ def check_word(option: str, word: Any, known: Sequence[str]) -> None:
 def check_dtype(dtype: Any, option: str = "dtype", known: Sequence[str] = DTYPES) -> None:
     """:func:`check_word` for number formats."""
     check_word(option, dtype, known)
+
+
+def check_device(device: str) -> None:
+    """ValueError for a device of a command line that is none of those there are; whether it is here, the core says."""
+    if not re.fullmatch(r"cpu|auto|cuda(:\d+)?", device):
+        raise ValueError(f"unknown device {device!r}; known are 'cpu', 'cuda', 'cuda:<index>' and 'auto'")
 
 
 def check_limit(name: str, value: Any, label: str | None = None) -> None:

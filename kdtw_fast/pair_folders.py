@@ -36,31 +36,17 @@ def load_models(
         ValueError: a pair and folders were given, or a model is missing; no ``tokenizer`` was given, and those of two
             folders mean different tokens by an id; or as ``from_pretrained`` does.
     """
-    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
-    if student is None and not teacher:
-        if tokenizer is not None:
-            one = OptionName("tokenizer"), " goes with ", OptionName("student"), " and ", OptionName("teacher")
-            raise ValueError(Message(*one, "; a shipped pair has its own"))
-        home = pair_folder(pair or DEFAULT_PAIR)
-        from kdtw_fast.model import NativeModel  # PyTorch: what is wrong with the words of a command is said without it
+    check_places(needed, pair, student, teacher, tokenizer)
+    from kdtw_fast.model import NativeModel  # PyTorch: what is wrong with the words of a command is said without it
 
+    if student is None and not teacher:
+        home = pair_folder(pair or DEFAULT_PAIR)
         shipped = {
             role: NativeModel.from_pretrained(home / role, role, dtypes[role], cache=cache, device=device)
             for role in needed
         }
         return shipped, _tokenizer(home / "tokenizer", beside=False)
-    if pair is not None:
-        both = OptionName("pair"), ", or ", OptionName("student"), " and ", OptionName("teacher")
-        raise ValueError(Message("give ", *both, ", not both"))
-    for role in needed:
-        if not folders[role]:
-            raise ValueError(Message("this method needs ", OptionName(role), " too"))
-        for folder in folders[role]:
-            if not (folder.is_dir() or is_gguf(folder)):
-                said = f" {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
-                raise FileNotFoundError(Message(OptionName(role), said))
-    from kdtw_fast.model import NativeModel
-
+    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
     models: dict[str, Any] = {}
     named: list[tuple[str, Path]] = []
     for role in needed:
@@ -72,6 +58,39 @@ def load_models(
         models[role] = found if len(found) > 1 else found[0]
         named += zip(names, folders[role])
     return models, _shared_tokenizer(named) if tokenizer is None else _tokenizer(tokenizer, beside=False)
+
+
+def check_places(
+    needed: tuple[str, ...],
+    pair: str | None,
+    student: Path | None,
+    teacher: list[Path] | None,
+    tokenizer: Path | None,
+) -> None:
+    """Raises as :func:`load_models` does for a pair, or folders, that are not there; needs no PyTorch."""
+    folders = {"student": [] if student is None else [student], "teacher": teacher or []}
+    if student is None and not teacher:
+        if tokenizer is not None:
+            one = OptionName("tokenizer"), " goes with ", OptionName("student"), " and ", OptionName("teacher")
+            raise ValueError(Message(*one, "; a shipped pair has its own"))
+        pair_folder(pair or DEFAULT_PAIR)
+        return
+    if pair is not None:
+        both = OptionName("pair"), ", or ", OptionName("student"), " and ", OptionName("teacher")
+        raise ValueError(Message("give ", *both, ", not both"))
+    for role in needed:
+        if not folders[role]:
+            raise ValueError(Message("this method needs ", OptionName(role), " too"))
+        for folder in folders[role]:
+            check_model_folder(role, folder)
+    _tokenizer_place(folders[needed[0]][0] if tokenizer is None else tokenizer, beside=tokenizer is None)
+
+
+def check_model_folder(name: str, folder: Path) -> None:
+    """FileNotFoundError where a model's place is neither a folder nor a GGUF file; ``name`` is the option's."""
+    if not (folder.is_dir() or is_gguf(folder)):
+        said = f" {folder} is not a folder; give one written by save_pretrained, or a GGUF file"
+        raise FileNotFoundError(Message(OptionName(name), said))
 
 
 def _shared_tokenizer(named: list[tuple[str, Path]]) -> Any:
@@ -86,8 +105,12 @@ def _shared_tokenizer(named: list[tuple[str, Path]]) -> Any:
 
 
 def _tokenizer(folder: Path, beside: bool = True) -> Any:
+    return load_tokenizer(_tokenizer_place(folder, beside))
+
+
+def _tokenizer_place(folder: Path, beside: bool) -> Path:
     found = find_tokenizer(folder, beside)
     if found is None:
         places = f"{folder} or {folder.parent / 'tokenizer'}" if beside else str(folder)
         raise FileNotFoundError(Message(f"no tokenizer in {places}; name its folder with ", OptionName("tokenizer")))
-    return load_tokenizer(found)
+    return found

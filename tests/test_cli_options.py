@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
 import typer
+from factories import random_pair
 from test_cli import TinyPair, kdtw, pair  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
@@ -38,7 +40,7 @@ class MoreOptions(GenerateOptions):
 
 def app_of(got: dict[str, Any]) -> typer.Typer:
     methods = METHODS | {
-        "zealous": Method("a new one", "ZealousDecoder", settings={"zeal": Setting(int, "how much [1]", 3, "zeal_in")}),
+        "zealous": Method("a new one", "ZealousDecoder", settings={"zeal": Setting(int, "how much [1]", 3, keyword="zeal_in")}),
         "calm": Method("another", "CalmDecoder", settings={"zeal": Setting(int, "how little", None)}),
         "patient": Method("a third", "PatientDecoder", call_options=("patience",)),
     }
@@ -104,3 +106,18 @@ def test_the_new_options_reach_the_decoder(kdtw, pair: TinyPair) -> None:  # noq
     assert run("--min-new-tokens", "12") == run("--min-new-tokens", "12", "--teacher-batch", "1", "--max-time", "99")
     result = kdtw("generate", *pair.folders, "--min-new-tokens", "200", "x")
     assert result.stderr == "kdtw: --min-new-tokens must be in 0..128, got 200\n"
+
+
+def test_the_ranges_of_settings_are_the_decoders_own() -> None:
+    """The command line checks them before there is a decoder; both say the same of a value just outside."""
+    student, teacher = random_pair("noisy", 0, 43)
+    models = {"student": student, "teacher": teacher}
+    for name, method in METHODS.items():
+        for setting, kind in method.settings.items():
+            outside = [kind.low - 1 if kind.low is not None else None, kind.high + 1 if kind.high < math.inf else None]
+            for value in (kind.read(one) for one in outside if one is not None):
+                with pytest.raises(ValueError, match="must be") as early:
+                    kind.value(setting, value)
+                with pytest.raises(ValueError, match="must be") as late:
+                    make_decoder(name, models, None, **{setting: value})
+                assert str(early.value) == str(late.value)

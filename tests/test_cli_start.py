@@ -13,8 +13,10 @@ import pytest
 
 import kdtw_fast
 from kdtw_fast import extras
+from kdtw_fast.pairs import pair_folder
 
 HEAVY = ("torch", "transformers", "numpy", "kdtw_fast._core")
+PAIR = pair_folder()
 LIGHT = {
     "help": ["--help"],
     "version": ["--version"],
@@ -27,6 +29,25 @@ LIGHT = {
     "bench help": ["bench", "--help"],
     "bench of no rows": ["bench", "--rows", "0"],
     "bench of a number format that is none": ["bench", "--dtype", "fp8"],
+    "pair that does not ship": ["compare", "nosuchpair"],
+    "data that are not there": ["compare", "--data", "nope.jsonl"],
+    "count out of range": ["compare", "--repetitions", "0"],
+    "unknown metric": ["compare", "--metric", "rouge3"],
+    "no recipe": ["train"],
+    "unknown recipe": ["train", "nope"],
+    "recipe file that is not there": ["train", "./nope.yaml"],
+    "list of recipes, a help": ["train", "--list"],
+    "new recipes without a teacher": ["train", "--new", "x"],
+    "report of nothing": ["report", "out/nope"],
+    "projection of nothing": ["project", "out/nope"],
+    "service of no folder": ["serve", "--student", "nope/x", "--teacher", "nope/y"],
+    "model that is not there": ["info", "nope"],
+    "unknown device": ["selftest", "--device", "nope"],
+    "setting out of range": ["generate", "--method", "speculative", "--draft-length", "0", "x"],
+    "tokenizer that is not there": [
+        *("generate", "--student", str(PAIR / "student"), "--teacher", str(PAIR / "teacher")),
+        *("--tokenizer", "nope", "x"),
+    ],
 }
 
 
@@ -64,26 +85,41 @@ def test_without_pytorch_the_import_is_one_sentence() -> None:
     assert done.stderr.splitlines()[-1].startswith("ImportError: kdtw_fast needs PyTorch; install")
 
 
-@pytest.mark.parametrize("command", [["demo"], ["compare", "--quick"], ["report", "."], ["train", "--list"]])
-def test_a_command_names_the_packages_that_are_missing(command: list[str]) -> None:
+_COMPARING = "rouge-score and sacrebleu; install with: pip install rouge-score sacrebleu"
+_TRAINING = "datasets, rouge-score and sacrebleu; install with: pip install datasets rouge-score sacrebleu"
+
+
+@pytest.mark.parametrize(
+    ("command", "packages"),
+    [
+        (["demo"], _COMPARING),
+        (["compare", "--quick"], _COMPARING),
+        (["report", "."], _COMPARING),
+        (["project", "."], _COMPARING),
+        (["train", "debian-de-en/gkd"], _TRAINING),
+        (["train", "--list"], None),
+        (["train", "debian-de-en/gkd", "--settings"], None),
+    ],
+)
+def test_a_command_names_the_packages_that_are_missing(command: list[str], packages: str | None) -> None:
     code = f"""
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rouge_score", "sacrebleu"):
+        if name.split(".")[0] in ("datasets", "rouge_score", "sacrebleu"):
             raise ModuleNotFoundError(name=name)
 import kdtw_fast.extras as extras
-extras.find_spec = lambda name: None if name in ("rouge_score", "sacrebleu") else find_spec(name)
+extras.find_spec = lambda name: None if name in ("datasets", "rouge_score", "sacrebleu") else find_spec(name)
 sys.meta_path.insert(0, Missing())
 from kdtw_fast.cli import main
 sys.argv = ["kdtw", *{command!r}]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    packages = "rouge-score and sacrebleu; install with: pip install rouge-score sacrebleu"
-    assert (done.returncode, done.stderr) == (2, f"kdtw: kdtw {command[0]} needs {packages}\n")
+    wanted = (0, "") if packages is None else (2, f"kdtw: kdtw {command[0]} needs {packages}\n")
+    assert (done.returncode, done.stderr) == wanted
 
 
 def test_packages_that_are_named_are_those_of_the_extras() -> None:
@@ -102,6 +138,14 @@ def test_packages_that_are_named_are_those_of_the_extras() -> None:
     assert not needed & names(project["dependencies"])
 
 
+BUILDS = {  # as pip calls them
+    "extension": 'import runpy, sys; sys.argv[1:] = ["-q", "build_ext"]; runpy.run_path("setup.py")',
+    "wheel": "from setuptools import build_meta; build_meta.build_wheel({folder!r})",
+    "editable": "from setuptools import build_meta; build_meta.build_editable({folder!r})",
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize(
     ("compiler", "said"),
     [
@@ -112,15 +156,18 @@ def test_packages_that_are_named_are_those_of_the_extras() -> None:
         ),
     ],
 )
-def test_a_build_without_a_compiler_is_one_sentence(tmp_path: Path, compiler: str | None, said: str) -> None:
+def test_a_build_without_a_compiler_is_one_sentence(
+    tmp_path: Path, compiler: str | None, said: str, build: str
+) -> None:
     place = tmp_path / "compiler"
     if compiler is not None:
         place.write_text(compiler, encoding="utf-8")
         place.chmod(0o755)
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path]
+    command = [sys.executable, "-c", BUILDS[build].format(folder=str(tmp_path))]
     environment = os.environ | {"CXX": str(place), "KDTW_CUDA": "0"}
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(
+    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(
         "kdtw_fast is built by g++ 12 or newer with Python's headers, but " + said.format(compiler=place)
     )

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import sacrebleu
 import torch
-from rouge_score import rouge_scorer
 from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import BUDGETS, Budget, fill_prompt, join_phrases, resolve_budgets, student_prompt
@@ -31,6 +29,9 @@ def scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, fl
         raise ValueError(
             f"expected as many hypotheses as references and at least one, got {len(hypotheses)} and {len(references)}"
         )
+    import sacrebleu  # here: the settings of a recipe are shown without it
+    from rouge_score import rouge_scorer
+
     metric = sacrebleu.metrics.BLEU()
     bleu = metric.corpus_score(list(hypotheses), [list(references)])
     rouge = rouge_scorer.RougeScorer(["rouge2"], use_stemmer=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.options import nearest
 
 from .algorithm import Learning
+from .books import read
+from .books import recipe_names as recipe_names
+from .books import summary as summary
 from .memory import keep_freed_memory
 from .models import check_place
 from .number_format import decided
 from .settings import RENAMED, RunSettings
 from .trainer import Outcome, Trainer, alone_in
-
-BOOKS = Path(__file__).parent / "recipes"
 
 # Each is a module, imported when a recipe asks for it: its `build` takes its `Settings`.
 ALGORITHMS = ("fit", "behaviour_cloning", "path_consistency", "gkd", "skd", "minillm")
@@ -54,23 +54,13 @@ def find_algorithm(name: str) -> tuple[type[RunSettings], Callable[[Any], Learni
     return module.Settings, module.build
 
 
-def recipe_names() -> list[str]:
-    """The shipped recipes, as `kdtw train` takes them."""
-    return sorted(name for name, keys in _shipped().items() if "renamed" not in keys)
-
-
-def summary(name: str) -> str:
-    """A recipe's one line."""
-    return str(_read(name).get("summary", ""))
-
-
 def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file or of a shipped name, with overrides such as "steps=10" or "student.d_model=64".
 
     Raises ValueError for an unknown recipe, algorithm or setting (naming the nearest known one) and for a value of the
     wrong type or out of range, FileNotFoundError for a file that is not there.
     """
-    given = _read(str(name))
+    given = read(str(name))
     algorithm = given.pop("algorithm", None)
     if not isinstance(algorithm, str):
         raise ValueError(f"{name} names no algorithm; add `algorithm: NAME`, one of {', '.join(ALGORITHMS)}")
@@ -131,64 +121,6 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
     with alone_in(Path(recipe.settings.out)):
         recipe = replace(recipe, settings=decided(recipe.settings))
         return Trainer(recipe.build(), recipe.settings, recipe.algorithm, quiet).run()
-
-
-@cache
-def _shipped() -> dict[str, dict[str, Any]]:
-    """The keys of every shipped recipe by its name: those of its task, of its book, of its base, and its own."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(BOOKS.glob("*.yaml")):
-        book = _load(path)
-        for task, of_task in book["tasks"].items():
-            common = OmegaConf.merge(of_task, book.get("shared", {}), {"out": "runs/${task}/${recipe}"})
-            made: dict[str, Any] = {}  # of this task, before places are filled in
-            for name, entry in book["recipes"].items():
-                own = dict(entry)
-                base, only, here = own.pop("base", None), own.pop("only", task), own.pop("in", {})
-                if only != task:
-                    continue
-                made[name] = OmegaConf.merge(made[base] if base else common, own, here.get(task, {}))
-                places = OmegaConf.create({"task": task, "recipe": name, "keys": made[name]})
-                found[f"{task}/{name}"] = OmegaConf.to_container(places["keys"], resolve=True)  # type: ignore[assignment]
-    return found
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """A YAML file of settings by name, as it stands."""
-    try:
-        found = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1})" if mark else ""
-        raise ValueError(f"{path} is not YAML{place}: {getattr(error, 'problem', error)}") from None
-    if not isinstance(found, DictConfig):
-        raise ValueError(f"{path} must hold settings by name, got a list or nothing")
-    return {str(key): value for key, value in OmegaConf.to_container(found).items()}  # type: ignore[union-attr]
-
-
-def _read(name: str, beside: Path = Path(), seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe's keys, those of its base under them; a file is looked for beside the one that names it, too."""
-    if name in _shipped():
-        found = dict(_shipped()[name])
-        if "renamed" in found:
-            warn_renamed(f"the recipe {name}", name.split("/")[0] + "/" + found.pop("renamed"))
-        return found
-    path = beside / name if (beside / name).is_file() else Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, recipe_names())}")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe file {name}; kdtw train --list shows the recipes by name")
-    if str(path) in seen:
-        raise ValueError(f"{path} is its own base, by way of {', '.join(seen[1:]) or 'itself'}")
-    own = _load(path)
-    base = own.pop("base", None)
-    if base is None:
-        return own
-    under = _read(str(base), path.parent, (*seen, str(path)))
-    under.pop("summary", None)
-    merged = OmegaConf.to_container(OmegaConf.merge(under, own))
-    assert isinstance(merged, dict)
-    return {str(key): value for key, value in merged.items()}
 
 
 def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:

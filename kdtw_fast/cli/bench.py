@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
-from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int
+from kdtw_fast.options import CACHE_DTYPES, check_device, check_dtype, check_int
 from kdtw_fast.shapes import SHAPES
 
 _MEASURE = "What to measure"
@@ -64,6 +64,7 @@ def bench(
 
         kdtw bench --shape flan-t5-small --teacher-shape flan-t5-base --rows 1,8
     """
+    check_device(device)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
     check_dtype(cache_dtype, "cache_dtype", CACHE_DTYPES)

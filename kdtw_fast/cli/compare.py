@@ -18,9 +18,11 @@ from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.options import Device, Dtype, TeacherDtype, Threads
-from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, make_plan
+from kdtw_fast.comparison.named import check_named
+from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, check_metric, make_plan
 from kdtw_fast.extras import require
 from kdtw_fast.messages import Message, OptionName
+from kdtw_fast.options import check_device, check_dtype
 from kdtw_fast.pairs import DEFAULT_PAIR
 
 _WHAT, _HOW = "What to compare", "How to measure"
@@ -115,9 +117,10 @@ def compare(
         kdtw compare debian-de-en/phase2    # what that recipe trained
     """
     require("comparing", "kdtw compare")
-    from kdtw_fast.comparison.figures import check_metric
-
     check_metric(metric)
+    check_device(device)
+    check_dtype(dtype)
+    check_dtype(teacher_dtype or dtype, "teacher_dtype")
     base, settings = (QUICK, QUICK_SETTINGS) if quick else (Choices(), Settings())
     asked = {name: value for name, value in made.items() if value is not None}
     settings = replace(settings, **{name: asked.pop(name) for name in set(asked) - _LISTS}, threads=threads)
@@ -140,6 +143,8 @@ def compare(
             {"pair": name, "data": file, "draft_student": draft, **common}
             for name, file, draft in zip(names, files, drafts)
         ]
+        for name, file, draft in zip(names, files, drafts):
+            check_named(name, file, draft)
         _measure(each, choices, settings, folder, quiet)
     _present(folder, metric)
 

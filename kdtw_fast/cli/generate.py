@@ -34,7 +34,16 @@ from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
 from kdtw_fast.extras import require
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method
-from kdtw_fast.options import MOST_ROWS, ON_ERROR, GenerateOptions, check_dtype, check_int, check_limit, check_word
+from kdtw_fast.options import (
+    MOST_ROWS,
+    ON_ERROR,
+    GenerateOptions,
+    check_device,
+    check_dtype,
+    check_int,
+    check_limit,
+    check_word,
+)
 from kdtw_fast.owners_view import LEGEND
 
 OUTPUT, RAY = "Output", "Several machines"  # panels of the help page
@@ -147,6 +156,7 @@ def generate(
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
+    check_device(device)
     check_int("piece_rows", piece_rows, 1)
     if ray is not None:
         _check_for_ray(text, file, output, show_owners)
@@ -220,7 +230,9 @@ def _checked(
         owners = [other for other in METHODS if option in METHODS[other].own_options]
         if owners and name not in owners:
             raise ValueError(Message(OptionName(option), f" belongs to {', '.join(owners)}, not to {name}"))
-    settings = {option: kind.read(given.pop(option)) for option, kind in method.settings.items() if option in given}
+    settings = {
+        option: kind.value(option, given.pop(option)) for option, kind in method.settings.items() if option in given
+    }
     told = given.pop("budget", "light")
     GenerateOptions(**(DEFAULTS | given))
     for limit in ("max_teacher_fraction", "max_teacher_calls"):

@@ -9,6 +9,8 @@ import typer
 
 from kdtw_fast import __version__
 from kdtw_fast.cli.options import Device, Dtype
+from kdtw_fast.options import check_device, check_dtype
+from kdtw_fast.pair_folders import check_model_folder
 from kdtw_fast.pairs import pair_names
 
 
@@ -20,8 +22,13 @@ def info(
     device: Device = "cpu",
 ) -> None:
     """Version, machine, build, SIMD level, threads and the shipped pairs; of a model, its number formats."""
-    told = {"kdtw_fast": __version__, **described(), "pairs": ", ".join(pair_names()) or "none"}
-    show(told if model is None else _formats(model, dtype, device))
+    check_dtype(dtype)
+    check_device(device)
+    if model is None:
+        show({"kdtw_fast": __version__, **described(), "pairs": ", ".join(pair_names()) or "none"})
+    else:
+        check_model_folder("model", model)
+        show(_formats(model, dtype, device))
 
 
 def _formats(folder: Path, dtype: str, device: str) -> dict[str, str]:

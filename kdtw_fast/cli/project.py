@@ -13,6 +13,7 @@ from rich.table import Table
 
 from kdtw_fast.cli.console import make_console
 from kdtw_fast.cli.files import check_target, write_whole
+from kdtw_fast.extras import require
 from kdtw_fast.options import check_real, nearest
 from kdtw_fast.shapes import SHAPES, find_shape
 from kdtw_fast.tables import terminal_table
@@ -46,12 +47,14 @@ def project(
 
         kdtw project out/compare --device mine --bandwidth 900 --tflops 120
     """
+    require("comparing", "kdtw project")
+    from kdtw_fast.comparison.records import read, results_file
+
+    path = results_file(results)
     from kdtw_fast.comparison import projection
-    from kdtw_fast.comparison.records import read
 
     where = _device(device, bandwidth, tflops, launch_us)
     shapes = {"student": find_shape(student), "teacher": find_shape(teacher)}
-    path = results / "results.jsonl" if results.is_dir() else results
     if json_file is not None:
         check_target("json_file", json_file, path)
     records = read(path)

@@ -31,12 +31,15 @@ def report(
         kdtw report out/compare/results.jsonl -o report.html
     """
     require("comparing", "kdtw report")
-    from kdtw_fast.comparison.html import write_report
-    from kdtw_fast.comparison.records import read
+    from kdtw_fast.comparison.plan import check_metric
+    from kdtw_fast.comparison.records import read, results_file
 
     check_int("sentences", sentences, 0)
-    path = results / "results.jsonl" if results.is_dir() else results
+    check_metric(metric)
+    path = results_file(results)
     target = path.with_name("report.html") if output is None else output
     check_target("output", target, path)
+    from kdtw_fast.comparison.html import write_report
+
     write_report(read(path), target, metric, sentences)
     print(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -9,6 +9,7 @@ import typer
 from kdtw_fast import __version__
 from kdtw_fast.cli.info import described, show
 from kdtw_fast.cli.options import Device
+from kdtw_fast.options import check_device
 
 
 def selftest(
@@ -21,10 +22,12 @@ def selftest(
 
         kdtw selftest --device cuda
     """
+    check_device(device)
     from kdtw_fast import _core
-    from kdtw_fast.selftest.run import measure_latencies, run_checks
 
     chosen = _core.resolve_device(device)
+    from kdtw_fast.selftest.run import measure_latencies, run_checks
+
     cuda = _core.build_info()["cuda"]
     show({"device": chosen, "kdtw_fast": __version__, **described()})
     print()

@@ -25,8 +25,8 @@ from kdtw_fast.cli.options import (
 )
 from kdtw_fast.extras import require
 from kdtw_fast.methods import find_method
-from kdtw_fast.options import check_dtype, check_int
-from kdtw_fast.pair_folders import load_models
+from kdtw_fast.options import check_device, check_dtype, check_int
+from kdtw_fast.pair_folders import check_places, load_models
 from kdtw_fast.pairs import DEFAULT_PAIR
 from kdtw_fast.serve.settings import TRANSLATES, ServeOptions
 
@@ -99,6 +99,7 @@ def serve(
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
+    check_device(device)
     told = read_generation_config(generation_config)
     if method is not None:
         find_method(method)
@@ -108,19 +109,20 @@ def serve(
     if api_key is not None and not api_key.strip():
         raise ValueError("the API key is empty; leave it out, or give one")
     require("serving", "kdtw serve")
+    alone = student is not None and not teacher
+    roles = ("student",) if alone else ("teacher",) if teacher and student is None else ("student", "teacher")
+    check_places(roles, pair, student, teacher, tokenizer)
+    folder = student or (teacher[0] if teacher else None)
+    called = name or (folder.resolve().name if folder is not None else pair or DEFAULT_PAIR)
+    if not re.fullmatch(r"[\w.:-]+", called):
+        raise ValueError(f"name must be of letters, digits and ._:-, got {called!r}; give another with --name")
     from kdtw_fast.serve.app import Service
     from kdtw_fast.serve.run import listen, run
     from kdtw_fast.serve.served import Served
 
     listening = listen(host, port)
-    alone = student is not None and not teacher
-    roles = ("student",) if alone else ("teacher",) if teacher and student is None else ("student", "teacher")
     dtypes = {"student": dtype, "teacher": teacher_dtype or dtype}
     models, words = load_models(roles, pair, student, teacher, tokenizer, dtypes, cache_weights, device)
-    folder = student or (teacher[0] if teacher else None)
-    called = name or (folder.resolve().name if folder is not None else pair or DEFAULT_PAIR)
-    if not re.fullmatch(r"[\w.:-]+", called):
-        raise ValueError(f"name must be of letters, digits and ._:-, got {called!r}; give another with --name")
     served = Served(called, models, words, limits, method, num_threads, told)
     run(Service(served, api_key, languages), listening, lambda line: print(line, flush=True))
 

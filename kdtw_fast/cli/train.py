@@ -70,13 +70,10 @@ def train(
 
         kdtw train --new runs/mine --teacher my-t5 --student my-small-t5 --data examples.jsonl
     """
-    require("training", "kdtw train")
-    # Imported here: transformers and the training code take seconds that the other commands do not need.
-    from kdtw_fast.training import processes, recipes
-    from kdtw_fast.training.explained import with_meanings
+    from kdtw_fast.training import books
 
     if show:
-        _list({name: recipes.summary(name) for name in recipes.recipe_names()})
+        _list({name: books.summary(name) for name in books.recipe_names()})
         return
     given = {"--teacher": teacher, "--student": student, "--data": data, "--prompt": prompt}
     if new is not None:
@@ -91,12 +88,18 @@ def train(
             raise ValueError(f"{option} goes with --new; a recipe's own are settings: {option[2:]}.path=…")
     if recipe is None:
         raise ValueError("name a recipe, such as debian-de-en/teacher; kdtw train --list shows them all")
+    books.check(recipe)
+    # Imported here: PyTorch and the training code take seconds that a wrong name need not wait for.
+    from kdtw_fast.training import processes, recipes
+    from kdtw_fast.training.explained import with_meanings
+
     logging.basicConfig(format="kdtw: %(message)s", level=logging.WARNING)
     logging.getLogger(processes.__package__).setLevel(logging.INFO)
     resolved = recipes.resolve(recipe, overrides or [])
     if settings:
         print(f"algorithm: {resolved.algorithm}\n{with_meanings(resolved.settings)}", end="")
         return
+    require("training", "kdtw train")
     outcome = recipes.train(resolved, quiet=quiet)
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name

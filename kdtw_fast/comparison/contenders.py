@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from kdtw_fast.loaders import jsonl_lines, load_tokenizer
+from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.model import NativeT5
-from kdtw_fast.pairs import Sample, load_samples, pair_folder, pair_names
+from kdtw_fast.pairs import Sample
 
+from .named import PARTS, check_named, find_home, own_samples, read_samples
 from .plan import DRAFT_STUDENT
 from .provenance import digest, folder_digest
 
@@ -89,10 +89,9 @@ def load_contender(
         FileNotFoundError: a folder or file is not there.
         ValueError: an unknown pair, a folder that holds none, data that is none.
     """
-    name, folders, own_samples = _find(pair)
-    samples = own_samples() if data is None else read_samples(data)
-    if draft_student is not None and not draft_student.is_dir():
-        raise FileNotFoundError(f"--draft-student {draft_student} is not a folder; give one of save_pretrained")
+    check_named(pair, data, draft_student)
+    name, folders, own = _find(pair)
+    samples = own() if data is None else read_samples(data)
     tokenizer = load_tokenizer(folders.pop("tokenizer"))
     if draft_student is not None:
         folders[DRAFT_STUDENT] = draft_student
@@ -106,23 +105,15 @@ def load_contender(
 
 def _find(pair: str) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
     """A pair's name, its folders ("student", "teacher", "tokenizer", perhaps "gkd"), and what reads its sentences."""
-    shipped = pair in pair_names()
-    if not shipped and not Path(pair).is_dir():
+    home = find_home(pair)
+    if home is None:
         from kdtw_fast.training import recipes
 
-        if pair in recipes.recipe_names() or Path(pair).suffix in (".yaml", ".yml"):
-            return _trained(recipes.resolve(pair).settings, Path(pair))
-    home = Path(pair) if Path(pair).is_dir() and not shipped else pair_folder(pair)  # which says what pairs there are
-    folders = {part: home / part for part in ("student", "teacher", "tokenizer", DRAFT_STUDENT)}
+        return _trained(recipes.resolve(pair).settings, Path(pair))
+    folders = {part: home / part for part in (*PARTS, DRAFT_STUDENT)}
     if not folders[DRAFT_STUDENT].is_dir():
         del folders[DRAFT_STUDENT]
-    if not all(folder.is_dir() for folder in folders.values()):
-        raise FileNotFoundError(f"{home} holds no pair: it needs the folders student, teacher and tokenizer")
-    return home.resolve().name, folders, lambda: load_samples(pair) if shipped else _no_sentences(pair)
-
-
-def _no_sentences(pair: str) -> list[Sample]:
-    raise ValueError(f"{pair} ships with no sentences; name a JSONL file with --data")
+    return home.resolve().name, folders, lambda: own_samples(pair)
 
 
 def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
@@ -169,22 +160,3 @@ def chosen(items: Sequence[Any], count: int) -> list[Any]:
     if not 0 < count < len(items):
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """The sentences of a JSONL file with "source" and "target"; ValueError names the line that has none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--data {path} is not a file; give JSONL with source and target")
-    samples = []
-    for number, line in jsonl_lines(path):
-        try:
-            row = json.loads(line)
-            source, target = row["source"], row["target"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} line {number} is no JSON object with source and target") from None
-        if not (isinstance(source, str) and source.strip() and isinstance(target, str)):
-            raise ValueError(f"{path} line {number}: source and target must be strings, and the source not empty")
-        samples.append(Sample(source, target))
-    if not samples:
-        raise ValueError(f"{path} holds no sentences")
-    return samples

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.extras import require
-from kdtw_fast.options import nearest
 
 from .labels import Label, write_labels
-from .plan import TIMED_ONLY
-from .quality import METRICS, Interval
+from .plan import METRICS, TIMED_ONLY, check_metric
+from .quality import Interval
 from .summary import FEW_TURNS, OWN_DRAFTS, Point
 from .table import shown
 
@@ -101,12 +100,6 @@ class Panel:
     limits: tuple[float, ...] = ()
     interval: float = 0.0
     bars: str = BARS
-
-
-def check_metric(metric: str) -> None:
-    """Raises ValueError for a metric that is not in :data:`kdtw_fast.comparison.quality.METRICS`."""
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
 
 
 def draw(points: Sequence[Point], out: Path, metric: str = "rouge2") -> list[Path]:

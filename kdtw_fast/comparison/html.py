@@ -27,8 +27,8 @@ from kdtw_fast.owners_view import MARKS, shown_pieces
 from kdtw_fast.visible import visible
 
 from .contenders import chosen
-from .figures import STYLES, check_metric, draw
-from .quality import METRICS
+from .figures import STYLES, draw
+from .plan import METRICS, check_metric
 from .records import Outputs, Records, Sentence, Timing
 from .summary import Point, Samples, judged, sample, summarise
 from .table import ALL_COLUMNS, COLUMNS, FOOTNOTE, NONE, caption, cells, shown

@@ -32,7 +32,20 @@ GROUPS: dict[str, str] = {
 CONTROLS = ("random", "entropy")
 OUTSIDE = ("hugging-face", "assisted", "ctranslate2")
 TIMED_ONLY = ("assisted",)  # too slow for all sentences: writes those that it is timed on, and is not judged
+METRICS: dict[str, str] = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
 OWN_STUDENT, DRAFT_STUDENT = "own", "gkd"  # who drafts
+
+
+def check_metric(metric: str) -> None:
+    """Raises ValueError for a metric that is not in :data:`METRICS`."""
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}{nearest(metric, METRICS)}")
 
 
 @dataclass(frozen=True)

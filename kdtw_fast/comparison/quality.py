@@ -16,15 +16,10 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from kdtw_fast.machine import versions
 
+from .plan import METRICS as METRICS
+
 STEMMER = False  # of ROUGE
 ROUGE = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
-METRICS: dict[str, str] = {
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-}
 RESAMPLES = 1000
 COVERAGE = 0.95  # of every interval
 

@@ -194,6 +194,14 @@ class Records:
         return list(dict.fromkeys(outputs.pair for outputs in self.outputs.values()))
 
 
+def results_file(place: Path) -> Path:
+    """results.jsonl of a folder, or the file that was named; FileNotFoundError where it is not there."""
+    path = place / "results.jsonl" if place.is_dir() else place
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; kdtw compare writes it")
+    return path
+
+
 def read(path: str | Path) -> Records:
     """The records of a results file.
 
@@ -203,9 +211,7 @@ def read(path: str | Path) -> Records:
         FileNotFoundError: there is no such file.
         ValueError: a line is not a record, naming file, line and what is wrong with it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; kdtw compare writes it")
+    path = results_file(Path(path))
     records = Records()
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):

@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:
     library = str(missing.name).partition(".")[0]
     if library not in ("lxml", "polib"):
         raise
-    sys.exit(f"reading the packages needs {library}; install the extra: pip install --no-build-isolation '.[corpora]'")
+    sys.exit(f"reading the packages needs {library}; install with: pip install lxml polib")
 
 
 def main() -> None:
