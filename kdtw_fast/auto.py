@@ -23,7 +23,7 @@ from kdtw_fast.costs import Costs, Prediction
 from kdtw_fast.decoder_options import PairKeywords, PairOptions
 from kdtw_fast.decoders.base import Decoder, ModelLike, check_padding, load_teacher
 from kdtw_fast.decoders.interface import AnyDecoder
-from kdtw_fast.decoders.reading import Row
+from kdtw_fast.decoders.reading import Row, broken_by_auto
 from kdtw_fast.decoders.tokenizers import check_taus, words_of
 from kdtw_fast.generation import call_defaults
 from kdtw_fast.keywords import takes
@@ -290,10 +290,7 @@ class AutoDecoder(AnyDecoder):
     def _refuse_limits(self, options: GenerateOptions) -> None:
         for name in LIMITS:
             if getattr(options, name) is not None:
-                raise TypeError(
-                    f"{name} is a bound that AutoDecoder would break with the teacher alone; "
-                    "it belongs to TrainingWheelsDecoder"
-                )
+                raise TypeError(broken_by_auto(name))
 
     def _choose(self, rows: int, longest: int, options: GenerateOptions) -> tuple[Prediction, int]:
         """The prediction to go by for so many sources, and the batch size whose costs it is made of."""

@@ -332,15 +332,19 @@ def test_the_quality_no_is_kept_to_the_token(device: str) -> None:
 
 @pytest.mark.parametrize("costs", [DRAFTING_PAYS, DRAFTING_COSTS])
 @pytest.mark.parametrize("quality", ["teacher", "student", "high"])
-def test_an_item_has_no_budget_whatever_method_is_chosen(quality: str, costs: Costs) -> None:
+def test_an_item_has_neither_budget_nor_limit_whatever_method_is_chosen(quality: str, costs: Costs) -> None:
     student, teacher = pair("noisy")
     student.student_prompt = "a{budget}b"
     auto = AutoDecoder(student, teacher, quality=quality, costs=costs, tokenizer=Letters())
-    items = ["ab", {"text": "cd", "budget": "light"}, "ef"]
-    first, second, third = auto.stream(items, in_order=True, on_error="return", max_new_tokens=TOKENS)
+    items = ["ab", {"text": "cd", "budget": "light"}, "ef", {"text": "cd", "max_teacher_calls": 1}]
+    first, second, third, fourth = auto.stream(items, in_order=True, on_error="return", max_new_tokens=TOKENS)
     assert first.texts and third.texts and isinstance(second.error, TypeError)
     assert f"item 1 has the budget 'light', but this AutoDecoder was made for one, quality='{quality}'" in str(
         second.error
+    )
+    assert isinstance(fourth.error, TypeError) and str(fourth.error) == (
+        "item 3: max_teacher_calls is a bound that AutoDecoder would break with the teacher alone; it belongs to "
+        "TrainingWheelsDecoder, RandomCallDecoder and EntropyCallDecoder"
     )
 
 
@@ -372,7 +376,7 @@ def auto(device: str, **options: Any) -> AutoDecoder:
         (
             lambda d: auto(d).generate([[5, EOS]], max_teacher_fraction=0.1),
             TypeError,
-            "belongs to TrainingWheelsDecoder",
+            "belongs to TrainingWheelsDecoder, RandomCallDecoder and EntropyCallDecoder",
         ),
         (
             lambda d: auto(d, quality="light").generate([[5, EOS]], max_teacher_calls=1),

@@ -40,7 +40,9 @@ class MoreOptions(GenerateOptions):
 
 def app_of(got: dict[str, Any]) -> typer.Typer:
     methods = METHODS | {
-        "zealous": Method("a new one", "ZealousDecoder", settings={"zeal": Setting(int, "how much [1]", 3, keyword="zeal_in")}),
+        "zealous": Method(
+            "a new one", "ZealousDecoder", settings={"zeal": Setting(int, "how much [1]", 3, keyword="zeal_in")}
+        ),
         "calm": Method("another", "CalmDecoder", settings={"zeal": Setting(int, "how little", None)}),
         "patient": Method("a third", "PatientDecoder", call_options=("patience",)),
     }

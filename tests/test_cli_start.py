@@ -72,6 +72,20 @@ def test_version_is_said() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"kdtw_fast {kdtw_fast.__version__}\n", "")
 
 
+def test_bars_of_libraries_are_for_terminals() -> None:
+    code = """
+import os, sys
+from kdtw_fast.cli import main
+sys.argv = ["kdtw", "--version"]
+try:
+    main()
+finally:
+    print(os.environ)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert all(f"'HF_{which}_DISABLE_PROGRESS_BARS': '1'" in done.stdout for which in ("HUB", "DATASETS")), done.stdout
+
+
 def test_every_public_name_is_there_and_listed() -> None:
     assert all(getattr(kdtw_fast, name) is not None for name in kdtw_fast.__all__)
     assert set(kdtw_fast._homes()) == set(kdtw_fast.__all__) <= set(dir(kdtw_fast))

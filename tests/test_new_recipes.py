@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
 import yaml
 from kdtw_fast.training import explained, new_recipes, recipes
 from kdtw_fast.training.debian import read_jsonl
 from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.settings import Data, Model, Optimiser
+from pyarrow import parquet
 from transformers import T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
+from kdtw_fast import loaders
 from kdtw_fast.cli import app
 from kdtw_fast.loaders import load_tokenizer
 
@@ -65,6 +69,40 @@ def test_a_blank_source_is_no_validation_example(toy: Path, tmp_path: Path) -> N
     frame = Frame(load_tokenizer(toy / "tokenizer"))
     encoded = frame.encode(read_jsonl(tmp_path / "validation.jsonl"), found.max_source, found.max_target)
     assert found.held_out == len(encoded) == 6  # as many as held_out_rows may ask for
+
+
+def test_data_may_be_parquet_and_recipes_run_from_any_folder(toy: Path, tmp_path: Path, examples, monkeypatch) -> None:
+    rows = [json.loads(line) for line in examples.read_text(encoding="utf-8").splitlines() if line]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "examples.parquet")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        parquet.write_table(pyarrow.Table.from_pylist(rows[:30]), folder / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").symlink_to(toy / "teacher/model")
+    found = {}
+    for data in ("examples.jsonl", "examples.parquet", "parts"):
+        written, found[data] = new_recipes.write_recipes(Path(f"of-{data}"), "teacher", None, Path(data))
+        settings = recipes.resolve(written[1]).settings
+        assert {Path(place).is_absolute() for place in (settings.out, *settings.places().values())} == {True}
+        assert settings.sample_every == 100
+    assert found["examples.parquet"].rows == found["examples.jsonl"].rows == 44 and found["parts"].rows == 30
+    parts = [(tmp_path / f"of-examples.{kind}/data/train.jsonl").read_text("utf-8") for kind in ("jsonl", "parquet")]
+    first, second = ([(row["source"], row["target"]) for row in map(json.loads, part.splitlines())] for part in parts)
+    assert first == second
+    with pytest.raises(FileNotFoundError, match=r"--data .*of-parts has no train.jsonl and no train.parquet"):
+        new_recipes.write_recipes(tmp_path / "x", "teacher", None, tmp_path / "of-parts")
+
+
+def test_a_student_of_other_words_is_refused(toy: Path, tmp_path: Path, examples: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(toy / "student/model", student)
+    words = loaders.load_tokenizer(loaders.find_tokenizer(toy / "teacher/model"))
+    words.add_tokens(["<one more>"])
+    words.save_pretrained(student)
+    with pytest.raises(ValueError, match=r"student and teacher must share a vocabulary: .*'<one more>'"):
+        new_recipes.write_recipes(tmp_path / "mine", str(toy / "teacher/model"), str(student), examples)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_without_a_student_one_is_trained_first(toy: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,8 +158,32 @@ def test_mistakes_are_one_sentence(arguments, words):
 def test_an_empty_override_empties_a_text(tmp_path):
     changed = ["data.folder=", "data.hub=wmt/wmt19"]
     assert recipes.resolve("debian-de-en/teacher", changed).settings.data.hub == "wmt/wmt19"
-    with pytest.raises(ValueError, match="override 'steps=': steps: Incompatible value 'None'"):
-        recipes.resolve("debian-de-en/teacher", ["steps="])
+    file = tmp_path / "own.yaml"
+    file.write_text("base: debian-de-en/phase1\ndata: {folder: , hub: wmt/wmt19}\nstudent: {path: }\n")
+    settings = recipes.resolve(file).settings
+    assert (settings.data.folder, settings.data.hub, settings.student.path) == ("", "wmt/wmt19", "")
+    assert recipes.resolve("debian-de-en/phase2", ["window="]).settings.window is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted"),
+    [
+        ("steps", "such as steps=1200"),
+        ("optimiser.rate", "such as optimiser.rate=0.01"),
+        ("budgets", "such as budgets=[]"),
+        ("data", "settings by name"),
+        ("data.template", "settings by name"),
+    ],
+)
+def test_a_setting_that_is_given_nothing_says_what_it_takes(setting, wanted, tmp_path):
+    said = f"{setting} is empty; give a value, {wanted}, or leave it out"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'override {setting!r}'[:-1])}=': {re.escape(said)}"):
+        recipes.resolve("debian-de-en/phase1", [f"{setting}="])
+    file = tmp_path / "own.yaml"
+    *group, name = setting.split(".")
+    file.write_text("base: debian-de-en/phase1\n" + "".join(f"{g}:\n  " for g in group) + f"{name}:\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'recipe {file}: {setting} is empty')}"):
+        recipes.resolve(file)
 
 
 @pytest.mark.parametrize("setting", ["teacher.path", "student.path", "data.hub", "data.folder", "tokenizer"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -242,13 +243,16 @@ def test_cloning_teaches_to_ask_more_with_a_larger_budget(toy, tmp_path):
     assert used[0] <= 0.15 and used[-1] >= used[0] + 0.2
 
 
-def test_trajectories_go_on_where_they_stopped(toy, tmp_path):
+def test_trajectories_go_on_where_they_stopped(toy, tmp_path, caplog):
     tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
     task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
     rows = Frame(tokenizer).encode(toy_examples(10))
     cache = tmp_path / "trajectories.jsonl"
-    whole = teacher_trajectories(teacher, task, rows, cache, chunk=4)
+    with caplog.at_level("INFO", logger=teacher_trajectories.__module__):
+        whole = teacher_trajectories(teacher, task, rows, cache, chunk=4)
+    told = [record.getMessage() for record in caplog.records if "has written" in record.getMessage()]
+    assert len(told) > 1 and re.fullmatch(r"the teacher has written 4 of \d+ outputs", told[0]), told
     lines = cache.read_text().splitlines(keepends=True)
     assert len(lines) == 11  # the first says what they were made of
     for end in ("".join(lines[:6]) + lines[6][:4], lines[0][:9], ""):  # killed while writing

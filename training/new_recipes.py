@@ -6,7 +6,7 @@ What is written is for reading and changing: each recipe names what it starts fr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,18 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from kdtw_fast.loaders import find_tokenizer, jsonl_lines, load_tokenizer
+from kdtw_fast.extras import require
+from kdtw_fast.loaders import check_same, find_tokenizer, jsonl_lines, load_tokenizer
 
 from .batches import keyed_generator
-from .debian import Example, read_jsonl
+from .debian import Example
 from .models import check_place
+from .settings import Data
+from .tasks import read_examples
 
-SMALL = 20_000_000  # parameters up to which a student is trained with the rates of the shipped, small pairs
+# Parameters up to which a student is trained with the rates of the shipped, small pairs. Size decides, not whether it
+# is trained already: at these rates the shipped GKD student learned to keep budgets in 200 batches (docs/howto/own.md).
+SMALL = 20_000_000
 HELD_OUT = 0.05  # of a single file, for validation and for test each; at most MOST_HELD_OUT
 MOST_HELD_OUT, FEWEST_ROWS = 1000, 40
 COVERED = 0.97  # of the examples fit into the lengths that are chosen
@@ -64,13 +69,14 @@ def write_recipes(
         folder: made where it is not there.
         teacher: folder or hub name of a T5 that does the task.
         student: the same of a smaller one with its vocabulary; None = one is trained from scratch first.
-        data: a folder with train.jsonl and validation.jsonl, or one file, which is split.
+        data: a folder with train and validation as .jsonl or .parquet, or one such file, which is split.
         prompt: what stands before a source, "summarize: "; None = the teacher's own, or "translate: ".
 
     Raises:
         FileExistsError: a recipe is there already.
         FileNotFoundError: a model or the data is not.
-        ValueError: the data is too small, or has other columns.
+        ValueError: the data is too small, or has other columns; the tokenizers of the two mean different tokens.
+        ImportError: data in Parquet, and a package that reads it is missing.
     """
     check_place(teacher, "--teacher")
     if student is not None:
@@ -79,25 +85,30 @@ def write_recipes(
     for name in names:
         if (folder / f"{name}.yaml").exists():
             raise FileExistsError(f"{folder / name}.yaml is there already; remove it, or name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    data_folder = data if data.is_dir() else split(data, folder / "data")
+    # Absolute, so that the recipes run in any folder.
+    home = folder.absolute()
+    teacher, student = _absolute(teacher), None if student is None else _absolute(student)
     tokenizer = _tokenizer_place(teacher)
+    if student is not None:
+        _check_same_words(student, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    data_folder = data.absolute() if data.is_dir() else split(data, home / "data")
     found = look(data_folder, tokenizer, teacher, student)
     own = getattr(AutoConfig.from_pretrained(teacher, trust_remote_code=False), "teacher_prompt", None)
     prompt = prompt if prompt is not None else own if own is not None else "translate: "
     written = []
     for name in names:
         path = folder / f"{name}.yaml"
-        path.write_text(recipe(name, found, folder, data_folder, tokenizer, teacher, student, prompt), encoding="utf-8")
+        path.write_text(recipe(name, found, home, data_folder, tokenizer, teacher, student, prompt), encoding="utf-8")
         written.append(path)
     return written, found
 
 
 def split(file: Path, folder: Path) -> Path:
-    """One JSONL file as train, validation and test in `folder`, drawn by a fixed seed; returns the folder."""
+    """One file, JSONL or Parquet, as train, validation and test in `folder`, drawn by a fixed seed."""
     if not file.is_file():
         raise FileNotFoundError(f"--data {file} is neither a folder nor a file")
-    numbered = list(jsonl_lines(file))
+    numbered = list(_rows_as_json(file) if file.suffix == ".parquet" else jsonl_lines(file))
     lines = [line for _, line in numbered]
     if len(lines) < FEWEST_ROWS:
         raise ValueError(f"--data {file} has {len(lines)} examples; at least {FEWEST_ROWS} are needed")
@@ -119,14 +130,23 @@ def split(file: Path, folder: Path) -> Path:
     return folder
 
 
+def _rows_as_json(file: Path) -> Iterator[tuple[int, str]]:
+    """Sources and targets of a Parquet file as lines of JSON, and their numbers, from 1."""
+    require("reading Parquet", f"--data {file}")
+    from pyarrow import parquet
+
+    for number, row in enumerate(parquet.read_table(file, columns=["source", "target"]).to_pylist(), start=1):
+        yield number, json.dumps(row, ensure_ascii=False, default=str)
+
+
 def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found:
     """Lengths of the data, sizes of the models and room in memory."""
     for name in ("train", "validation"):
-        if not (data / f"{name}.jsonl").is_file():
-            raise FileNotFoundError(f"--data {data} has no {name}.jsonl")
-    rows = read_jsonl(data / "train.jsonl")
+        if not any((data / f"{name}.{kind}").is_file() for kind in ("jsonl", "parquet")):
+            raise FileNotFoundError(f"--data {data} has no {name}.jsonl and no {name}.parquet")
+    rows = read_examples(Data(folder=str(data)), "train")
     if len(rows) < FEWEST_ROWS // 2:
-        raise ValueError(f"{data / 'train.jsonl'} has {len(rows)} examples; at least {FEWEST_ROWS // 2} are needed")
+        raise ValueError(f"--data {data} has {len(rows)} examples to train on; at least {FEWEST_ROWS // 2} are needed")
     chosen = [rows[i] for i in keyed_generator(1).permutation(len(rows))[:LOOKED_AT].tolist()]
     words = load_tokenizer(tokenizer)
 
@@ -136,7 +156,7 @@ def look(data: Path, tokenizer: str, teacher: str, student: str | None) -> Found
 
     sources, targets = lengths(chosen)
     most_source, most_target = _covering(sources), _covering(targets)
-    held_out = lengths(read_jsonl(data / "validation.jsonl"))
+    held_out = lengths(read_examples(Data(folder=str(data)), "validation"))
     sizes = parameters(teacher), parameters(student) if student else 500_000
     vocabulary = len(words)
     return Found(
@@ -195,6 +215,7 @@ def recipe(
         "target_tokens": found.target_tokens,
         "max_new_tokens": found.max_target,
         "validation_rows": min(found.held_out, 400),
+        "sample_every": 100,
     }
     trajectories = min(found.rows, 16_000)
     epoch = max(1.0, trajectories * found.mean_target / found.target_tokens)  # batches
@@ -274,6 +295,18 @@ def _steps(wanted: float, fewest: int, most: int) -> int:
 def _covering(lengths: Sequence[int]) -> int:
     """A length, a multiple of 8, that `COVERED` of those given do not exceed."""
     return max(16, 8 * int(np.ceil(np.quantile(lengths, COVERED) / 8)))
+
+
+def _absolute(place: str) -> str:
+    """A folder from the root, so that it is one from everywhere; a name on the hub as it is."""
+    return str(Path(place).absolute()) if Path(place).is_dir() else place
+
+
+def _check_same_words(student: str, tokenizer: str) -> None:
+    """ValueError where the student has a tokenizer, and it means other tokens than the teacher's."""
+    own = find_tokenizer(Path(student)) if Path(student).is_dir() else student
+    if own is not None and str(own) != tokenizer:
+        check_same(load_tokenizer(own), load_tokenizer(tokenizer), "teacher")
 
 
 def _tokenizer_place(teacher: str) -> str:

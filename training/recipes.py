@@ -7,7 +7,7 @@ from. The shipped ones, named TASK/RECIPE, stand in the books of recipes/ (train
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,6 @@ def resolve(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ValueError(f"an override is written setting=value, got {override!r}")
-        if override.endswith("=") and isinstance(OmegaConf.select(schema, key, default=None), str):
-            override += "''"  # YAML reads nothing as null
         try:
             change = OmegaConf.from_dotlist([override])
         except (yaml.YAMLError, OmegaConfBaseException):
@@ -127,6 +125,21 @@ def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:
     for old in [name for name in RENAMED if name in change and name not in schema and RENAMED[name] in schema]:
         warn_renamed(f"{origin}: the setting {old}", RENAMED[old])
         change[RENAMED[old]] = change.pop(old)
+    for key in _nulls(OmegaConf.to_container(change)):
+        known = OmegaConf.select(schema, key)
+        if isinstance(known, str):
+            OmegaConf.update(change, key, "")
+            continue
+        try:
+            alone: Any = None
+            for part in reversed(key.split(".")):
+                alone = {part: alone}
+            OmegaConf.merge(schema, alone)
+        except ConfigKeyError:  # no setting
+            continue
+        except OmegaConfBaseException:
+            wanted = "settings by name" if isinstance(known, DictConfig) else f"such as {key}={known}"
+            raise ValueError(f"{origin}: {key} is empty; give a value, {wanted}, or leave it out") from None
     try:
         merged = OmegaConf.merge(schema, change)
     except ConfigKeyError as error:
@@ -138,3 +151,12 @@ def _merged(schema: DictConfig, change: Any, origin: str) -> DictConfig:
         raise ValueError(f"{origin}: {key}{str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _nulls(change: Any, above: str = "") -> Iterator[str]:
+    """The full names of settings that were given nothing, which YAML reads as null."""
+    for name, value in change.items():
+        if value is None:
+            yield f"{above}{name}"
+        elif isinstance(value, dict):
+            yield from _nulls(value, f"{above}{name}.")

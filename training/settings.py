@@ -80,7 +80,7 @@ class Optimiser:
     rate: float = 1e-3  # learning rate after the warm-up
     warmup: int = 0  # batches in which the rate rises from 0
     decay: bool = True  # let the rate fall to 0 at the last batch
-    weight_decay: float = 0.0  # AdamW's
+    weight_decay: float = 0.0  # share of each weight, times the rate, that a batch takes away
     clip: float = 1.0  # largest norm of the gradient
     # Multiply each tensor's rate by the RMS of its initial values: T5's initial scales differ by a hundred, and from
     # scratch one rate for all hardly learns. Off for fine-tuning at the paper's rate.
@@ -102,10 +102,10 @@ class RunSettings:
     data: Data = field(default_factory=Data)  # where examples come from, and what of them is used
     tokenizer: str = ""  # folder or hub name; empty = the teacher's
     student: Model = field(default_factory=Model)  # the model to start from, or the shape to build from scratch
-    teacher: Model = field(default_factory=Model)  # the same
+    teacher: Model = field(default_factory=Model)  # the model that the student asks or learns from, or its shape
     student_prompt: str = STUDENT_PROMPT  # with "{budget}" in it, where the phrase goes
     teacher_prompt: str = TEACHER_PROMPT  # what stands before the teacher's sources, where its config names no other
-    optimiser: Optimiser = field(default_factory=Optimiser)  # AdamW
+    optimiser: Optimiser = field(default_factory=Optimiser)  # AdamW, which changes the weights after each batch
     steps: int = 1000  # batches in all
     target_tokens: int = 1536  # labels in a batch, padding included: rows = target_tokens // length of the bucket
     max_new_tokens: int = 80  # longest output that is decoded in training
@@ -114,10 +114,10 @@ class RunSettings:
     device: str = "cpu"  # of the training passes
     rollout_device: str = "cpu"  # where the native decoders write: cpu, cuda, cuda:1, or auto, the first CUDA device
     shard_teacher: bool = False  # FSDP: of several processes each holds a part of the teacher for the training passes
-    threads: int = 0  # 0 = as torch has it
+    threads: int = 0  # of the training passes; 0 = as torch has it
     log_every: int = 50  # batches whose means make one line of metrics.jsonl
-    checkpoint_every: int = 100  # batches
-    validate_every: int = 1000  # 0 = at the end only
+    checkpoint_every: int = 100  # batches between checkpoints, where a run goes on that was stopped
+    validate_every: int = 1000  # batches between validations; 0 = at the end only
     validation_rows: int = 200  # examples of the validations that choose the best checkpoint; 0 = all
     sample_every: int = 1000  # batches between decoded samples; 0 = none
     samples: int = 3  # sentences that are decoded and logged then

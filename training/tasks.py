@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .evaluate import greedy
 from .frames import Frame, is_conversation, rendered
 from .models import continues_prompts, end_tokens
 from .settings import Data, RunSettings
+
+log = logging.getLogger(__name__)
 
 
 def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0, tokenizer: Any = None) -> list[Example]:
@@ -169,6 +172,7 @@ def _teacher_outputs(
             with cache.open("a", encoding="utf-8") as file:
                 file.writelines(map(_line, written.items()))
             found |= written
+            log.info("the teacher has written %d of %d outputs", begin + len(some), len(left))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -61,4 +63,7 @@ app.command()(info.info)
 
 def main() -> None:
     """Entry point of `kdtw`."""
+    if not sys.stderr.isatty():  # read where transformers and datasets are imported: their bars are for terminals
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     app(prog_name="kdtw")

@@ -46,7 +46,7 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="A JSONL file with source and target, which is split, or a folder with train.jsonl and "
+            help="A JSONL (or Parquet) file with source and target, which is split, or a folder with train.jsonl and "
             "validation.jsonl.",
             rich_help_panel=_NEW,
         ),

@@ -14,6 +14,9 @@ from kdtw_fast.messages import named
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, GenerateOptions, is_sequence
 
+# The decoders that bound a row's calls.
+LIMITED = "TrainingWheelsDecoder, RandomCallDecoder and EntropyCallDecoder"
+
 
 class Row(NamedTuple):
     """The source tokens of one row: of the model that writes, and of each of its teachers (empty = the same)."""
@@ -102,6 +105,8 @@ class Reading:
             raise TypeError(f"{label} has 'teacher_input_ids', but {type(self).__name__} has one model")
         for name in LIMITS:
             if getattr(item, name) is not None:
+                if self._quality is not None:
+                    raise TypeError(broken_by_auto(f"{label}: {name}"))
                 self._check_takes_limits(f"{label}: {name}")
         return item
 
@@ -224,7 +229,7 @@ class Reading:
         """Raises TypeError where the decoder does not bound the calls of a row."""
         if not self._keeps_limits:
             mine = type(self).__name__
-            raise TypeError(f"{label} bounds calls for single tokens and belongs to TrainingWheelsDecoder, not {mine}")
+            raise TypeError(f"{label} bounds calls for single tokens and belongs to {LIMITED}, not {mine}")
 
     def _per_teacher(self, name: str, value: Any) -> Sequence[Any]:
         """`value`, or of a list its values, for each teacher; ValueError for another number of them."""
@@ -233,6 +238,11 @@ class Reading:
         if len(value) != len(self._asked):
             raise ValueError(f"{name} has {len(value)} values for {len(self._asked)} teachers; give one for each")
         return value
+
+
+def broken_by_auto(label: str) -> str:
+    """What is said of a bound on the teacher's calls where AutoDecoder chooses the method."""
+    return f"{label} is a bound that AutoDecoder would break with the teacher alone; it belongs to {LIMITED}"
 
 
 def _teachers_rows(
