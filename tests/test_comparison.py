@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -687,3 +688,26 @@ def test_figures_only_measures_nothing(compare, done: Path, tmp_path: Path) -> N
     asked = {claim["question"] for claim in summary["comparisons"]}
     assert asked >= {"better than the student alone", "faster than the fastest of DistillSpec"}
     assert compare(tmp_path / "empty", "--figures-only").exit_code == 2
+
+
+def test_passes_of_a_turn_that_goes_on_are_not_the_next_ones() -> None:
+    taken: list[int] = []
+    clock = SimpleNamespace(sample=lambda *_, **__: None, take=lambda turn, _: taken.append(turn))
+    added: list[str] = []
+    turn = Measurement.__new__(Measurement)
+    records = SimpleNamespace(passes={("pair", 0): "there"})
+    stubs = {
+        "_contender": SimpleNamespace(name="pair"),
+        "_file": SimpleNamespace(records=records, append=added.append),
+        "_plan": {"a": SimpleNamespace(label="a", group="student")},
+        "_settings": Settings(),
+        "_timing_shared": {},
+        "_progress": lambda work, what: None,
+        "_system": lambda name: None,
+        "_timed_calls": lambda system, calls: [{}],
+        "_timing": lambda *given: "timing",
+        "_turn_work": lambda name: 1.0,
+    }
+    vars(turn).update(stubs)
+    turn._repetition(0, ["a"], {"a": [lambda: None]}, clock)
+    assert added == ["timing"] and taken == [0]

@@ -244,8 +244,9 @@ class Measurement:
                     done[name] += self._timed_calls(self._system(name), some)
                     outside = self._plan[name].group in OUTSIDE
                     self._progress(self._turn_work(name) * len(some) / total, "")
+        passes = clock.take(repetition, stamped(self._timing_shared))  # which are no part of the next turn's
         if (self._contender.name, repetition) not in self._file.records.passes:
-            self._file.append(clock.take(repetition, stamped(self._timing_shared)))
+            self._file.append(passes)
         for name in names:
             self._file.append(self._timing(name, repetition, done[name]))
 
