@@ -276,7 +276,8 @@ def draws_of_one_block_and_of_many(trial: Trial) -> None:
     ]
     rng = np.random.default_rng(7)
     kinds = [normal(rng, 2500) * np.float32(size) for size in (20, 3, 0.1, 0.002)]  # in the last, too many are open
-    kinds += [np.round(kinds[1]), np.round(4 * kinds[1][:900]) / 4]
+    kinds.append(np.round(kinds[1]))
+    kinds.append((np.round(kinds[1][:900] * 4) / 4).astype(np.float32))
     for number, logits in enumerate(kinds):
         asked: list[dict[str, Any]] = []
         for warp in warps:
