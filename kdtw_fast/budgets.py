@@ -103,13 +103,18 @@ def join_phrases(budgets: Sequence[Budget]) -> str:
     return " and ".join(budget.phrase for budget in budgets)
 
 
-def fill_prompt(template: str, phrase: str) -> str:
-    """A model's prompt with `phrase` in the place of "{budget}", which may be there once, or not at all."""
+def fill_prompt(template: str, phrase: str, needed: bool = False) -> str:
+    """A model's prompt with `phrase` in the place of "{budget}", which stands there once and is replaced as text.
+
+    A model that asks no teacher may have a prompt without it; one with ⟨τ⟩, and the prompts of training, have it
+    (`needed`). Raises TypeError for what is no text, ValueError for another number of places and for other braces.
+    """
     if not isinstance(template, str):
         raise TypeError(f"student_prompt must be a string, got {template!r} of type {type(template).__name__}")
     before, place, after = template.partition("{budget}")
-    if "{" in before + after or "}" in before + after:
-        raise ValueError(f'student_prompt may hold "{{budget}}" once and no other braces, got {template!r}')
+    if "{" in before + after or "}" in before + after or (needed and not place):
+        must = "must" if needed else "may"
+        raise ValueError(f'student_prompt {must} hold "{{budget}}" once and no other braces, got {template!r}')
     return before + phrase * bool(place) + after
 
 
@@ -118,23 +123,21 @@ def student_prompt(
 ) -> str:
     """The student's instruction with the budget's phrase in it, ready to stand before the source text.
 
-    With several teachers, `budget` has one for each. Raises ValueError if the template does not hold "{budget}" exactly
-    once.
+    With several teachers, `budget` has one for each. Raises as `fill_prompt` does for a template that needs its place.
     """
-    if template.count("{budget}") != 1:
-        raise ValueError(f'a student prompt holds "{{budget}}" exactly once, got {template!r}')
-    return template.replace("{budget}", join_phrases(resolve_budgets(budget)))
+    return fill_prompt(template, join_phrases(resolve_budgets(budget)), needed=True)
 
 
 def wording_place(template: str) -> str:
     """The place of a wording of the student's instruction: "{budget}" (the phrase) or "{percent}" (a whole number).
 
-    Raises ValueError if the template does not hold exactly one of the two, once.
+    Raises ValueError if the template does not hold exactly one of the two, once, or has other braces.
     """
     found = [place for place in ("{budget}", "{percent}") if place in template]
-    if len(found) != 1 or template.count(found[0]) != 1:
+    if len(found) != 1 or not {"{", "}"}.isdisjoint(template.replace(found[0], "", 1)):
         raise ValueError(
-            f'a wording of the student prompt holds either "{{budget}}" or "{{percent}}" exactly once, got {template!r}'
+            f'a wording of the student prompt holds either "{{budget}}" or "{{percent}}" exactly once and no other '
+            f"braces, got {template!r}"
         )
     return found[0]
 

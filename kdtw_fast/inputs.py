@@ -21,7 +21,7 @@ def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: Generat
     if not rows:
         raise ValueError(f"{name} is an empty batch; give at least one row")
     if mask is not None:
-        masks = _lists(mask, "attention_mask")
+        masks = _lists(mask, "attention_mask", flags=True)
         if [len(m) for m in masks] != [len(row) for row in rows]:
             raise ValueError(
                 f"attention_mask has shape {_shape(masks)}, but {name} has shape {_shape(rows)}; they must agree"
@@ -92,6 +92,19 @@ def check_text(text: Any, label: str) -> None:
         raise TypeError(f"{label} must be a string, got {text!r} of type {type(text).__name__}")
     if not text.strip():
         raise ValueError(f"{label} is empty ({text!r})")
+    check_characters(text, label)
+
+
+def check_characters(text: str, label: str) -> None:
+    """Raises ValueError for half of a surrogate pair, which is no character: no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, place = text[error.start], error.start
+        raise ValueError(
+            f"{label} has a lone surrogate ({half!r}) at character {place}, which is no text; leave it out, or decode "
+            f"the text as UTF-16 where it comes from"
+        ) from None
 
 
 def check_chat(chat: Any, label: str) -> None:
@@ -103,6 +116,8 @@ def check_chat(chat: Any, label: str) -> None:
     for i, message in enumerate(chat):
         if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in _MESSAGE_KEYS):
             raise ValueError(f"{label}: message {i} must have a 'role' and a 'content', both strings; got {message!r}")
+        for key in _MESSAGE_KEYS:
+            check_characters(message[key], f"{label}: message {i}'s {key}")
     if not any(message["role"] == "user" for message in chat):
         raise ValueError(f"{label} has no message of the role 'user'")
 
@@ -137,16 +152,17 @@ def _in_template(tokenizer: Any, prompt: str, chat: Sequence[Mapping[str, str]])
     return text
 
 
-def token_list(row: Any, label: str) -> list[int]:
-    """A list, 1-D array or tensor of integers as a list of ints; TypeError otherwise."""
+def token_list(row: Any, label: str, flags: bool = False) -> list[int]:
+    """A list, 1-D array or tensor of integers (with ``flags``, of truth values too) as ints; TypeError otherwise."""
     if isinstance(row, (torch.Tensor, np.ndarray)):
         row = row.tolist()
     if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
         raise TypeError(f"{label} must be a list of token ids, got {row!r} of type {type(row).__name__}")
     if set(map(type, row)) <= {int}:
         return list(row)
+    kinds = (int, np.integer, np.bool_) if flags else (int, np.integer)
     for token in row:
-        if isinstance(token, float) or not isinstance(token, (int, np.integer)):
+        if not isinstance(token, kinds) or (isinstance(token, bool) and not flags):
             raise TypeError(f"{label} must hold integers, got {token!r} of type {type(token).__name__}")
     return [int(token) for token in row]
 
@@ -311,14 +327,14 @@ def _unmasked(row: list[int], flags: list[int], r: int) -> list[int]:
     return [row[i] for i in on]
 
 
-def _lists(value: Any, name: str) -> list[list[int]]:
-    """A [R, S] tensor, array or list of lists as lists of ints."""
+def _lists(value: Any, name: str, flags: bool = False) -> list[list[int]]:
+    """A [R, S] tensor, array or list of lists as lists of ints; with ``flags``, of truth values too."""
     if isinstance(value, torch.Tensor):
         if not value.is_cpu:
             raise ValueError(f"{name} is on device '{value.device}'; token ids are read on 'cpu', pass .cpu()")
         value = value.numpy()
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iub":
+        if value.dtype.kind not in ("iub" if flags else "iu"):
             raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
         if value.ndim != 2:
             raise ValueError(f"{name} must have shape [rows, length], got {list(value.shape)}")
@@ -328,7 +344,7 @@ def _lists(value: Any, name: str) -> list[list[int]]:
     for r, row in enumerate(value):
         if not isinstance(row, (torch.Tensor, np.ndarray, Sequence)) or isinstance(row, (str, bytes)):
             raise TypeError(f"{name} must have shape [rows, length]; row {r} is {row!r}, not a list of token ids")
-    return [token_list(row, f"{name} row {r}") for r, row in enumerate(value)]
+    return [token_list(row, f"{name} row {r}", flags) for r, row in enumerate(value)]
 
 
 def _shape(rows: list[list[int]]) -> list[Any]:

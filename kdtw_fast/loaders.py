@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def check_place(
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model")
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = (
+    *dict.fromkeys((*_TOKENIZER_FILES, *_JSON_FILES)),
+    *("vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "source.spm", "target.spm", "tekken.json"),
+)
 
 
 def find_tokenizer(folder: Path, beside: bool = True) -> Path | None:
@@ -102,7 +108,7 @@ def load_tokenizer(place: str | Path) -> Any:
 
     Raises:
         ImportError: packages that read a GGUF file are missing.
-        ValueError: its files ask for Python code of their own (`auto_map`) to be run, or are no JSON.
+        ValueError: its files ask for Python code of their own (`auto_map`) to be run, or are damaged.
         OSError: there is no tokenizer.
     """
     from transformers import AutoTokenizer
@@ -117,7 +123,14 @@ def load_tokenizer(place: str | Path) -> Any:
                 f"tokenizer: {file} has an auto_map, which names Python code in the folder to be run, and none is; "
                 f"remove auto_map, or save a tokenizer of a class that transformers has"
             )
-    tokenizer = AutoTokenizer.from_pretrained(folder if options else place, trust_remote_code=False, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder if options else place, trust_remote_code=False, **options)
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of any type: its readers believe what they read
+        if not folder.is_dir():  # on the hub
+            raise
+        raise _damaged(folder, Path(place), error) from error
     if folder.is_dir() and not options:
         _check_vocabulary(tokenizer, folder)
     return tokenizer
@@ -145,6 +158,22 @@ def given_tokenizer(given: Any) -> Any:
     return given
 
 
+def _damaged(folder: Path, place: Path, error: Exception) -> ValueError:
+    """What is said of a tokenizer's folder, or of a GGUF file, that could not be read for this reason."""
+    try:
+        for file in [folder / name for name in _JSON_FILES] if folder == place else []:
+            if file.is_file():
+                read_json(file, "tokenizer")
+    except ValueError as found:
+        return found
+    files = [folder / name for name in _TOKENIZER_FILES] if folder == place else [place]
+    at_fault = next((file for file in files if file.is_file()), place)
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"tokenizer: {at_fault} cannot be read ({type(error).__name__}: {reason}); save the tokenizer again"
+    )
+
+
 def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
     """OSError where a folder has no file with the tokenizer's vocabulary: transformers makes up one of a few pieces."""
     names = {
@@ -159,22 +188,80 @@ def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
         )
 
 
-def check_same(mine: Any, other: Any, name: str) -> None:
-    """Raises ValueError where the tokenizer of ``name``'s folder means another token by an id than the student's."""
+def local_folder(model: Any) -> Path | None:
+    """The folder on this machine that a Hugging Face model in memory came from, or None."""
+    place = getattr(model, "name_or_path", None)
+    return Path(place) if isinstance(place, str) and place and Path(place).is_dir() else None
+
+
+def check_alike(
+    mine: Path, others: Iterable[tuple[str, Path]], ours: str = "student", remedy: Message | None = None
+) -> Any:
+    """`check_same` of the tokenizers in these places (of `find_tokenizer`), the others with the names of their models.
+
+    Files that are the same are not read, nor are those that were compared before. Returns the tokenizer in ``mine``
+    where it had to be read, otherwise None.
+    """
+    words: Any = None
+    for name, other in others:
+        compared = _state(mine), _state(other)
+        if compared in _compared or _same_files(mine, other):
+            continue
+        words = load_tokenizer(mine) if words is None else words
+        check_same(words, load_tokenizer(other), name, ours, remedy)
+        if len(_compared) >= _MOST_COMPARED:
+            _compared.clear()
+        _compared.add(compared)
+    return words
+
+
+_State = tuple[tuple[str, int, int], ...]
+_compared: set[tuple[_State, _State]] = set()  # pairs of places that mean the same
+_MOST_COMPARED = 256
+
+
+def _parts(place: Path) -> list[Path]:
+    """The files of a tokenizer's place that say what it means."""
+    return [place / name for name in _VOCABULARIES] if place.is_dir() else [place]
+
+
+def _state(place: Path) -> _State:
+    """What changes when they do."""
+    found = [(file, file.stat()) for file in _parts(place.resolve()) if file.is_file()]
+    return tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
+
+
+def _same_files(mine: Path, other: Path) -> bool:
+    """Whether two places are one, or have the same files."""
+    if mine.resolve() == other.resolve():
+        return True
+    if not (mine.is_dir() and other.is_dir()):
+        return False
+    for one, another in zip(_parts(mine), _parts(other)):
+        if one.is_file() != another.is_file() or (one.is_file() and not filecmp.cmp(one, another, shallow=False)):
+            return False
+    return True
+
+
+def check_same(mine: Any, other: Any, name: str, ours: str = "student", remedy: Message | None = None) -> None:
+    """Raises ValueError where the tokenizer of ``name``'s folder means another token by an id than that of ``ours``."""
     own, its = ({token_id: token for token, token_id in one.get_vocab().items()} for one in (mine, other))
     differing = sorted(token_id for token_id in own.keys() | its.keys() if own.get(token_id) != its.get(token_id))
     if differing:
         first = differing[0]
         said, theirs = (repr(one[first]) if first in one else "nothing" for one in (own, its))
         raise ValueError(
-            _differing(name, f"token id {first} is {said} in the student's tokenizer, {theirs} in the {name}'s")
+            _differing(
+                ours, name, f"token id {first} is {said} in the {ours}'s tokenizer, {theirs} in the {name}'s", remedy
+            )
         )
     for role in ("eos_token_id", "pad_token_id"):
         one, another = getattr(mine, role, None), getattr(other, role, None)
         if one != another:
-            raise ValueError(_differing(name, f"{role} is {one} in the student's tokenizer, {another} in the {name}'s"))
+            said = f"{role} is {one} in the {ours}'s tokenizer, {another} in the {name}'s"
+            raise ValueError(_differing(ours, name, said, remedy))
 
 
-def _differing(name: str, what: str) -> Message:
-    passed = OptionName("tokenizer", "…")
-    return Message(f"student and {name} must share a vocabulary: {what}; pass ", passed, " if only the files differ")
+def _differing(ours: str, name: str, what: str, remedy: Message | None) -> Message:
+    usual = "pass ", OptionName("tokenizer", "…"), " if only the files differ"
+    return Message(f"{ours} and {name} must share a vocabulary: {what}; ", *(usual if remedy is None else [remedy]))

@@ -16,6 +16,7 @@ from kdtw_fast.budgets import fill_prompt
 from kdtw_fast.families import Tensors, describe
 from kdtw_fast.generation import module_generation, read_generation
 from kdtw_fast.gguf_file import is_gguf, read_gguf
+from kdtw_fast.loaders import local_folder
 from kdtw_fast.messages import named, unpicklable
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
@@ -33,7 +34,7 @@ class NativeModel:
 
     Attributes:
         name: what messages call it ("student", "teacher", …).
-        folder: where it was loaded from; None where it was made of a model in memory.
+        folder: where it was loaded from, or the model that it was made of; None where that is no folder here.
         device: where the weights are and decodes run, "cpu" or "cuda:<index>".
         dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
         kept_bf16: matrices that are bf16 though ``dtype`` is int8, which would lose too much in them: by the core's
@@ -106,7 +107,7 @@ class NativeModel:
             raise ValueError(f"{name}: config field teacher_prompt must be a string, got {self.teacher_prompt!r}")
         if self.student_prompt is not None:
             with named(name):
-                fill_prompt(self.student_prompt, "")
+                fill_prompt(self.student_prompt, "", needed=bool(self.tau_token_ids))
         self._take_tokens(config, "config field", self.tau_token_ids)
         if self.tau_token_id is not None and not self.num_teachers:
             raise ValueError(
@@ -202,7 +203,9 @@ class NativeModel:
         """
         config, tensors = read_module(model, name)
         told = module_generation(model)
-        return cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device, generation=told)
+        made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, device=device, generation=told)
+        made.folder = local_folder(model)
+        return made
 
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.

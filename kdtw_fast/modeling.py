@@ -18,11 +18,12 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5ForConditionalGeneration
 from transformers.models.auto import modeling_auto
 
-from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT
+from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, fill_prompt
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.families import FAMILIES, unknown_kind
 from kdtw_fast.loaders import check_place, is_path
 from kdtw_fast.options import check_int, tau_token_ids
+from kdtw_fast.weights import own_files
 
 T5_ROWS, T5_TOKENS = 32128, 32100  # rows and tokens of Google's T5 vocabularies (v1.0, v1.1, FLAN)
 BETA = "teacher_token_embedding"
@@ -157,7 +158,7 @@ class TrainingWheels(_Model):
         Raises:
             FileNotFoundError: there is no such folder, nor a model of that name on the hub; at once.
             ValueError: a family that is not known, a config without <tau>, or a checkpoint without weights that have no
-                default, naming them.
+                default, naming them, or whose files lie outside of its folder.
         """
         asked = {key: kwargs[key] for key in _PLACE if key in kwargs}
         if isinstance(place, (str, os.PathLike)) and not (kwargs.get("local_files_only") and not is_path(str(place))):
@@ -173,6 +174,7 @@ class TrainingWheels(_Model):
     def _loaded(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """A student of this class from a place that was checked."""
         wants_info = kwargs.pop("output_loading_info", False)
+        own_files(os.path.join(place, kwargs.get("subfolder") or ""), "student")
         loaded: Any = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = {name for name in info["missing_keys"] if name != BETA}
@@ -213,7 +215,8 @@ class TrainingWheels(_Model):
 
         Raises:
             TypeError: `model` is no such model, or not of this class.
-            ValueError: `tau_token_id` is a row that the tokenizer uses or that is not there.
+            ValueError: `tau_token_id` is a row that the tokenizer uses or that is not there; `student_prompt` has not
+                one place for the budget.
         """
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"from_model expects a Hugging Face model, got {type(model).__name__}")
@@ -242,6 +245,7 @@ class TrainingWheels(_Model):
         _set_rows(config, max(rows, tau + teachers))
         config.student_prompt = student_prompt or getattr(config, "student_prompt", None) or STUDENT_PROMPT
         config.teacher_prompt = teacher_prompt or getattr(config, "teacher_prompt", None) or TEACHER_PROMPT
+        fill_prompt(config.student_prompt, "", needed=True)
         config.architectures = [made.base.__name__]
         student: Any = made(config)
         head = model.get_output_embeddings()
@@ -341,6 +345,17 @@ def _with_marks(plain: Callable[..., Any]) -> Callable[..., Any]:
     place = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
     forward.__signature__ = known.replace(parameters=[*parameters[:place], marks, *parameters[place:]])  # type: ignore
     return forward
+
+
+def cut_vocabulary(model: PreTrainedModel, rows: int) -> None:
+    """`resize_token_embeddings`, of an encoder with an embedding of its own too (T5Gemma), which that leaves alone."""
+    model.resize_token_embeddings(rows)
+    if model.config.is_encoder_decoder:
+        encoder = model.get_encoder()
+        if (own := encoder.get_input_embeddings()).weight.shape[0] > rows:
+            own.weight = nn.Parameter(own.weight.detach()[:rows].clone(), own.weight.requires_grad)
+            own.num_embeddings = rows
+    _set_rows(model.config, rows)
 
 
 def _set_rows(config: PreTrainedConfig, rows: int) -> None:

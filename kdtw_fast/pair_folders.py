@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.gguf_file import is_gguf
-from kdtw_fast.loaders import check_same, find_tokenizer, load_tokenizer
+from kdtw_fast.loaders import check_alike, find_tokenizer, load_tokenizer
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 
@@ -96,12 +96,12 @@ def check_model_folder(name: str, folder: Path) -> None:
 def _shared_tokenizer(named: list[tuple[str, Path]]) -> Any:
     """The tokenizer of the first of these models' folders; where others have one, it must mean the same."""
     (_, first), *others = named
-    words, own = _tokenizer(first), find_tokenizer(first)
-    for name, folder in others:
-        theirs = find_tokenizer(folder)
-        if theirs is not None and theirs.resolve() != (own or first).resolve():
-            check_same(words, load_tokenizer(theirs), name)
-    return words
+    own = find_tokenizer(first)
+    if own is None:
+        return _tokenizer(first)  # which says so
+    places = [(name, find_tokenizer(folder)) for name, folder in others]
+    words = check_alike(own, [(name, place) for name, place in places if place is not None])
+    return load_tokenizer(own) if words is None else words
 
 
 def _tokenizer(folder: Path, beside: bool = True) -> Any:

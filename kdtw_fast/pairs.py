@@ -79,11 +79,14 @@ def load_pair(name: str = DEFAULT_PAIR) -> Pair:
     from transformers import T5ForConditionalGeneration
 
     from kdtw_fast.modeling import TrainingWheelsT5
+    from kdtw_fast.weights import own_files
 
     folder = pair_folder(name)
     with quietly():
         student = TrainingWheelsT5.from_pretrained(folder / "student", dtype=torch.float32).eval()
-        teacher = T5ForConditionalGeneration.from_pretrained(folder / "teacher", dtype=torch.float32).eval()
+        teacher = T5ForConditionalGeneration.from_pretrained(
+            own_files(folder / "teacher", "teacher"), dtype=torch.float32
+        ).eval()
     return Pair(name, student, teacher, load_tokenizer(folder / "tokenizer"), folder)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(Source.seen(index))
-        shards = _shards(folder, index, name)
+        shards = shards_of(folder, index, name)
     elif (folder / "model.safetensors").is_file():
         shards = ["model.safetensors"]
+        _check_inside(folder, shards, f"{folder} has", name)
     else:
         raise FileNotFoundError(
             f"{name}: no model.safetensors in {folder}; pickles are not read, save_pretrained writes safetensors"
@@ -65,7 +67,21 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     return config, tensors, formats, files
 
 
-def _shards(folder: Path, index: Path, name: str) -> list[str]:
+def own_files(place: str | os.PathLike[str], name: str) -> str | os.PathLike[str]:
+    """`place`, to be given to Hugging Face's loaders, which open whatever an index names and follow every link.
+
+    Raises as `read_folder` does where a local folder's weights are not files of its own; a hub's name passes.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        for index in sorted(folder.glob("*.index.json")):
+            shards_of(folder, index, name)
+        files = [file.name for kind in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)]
+        _check_inside(folder, sorted(files), f"{folder} has", name)
+    return place
+
+
+def shards_of(folder: Path, index: Path, name: str) -> list[str]:
     """The files that an index names, all of them files of the folder: nothing else is opened."""
     of_tensors = read_json(index, name).get("weight_map")
     if not isinstance(of_tensors, dict) or not of_tensors:
@@ -73,21 +89,27 @@ def _shards(folder: Path, index: Path, name: str) -> list[str]:
     for tensor, shard in of_tensors.items():
         if not isinstance(shard, str):
             raise ValueError(f"{name}: {index} gives tensor {tensor!r} the file {shard!r}, which is no file's name")
+    shards = sorted(set(of_tensors.values()))
+    _check_inside(folder, shards, f"{index.name} names", name)
+    return shards
+
+
+def _check_inside(folder: Path, files: Sequence[str], origin: str, name: str) -> None:
+    """Raises FileNotFoundError or ValueError for what is no file of the folder; errors name it by its `origin`."""
     # Hugging Face's cache keeps a snapshot's files as links into the folder "blobs" beside "snapshots".
     homes = [folder.resolve()]
     if homes[0].parent.name == "snapshots":
         homes.append(homes[0].parent.parent / "blobs")
-    shards = sorted(set(of_tensors.values()))
-    for shard in shards:
+    for file in files:
+        label = f"{name}: {origin} {file!r}"
         try:
-            target = (folder / shard).resolve(strict=True)
+            target = (folder / file).resolve(strict=True)
         except (OSError, RuntimeError, ValueError):  # links in a circle, names that no file can have
-            raise FileNotFoundError(f"{name}: shard {shard!r} named in {index.name} is not in {folder}") from None
-        if Path(shard).name != shard or target.parent not in homes:
-            raise ValueError(f"{name}: shard {shard!r} named in {index.name} lies outside of {folder}")
+            raise FileNotFoundError(f"{label}, which is not in {folder}") from None
+        if Path(file).name != file or target.parent not in homes:
+            raise ValueError(f"{label}, which lies outside of {folder}; copy it into the folder")
         if not target.is_file():
-            raise ValueError(f"{name}: shard {shard!r} named in {index.name} is a folder, pipe or device, not a file")
-    return shards
+            raise ValueError(f"{label}, which is a folder, pipe or device, not a file")
 
 
 def read_module(model: torch.nn.Module, name: str) -> tuple[dict[str, Any], Tensors]:

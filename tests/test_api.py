@@ -15,7 +15,7 @@ import torch
 from factories import EOS, kept, pack, random_pair
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 import kdtw_fast
@@ -25,11 +25,14 @@ from kdtw_fast import (
     GreedyDecoder,
     SingleModelDecoder,
     SpeculativeDecoder,
+    budgets,
     decoder_options,
+    loaders,
     options,
 )
 from kdtw_fast.cli import app
 from kdtw_fast.keywords import entries
+from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.pair_folders import load_models
 
 DECODERS = [
@@ -219,24 +222,102 @@ def test_an_output_without_tokens_has_no_time_per_token() -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["{budget:>3000000000}", "{0}", "{budget} {budget}", "{", "{budget!r}: ", "{percent}"]
+    "prompt",
+    [
+        *("{budget:>3000000000}", "{0}", "{budget} {budget}", "{", "{budget!r}: ", "{percent}", "{x} {budget}: "),
+        *("translate: ", ""),
+    ],
 )
-def test_a_prompt_is_a_text_with_one_place(prompt: str) -> None:
-    student, _ = random_pair("noisy", seed=2, vocab_size=43)
+def test_a_prompt_is_a_text_with_one_place(prompt: str, tmp_path: Path) -> None:
+    student, teacher = random_pair("noisy", seed=2, vocab_size=43)
+    said = r"student_prompt {} hold \"\{{budget\}}\" once and no other braces"
     student.config.student_prompt = prompt
-    with pytest.raises(ValueError, match=r"student: student_prompt may hold \"\{budget\}\" once and no other braces"):
+    with pytest.raises(ValueError, match="student: " + said.format("must")):
         kdtw_fast.NativeT5.from_model(student, "student")
+    with pytest.raises(ValueError, match=said.format("must")):
+        budgets.student_prompt("light", prompt)
+    if prompt:  # nothing stands for the model's own
+        with pytest.raises(ValueError, match=said.format("must")):
+            TrainingWheelsT5.from_t5(teacher, tokenizer_size=40, student_prompt=prompt)
+    # A model that asks nobody need have no place for a budget, but nothing else either.
+    teacher.config.student_prompt = prompt
+    if "{" in prompt:
+        with pytest.raises(ValueError, match="model: " + said.format("may")):
+            kdtw_fast.NativeT5.from_model(teacher)
+    else:
+        assert kdtw_fast.NativeT5.from_model(teacher).student_prompt == prompt
+
+
+def letters(words: str) -> Any:
+    """A tokenizer of a few letters, in this order."""
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="<pad>")
+
+
+def pair_of_letters(root: Path) -> list[Path]:
+    """The folders of a student and a teacher whose tokenizers have the same letters at other ids."""
+    for model, name, words in zip(random_pair("noisy", seed=2, vocab_size=43), ("student", "teacher"), ("ab", "ba")):
+        model.save_pretrained(root / name)
+        letters(words).save_pretrained(root / name)
+    return [root / "student", root / "teacher"]
+
+
+def in_memory(folder: Path) -> Any:
+    return T5ForConditionalGeneration.from_pretrained(folder) if folder.name == "teacher" else student_of(folder)
+
+
+def student_of(folder: Path) -> Any:
+    return TrainingWheelsT5.from_pretrained(folder)
+
+
+WAYS: dict[str, tuple[Any, Any]] = {
+    "two native models": (kdtw_fast.NativeT5.from_pretrained, kdtw_fast.NativeT5.from_pretrained),
+    "a native model and a folder": (kdtw_fast.NativeT5.from_pretrained, Path),
+    "a folder and a native model": (Path, kdtw_fast.NativeT5.from_pretrained),
+    "two in memory": (in_memory, in_memory),
+    "a native model of one in memory": (lambda folder: kdtw_fast.NativeT5.from_model(in_memory(folder)), in_memory),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tokenizers_of_models_whose_folders_are_known_are_compared(way: str, tmp_path: Path) -> None:
+    """Where token ids are given, too."""
+    folders = pair_of_letters(tmp_path)
+    models = [make(folder) for make, folder in zip(WAYS[way], folders)]
+    for decoder in (SpeculativeDecoder, AutoDecoder):
+        with pytest.raises(
+            ValueError, match="token id 3 is 'a' in the student's tokenizer, 'b' in the teacher's; pass"
+        ):
+            decoder(*models)
+        given = decoder(*models, tokenizer=letters("ab"))  # says that only the files differ
+        assert len(given.generate([[3, EOS]], max_new_tokens=3).sequences) == 1
+    letters("ab").save_pretrained(folders[1])
+    assert len(SpeculativeDecoder(*models).generate([[3, EOS]], max_new_tokens=3).sequences) == 1
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folders[1] / name).unlink()
+    assert len(SpeculativeDecoder(*models).generate([[3, EOS]], max_new_tokens=3).sequences) == 1
+
+
+def test_tokenizers_with_the_same_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = pair_of_letters(tmp_path)
+    letters("ab").save_pretrained(folders[1])
+    models = [kdtw_fast.NativeT5.from_pretrained(folder) for folder in folders]
+    read: list[Path] = []
+    real = loaders.load_tokenizer
+    monkeypatch.setattr(loaders, "load_tokenizer", lambda place: read.append(place) or real(place))
+    SpeculativeDecoder(*models)
+    assert read == []
+    settings = folders[1] / "tokenizer_config.json"
+    settings.write_text(settings.read_text() + " ")  # says the same
+    for _ in range(3):
+        SpeculativeDecoder(*models)
+    assert read == folders
 
 
 def test_two_tokenizers_that_differ_are_refused(tmp_path: Path) -> None:
-    for model, name, words in zip(random_pair("noisy", seed=2, vocab_size=43), ("student", "teacher"), ("ab", "ba")):
-        model.save_pretrained(tmp_path / name)
-        vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-        made = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-        PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="<pad>").save_pretrained(
-            tmp_path / name
-        )
-    folders = [tmp_path / "student", tmp_path / "teacher"]
+    folders = pair_of_letters(tmp_path)
+    made = letters("ba")
     for decoder in (SpeculativeDecoder, AutoDecoder):
         with pytest.raises(ValueError, match="token id 3 is 'a' in the student's tokenizer, 'b' in the teacher's"):
             decoder(*folders)

@@ -97,6 +97,8 @@ INPUTS: list[tuple[str, OnDevice, type[Exception], list[str]]] = [
     ("three axes", generate(torch.ones((1, 2, 3), dtype=torch.long)), ValueError, ["[1, 2, 3]"]),
     ("device", generate(torch.ones((1, 2), dtype=torch.long, device="meta")), ValueError, ["'meta'", "'cpu'"]),
     ("None", generate(None), TypeError, ["input_ids", "NoneType"]),
+    ("truth values", generate([[True, 5]]), TypeError, ["input_ids row 0", "True", "bool"]),
+    ("a tensor of them", generate(IDS.bool()), TypeError, ["input_ids", "bool"]),
     ("mask shape", generate(IDS, MASK[:, :3]), ValueError, ["attention_mask", "[2, 3]", "[2, 4]"]),
     ("mask rows", generate(IDS, MASK[:1]), ValueError, ["attention_mask", "[1, 4]", "[2, 4]"]),
     ("mask values", generate(IDS, MASK * 2), ValueError, ["attention_mask", "row 0", "2"]),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdtw_fast.budgets import BUDGETS, Budget, resolve_budget, student_prompt, worded_prompt, wording_place
+from kdtw_fast.budgets import BUDGETS, Budget, fill_prompt, resolve_budget, student_prompt, worded_prompt, wording_place
 
 
 def test_table_is_the_papers():
@@ -50,15 +50,17 @@ def test_anything_else_is_refused_with_the_list(wrong, error, words):
 def test_prompt():
     assert student_prompt("light") == "With light teacher use, translate: "
     assert student_prompt(0.5, "{budget}: ") == "very high: "
-    with pytest.raises(ValueError, match="exactly once, got 'translate: '"):
-        student_prompt("no", "translate: ")
+    for wrong in ("translate: ", "{x} {budget}: ", "{budget} {budget}", "{budget:>9}"):
+        with pytest.raises(ValueError, match=r"must hold .* once and no other braces, got"):
+            student_prompt("no", wrong)
+    assert fill_prompt("translate: ", "no") == "translate: "  # of a model that asks nobody
 
 
 def test_prompts_in_other_words():
     assert worded_prompt("light", "{budget}: ") == "light: "
     assert [worded_prompt(budget, "{percent} %: ") for budget in BUDGETS] == [f"{n} %: " for n in range(0, 51, 10)]
     assert worded_prompt(["light", "no"], "{percent}: ") == "10 and 0: "
-    assert wording_place("{percent} and {words}") == "{percent}"
-    for wrong in ("translate: ", "{budget} {budget}", "{budget} {percent}"):
-        with pytest.raises(ValueError, match="exactly once, got"):
+    assert wording_place("{percent} of words") == "{percent}"
+    for wrong in ("translate: ", "{budget} {budget}", "{budget} {percent}", "{percent} and {words}", "{percent}}"):
+        with pytest.raises(ValueError, match="exactly once and no other braces, got"):
             wording_place(wrong)

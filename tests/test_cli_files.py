@@ -171,6 +171,17 @@ def test_ctrl_c_while_a_pipe_is_waited_for(pair: TinyPair) -> None:  # noqa: F81
         assert child.stderr.read() == b"kdtw: interrupted\n"
 
 
+def test_a_row_whose_text_is_none_is_told(kdtw, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "rows.jsonl").write_text('{"text": "a\\ud800"}\n{"text": "paket"}\n')
+    rows = ["--file", tmp_path / "rows.jsonl", "--column", "text"]
+    result = kdtw("generate", *pair.folders, *SMALL, *rows, "--on-error", "return", "--jsonl")
+    wrong, right = map(json.loads, result.stdout.splitlines())
+    assert wrong["source"] == "a\ud800" and wrong["finish_reason"] == "error" and right["tokens"]
+    assert "it has a lone surrogate ('\\ud800') at character 1" in wrong["error"] and "line 1: it has" in result.stderr
+    result = kdtw("generate", *pair.folders, *SMALL, *rows)
+    assert result.exit_code == 2 and result.stderr.startswith("kdtw: line 1: it has a lone surrogate")
+
+
 @pytest.mark.long
 def test_lines_that_cannot_be_decoded_are_told_and_others_follow(kdtw, pair: TinyPair) -> None:  # noqa: F811
     lines = b"die doku\n\nenth\xe4lt\n" + b"paket " * 30 + b"\npaket\n"

@@ -166,6 +166,28 @@ def test_records_hold_what_the_decoders_write(done: Path, folder: Path) -> None:
     assert of(records, "speculative", drafter="gkd", lenience=0.5).label.startswith("DistillSpec")
 
 
+@pytest.mark.parametrize("who", ["student", "teacher", "gkd", "draft student"])
+def test_models_of_another_tokenizer_are_not_compared(who: str, folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "pair"
+    shutil.copytree(folder, own)
+    draft = own / "gkd" if who == "gkd" else None
+    if who == "draft student":
+        draft = shutil.copytree(own / "gkd", tmp_path / "elsewhere")
+    place = draft or own / who
+    shutil.copytree(own / "tokenizer", place, dirs_exist_ok=True)
+    told = {"data": own / "data.jsonl", "draft_student": draft}
+    load_contender(str(own), **told)
+    words = json.loads((place / "tokenizer.json").read_text())
+    pieces = words["model"]["vocab"]
+    pieces[5][0], pieces[6][0] = pieces[6][0], pieces[5][0]
+    (place / "tokenizer.json").write_text(json.dumps(words))
+    name = "draft student" if draft else who
+    with pytest.raises(
+        ValueError, match=f"pair and {name} must share a vocabulary: token id 5 is .* in the {name}'s; "
+    ):
+        load_contender(str(own), **told)
+
+
 def test_all_decode_greedily_whatever_the_checkpoints_say(folder: Path, tmp_path: Path) -> None:
     rules = {"no_repeat_ngram_size": 1, "repetition_penalty": 3.0}
     says = {"student": {"do_sample": True, "top_k": 3}, "teacher": {"num_beams": 3, "top_p": 0.5}}

@@ -9,13 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from factories import SHAPES, mostly_long, random_t5
+from kdtw_fast.training.models import load_plain, load_student
+from test_wheels import random_student
 
 from kdtw_fast import NativeT5, SingleModelDecoder
+from kdtw_fast.cli.bench_models import _saved
+from kdtw_fast.comparison.systems import OutsideSystems
 from kdtw_fast.loaders import load_tokenizer
+from kdtw_fast.modeling import TrainingWheels, TrainingWheelsT5
 from kdtw_fast.pairs import pair_folder
 
 VOCAB = 43
@@ -138,6 +144,104 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
     (sharded / "twice.safetensors").write_bytes(first.read_bytes())
     edit_index(sharded, lambda index: index["weight_map"].update({"another": "twice.safetensors"}))
     assert "another shard" in message(sharded)
+
+
+# --- Hugging Face's loaders, which follow what they find ---------------------------------------------------
+
+
+def load_by_compare(folder: Path) -> Any:
+    contender = SimpleNamespace(
+        folders={"little": folder}, models={"little": SimpleNamespace(dtype="fp32")}, device="cpu"
+    )
+    systems = object.__new__(OutsideSystems)
+    systems._models, systems._contender = {}, contender  # type: ignore[assignment]
+    return systems._model("little")
+
+
+HUGGING_FACE: dict[str, Callable[[Path], Any]] = {
+    "load_plain": lambda folder: load_plain(str(folder), "little"),
+    "load_student": lambda folder: load_student(folder, VOCAB - 1),
+    "TrainingWheels": TrainingWheels.from_pretrained,
+    "TrainingWheelsT5": TrainingWheelsT5.from_pretrained,
+    "compare": load_by_compare,
+    "bench": lambda folder: _saved(folder).reference(),
+}
+
+
+def lead_out(folder: Path, way: str) -> None:
+    """What stands for the folder's weights is not in it, or no file."""
+    first = next(folder.glob("model-00001*"))
+    outside = folder.parent / "elsewhere.safetensors"
+    if way == "single link":
+        random_student("t5").save_pretrained(folder)
+        for file in (*folder.glob("model-0*"), folder / "model.safetensors.index.json"):
+            file.unlink()
+        first = folder / "model.safetensors"
+    if way == "pipe":
+        first.unlink()
+        os.mkfifo(first)
+        return
+    first.rename(outside)
+    if "link" in way:
+        first.symlink_to(outside)
+    else:
+        rename_first(folder, f"../{outside.name}" if way == ".." else str(outside))
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link", "pipe", "single link"])
+@pytest.mark.parametrize("loader", HUGGING_FACE)
+def test_hugging_faces_loaders_stay_in_the_folder(loader: str, way: str, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "little"
+    random_student("t5").save_pretrained(folder, max_shard_size="20KB")
+    HUGGING_FACE[loader](folder)
+    lead_out(folder, way)
+    with pytest.raises(ValueError, match="not a file" if way == "pipe" else "lies outside of"):
+        HUGGING_FACE[loader](folder)
+    if way != "pipe":
+        assert "outside" in message(folder)
+
+
+def test_hugging_faces_loaders_read_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:
+    for whole in (False, True):
+        snapshot, blobs = tmp_path / f"models--{whole}/snapshots/little", tmp_path / f"models--{whole}/blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        if whole:
+            random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(tmp_path / "whole")
+        for number, file in enumerate(sorted((tmp_path / "whole" if whole else sharded).iterdir())):
+            (blobs / str(number)).write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+        assert load_plain(str(snapshot), "little").config.vocab_size == VOCAB
+        assert NativeT5.from_pretrained(snapshot).vocab_size == VOCAB
+
+
+# --- Tokenizers that are damaged -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "", "3", "[]", "{}", '{"model": 5}', '{"model": {"type": "Unigram"}}', "\xff"]
+)
+def test_a_damaged_tokenizer_is_a_sentence(file: str, text: str, tmp_path: Path) -> None:
+    for part in (pair_folder() / "tokenizer").iterdir():
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    (tmp_path / file).write_bytes(text.encode("latin-1"))
+    try:
+        load_tokenizer(tmp_path)
+    except ValueError as error:
+        said = str(error)
+        assert type(error) is ValueError and said.startswith("tokenizer: ") and file in said and "\n" not in said
+    else:
+        assert file == "tokenizer_config.json" and text.startswith("{")  # which says less, but what it says is right
+
+
+@pytest.mark.parametrize("length", [0, 4, 30, 1000])
+def test_a_damaged_gguf_has_no_tokenizer(length: int, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = tmp_path / "words.gguf"
+    path.write_bytes((b"GGUF" + bytes([3, 0, 0, 0]) + b"\xff" * 1000)[:length])
+    with pytest.raises(ValueError, match=r"^tokenizer: .*words.gguf cannot be read"):
+        load_tokenizer(path)
 
 
 # --- Code in folders -------------------------------------------------------------------------------------

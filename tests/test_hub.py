@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_api import in_memory, letters, pair_of_letters
 from test_families import V, random_model
 from typer.testing import CliRunner
 
@@ -47,6 +48,16 @@ def test_greedy_tokens_are_those_of_generate(kind: str, assisted: bool) -> None:
         told = settings | NATIVE | ({"assistant_model": student} if assisted else {})
         mine = model.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **told)
         assert mine.dtype == theirs.dtype and mine.tolist() == theirs.tolist(), settings
+
+
+def test_an_assistant_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Where the folders that both came from have tokenizers."""
+    student, teacher = map(in_memory, pair_of_letters(tmp_path))
+    options: dict[str, Any] = {"max_new_tokens": 3, "assistant_model": student, **NATIVE}
+    ids = torch.tensor([[3, 1]])
+    with pytest.raises(ValueError, match="token id 3 is 'a' in the student's tokenizer, 'b' in the teacher's; pass"):
+        teacher.generate(ids, **options)
+    assert teacher.generate(ids, tokenizer=letters("ab"), **options).shape[0] == 1
 
 
 def test_the_shipped_pair_decodes_as_generate_does() -> None:

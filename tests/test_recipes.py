@@ -141,7 +141,12 @@ MISTAKES = [
     (["debian-de-en/teacher", "out=''"], "out is empty; name the folder for checkpoints"),
     (["debian-de-en/gkd", "beta=1"], "beta must be between 0 and 1, got 1.0"),
     (["debian-de-en/gkd", "divergence=tv"], "divergence must be forward or reverse or jsd, got 'tv'"),
-    (["debian-de-en/teacher", "student_prompt=hello"], "a student prompt holds \"{budget}\" exactly once, got 'hello'"),
+    (
+        ["debian-de-en/teacher", "student_prompt=hello"],
+        "student_prompt must hold \"{budget}\" once and no other braces, got 'hello'",
+    ),
+    (["debian-de-en/phase1", "student_prompt='{x} {budget}: '"], 'student_prompt must hold "{budget}" once'),
+    (["debian-de-en/phase1", "paraphrases=['{x} {percent}: ']"], "exactly once and no other braces, got '{x} {perc"),
     (["debian-de-en/teacher", "tokenizer=runs/none"], "tokenizer=runs/none is not a folder; make it first"),
     (["wmt19-de-en/gkd", "data.folder=x"], "give data.folder or data.hub, not both (got 'x' and 'wmt/wmt19')"),
     ([], "name a recipe, such as debian-de-en/teacher"),

@@ -15,7 +15,7 @@ from kdtw_fast.training.evaluate import scores
 from kdtw_fast.training.frames import Frame
 from kdtw_fast.training.models import load_student, new_t5
 from kdtw_fast.training.settings import Data, Model, Optimiser, RunSettings
-from kdtw_fast.training.tasks import Task, teacher_trajectories
+from kdtw_fast.training.tasks import Task, read_examples, teacher_trajectories
 from toy_training import SHAPE, fit, oracle_positions, toy_examples, toy_recipe
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
@@ -260,8 +260,47 @@ def test_trajectories_go_on_where_they_stopped(toy, tmp_path, caplog):
         assert teacher_trajectories(teacher, task, rows, cache, chunk=4) == whole
         assert cache.read_text().splitlines(keepends=True) == lines
     longer = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=13), tokenizer)
-    with pytest.raises(ValueError, match="another teacher, prompt or length"):
+    with pytest.raises(ValueError, match="another teacher, of other special tokens, another prompt or length"):
         teacher_trajectories(teacher, longer, rows, cache)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("eos_token_id", [1, 30]), ("decoder_start_token_id", 5), ("forced_bos_token_id", 7)]
+)
+def test_trajectories_of_other_special_tokens_are_not_shared(field, value, toy, tmp_path):
+    """The same weights, prompt and length, but other outputs."""
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=12), tokenizer)
+    rows, cache = Frame(tokenizer).encode(toy_examples(4)), tmp_path / "trajectories.jsonl"
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
+    teacher_trajectories(teacher, task, rows, cache)
+    for config in (teacher.config, teacher.generation_config):
+        setattr(config, field, value)
+    with pytest.raises(ValueError, match="of other special tokens"):
+        teacher_trajectories(teacher, task, rows, cache)
+
+
+@pytest.mark.parametrize(
+    "damage", ["{}", "[]", '{"made_by": null}', "HEADER\ngarbage", "\xff\xfe", "HEADER\n5", '["a", [5]]']
+)
+def test_a_damaged_file_of_trajectories_is_a_sentence(damage, toy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    task = Task(RunSettings(data=Data(folder=str(toy / "data")), max_new_tokens=8), tokenizer)
+    rows, cache = Frame(tokenizer).encode(toy_examples(2)), tmp_path / "trajectories.jsonl"
+    teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model").eval()
+    teacher_trajectories(teacher, task, rows, cache)
+    header = cache.read_text().splitlines()[0]
+    cache.write_bytes((damage.replace("HEADER", header) + "\n").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"trajectories.jsonl, line \d, is not what holds a teacher's outputs"):
+        teacher_trajectories(teacher, task, rows, cache)
+
+
+def test_a_text_that_is_none_is_named(toy, tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"source": "a\\ud800", "target": "b"}\n')
+    with pytest.raises(
+        ValueError, match=r"train.jsonl: the source .* has a lone surrogate \('\\ud800'\) at character 1"
+    ):
+        read_examples(Data(folder=str(tmp_path)), "train")
 
 
 def test_recipes_share_trajectories_even_at_once(toy, tmp_path):
@@ -289,8 +328,12 @@ def with_several_ends(folder, out, ends):
     return out
 
 
+SEVERAL_ENDS = ["phase2", "teacher", "sequence-kd", "phase1", "gkd", "skd", "minillm"]
+SEVERAL_ENDS += ["on-policy-kd", "phase1-teachers", "phase2-teachers"]
+
+
 @pytest.mark.parametrize("ends", [[1, 30], [30, 1]], ids=["tokenizer's first", "another first"])
-@pytest.mark.parametrize("name", mostly_long(["phase2", "teacher", "sequence-kd", "phase1", "gkd", "skd", "minillm"]))
+@pytest.mark.parametrize("name", mostly_long(SEVERAL_ENDS))
 def test_models_with_several_ends_train(name, ends, toy, tmp_path, monkeypatch):
     sources = []
 
@@ -307,7 +350,7 @@ def test_models_with_several_ends_train(name, ends, toy, tmp_path, monkeypatch):
         f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role, ends)
         for role in ("student", "teacher")
     }
-    small = {"steps": 2, "max_new_tokens": 8} | ({"tasks": 4} if name == "phase2" else {})
+    small = {"steps": 2, "max_new_tokens": 8} | ({"tasks": 4} if name.startswith("phase2") else {})
     recipe = toy_recipe(toy, f"debian-de-en/{name}", out=tmp_path / "run", **places, **small)
     assert recipes.train(recipe, quiet=True).step == 2
     assert T5ForConditionalGeneration.from_pretrained(tmp_path / "run/model").config.eos_token_id == ends

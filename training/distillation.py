@@ -66,7 +66,7 @@ class Distillation(Learning):
         self.teacher_prompt = self.task.teacher_prompt
         self.teacher = load_teacher(settings)
         self.student = load_plain_student(settings)
-        fit_together(self.tokenizer, self.student, self.teacher)
+        fit_together(self.tokenizer, self.student, self.teacher, told=bool(settings.tokenizer))
         rows = self.task.draw(settings.trajectories)
         if settings.fixed == "teacher":
             rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)

@@ -98,7 +98,7 @@ class Fitting(Learning):
         self.teacher: PreTrainedModel | None = None
         if settings.needs_teacher:
             self.teacher = load_teacher(settings)
-            fit_together(self.tokenizer, model, self.teacher)
+            fit_together(self.tokenizer, model, self.teacher, told=bool(settings.tokenizer))
             if settings.targets == "teacher":
                 rows = teacher_trajectories(self.teacher, self.task, rows, settings.trajectories_file)
             prepare_teacher(self.teacher, settings)

@@ -15,9 +15,12 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from kdtw_fast import loaders
 from kdtw_fast.extras import require
+from kdtw_fast.loaders import check_alike, find_tokenizer, local_folder
+from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeModel
-from kdtw_fast.modeling import TrainingWheels, decoder_embedding, model_class, vocabulary_rows
+from kdtw_fast.modeling import TrainingWheels, cut_vocabulary, decoder_embedding, model_class, vocabulary_rows
 from kdtw_fast.special_tokens import FIELDS, with_tokens
+from kdtw_fast.weights import own_files
 
 from . import processes
 from .batches import IGNORED, Batch
@@ -114,12 +117,20 @@ def special_tokens(model: PreTrainedModel) -> tuple[int, int, int]:
     return start, ends[0], pad
 
 
-def fit_together(tokenizer: Any, *models: PreTrainedModel) -> None:
+def fit_together(tokenizer: Any, *models: PreTrainedModel, told: bool = False) -> None:
     """Make models of one tokenizer a pair: rows that pad the vocabularies of some, but not of all, are cut off.
 
-    A student's <tau>s may stand in the rows behind those that are left. Raises ValueError where they stand farther off,
-    where a vocabulary is smaller than the tokenizer's, and where the tokenizer's EOS does not end a model's outputs.
+    The student comes first. Its <tau>s may stand in the rows behind those that are left. Raises ValueError where they
+    stand farther off, where a vocabulary is smaller than the tokenizer's, where the tokenizer's EOS does not end a
+    model's outputs, and where the tokenizers in the models' folders differ; not so where the user has `told` which
+    tokenizer is that of all of them.
     """
+    if not told:
+        own, *others = [None if (place := local_folder(model)) is None else find_tokenizer(place) for model in models]
+        names = ["teacher"] if len(others) == 1 else [f"teacher {k}" for k in range(1, 1 + len(others))]
+        if own is not None:
+            remedy = Message("set tokenizer to that of both, if only the files differ")
+            check_alike(own, [(n, place) for n, place in zip(names, others) if place is not None], remedy=remedy)
     kinds = {bool(model.config.is_encoder_decoder) for model in models}
     if len(kinds) > 1:
         raise ValueError("a pair is trained whose models both have an encoder, or both none; choose such a pair")
@@ -146,13 +157,13 @@ def fit_together(tokenizer: Any, *models: PreTrainedModel) -> None:
         rows = max([common, *(tau + 1 for tau in taus)])
         if rows < (found := vocabulary_rows(model.config)):
             log.info("%s: of %d rows of vocabulary the %d that all have are kept", name, found, rows)
-            model.resize_token_embeddings(rows)
+            cut_vocabulary(model, rows)
 
 
 def load_plain(path: str, name: str) -> PreTrainedModel:
     """A plain model in float32 (of a Training Wheels student, without beta); `name` is the setting that names it."""
     config = AutoConfig.from_pretrained(located(path, name), trust_remote_code=False)
-    return model_class(config).from_pretrained(path, dtype=torch.float32)
+    return model_class(config).from_pretrained(own_files(path, name), dtype=torch.float32)
 
 
 def continues_prompts(settings: RunSettings) -> bool:
@@ -199,7 +210,7 @@ def load_pair(settings: PhaseSettings, tokenizer: Any) -> tuple[TrainingWheels, 
     """The student of a phase and its teachers, fitted together."""
     teachers = load_teachers(settings)
     student = load_student(settings.student.path, len(tokenizer), settings, len(teachers))
-    fit_together(tokenizer, student, *teachers)
+    fit_together(tokenizer, student, *teachers, told=bool(settings.tokenizer))
     return student, teachers
 
 

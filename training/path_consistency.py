@@ -29,7 +29,8 @@ from .rewards import Lagrangian, RewardStatistics
 from .rollouts import Rollouts, Tasks, rollout_seed, without_tokens
 from .settings import Optimiser, PhaseSettings
 
-_MULTIPLIER = ("rate", "cap", "proportional", "derivative", "fixed")  # settings that the Lagrangian has by these names
+_GAINS = ("rate", "proportional", "derivative")
+_MULTIPLIER = (*_GAINS, "cap", "fixed")  # settings that the Lagrangian has by these names
 _TASKS, _BUDGETS, _MIX, _HELD_OUT, _WORDINGS = 104, 105, 106, 107, 108  # what the random numbers are for
 
 
@@ -85,16 +86,33 @@ class Settings(PhaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise ValueError(f"temperatures must hold at least one number >= 0, got {self.temperatures}")
-        check_int("tasks", self.tasks, 1)
-        check_int("updates_per_batch", self.updates_per_batch, 1)
-        check_int("value_batches", self.value_batches, 0)
-        check_int("held_out_rows", self.held_out_rows, 0)
-        rows = (self.on_policy_rows, self.oracle_rows, self.replay_rows)
-        if min(rows) < 0 or self.on_policy_rows + self.oracle_rows == 0:
-            raise ValueError(f"an update needs on-policy or oracle rows, and none negative, got {rows}")
-        check_real("entropy_weight", self.entropy_weight, 0.0)
+        if not self.temperatures:
+            raise ValueError("temperatures must hold at least one number >= 0, got none")
+        for temperature in self.temperatures:
+            check_real("temperatures", temperature, 0.0)
+        for name in ("tasks", "updates_per_batch", "trailing_batches"):
+            check_int(name, getattr(self, name), 1)
+        rows = ("on_policy_rows", "oracle_rows", "replay_rows")
+        for name in (*rows, "replay_capacity", "value_batches", "held_out_rows"):
+            check_int(name, getattr(self, name), 0)
+        if self.on_policy_rows + self.oracle_rows == 0:
+            raise ValueError(f"an update needs on-policy or oracle rows, got {tuple(getattr(self, n) for n in rows)}")
+        for name in ("teacher_temperature", "entropy_weight", *(f"multiplier_{name}" for name in _GAINS)):
+            check_real(name, getattr(self, name), 0.0)
+        if self.window is not None:
+            check_int("window", self.window, 1)
+        check_real("discount", self.discount, 0.0, 1.0)
+        check_real("reward_clip", self.reward_clip, 0.0, open_low=True)
+        check_real("statistics_decay", self.statistics_decay, 0.0, 1.0, open_low=True)
+        check_real("multiplier_cap", self.multiplier_cap, 0.0, open_low=True)
+        for value in self.multiplier_initial:
+            check_real("multiplier_initial", value, 0.0, self.multiplier_cap)
+        counts = sorted({1, len(BUDGETS), len(BUDGETS) * (1 + len(self.teachers))})
+        if len(self.multiplier_initial) not in counts:
+            known = " or ".join(map(str, counts))
+            raise ValueError(f"multiplier_initial has {len(self.multiplier_initial)} values; give {known}")
+        if self.multiplier_fixed is not None:
+            check_real("multiplier_fixed", self.multiplier_fixed, 0.0)
 
 
 class PathConsistency(LearningToAsk):
@@ -135,6 +153,7 @@ class PathConsistency(LearningToAsk):
             settings=settings,
             teacher_temperature=settings.teacher_temperature,
             eos=self.task.frame.eos,
+            tokenizer=self.tokenizer,
         )
         self.native_teachers, self.tau = self.rollouts.native_teachers, self.rollouts.tau
         self.teach(student)

@@ -113,6 +113,10 @@ def train(recipe: Recipe | str | Path, *overrides: str, quiet: bool = False) -> 
         )
     if not recipe.settings.out:
         raise ValueError("out is empty; name the folder for checkpoints and models (out=runs/NAME)")
+    try:
+        torch.device(recipe.settings.device)
+    except RuntimeError:
+        raise ValueError(f"device={recipe.settings.device} is none that torch knows; set cpu or cuda") from None
     for setting, place in recipe.settings.places().items():
         check_place(place, setting)
     keep_freed_memory()

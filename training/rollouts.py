@@ -64,6 +64,7 @@ class Rollouts:
         settings: the run's costs, rounding, max_new_tokens (what it cuts off is marked as not ended) and threads.
         teacher_temperature: of the teachers' tokens, 0 = greedy.
         eos: the token behind sources; None = the models' first end token.
+        tokenizer: of all models; None = their folders', which must mean the same.
 
     Attributes:
         decoder: of student and teachers.
@@ -78,13 +79,19 @@ class Rollouts:
     settings: PhaseSettings = field(default_factory=PhaseSettings)
     teacher_temperature: float = 0.0
     eos: int | None = None
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         device = self.settings.rollout_device
         self.native_teachers = pack_teachers(self.teachers, device)
         judge, threads = self.native_teachers[-1], self.settings.threads or None
         self.decoder = decoder_of(
-            TrainingWheelsDecoder, self.student, self.native_teachers, num_threads=threads, device=device
+            TrainingWheelsDecoder,
+            self.student,
+            self.native_teachers,
+            tokenizer=self.tokenizer,
+            num_threads=threads,
+            device=device,
         )
         self.teacher_decoder = decoder_of(SingleModelDecoder, judge, role="teacher", num_threads=threads)
         start, eos, pad = special_tokens(self.student)

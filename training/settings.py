@@ -100,7 +100,9 @@ class RunSettings:
     summary: str = ""  # one line for `kdtw train --list`
     out: str = ""  # folder for checkpoints, metrics and models
     data: Data = field(default_factory=Data)  # where examples come from, and what of them is used
-    tokenizer: str = ""  # folder or hub name; empty = the teacher's
+    # Folder or hub name, taken for that of all models whatever lies in their folders; empty = the teacher's, and a
+    # student in whose folder is one that means other tokens is refused.
+    tokenizer: str = ""
     student: Model = field(default_factory=Model)  # the model to start from, or the shape to build from scratch
     teacher: Model = field(default_factory=Model)  # the model that the student asks or learns from, or its shape
     student_prompt: str = STUDENT_PROMPT  # with "{budget}" in it, where the phrase goes

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from filelock import FileLock
 from transformers import PreTrainedModel
 
 from kdtw_fast.extras import require
+from kdtw_fast.families import describe
+from kdtw_fast.inputs import check_characters
+from kdtw_fast.special_tokens import SpecialTokens
+from kdtw_fast.weights import read_module
 
 from . import processes
 from .batches import Batches, Encoded, keyed_generator
@@ -40,7 +45,7 @@ def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0, tokeniz
         if path.is_file() and plain:
             rows = read_jsonl(path)
             if all(isinstance(text, str) for row in rows for text in (row.source, row.target)):
-                return [rows[i] for i in _drawn(len(rows), seed, limit)]
+                return _of_characters([rows[i] for i in _drawn(len(rows), seed, limit)], str(path))
         found = [folder / f"{split}.{kind}" for kind in ("jsonl", "parquet") if (folder / f"{split}.{kind}").is_file()]
         if not data.folder or not found:
             raise FileNotFoundError(
@@ -57,7 +62,15 @@ def read_examples(data: Data, split: str, seed: int = 0, limit: int = 0, tokeniz
         rows = datasets.load_dataset(kind, data_files={split: str(found[0])}, split=split)
     place = f"{data.hub or found[0]} ({split})"
     rows = rows.select(_drawn(len(rows), seed, limit)) if limit else rows
-    return [Example(*_pair(row, data, place, tokenizer)) for row in rows]
+    return _of_characters([Example(*_pair(row, data, place, tokenizer)) for row in rows], place)
+
+
+def _of_characters(examples: list[Example], place: str) -> list[Example]:
+    """The examples; ValueError where a text is not one that can be encoded."""
+    for example in examples:
+        check_characters(example.source, f"{place}: the source {example.source[:60]!r}")
+        check_characters(example.target, f"{place}: the target {example.target[:60]!r}")
+    return examples
 
 
 def _drawn(count: int, seed: int, limit: int) -> Sequence[int]:
@@ -140,7 +153,8 @@ def teacher_trajectories(
 
     Outputs are kept in the JSONL `file` (empty: trajectories.jsonl in the run's folder) by a key of their source, so an
     interrupted run goes on where it stopped, and other recipes share them, also while they run: one writes, the others
-    wait. Its first line says which teacher, prompt and length made them; ValueError if those were others.
+    wait. Its first line says which teacher, special tokens, prompt and length made them; ValueError if those were
+    others, and for a file that holds something else.
     """
     cache = Path(file or Path(task.settings.out) / "trajectories.jsonl")
     with processes.first_before_others():
@@ -180,13 +194,33 @@ def _read_outputs(cache: Path, teacher: PreTrainedModel, task: Task) -> dict[str
     """The outputs that `cache` holds, by key."""
     if not cache.exists():
         return {}
-    first, *lines = cache.read_text(encoding="utf-8").split("\n")[:-1] or [""]  # a line cut off is written again
-    made_by = json.loads(first)["made_by"] if first else None
-    if made_by not in (None, _digest(teacher, task.teacher_prompt, task.settings.max_new_tokens)):
-        raise ValueError(
-            f"{cache} holds outputs of another teacher, prompt or length; name another trajectories_file, or delete it"
-        )
-    return dict(map(json.loads, lines))
+    found: dict[str, list[int]] = {}
+    for number, line in enumerate(cache.read_bytes().split(b"\n")[:-1], 1):  # a line cut off is written again
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if number == 1 and isinstance(value, dict) and isinstance(value.get("made_by"), str):
+            if value["made_by"] != _digest(teacher, task.teacher_prompt, task.settings.max_new_tokens):
+                raise ValueError(
+                    f"{cache} holds outputs of another teacher, of other special tokens, another prompt or length; "
+                    f"name another trajectories_file, or delete it"
+                )
+        elif number > 1 and _is_output(value):
+            found[value[0]] = value[1]
+        else:
+            raise ValueError(
+                f"{cache}, line {number}, is not what holds a teacher's outputs; name another trajectories_file, or "
+                f"delete it"
+            )
+    return found
+
+
+def _is_output(value: Any) -> bool:
+    """Whether it is a source's key and token ids."""
+    if not (isinstance(value, list) and [type(part) for part in value] == [str, list]):
+        return False
+    return all(type(token) is int and token >= 0 for token in value[1])
 
 
 def _line(output: tuple[str, list[int]]) -> str:
@@ -197,9 +231,15 @@ def _key(source: Sequence[int]) -> str:
     return hashlib.blake2b(json.dumps(source).encode(), digest_size=8).hexdigest()
 
 
-def _digest(teacher: torch.nn.Module, prompt: Sequence[int], limit: int) -> str:
+def _digest(teacher: PreTrainedModel, prompt: Sequence[int], limit: int) -> str:
+    """Of all that greedy outputs depend on: weights, what the core reads of the config, prompt and limit."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in teacher.state_dict().values():
         found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    found.update(json.dumps([list(prompt), limit]).encode())
+    fields, tensors = read_module(teacher, "teacher")
+    description = describe(fields, tensors, "teacher")
+    special = SpecialTokens.of(
+        fields, [], bool(teacher.config.is_encoder_decoder), description.spec["vocabulary"], "teacher: config field"
+    )
+    found.update(json.dumps([description.spec, asdict(special), list(prompt), limit], sort_keys=True).encode())
     return found.hexdigest()

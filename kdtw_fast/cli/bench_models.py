@@ -16,6 +16,7 @@ from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import DEFAULT_PAIR, pair_folder
 from kdtw_fast.profiling import Peers
 from kdtw_fast.shapes import BYTES, find_shape, random_native, random_t5
+from kdtw_fast.weights import own_files
 
 # Other systems hold the fp32 weights several times over: Hugging Face's, the converter's, the translator's.
 PEER_COPIES = 4
@@ -51,7 +52,7 @@ def _saved(folder: Path) -> BenchedModel:
     def reference() -> Any:
         from transformers import T5ForConditionalGeneration
 
-        return T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return T5ForConditionalGeneration.from_pretrained(own_files(folder, folder.name), dtype=torch.float32).eval()
 
     return BenchedModel(partial(NativeT5.from_pretrained, folder), reference)
 

@@ -60,7 +60,8 @@ def as_json(method: str) -> Render:
         record["finish_reason"] = "error" if line.error else "empty" if reasons is None else reasons[0]
         if line.error is not None:
             record["error"] = str(line.error)
-        return json.dumps(record, ensure_ascii=False)
+        text = json.dumps(record, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # a source's lone surrogate, escaped as JSON has it
 
     return render
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from kdtw_fast.loaders import load_tokenizer
+from kdtw_fast.inputs import check_characters
+from kdtw_fast.loaders import check_alike, find_tokenizer, load_tokenizer
+from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeT5
 from kdtw_fast.pairs import Sample
 
@@ -87,14 +89,23 @@ def load_contender(
 
     Raises:
         FileNotFoundError: a folder or file is not there.
-        ValueError: an unknown pair, a folder that holds none, data that is none.
+        ValueError: an unknown pair, a folder that holds none, data that is none, models of different tokenizers.
     """
     check_named(pair, data, draft_student)
-    name, folders, own = _find(pair)
+    name, folders, own, told = _find(pair)
     samples = own() if data is None else read_samples(data)
-    tokenizer = load_tokenizer(folders.pop("tokenizer"))
+    for number, sample in enumerate(samples, 1):
+        check_characters(sample.source + sample.target, f"{data or pair}: sentence {number}")
+    words = folders.pop("tokenizer")
     if draft_student is not None:
         folders[DRAFT_STUDENT] = draft_student
+    names = {role: "draft student" if role == DRAFT_STUDENT else role for role in folders}
+    places = [
+        (names[role], find_tokenizer(folder)) for role, folder in folders.items() if (role, told) != ("teacher", True)
+    ]
+    remedy = Message("compare models of one tokenizer")
+    found = check_alike(words, [(role, place) for role, place in places if place is not None], "pair", remedy)
+    tokenizer = load_tokenizer(words) if found is None else found
     dtypes = {"teacher": dtype if teacher_dtype is None else teacher_dtype}
     models = {
         role: NativeT5.from_pretrained(folder, role, dtypes.get(role, dtype), device=device)
@@ -103,17 +114,21 @@ def load_contender(
     return Contender(name, folders, models, tokenizer, chosen(samples, sentences))
 
 
-def _find(pair: str) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:
-    """A pair's name, its folders ("student", "teacher", "tokenizer", perhaps "gkd"), and what reads its sentences."""
+def _find(pair: str) -> tuple[str, dict[str, Path], Callable[[], list[Sample]], bool]:
+    """A pair's name, its folders ("student", "teacher", "tokenizer", perhaps "gkd"), and what reads its sentences.
+
+    Last, whether a recipe says that the tokenizer is the teacher's, too, whatever lies in the teacher's folder.
+    """
     home = find_home(pair)
     if home is None:
         from kdtw_fast.training import recipes
 
-        return _trained(recipes.resolve(pair).settings, Path(pair))
+        settings = recipes.resolve(pair).settings
+        return *_trained(settings, Path(pair)), bool(settings.tokenizer)
     folders = {part: home / part for part in (*PARTS, DRAFT_STUDENT)}
     if not folders[DRAFT_STUDENT].is_dir():
         del folders[DRAFT_STUDENT]
-    return home.resolve().name, folders, lambda: own_samples(pair)
+    return home.resolve().name, folders, lambda: own_samples(pair), False
 
 
 def _trained(settings: Any, recipe: Path) -> tuple[str, dict[str, Path], Callable[[], list[Sample]]]:

@@ -19,6 +19,7 @@ from kdtw_fast.methods import make_decoder
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owner import Owner
 from kdtw_fast.pairs import quietly
+from kdtw_fast.weights import own_files
 
 from .contenders import Contender
 from .plan import DRAFT_STUDENT, OWN_STUDENT, OperatingPoint
@@ -239,6 +240,6 @@ class OutsideSystems:
 
             folder = self._contender.folders[role]
             with quietly():  # about beta, which Hugging Face's T5 does not know and does not need
-                model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+                model = T5ForConditionalGeneration.from_pretrained(own_files(folder, role), dtype=torch.float32).eval()
             self._models[role] = peers.beside(model, self._contender.models[role].dtype, self._contender.device)
         return self._models[role]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdtw_fast.loaders import check_same, find_tokenizer, load_tokenizer
+from kdtw_fast.loaders import check_alike, find_tokenizer, load_tokenizer, local_folder
 from kdtw_fast.model import NativeModel
 
 
@@ -14,8 +14,7 @@ def folder_of(model: Any) -> Path | None:
     """The folder or GGUF file that a model is, or was loaded from; None for one made in memory or from a hub."""
     if isinstance(model, (str, Path)):
         return Path(model)
-    place = model.folder if isinstance(model, NativeModel) else getattr(model, "name_or_path", None)
-    return Path(place) if place and Path(place).is_dir() else None
+    return model.folder if isinstance(model, NativeModel) else local_folder(model)
 
 
 def words_of(
@@ -24,33 +23,33 @@ def words_of(
     """A function that gives a decoder's tokenizer, or None where there is none; a folder's is read when it is called.
 
     Args:
-        given: what the caller passed as ``tokenizer``, or None; whoever makes the decoder checks it.
+        given: what the caller passed as ``tokenizer``, or None; whoever makes the decoder checks it. It is taken for
+            that of all models, whatever lies in their folders.
         student: the model whose folder may hold one.
         taus: the ids of the student's <tau>s.
-        teachers: names and models of the others, whose own tokenizers must mean the same. Not asked where one is given.
+        teachers: names and models of the others, whose own tokenizers must mean the same: token ids are theirs, too.
 
-    Raises (the function): ValueError where two tokenizers mean different tokens by an id, or a token has <tau>'s id.
+    Raises ValueError where two tokenizers mean different tokens by an id; the function, where a token has <tau>'s id.
     """
     if given is not None:
         return lambda: given
-    mine, others = folder_of(student), [(name, folder_of(model)) for name, model in teachers]
+    mine, *others = [tokenizer_place(model) for model in (student, *(model for _, model in teachers))]
+    if mine is None:
+        return lambda: None
+    found = check_alike(mine, [(name, place) for (name, _), place in zip(teachers, others) if place is not None])
 
     def read() -> Any:
-        words = tokenizer_in(mine)
-        if words is not None:
-            check_taus(words, taus)
-            for name, folder in others:
-                if folder != mine and (other := tokenizer_in(folder)) is not None:
-                    check_same(words, other, name)
+        words = load_tokenizer(mine) if found is None else found
+        check_taus(words, taus)
         return words
 
     return read
 
 
-def tokenizer_in(folder: Path | None) -> Any:
-    """The tokenizer that lies in a model's folder or beside it; None where there is none."""
-    found = None if folder is None else find_tokenizer(folder)
-    return None if found is None else load_tokenizer(found)
+def tokenizer_place(model: Any) -> Path | None:
+    """Where the tokenizer of a model is whose folder is known; None where there is none."""
+    folder = folder_of(model)
+    return None if folder is None else find_tokenizer(folder)
 
 
 def check_taus(tokenizer: Any, taus: Sequence[int]) -> None:
