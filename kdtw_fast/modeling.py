@@ -302,10 +302,21 @@ class TrainingWheels(_Model):
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As Hugging Face's, which freezes what is not adapted; beta stays trainable."""
-        super().add_adapter(*args, **kwargs)
-        self.teacher_token_embedding.requires_grad_(True)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # PEFT freezes what it does not adapt, and then leaves here what it has done: beta is to be trained beside it.
+        if name == "peft_config" and not all(config.inference_mode for config in value.values()):
+            self.teacher_token_embedding.requires_grad_(True)
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's; <tau> is suppressed beside whatever the call or its generation config suppresses."""
+        if kwargs.get("suppress_tokens") is not None:
+            kwargs["suppress_tokens"] = sorted({*kwargs["suppress_tokens"], *self.tau_token_ids})
+        if generation_config is not None:
+            generation_config = copy.deepcopy(generation_config)
+            found = {*(generation_config.suppress_tokens or []), *self.tau_token_ids}
+            generation_config.suppress_tokens = sorted(found)
+        return super().generate(inputs, generation_config, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As Hugging Face's; the saved config names its class, so that every loader of such models takes it."""

@@ -69,9 +69,30 @@ def test_recipes_are_there_for_both_tasks_and_the_paper():
             settings = recipes.resolve(f"{task}/{name}").settings
             assert (settings.student.path, settings.teacher.path) == ("google/flan-t5-small", "google/flan-t5-xl")
             assert (settings.optimiser.rate, settings.optimiser.weight_decay) == (1e-5, 1e-5)
+        phase2 = recipes.resolve(f"{task}/phase2").settings
+        assert (phase2.temperatures, phase2.window, phase2.entropy_weight) == ((0.0,), None, 1.0)
     gkd = recipes.resolve("wmt19-de-en/gkd").settings
     assert (gkd.steps, gkd.updates_per_batch, gkd.divergence, gkd.student_fraction) == (5200, 4, "reverse", 0.5)
     assert recipes.resolve("xsum/phase1").settings.steps == 200
+
+
+@pytest.mark.parametrize(("task", "small"), [("wmt19-de-en", "debian-de-en"), ("xsum", "debian-synopsis")])
+def test_what_was_good_on_small_pairs_is_there_for_large_ones_scaled(task, small):
+    paper, scaled, found = (
+        recipes.resolve(name).settings for name in (f"{task}/phase2", f"{task}/phase2-scaled", f"{small}/phase2")
+    )
+    same = ("temperatures", "window", "entropy_weight", "multiplier_initial", "multiplier_proportional", "pooled_use")
+    for name in (*same, "held_out_rows", "tolerance", "updates_per_batch", "on_policy_rows", "oracle_rows"):
+        assert getattr(scaled, name) == getattr(found, name), name
+    assert (scaled.steps, scaled.student, scaled.teacher) == (paper.steps, paper.student, paper.teacher)
+    longer = scaled.steps / 1500  # batches of debian-de-en/phase2
+    assert scaled.value_batches == round(found.value_batches * longer)
+    assert scaled.optimiser.warmup == round(found.optimiser.warmup * longer)
+    assert scaled.trailing_batches == round(found.trailing_batches * longer)
+    assert scaled.multiplier_rate == pytest.approx(found.multiplier_rate / longer)
+    assert scaled.optimiser.rate == paper.optimiser.rate and scaled.optimiser.decay and not scaled.optimiser.scaled
+    ratio = found.value_optimiser.rate / 3e-3
+    assert scaled.value_optimiser.rate / scaled.optimiser.rate == pytest.approx(ratio, rel=0.02)
 
 
 @pytest.mark.parametrize("task", ["debian-de-en", "debian-synopsis", "tech-de-en"])
@@ -94,7 +115,7 @@ def test_the_recipes_of_a_task_agree_on_the_task(task):
 
 # The other tasks' recipes are those of debian-de-en with other settings of the same names.
 RUN = [name for name in ALL if name.startswith("debian-de-en/")]
-RUN += ["debian-synopsis/phase1", "wmt19-de-en/gkd", "xsum/phase1", "xsum/supervised-kd"]
+RUN += ["debian-synopsis/phase1", "wmt19-de-en/gkd", "xsum/phase1", "xsum/supervised-kd", "xsum/phase2-scaled"]
 
 
 @pytest.mark.parametrize("name", mostly_long(RUN, range(0, len(RUN), 5)))

@@ -16,7 +16,13 @@ import torch
 from factories import mostly_long
 from safetensors.torch import load_file, save_file
 from test_families import FAMILIES, V, random_model, rows_of
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaForCausalLM, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    LlamaForCausalLM,
+    T5ForConditionalGeneration,
+)
 
 import kdtw_fast
 from kdtw_fast import NativeModel, Owner, TrainingWheelsDecoder, reference
@@ -199,9 +205,13 @@ def test_hugging_face_never_writes_tau(kind: str, where: str, tmp_path: Path) ->
         for how in ({"do_sample": False}, {"do_sample": True, "temperature": 2.0}):
             out = student.generate(torch.tensor([row]), max_new_tokens=24, min_new_tokens=24, **how)
             assert V not in out[0].tolist()
-    # Where nothing is suppressed it does, and the native decoder may ask.
-    free = student.generate(torch.tensor(rows[:1]), max_new_tokens=2, suppress_tokens=[2], do_sample=False)
-    assert V in free[0].tolist()
+    # What a call suppresses comes to it; a plain model, which knows nothing of <tau>, does what it is told.
+    ids, told = torch.tensor(rows[:1]), {"max_new_tokens": 2, "do_sample": False}
+    own = GenerationConfig(**told, suppress_tokens=[2])
+    for free in (student.generate(ids, suppress_tokens=[2], **told), student.generate(ids, generation_config=own)):
+        assert (V in free[0].tolist()) is (where == "plain")
+    assert own.suppress_tokens == [2]
+    assert V not in student.generate(ids, generation_config=GenerationConfig(**told))[0].tolist()
     asked = TrainingWheelsDecoder(tmp_path, random_model(kind, 11)).generate(rows, max_new_tokens=24)
     assert asked.teacher_calls[0] > 0
 
@@ -296,8 +306,12 @@ def test_a_quantised_module_gets_a_sentence(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "adapted"), [("t5", "q"), ("llama", "q_proj")])
 @pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
-def test_beta_is_trained_beside_an_adapter(kind: str, adapted: str, way: str) -> None:
-    peft = pytest.importorskip("peft", "0.22" if way == "add_adapter" else None)  # which transformers asks for
+def test_beta_is_trained_beside_an_adapter(
+    kind: str, adapted: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    # Transformers asks for a version for what is not tried here, newer than the index has.
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17")
     student = random_student(kind)
     config = peft.LoraConfig(target_modules=[adapted], r=2)
     model = student
@@ -305,7 +319,6 @@ def test_beta_is_trained_beside_an_adapter(kind: str, adapted: str, way: str) ->
         student.add_adapter(config)
     else:
         model = peft.get_peft_model(student, config)
-        student.teacher_token_embedding.requires_grad_(True)
     trained = {name.split(".")[-1] for name, p in student.named_parameters() if p.requires_grad and "lora_" not in name}
     assert trained == {"teacher_token_embedding"}
     ids = torch.tensor([[5, 6, 7, 8]])
