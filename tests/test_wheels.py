@@ -306,9 +306,7 @@ def test_a_quantised_module_gets_a_sentence(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "adapted"), [("t5", "q"), ("llama", "q_proj")])
 @pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
-def test_beta_is_trained_beside_an_adapter(
-    kind: str, adapted: str, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beta_is_trained_beside_an_adapter(kind: str, adapted: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")
     # Transformers asks for a version for what is not tried here, newer than the index has.
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17")
