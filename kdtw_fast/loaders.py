@@ -30,11 +30,26 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a JSONL file that are not blank, and their numbers, from 1.
 
     Only line feeds end them: the strings of JSON may hold U+2028, U+0085 and whatever else ``str.splitlines`` cuts at.
+    NotUtf8Error names file and line.
     """
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            line = read_utf8(raw, f"{path} line {number}")
             if line.strip():
                 yield number, line.rstrip("\r\n")
+
+
+class NotUtf8Error(ValueError):
+    """Bytes of a text that are no UTF-8."""
+
+
+def read_utf8(raw: bytes, name: str, encoding: str = "utf-8") -> str:
+    """The text that bytes are; NotUtf8Error, which begins with `name` and says where, for those that are none."""
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at place {error.start}"
+        raise NotUtf8Error(f"{name} is not UTF-8 text ({byte}); convert the input to UTF-8") from None
 
 
 HUB_SECONDS = 20  # that the hub may take to answer whether it has something

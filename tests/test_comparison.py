@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +38,7 @@ from kdtw_fast.comparison.quality import Interval, Statistics, resample
 from kdtw_fast.comparison.records import Outputs, Records, ResultsFile, Sentence, Timing, read, to_line
 from kdtw_fast.comparison.summary import Latency, Point, Samples, Spread, pareto, sample, summarise
 from kdtw_fast.comparison.systems import MODELS, Native, OutsideSystems, pieces
+from kdtw_fast.files import alone_in
 from kdtw_fast.pairs import Sample
 from kdtw_fast.peers import has_ctranslate2
 
@@ -291,6 +294,31 @@ def read_bytes(content: bytes, folder: Path) -> Records:
     return read(path)
 
 
+def test_a_folder_has_one_comparison_at_a_time(compare, without_figures, tmp_path: Path) -> None:
+    with alone_in(tmp_path) as alone:
+        assert alone
+        result = compare(tmp_path, "--methods", "student")
+    assert (result.exit_code, result.stdout) == (2, "") and not (tmp_path / "results.jsonl").exists()
+    assert result.stderr == (
+        f"kdtw: --out={tmp_path} is being written by another run of kdtw compare; wait for its end, or choose another\n"
+    )
+    assert compare(tmp_path, "--methods", "student").exit_code == 0
+
+
+def test_figures_that_cannot_be_written_leave_the_old_ones(done: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(figure: Any, file: Any, **_: Any) -> None:
+        with Path(file).open("wb") if isinstance(file, str | Path) else nullcontext(file) as stream:
+            stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    (tmp_path / "quality-latency.png").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left") as caught:
+        figures.draw(summarise(read(done / "results.jsonl")), tmp_path)
+    assert caught.value.filename == str(tmp_path / "quality-latency.png")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
 @pytest.mark.long
 def test_results_of_something_else_are_refused(compare, without_figures, folder: Path, tmp_path: Path) -> None:
     assert compare(tmp_path, "--methods", "student").exit_code == 0
@@ -507,6 +535,15 @@ def test_a_string_of_jsonl_holds_what_is_a_line_break_elsewhere(odd: str, tmp_pa
     parts = split(file, tmp_path / "parts")
     found = [row.source for part in ("train", "validation", "test") for row in read_jsonl(parts / f"{part}.jsonl")]
     assert sorted(found) == sorted(row["source"] for row in rows)
+
+
+def test_a_line_of_jsonl_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b'{"source": "a", "target": "b"}\n{"source": "\xe4", "target": "b"}\n')
+    for reading in (read_samples, read_jsonl, lambda file: split(file, tmp_path / "parts")):
+        with pytest.raises(ValueError, match=r"line 2 is not UTF-8 text \(byte 0xe4 at place 12\)") as caught:
+            reading(file)
+        assert str(caught.value).startswith(str(file))
 
 
 def test_chosen_takes_items_from_the_whole_in_order() -> None:

@@ -1,6 +1,8 @@
 """Curves of a run: what is read from metrics.jsonl, what is drawn, and the command."""
 
+import errno
 import json
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 
@@ -101,6 +103,21 @@ def test_the_command_writes_what_is_named(run):
     assert result.exit_code == 0, result.output
     assert (run / "a.svg").read_text().startswith("<?xml") and (run / "b.png").read_bytes().startswith(b"\x89PNG")
     assert [file.name for file in plot_run(run)] == ["curves.png"]
+
+
+def test_curves_that_cannot_be_written_leave_the_old_ones(run, tmp_path, monkeypatch):
+    def full(figure, file, **_):
+        with Path(file).open("wb") if isinstance(file, (str, Path)) else nullcontext(file) as stream:
+            stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    old = tmp_path / "drawn/old.png"
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+    result = CliRunner().invoke(app, ["curves", str(run), "-o", str(old)])
+    assert (result.exit_code, result.stderr) == (2, f"kdtw: cannot use {old}: No space left on device\n")
+    assert [file.read_bytes() for file in old.parent.iterdir()] == [b"old"]
 
 
 def test_a_run_without_numbers_is_refused(tmp_path):

@@ -2,16 +2,49 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
-from kdtw_fast.training import recipes
+from kdtw_fast.training import oracle, recipes
 from kdtw_fast.training.debian import read_jsonl, write_jsonl
 from kdtw_fast.training.export import export, runs_behind
+from kdtw_fast.training.models import load_plain
 from safetensors.torch import load_file
 from toy_training import toy_examples, toy_recipe
 
-from kdtw_fast import NativeT5
+from kdtw_fast import NativeT5, TrainingWheelsT5
+from kdtw_fast.loaders import load_tokenizer
+
+
+def test_an_export_that_fails_leaves_the_old_pair(toy, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kdtw_fast.training.export.measure", lambda *_: {})
+    monkeypatch.setattr("kdtw_fast.training.export.measure_budgets", lambda *_, **__: [])
+    monkeypatch.setattr("kdtw_fast.training.export.write_custom_generate", fails)
+    old = tmp_path / "out/pairs/toy/README.md"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    write_jsonl(tmp_path / "data/test.jsonl", toy_examples(4, 80))
+    student, plain = tmp_path / "student", load_plain(str(toy / "student/model"), "student")
+    size = len(load_tokenizer(toy / "teacher/model"))
+    TrainingWheelsT5.from_t5(plain, tokenizer_size=size).save_pretrained(student)
+    with pytest.raises(OSError, match="No space left"):
+        export(student, toy / "teacher/model", tmp_path / "data", tmp_path / "out", "toy")
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == [old] and old.read_text() == "old"
+
+
+def test_where_an_oracles_curve_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+    data = tmp_path / "data.jsonl"
+    data.write_text("old")
+    for out, said in ((data, "is the file that is being read"), (tmp_path / "no/out.json", "does not exist")):
+        arguments = ["oracle", "--student", "s", "--teacher", "t", "--data", str(data), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            oracle.main()
+    assert data.read_text() == "old"
 
 
 @pytest.fixture

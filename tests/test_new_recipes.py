@@ -142,6 +142,20 @@ def test_mistakes_are_one_sentence(toy: Path, tmp_path: Path, arguments: list[st
     assert result.exit_code == 2 and said in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
 
 
+def test_data_that_is_there_is_not_overwritten(toy: Path, tmp_path: Path, examples: Path) -> None:
+    own = tmp_path / "x/data/train.jsonl"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(examples.read_bytes())
+    new = ["--new", tmp_path / "x", "--teacher", toy / "teacher/model", "--student", toy / "student/model"]
+    for data in (own, examples):
+        result = kdtw(*new, "--data", data)
+        assert result.exit_code == 2 and f"into {own}, which is there already; remove it" in result.stderr
+        assert own.read_bytes() == examples.read_bytes() and [*own.parent.iterdir()] == [own]
+    own.unlink()
+    for _ in range(2):  # what is there may be the same
+        assert new_recipes.split(examples, own.parent) == own.parent
+
+
 def test_large_students_get_the_papers_rates_and_memory_bounds_the_batch(tmp_path: Path) -> None:
     found = new_recipes.Found(5000, 200, 64, 48, 20.0, 80_000_000, 800_000_000, 1024)
     for name in ("phase1", "phase2"):

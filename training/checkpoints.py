@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from kdtw_fast.files import sync_folder
+
 LATEST, PREVIOUS, SCRATCH = "checkpoint.pt", "checkpoint.previous.pt", "checkpoint.writing"
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -77,12 +79,3 @@ def _damage(path: Path) -> str | None:
     ):
         whole = hashlib.sha256(data[:-DIGEST_BYTES]).digest() == data[-DIGEST_BYTES:]
     return None if whole else "its checksum does not match, so it is cut off or damaged"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.budgets import BUDGETS
-from kdtw_fast.loaders import jsonl_lines
+from kdtw_fast.files import check_target, replacing
 
 # A quantity's lines by name ("" where there is one), each a list of (batch, value).
 Points = list[tuple[int, float]]
@@ -70,10 +70,10 @@ def read_quantities(path: Path) -> Quantities:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; name the folder of a run (its out=…)")
     found: Quantities = {}
-    for _, line in jsonl_lines(path):
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # cut off, it may be in the middle of a letter
             continue
         for quantity, name, value in _numbers(record):
             found.setdefault(quantity, {}).setdefault(name, []).append((record["step"], value))
@@ -182,8 +182,13 @@ def plot_run(folder: str | Path, files: Sequence[str | Path] = ()) -> list[Path]
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise ValueError("curves need matplotlib: pip install matplotlib") from None
-    figure = draw(read_quantities(folder / "metrics.jsonl"), folder.resolve().name)
+    found = read_quantities(folder / "metrics.jsonl")
     written = [Path(file) for file in files] or [folder / "curves.png"]
+    written = [file if file.suffix else file.with_name(f"{file.name}.png") for file in written]
     for file in written:
-        figure.savefig(file, dpi=150)
+        check_target("output", file, folder / "metrics.jsonl")
+    figure = draw(found, folder.resolve().name)
+    for file in written:
+        with replacing(file, "wb") as stream:
+            figure.savefig(stream, format=file.suffix[1:], dpi=150)
     return written

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kdtw_fast.files import replacing
 from kdtw_fast.loaders import jsonl_lines
 from kdtw_fast.pairs import Sample as Example  # what is trained on is of the kind that ships
 
@@ -315,7 +316,7 @@ def build(lists: Path, out: Path, key: str = "kdtw", held_out: float = 0.025) ->
 def write_jsonl(path: Path, rows: Iterable[Example]) -> None:
     """One JSON object a line: source, target, package."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for row in rows:
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import student_prompt
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.files import replacing_folder
 from kdtw_fast.hub import write_custom_generate
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.modeling import TrainingWheels
@@ -153,22 +154,21 @@ def export(
     numbers["parameters"] = {role: model.num_parameters() for role, model in models.items()}
     if oracle is not None:
         numbers["oracle"], numbers["oracle_rows"] = json.loads(oracle.read_text()), oracle_rows
-    folder = out / "pairs" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    for role, model in models.items():
-        save_bf16(model, folder / role)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     runs = runs_behind(student_folder, teacher_folder)
     if draft_student is not None:
         runs |= runs_behind(draft_student, teacher_folder)
-    (folder / "recipes").mkdir()
-    for run, recipe in runs.items():
-        base = f"{name}/{run}" if f"{name}/{run}" in recipes.recipe_names() else None
-        text = recipes.to_yaml(recipes.resolve(recipe), base)
-        (folder / "recipes" / f"{run}.yaml").write_text(text, encoding="utf-8")
-    write_custom_generate(folder)
-    (folder / "README.md").write_text(card(name, numbers, list(runs), note))
+    with replacing_folder(out / "pairs" / name) as folder:  # the pair there may be the one that is read
+        for role, model in models.items():
+            save_bf16(model, folder / role)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        (folder / "recipes").mkdir()
+        for run, recipe in runs.items():
+            base = f"{name}/{run}" if f"{name}/{run}" in recipes.recipe_names() else None
+            text = recipes.to_yaml(recipes.resolve(recipe), base)
+            (folder / "recipes" / f"{run}.yaml").write_text(text, encoding="utf-8")
+        write_custom_generate(folder)
+        (folder / "README.md").write_text(card(name, numbers, list(runs), note))
     samples = out / "samples"
     write_jsonl(samples / f"{name}.jsonl", choose_sample(test, sample))
     if samples.resolve() != (DATA / "samples").resolve():

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from transformers import T5ForConditionalGeneration
 
+from kdtw_fast.files import putting_into
+
 from .models import load_plain
 
 BLOCK = re.compile(r"(encoder|decoder)\.block\.(\d+)\.(.+)")
@@ -65,6 +67,8 @@ def main() -> None:
     parser.add_argument("--decoder-layers", type=int, default=0, help="layers of the decoder; 0: as many as it has")
     parser.add_argument("--out", type=Path, required=True, help="where the grown model is written")
     args = parser.parse_args()
+    if args.out.resolve() == Path(args.model).resolve():
+        parser.error(f"--out {args.out} is the model that is read; name another folder")
     model = load_plain(args.model, "model")
     if not isinstance(model, T5ForConditionalGeneration):
         parser.error(f"{args.model} is a {type(model).__name__}; only a T5ForConditionalGeneration can be grown")
@@ -72,7 +76,8 @@ def main() -> None:
         deeper = deepened(model, args.encoder_layers, args.decoder_layers)
     except ValueError as error:
         parser.error(str(error))
-    deeper.save_pretrained(args.out)
+    with putting_into(args.out) as folder:
+        deeper.save_pretrained(folder)
     print(f"{args.out}: {sum(weight.numel() for weight in deeper.parameters()):,} parameters")
 
 

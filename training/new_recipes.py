@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from kdtw_fast.extras import require
+from kdtw_fast.files import write_whole
 from kdtw_fast.loaders import check_same, find_tokenizer, jsonl_lines, load_tokenizer
 
 from .batches import keyed_generator
@@ -73,7 +74,7 @@ def write_recipes(
         prompt: what stands before a source, "summarize: "; None = the teacher's own, or "translate: ".
 
     Raises:
-        FileExistsError: a recipe is there already.
+        FileExistsError: a recipe is there already, or other data where a file is split to.
         FileNotFoundError: a model or the data is not.
         ValueError: the data is too small, or has other columns; the tokenizers of the two mean different tokens.
         ImportError: data in Parquet, and a package that reads it is missing.
@@ -99,13 +100,16 @@ def write_recipes(
     written = []
     for name in names:
         path = folder / f"{name}.yaml"
-        path.write_text(recipe(name, found, home, data_folder, tokenizer, teacher, student, prompt), encoding="utf-8")
+        write_whole(path, recipe(name, found, home, data_folder, tokenizer, teacher, student, prompt))
         written.append(path)
     return written, found
 
 
 def split(file: Path, folder: Path) -> Path:
-    """One file, JSONL or Parquet, as train, validation and test in `folder`, drawn by a fixed seed."""
+    """One file, JSONL or Parquet, as train, validation and test in `folder`, drawn by a fixed seed.
+
+    FileExistsError where one of them is there already, and is another, as the file itself would be.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"--data {file} is neither a folder nor a file")
     numbered = list(_rows_as_json(file) if file.suffix == ".parquet" else jsonl_lines(file))
@@ -123,10 +127,17 @@ def split(file: Path, folder: Path) -> Path:
             )
     order = keyed_generator(0).permutation(len(lines)).tolist()
     count = min(MOST_HELD_OUT, max(8, round(HELD_OUT * len(lines))))
+    drawn = {"test": order[:count], "validation": order[count : 2 * count], "train": order[2 * count :]}
+    parts = {folder / f"{name}.jsonl": "".join(lines[i] + "\n" for i in sorted(rows)) for name, rows in drawn.items()}
+    for part, text in parts.items():
+        if part.exists() and part.read_bytes() != text.encode():
+            raise FileExistsError(
+                f"--data {file} would be split into {part}, which is there already; remove it, name another folder for "
+                f"--new, or give --data {folder} as it is"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"test": order[:count], "validation": order[count : 2 * count], "train": order[2 * count :]}
-    for name, rows in parts.items():
-        (folder / f"{name}.jsonl").write_text("".join(lines[i] + "\n" for i in sorted(rows)), encoding="utf-8")
+    for part, text in parts.items():
+        write_whole(part, text)
     return folder
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import BUDGETS
+from kdtw_fast.files import check_target, write_whole
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.modeling import TrainingWheels
 
@@ -197,6 +198,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--out", type=Path, default=None, help="also write the curve to this JSON file")
     args = parser.parse_args()
+    if args.out is not None:
+        check_target("out", args.out, args.data, args.student, args.teacher)
     teacher = load_plain(str(args.teacher), "--teacher").eval()
     tokenizer = load_tokenizer(args.teacher)
     student = load_student(args.student, len(tokenizer)).eval()
@@ -208,7 +211,7 @@ def main() -> None:
     for row in curve:
         print(json.dumps(row))
     if args.out is not None:
-        args.out.write_text(json.dumps(curve, indent=2) + "\n")
+        write_whole(args.out, json.dumps(curve, indent=2) + "\n")
 
 
 if __name__ == "__main__":

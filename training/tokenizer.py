@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from kdtw_fast.budgets import BUDGETS, STUDENT_PROMPT, TEACHER_PROMPT, student_prompt
+from kdtw_fast.files import putting_into
 
 from .debian import read_jsonl
 
@@ -98,7 +99,8 @@ def main() -> None:
     rows = read_jsonl(args.data / "train.jsonl")
     prompts = [student_prompt(budget, args.student_prompt) for budget in BUDGETS] + [args.teacher_prompt]
     tokenizer = train_tokenizer([text for row in rows for text in (row.source, row.target)], args.vocab_size, prompts)
-    tokenizer.save_pretrained(args.out)
+    with putting_into(args.out) as folder:
+        tokenizer.save_pretrained(folder)
     sides = {side: [len(tokenizer(getattr(row, side)).input_ids) for row in rows] for side in ("source", "target")}
     report = {
         "pieces": len(tokenizer),

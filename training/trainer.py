@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from kdtw_fast import files
+
 from . import processes
 from .algorithm import Learning
-from .checkpoints import load_checkpoint, save_checkpoint, sync_folder
+from .checkpoints import load_checkpoint, save_checkpoint
 from .evaluate import Table, best_rouge2
 from .optimisation import NonFiniteLossError
 from .settings import HOUSEKEEPING, LATER, RENAMED, RunSettings
@@ -261,18 +261,10 @@ class Trainer:
         return int(state["metrics_bytes"])
 
     def _save_model(self, name: str) -> None:
-        """Write OUT/name beside, then swap: a killed process leaves no half model under that name."""
-        if not self.writes:
-            return
-        scratch, old = self.out / f"{name}.writing", self.out / f"{name}.old"
-        for folder in (scratch, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.algorithm.save_model(scratch)
-        if (self.out / name).exists():
-            os.replace(self.out / name, old)
-        os.replace(scratch, self.out / name)
-        sync_folder(self.out)
-        shutil.rmtree(old, ignore_errors=True)
+        """Write OUT/name: a killed process leaves no half model under that name."""
+        if self.writes:
+            with files.replacing_folder(self.out / name) as folder:
+                self.algorithm.save_model(folder)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -301,19 +293,10 @@ class Trainer:
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
     """Keep other runs out of a folder; ValueError in all processes of a run where another run is in it already."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock, free = FileLock(out / "run.lock"), True
-    if processes.rank() == 0:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            free = False
-    if not processes.from_first(free):
-        raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder (out=…)")
-    try:
+    with files.alone_in(out) if processes.rank() == 0 else nullcontext(True) as free:
+        if not processes.from_first(free):
+            raise ValueError(f"another run is writing to {out}; wait for its end, or name another folder (out=…)")
         yield
-    finally:
-        lock.release()
 
 
 class _Lines(io.TextIOBase):
@@ -355,9 +338,8 @@ class _Records:
     """metrics.jsonl, one JSON object a line, flushed as written; TensorBoard and W&B too where asked for."""
 
     def __init__(self, out: Path, recipe: dict[str, Any], settings: RunSettings, offset: int, step: int):
-        scratch = out / "recipe.writing"  # what is there names the number format that a continuation keeps
-        scratch.write_text(OmegaConf.to_yaml(OmegaConf.create(recipe)), encoding="utf-8")
-        os.replace(scratch, out / "recipe.yaml")
+        # What is there names the number format that a continuation keeps.
+        files.write_whole(out / "recipe.yaml", OmegaConf.to_yaml(OmegaConf.create(recipe)))
         self.path = out / "metrics.jsonl"
         self.file = self.path.open("ab")
         self.file.truncate(offset)  # lines after the checkpoint will be written again

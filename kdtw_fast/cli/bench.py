@@ -12,8 +12,8 @@ import typer
 from tqdm import tqdm
 
 from kdtw_fast.cli.console import make_console
-from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.cli.options import MODELS, Device, Dtype, PairName, TeacherDtype, Threads
+from kdtw_fast.files import check_target, write_whole
 from kdtw_fast.options import CACHE_DTYPES, check_device, check_dtype, check_int
 from kdtw_fast.shapes import SHAPES
 
@@ -82,7 +82,7 @@ def bench(
     if teacher_shape is not None and shape is None:
         raise ValueError(f"--teacher-shape {teacher_shape} goes with --shape, the student's")
     if json_file is not None:
-        check_target("json_file", json_file)
+        check_target("json_file", json_file, *([model] if model is not None else []))
 
     # Imported here: PyTorch takes seconds that a wrong option need not wait for.
     from kdtw_fast import _core

@@ -15,12 +15,12 @@ from rich.markup import escape
 from tqdm import tqdm
 
 from kdtw_fast.cli.console import make_console
-from kdtw_fast.cli.files import write_whole
 from kdtw_fast.cli.made_options import descriptions, make_option, takes
 from kdtw_fast.cli.options import Device, Dtype, TeacherDtype, Threads
 from kdtw_fast.comparison.named import check_named
 from kdtw_fast.comparison.plan import GROUPS, QUICK, QUICK_SETTINGS, Choices, Settings, check_metric, make_plan
 from kdtw_fast.extras import require
+from kdtw_fast.files import alone_in, write_whole
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.options import check_device, check_dtype
 from kdtw_fast.pairs import DEFAULT_PAIR
@@ -135,7 +135,13 @@ def compare(
         if given and len(given) != len(names):
             raise ValueError(f"{option} was given {len(given)} times for {len(names)} pairs; give one for each")
     folder = out or Path("out/compare-quick" if quick else "out/compare")
-    if not figures_only:
+    if figures_only:
+        _present(folder, metric)
+        return
+    with alone_in(folder) as alone:
+        if not alone:
+            said = " is being written by another run of kdtw compare; wait for its end, or choose another"
+            raise ValueError(Message(OptionName("out", folder), said))
         files: Sequence[Path | None] = data or [None] * len(names)
         drafts: Sequence[Path | None] = draft_student or [None] * len(names)
         common = {"sentences": settings.sentences, "dtype": dtype, "teacher_dtype": teacher_dtype, "device": device}
@@ -146,7 +152,7 @@ def compare(
         for name, file, draft in zip(names, files, drafts):
             check_named(name, file, draft)
         _measure(each, choices, settings, folder, quiet)
-    _present(folder, metric)
+        _present(folder, metric)
 
 
 def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Settings, folder: Path, quiet: bool) -> None:
@@ -154,7 +160,6 @@ def _measure(each: Sequence[dict[str, Any]], choices: Choices, settings: Setting
     from kdtw_fast.comparison.measure import Measurement, left_out
     from kdtw_fast.comparison.records import ResultsFile
 
-    folder.mkdir(parents=True, exist_ok=True)
     file = ResultsFile(folder / "results.jsonl")
     runs = []
     hidden = quiet or not sys.stderr.isatty()

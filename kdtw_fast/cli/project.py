@@ -12,8 +12,8 @@ import typer
 from rich.table import Table
 
 from kdtw_fast.cli.console import make_console
-from kdtw_fast.cli.files import check_target, write_whole
 from kdtw_fast.extras import require
+from kdtw_fast.files import check_target, write_whole
 from kdtw_fast.options import check_real, nearest
 from kdtw_fast.shapes import SHAPES, find_shape
 from kdtw_fast.tables import terminal_table

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.cli.console import make_console
-from kdtw_fast.cli.files import replacing
 from kdtw_fast.cli.lines import Line
+from kdtw_fast.files import replacing
 from kdtw_fast.methods import Method
 from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import gauge, marked, spans

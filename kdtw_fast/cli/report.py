@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kdtw_fast.cli.files import check_target
 from kdtw_fast.extras import require
+from kdtw_fast.files import check_target
 from kdtw_fast.options import check_int
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.extras import require
+from kdtw_fast.files import replacing
 
 from .labels import Label, write_labels
 from .plan import METRICS, TIMED_ONLY, check_metric
@@ -249,7 +250,8 @@ def write_figure(panels: Sequence[Panel], paths: Sequence[Path], labels: dict[st
         figure = make_figure(panels, labels)
         for path in paths:
             metadata = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
-            figure.savefig(path, dpi=DPI, metadata=metadata)
+            with replacing(path, "wb") as stream:
+                figure.savefig(stream, format=path.suffix[1:], dpi=DPI, metadata=metadata)
 
 
 def make_figure(panels: Sequence[Panel], labels: dict[str, str] | None = None) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdtw_fast.files import write_whole
 from kdtw_fast.owner import Owner
 from kdtw_fast.owners_view import MARKS, shown_pieces
 from kdtw_fast.visible import visible
@@ -65,10 +66,7 @@ def write_report(records: Records, path: Path, metric: str = "rouge2", sentences
         ValueError: an unknown metric, or records without outputs.
         ImportError: matplotlib is not installed.
     """
-    page = render(records, metric, sentences)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8", newline="\n")
-    part.replace(path)
+    write_whole(path, render(records, metric, sentences))
 
 
 def render(records: Records, metric: str = "rouge2", sentences: int = 0) -> str:

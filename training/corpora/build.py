@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdtw_fast.files import write_whole
 from kdtw_fast.tables import markdown_table
 
 from .. import debian
@@ -63,7 +64,7 @@ def build(
     for name, path in copyrights.items():
         shutil.copyfile(path, out / "licences" / name)
     table = json.dumps(reports, indent=1, ensure_ascii=False)
-    (out / "sources.json").write_text(table + "\n", encoding="utf-8")
+    write_whole(out / "sources.json", table + "\n")
     return reports
 
 
