@@ -135,8 +135,10 @@ class Stream:
         """Admits what there is room for, decodes until a row has finished, and makes ready what may be yielded."""
         assert self._session is not None
         self._admit()
+        if self._ready:  # what needs no decoding waits for none
+            return
         if not self._running:
-            if self._inputs.ended and not self._ready:
+            if self._inputs.ended:
                 self._shut()
             return
         result = self._session.run(False, self._pad, None, self._inputs.bell)

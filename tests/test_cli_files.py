@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,8 +16,8 @@ from pathlib import Path
 import pytest
 from test_cli import SMALL, TinyPair, kdtw, pair  # noqa: F401 - fixtures
 
-from kdtw_fast.cli.files import check_target, replacing, write_whole
 from kdtw_fast.cli.progress import Progress
+from kdtw_fast.files import check_target, putting_into, replacing, replacing_folder, write_whole
 from kdtw_fast.messages import Message
 
 
@@ -96,12 +99,65 @@ def test_wrong_options_and_inputs_leave_the_output_alone(kdtw, pair: TinyPair, t
         assert target.read_text() == "precious\n" and os.listdir(tmp_path) == ["out.txt"], arguments
 
 
-def test_a_line_that_is_not_utf8_is_named_after_those_before_it(kdtw, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+def test_a_line_that_is_not_utf8_is_named_and_the_rest_is_decoded(kdtw, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
     lines = b"die doku\n\npaket\n"
     before = kdtw("generate", *pair.folders, *SMALL, stdin=lines).stdout
     result = kdtw("generate", *pair.folders, *SMALL, stdin=lines + b"enth\xe4lt\nmore\n")
     said = "kdtw: line 4 is not UTF-8 text (byte 0xe4 at place 4); convert the input to UTF-8\n"
+    more = kdtw("generate", *pair.folders, *SMALL, stdin=b"more\n").stdout
+    assert (result.exit_code, result.stdout, result.stderr) == (2, before + "\n" + more, said)
+    result = kdtw("generate", *pair.folders, *SMALL, "--on-error", "raise", stdin=lines + b"enth\xe4lt\nmore\n")
     assert (result.exit_code, result.stdout, result.stderr) == (2, before, said)
+    # What else is wrong ends it.
+    long = lines + b"paket " * 30 + b"\nmore"
+    result = kdtw("generate", *pair.folders, *SMALL, "--max-source-length", "20", stdin=long)
+    assert (result.exit_code, result.stdout) == (2, before) and result.stderr.startswith("kdtw: line 4: it has")
+
+
+def test_files_of_models_that_are_read_are_not_overwritten(kdtw, pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
+    for name in ("student", "teacher", "tokenizer"):
+        shutil.copytree(pair.folder / name, tmp_path / name)
+    folders = ["--student", tmp_path / "student", "--teacher", tmp_path / "teacher"]
+    for target in ("student/config.json", "teacher/model.safetensors", "tokenizer/tokenizer.json"):
+        before = (tmp_path / target).read_bytes()
+        result = kdtw("generate", *folders, *SMALL, "-o", tmp_path / target, "die doku")
+        assert result.exit_code == 2 and (tmp_path / target).read_bytes() == before
+        assert f"{tmp_path / target} is a file of {(tmp_path / target).parent}, which is being read" in result.stderr
+        result = kdtw("bench", "--model", tmp_path / "student", "--json", tmp_path / "student/config.json")
+        assert result.exit_code == 2 and "which is being read" in result.stderr
+    assert kdtw("generate", *folders, *SMALL, "-o", tmp_path / "student/out.txt", "die doku").exit_code == 0
+
+
+def test_folders_are_replaced_when_they_are_whole(tmp_path: Path) -> None:
+    target = tmp_path / "pair"
+    for text in ("one", "two"):
+        with replacing_folder(target) as folder:
+            folder.mkdir()
+            (folder / text).write_text(text)
+        assert os.listdir(tmp_path) == ["pair"] and os.listdir(target) == [text]
+    with pytest.raises(OSError, match="full"), replacing_folder(target) as folder:
+        folder.mkdir()
+        (folder / "three").write_text("thr")
+        raise OSError("full")
+    assert os.listdir(tmp_path) == ["pair"] and os.listdir(target) == ["two"]
+    target.rename(tmp_path / "pair.old")  # killed between the two renames
+    with pytest.raises(OSError, match="full"), replacing_folder(target):
+        raise OSError("full")
+    assert os.listdir(tmp_path) == ["pair"] and os.listdir(target) == ["two"]
+    with putting_into(target) as folder:
+        folder.mkdir()
+        (folder / "three").write_text("three")
+    assert os.listdir(tmp_path) == ["pair"] and sorted(os.listdir(target)) == ["three", "two"]
+
+
+def test_what_is_written_as_a_whole_leaves_nothing_after_an_error(tmp_path: Path) -> None:
+    target = tmp_path / "old.png"
+    target.write_bytes(b"old")
+    with pytest.raises(OSError, match="full") as caught, replacing(target, "wb") as stream:
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "full")
+    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["old.png"]
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_stdin_is_not_overwritten(pair: TinyPair, tmp_path: Path) -> None:  # noqa: F811
@@ -154,6 +210,20 @@ def test_lines_come_out_while_the_pipe_is_open(pair: TinyPair) -> None:  # noqa:
             assert child.stdout.readline().endswith(b"\n")  # before the next line is there
         child.stdin.close()
         assert child.stdout.read() == b"" and child.wait() == 0
+
+
+def test_what_needs_no_decoding_comes_out_while_the_pipe_is_open(pair: TinyPair) -> None:  # noqa: F811
+    command = [sys.executable, "-m", "kdtw_fast", "generate", *map(str, pair.folders), *SMALL, "--jsonl"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        assert child.stdin is not None and child.stdout is not None
+        for line, reason in ((b"\n", "empty"), (b"\xff\n", "error"), (b"die doku\n", "length"), (b" \n", "empty")):
+            child.stdin.write(line)
+            child.stdin.flush()
+            ready, _, _ = select.select([child.stdout], [], [], 100)
+            assert ready, f"the answer to {line!r} waits for what comes next"
+            assert json.loads(child.stdout.readline())["finish_reason"] in (reason, "end")
+        child.stdin.close()
+        assert child.stdout.read() == b"" and child.wait() == 2  # of the line that is no text
 
 
 def test_ctrl_c_while_a_pipe_is_waited_for(pair: TinyPair) -> None:  # noqa: F811

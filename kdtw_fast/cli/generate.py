@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from kdtw_fast.budgets import BUDGETS, resolve_budgets, written_budget
 from kdtw_fast.cli.decoding_options import DEFAULTS, METHOD, decoding_options
-from kdtw_fast.cli.errors import say, sentence, tell
-from kdtw_fast.cli.files import check_target
+from kdtw_fast.cli.errors import USER_ERROR, say, sentence, tell
 from kdtw_fast.cli.jobs import Job
 from kdtw_fast.cli.lines import Lines, decode
 from kdtw_fast.cli.made_options import takes
@@ -32,6 +31,7 @@ from kdtw_fast.cli.options import (
 )
 from kdtw_fast.cli.rendering import as_json, as_text, with_owners, writer
 from kdtw_fast.extras import require
+from kdtw_fast.files import check_target
 from kdtw_fast.messages import Message, OptionName
 from kdtw_fast.methods import METHODS, Method, find_method
 from kdtw_fast.options import (
@@ -100,12 +100,14 @@ def generate(
     budget: Annotated[str | None, typer.Option("--budget", "-b", help=_BUDGET_HELP, rich_help_panel=METHOD)] = None,
     batch_size: Annotated[int, typer.Option(help="Lines decoded together; the results do not depend on it.")] = 8,
     on_error: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A line that cannot be decoded (too long, not UTF-8, …): 'raise' ends there; 'return' says so on "
-            "stderr, gives an empty line (with --jsonl, the error) and goes on."
+            "stderr, gives an empty line (with --jsonl, the error) and goes on. Default: 'return' where a line is not "
+            "UTF-8, with the exit status 2 at the end, and 'raise' for all else.",
+            show_default=False,
         ),
-    ] = "raise",
+    ] = None,
     num_threads: Threads = None,
     dtype: Dtype = "auto",
     teacher_dtype: TeacherDtype = None,
@@ -151,16 +153,15 @@ def generate(
     if jsonl and show_owners:
         raise ValueError("--jsonl holds the owners already; leave out --show-owners")
     check_int("batch_size", batch_size, 1, MOST_ROWS)
-    check_word("on_error", on_error, ON_ERROR)
+    if on_error is not None:
+        check_word("on_error", on_error, ON_ERROR)
     if num_threads is not None:
         check_int("num_threads", num_threads, 1)
     check_dtype(dtype)
     check_dtype(teacher_dtype or dtype, "teacher_dtype")
     check_device(device)
     check_int("piece_rows", piece_rows, 1)
-    if ray is not None:
-        _check_for_ray(text, file, output, show_owners)
-    elif _was_said(ctx, "piece_rows"):
+    if ray is None and _was_said(ctx, "piece_rows"):
         raise ValueError(Message(OptionName("piece_rows"), " goes with ", OptionName("ray")))
     dtypes = {"student": dtype, "teacher": teacher_dtype or dtype}
     asked = Job(
@@ -168,10 +169,11 @@ def generate(
         *(device, num_threads, batch_size, jsonl, column),
     )
     if ray is not None:
+        _check_for_ray(text, file, output, show_owners, asked)
         assert file is not None and output is not None
         _on_ray(ctx, ray, asked, file, output, piece_rows, on_error)
         return
-    lines = Lines.of(text, file, output, batch_size, column)
+    lines = Lines.of(text, file, output, batch_size, column, asked.folders() if output is not None else ())
     decoder, call, words = asked.make()
     render = as_json(method) if jsonl else with_owners(words, chosen, call.get("budget")) if show_owners else as_text
     if show_owners and sys.stderr.isatty():
@@ -179,26 +181,30 @@ def generate(
     lines_are_seen = output is None and sys.stdout.isatty()
     hidden = lines.total is None or lines_are_seen or not sys.stderr.isatty()
     decoded = decode(decoder, lines, call, on_error)
+    told_of = False
     with writer(output) as write, tqdm(total=lines.total, unit="line", file=sys.stderr, disable=hidden) as bar:
         for line in decoded:
             if line.error is not None:
                 tell(line.error, ctx.command.params)
+                told_of = True
             write(render(line))
             bar.update()
+    if told_of and on_error is None:
+        raise typer.Exit(USER_ERROR)
 
 
-def _check_for_ray(text: list[str] | None, file: Path | None, output: Path | None, show_owners: bool) -> None:
+def _check_for_ray(text: list[str] | None, file: Path | None, output: Path | None, show_owners: bool, job: Job) -> None:
     if text or file is None or str(file) == "-" or output is None:
         both = OptionName("file"), " into an ", OptionName("output")
         raise ValueError(Message(OptionName("ray"), " decodes a ", *both, "; name both"))
     if show_owners:
         raise ValueError(Message(OptionName("show_owners"), " is for a terminal; choose ", OptionName("jsonl")))
-    check_target("output", output, file)
+    check_target("output", output, file, *job.folders())
     require("decoding on Ray", "kdtw generate --ray")
 
 
 def _on_ray(
-    ctx: typer.Context, address: str, job: Job, file: Path, output: Path, piece_rows: int, on_error: str
+    ctx: typer.Context, address: str, job: Job, file: Path, output: Path, piece_rows: int, on_error: str | None
 ) -> None:
     if address == "local":  # read where Ray is imported: otherwise its processes listen on all interfaces
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -213,7 +219,9 @@ def _on_ray(
             bar.total = total
             bar.update(count)
 
-        generate_on_ray(address, job, file, output, piece_rows, on_error, words, say, advance)
+        wrong = generate_on_ray(address, job, file, output, piece_rows, on_error, words, say, advance)
+    if wrong and on_error is None:
+        raise typer.Exit(USER_ERROR)
 
 
 def _was_said(ctx: typer.Context, name: str) -> bool:

@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdtw_fast.cli.files import check_target
 from kdtw_fast.cli.rows import ParquetRows, is_parquet, item_of
+from kdtw_fast.files import check_target
+from kdtw_fast.loaders import NotUtf8Error, read_utf8
 from kdtw_fast.messages import Message, OptionName
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A source line: its number from 1, its text; and what came out (None for an empty line), or what was wrong."""
+    """A source line: its number from 1, its text; and what came out (None for a blank line), or what was wrong."""
 
     number: int
     source: str
@@ -67,15 +68,20 @@ class Lines:
         output: Path | None,
         batch_size: int,
         column: str | None = None,
+        also_read: Sequence[Path] = (),
     ) -> Lines:
-        """The lines of arguments, a file or stdin; with ``column``, or of a Parquet file, rows that have options."""
+        """The lines of arguments, a file or stdin; with ``column``, or of a Parquet file, rows that have options.
+
+        The output may be none of what is read, nor of what the folders ``also_read`` hold.
+        """
         if texts and column is not None:
             raise ValueError(Message(OptionName("column", column), " is of a file's rows; leave it out beside texts"))
         if texts and file is not None:
             raise ValueError(f"give texts or --file {file}, not both")
         from_stdin = not texts and (file is None or str(file) == "-")
         if output is not None:
-            check_target("output", output, *(_file_number(sys.stdin) if from_stdin else [] if file is None else [file]))
+            source: Sequence[Path | int] = _file_number(sys.stdin) if from_stdin else [] if file is None else [file]
+            check_target("output", output, *source, *also_read)
         if texts:
             return cls([" ".join(text.splitlines()) for text in texts], None, batch_size)
         if from_stdin or file is None:
@@ -124,60 +130,58 @@ def read(
             if isinstance(raw, dict):
                 yield item_of(raw, column or "text")
                 continue
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            line = read_utf8(raw, f"line {number}", "utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             yield line if column is None or not line.strip() else item_of(json.loads(line), column)
-        except UnicodeDecodeError as error:
-            assert isinstance(raw, bytes)
-            byte = f"byte 0x{raw[error.start]:02x} at place {error.start}"
-            yield ValueError(f"line {number} is not UTF-8 text ({byte}); convert the input to UTF-8")
+        except NotUtf8Error as error:
+            yield error
         except (ValueError, RecursionError) as error:
             no_json = isinstance(error, json.JSONDecodeError | RecursionError)
             yield ValueError(f"line {number} is no JSON object ({error})" if no_json else f"line {number}: {error}")
 
 
-def decode(decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error: str = "raise") -> Iterator[Line]:
-    """The lines with their outputs; empty ones are not decoded.
+def decode(
+    decoder: AnyDecoder, lines: Lines, options: dict[str, Any], on_error: str | None = "raise"
+) -> Iterator[Line]:
+    """The lines with their outputs, in order, each as soon as it and those before it are there; a blank one is empty.
 
-    An error names its line, after those before it; with ``on_error="return"`` it is the line's, and others follow.
-    Options are checked at once, before the first line is asked for.
+    An error names its line. One that ends the decoding (:func:`ends`) comes after the lines before it; another is its
+    line's, and others follow. Options are checked at once, before the first line is asked for.
     """
-    waiting: deque[Line] = deque()  # read, and not given out yet
+    read: deque[Line] = deque()  # and not given out yet
 
-    def items() -> Iterator[dict[str, Any]]:
+    def items() -> Iterator[Any]:
         for number, source in enumerate(lines.lines, start=lines.first):
             if isinstance(source, ValueError):
-                if on_error == "raise":
-                    raise source
-                waiting.append(Line(number, "", error=source))
+                read.append(Line(number, "", error=source))
+                yield source  # is no item: the stream says so in its turn, and the line what is wrong with it
                 continue
             item = {"text": source} if isinstance(source, str) else source
-            waiting.append(Line(number, item["text"]))
-            if item["text"].strip():
-                yield {"row_id": number - 1} | item
+            read.append(Line(number, item["text"]))
+            yield {"row_id": number - 1} | item
 
-    def empty_lines() -> Iterator[Line]:
-        while waiting and not waiting[0].source.strip():
-            yield waiting.popleft()
-
-    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, on_error=on_error, **options)
+    stream = decoder.stream(items(), batch_size=lines.batch_size, in_order=True, on_error="return", **options)
 
     def decoded() -> Iterator[Line]:
-        try:
+        with stream:
             for out in stream:
-                yield from empty_lines()
-                line = waiting.popleft()
-                if out.error is None:
-                    yield Line(line.number, line.source, out)
-                else:
-                    yield Line(line.number, line.source, error=_of_line(line.number, out.error, out.index))
-        except (ValueError, FloatingPointError) as error:
-            yield from empty_lines()
-            if not waiting:  # it is the next line that could not be read
-                raise
-            raise _of_line(waiting[0].number, error, stream.failed) from error
-        yield from empty_lines()
+                line = read.popleft()
+                error = line.error
+                if error is None and out.error is not None:
+                    error = _of_line(line.number, out.error, out.index)
+                if error is not None and ends(isinstance(error, NotUtf8Error), on_error):
+                    raise error from (out.error if line.error is None else None)
+                empty = error is not None or out.finish_reasons == ["empty"]
+                yield Line(line.number, line.source, None if empty else out, error)
 
     return decoded()
+
+
+def ends(no_text: bool, on_error: str | None) -> bool:
+    """Whether what is wrong with a line ends the decoding: "raise" always, "return" never; None: unless it is no text.
+
+    What else is wrong, such as an option that does not fit, may be wrong with every line.
+    """
+    return on_error == "raise" or (on_error is None and not no_text)
 
 
 def _of_line(number: int, error: Exception, index: int | None) -> Exception:

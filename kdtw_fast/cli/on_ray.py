@@ -20,12 +20,13 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from kdtw_fast import __version__
-from kdtw_fast.cli.files import replacing
 from kdtw_fast.cli.jobs import Job
-from kdtw_fast.cli.lines import Lines, decode, read
+from kdtw_fast.cli.lines import Lines, decode, ends, read
 from kdtw_fast.cli.progress import Progress, digest, digest_folder
 from kdtw_fast.cli.rendering import as_json, as_text
 from kdtw_fast.cli.rows import ParquetRows, is_parquet
+from kdtw_fast.files import replacing
+from kdtw_fast.loaders import NotUtf8Error
 
 RETRIES = 3  # of a piece whose process died; a line that kills every process must not do so for ever
 AHEAD = 2  # pieces under way for each that is decoded, so that none waits for the driver
@@ -77,11 +78,11 @@ def generate_on_ray(
     file: Path,
     output: Path,
     piece_rows: int,
-    on_error: str,
+    on_error: str | None,
     sentence: Callable[[Exception], str],
     tell: Callable[[str], None],
     advance: Callable[[int, int], None],
-) -> None:
+) -> bool:
     """Decodes a file into another on a cluster; started again after an interruption, it goes on.
 
     Args:
@@ -90,10 +91,14 @@ def generate_on_ray(
         file: lines, or rows of JSON or Parquet.
         output: what is written when all is there; until then its pieces are in ``OUTPUT.pieces``.
         piece_rows: lines of a piece.
-        on_error: "raise": the first line that is wrong ends the run; "return": it is told and the others go on.
+        on_error: "raise": the first line that is wrong ends the run; "return": it is told and the others go on; None:
+            the one or the other, as `ends` says.
         sentence: an error, in words.
         tell: says such a sentence.
         advance: called with lines that are finished and how many there are in all.
+
+    Returns:
+        Whether something was wrong with a line, and was told.
 
     Raises:
         ValueError: a line is wrong, or the folder has the progress of another run.
@@ -104,6 +109,7 @@ def generate_on_ray(
     models = {f"{n} ({folder.name})": digest_folder(folder) for n, folder in enumerate(job.folders(), start=1)}
     made_from = {"version": __version__, "input": digest(file), "models": models, "piece_rows": piece_rows}
     progress = Progress(output, made_from | {"options": job.described()})
+    wrong = False
     with progress.held():
         try:
             _decode_all(address, job, source, progress, piece_rows, on_error, sentence, advance)
@@ -112,8 +118,9 @@ def generate_on_ray(
                     piece = progress.piece(first, len(rows))
                     if piece is None:
                         raise OSError(f"{file} changed while it was read, or a piece of {progress.folder} has gone")
-                    for _, said in piece["errors"]:
+                    for _, said, _ in piece["errors"]:
                         tell(said)
+                        wrong = True
                     stream.writelines(f"{line}\n" for line in piece["lines"])
         except BaseException as error:
             if progress.begun:
@@ -122,6 +129,7 @@ def generate_on_ray(
                 progress.remove()
             raise
         progress.remove()
+    return wrong
 
 
 def _decode_all(
@@ -130,24 +138,24 @@ def _decode_all(
     source: Source,
     progress: Progress,
     piece_rows: int,
-    on_error: str,
+    on_error: str | None,
     sentence: Callable[[Exception], str],
     advance: Callable[[int, int], None],
 ) -> None:
     """Makes the pieces that are not there."""
-    wrong: dict[int, str] = {}  # a piece's first line -> its first error
+    wrong: dict[int, str] = {}  # a piece's first line -> its first error that ends the run
     waiting: dict[Any, tuple[int, int]] = {}
 
     def take(first: int, count: int, errors: list[Any]) -> None:
-        if errors and on_error == "raise":
-            wrong[first] = errors[0][1]
+        if ending := [said for _, said, no_text in errors if ends(no_text, on_error)]:
+            wrong[first] = ending[0]
         advance(count, source.total)
 
     def wait() -> None:
         (done, *_), _ = ray.wait(list(waiting), num_returns=1)
         first, count = waiting.pop(done)
         texts, errors = _result(done, first, count)
-        said = [(number, sentence(error)) for number, error in errors]
+        said = [(number, sentence(error), isinstance(error, NotUtf8Error)) for number, error in errors]
         progress.finish(first, texts, said)
         take(first, count, said)
 

@@ -11,20 +11,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdtw_fast.cli.files import write_whole
+from kdtw_fast.files import write_whole
 from kdtw_fast.messages import Message, OptionName
 
 _MANIFEST = "manifest.json"
 _LOCK = "lock"
 _PIECES = "[0-9]*-[0-9]*.json"
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 class Progress:
     """The finished pieces of a run, in the folder ``OUTPUT.pieces`` beside its output.
 
     A piece has a range of the input's lines; its file is one JSON object: "lines", as they are to be written, and
-    "errors", pairs of a line's number and what was wrong with it.
+    "errors", each a line's number, what was wrong with it, and whether it was that it is no UTF-8.
 
     Args:
         output: the file that the run is to write.
@@ -71,7 +71,7 @@ class Progress:
                 return found
         return None
 
-    def finish(self, first: int, lines: list[str], errors: list[tuple[int, str]]) -> None:
+    def finish(self, first: int, lines: list[str], errors: list[tuple[int, str, bool]]) -> None:
         """Keeps a piece."""
         text = json.dumps({"lines": lines, "errors": errors}, ensure_ascii=False)
         write_whole(self._file(first, len(lines)), text)
