@@ -50,7 +50,7 @@ class GenerationOutput(ModelOutput):
         lengths: int64 [R], output tokens per row (start token, prompt and padding not counted).
         teacher_index: uint8 [R, T], which teacher wrote the token, 1 to n; 0 where no teacher did.
         teacher_calls: int64 [R], passes of the teacher (of all teachers) that served the row.
-        teacher_fraction: float32 [R], tokens written by the teacher (by all teachers) over ``lengths``.
+        teacher_fraction: float32 [R], tokens written by the teacher (by all teachers) over ``lengths``; 0 of no tokens.
         calls_by_teacher: int64 [R, n], the same for each teacher; n = 0 where a student decodes alone.
         fraction_by_teacher: float32 [R, n], the same for each teacher.
         drafted: int64 [R], tokens the student wrote, those later taken back included.
@@ -158,8 +158,9 @@ class GenerationOutput(ModelOutput):
 
     @property
     def spans(self) -> list[slice]:
-        """Where each row's output stands in ``sequences`` and what lies beside it."""
-        assert self.prompt_lengths is not None and self.lengths is not None
+        """Where each row's output stands in ``sequences`` and what lies beside it; none where ``error`` is set."""
+        if self.prompt_lengths is None or self.lengths is None:
+            return []
         places = zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
         return [slice(start, start + length) for start, length in places]
 
@@ -184,8 +185,15 @@ class GenerationOutput(ModelOutput):
 
     @property
     def ms_per_token(self) -> float:
-        """Milliseconds of the native call per output token of all rows; NaN where there is none."""
-        assert self.timings is not None and self.lengths is not None
+        """Milliseconds of the native call per output token of all rows; NaN where there is none.
+
+        ValueError for a row of a stream, or one that was submitted: it shared passes with others.
+        """
+        if self.timings is None or self.lengths is None:
+            raise ValueError(
+                "this output has no timings: a row of a stream shares passes with others, and stream.timings has the "
+                "sums; of a row that was submitted, ticket.ended - ticket.started is the time in seconds"
+            )
         tokens = int(self.lengths.sum())
         return 1000.0 * self.timings.total / tokens if tokens else math.nan
 
@@ -272,4 +280,7 @@ _BY_TEACHER = ("calls_by_teacher", "fraction_by_teacher")
 def _parts(result: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:
     """The core's arrays that are fields of an output, and finish codes and row numbers."""
     arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
+    none = arrays["lengths"] == 0
+    if none.any():  # the core divides by their lengths
+        arrays["teacher_fraction"][none] = arrays["fraction_by_teacher"][none] = 0.0
     return arrays, arrays.pop("finish").tolist(), arrays.pop("index").tolist()

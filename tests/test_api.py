@@ -219,6 +219,18 @@ def test_an_output_without_tokens_has_no_time_per_token() -> None:
     out = SpeculativeDecoder(*natives()).generate([[5, 6, EOS]])
     out.lengths.zero_()
     assert math.isnan(out.ms_per_token)
+    late = SpeculativeDecoder(*natives()).generate([[5, 6, EOS], [7, EOS]], max_time=1e-9)
+    assert late.lengths.tolist() == [0, 0] and late.finish_reasons == ["time", "time"]
+    assert late.teacher_fraction.tolist() == [0, 0] and late.fraction_by_teacher.tolist() == [[0], [0]]
+
+
+def test_an_output_of_a_stream_says_where_its_times_are() -> None:
+    decoder = SpeculativeDecoder(*natives())
+    row, wrong = decoder.stream([[5, 6, EOS], []], in_order=True, on_error="return", max_new_tokens=3)
+    for out in (row, wrong, decoder.submit([5, 6, EOS], max_new_tokens=3).result(60)):
+        with pytest.raises(ValueError, match=r"no timings: .*stream\.timings.*ticket\.started"):
+            out.ms_per_token  # noqa: B018
+    assert wrong.output_ids == wrong.spans == []
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,14 @@ def test_each_text_gives_one_line_as_the_decoder_wrote_it(kdtw, pair: TinyPair, 
     assert result.stdout.split("\n") == [*(" ".join(text.splitlines()) for text in expected), ""]
 
 
+def test_a_line_that_had_no_time_has_no_share_of_a_teacher(kdtw, pair: TinyPair) -> None:
+    late = ["generate", *pair.folders, "--max-time", "1e-9", "die doku"]
+    record = json.loads(kdtw(*late, "--jsonl").stdout, parse_constant=pytest.fail)
+    assert (record["tokens"], record["teacher_fraction"], record["finish_reason"]) == ([], 0, "time")
+    result = kdtw(*late, "--show-owners")
+    assert result.exit_code == 0 and "0 %" in result.stdout, result.stderr
+
+
 def test_auto_decodes_at_the_quality_asked_for_and_says_how(kdtw, pair: TinyPair) -> None:
     def run(*arguments: str) -> str:
         result = kdtw("generate", *pair.folders, *SMALL, *arguments, stdin="\n".join(LINES))
