@@ -23,7 +23,7 @@ from kdtw_fast.packed import PackedFile, PackedWeights
 from kdtw_fast.probing import probe_key, probe_tokens
 from kdtw_fast.special_tokens import FIELDS, SpecialTokens, said
 from kdtw_fast.torch_allocator import share_with_torch
-from kdtw_fast.weights import read_folder, read_module, tensor_reader
+from kdtw_fast.weights import read_folder, read_module, tensor_reader, told_of_forks
 
 
 class NativeModel:
@@ -220,7 +220,7 @@ class NativeModel:
             ValueError: its config is another one, naming what differs; or a tensor is missing or of another shape.
             RuntimeError: a decode or a stream with this model is under way. Then, and after any other error, the
                 weights are the old ones. A decode that begins in another thread before this returns is a RuntimeError
-                there.
+                there. In a fork, what another thread decoded at that moment is under way for ever.
         """
         config, tensors = read_module(model, self.name)
         described = describe(config, tensors, self.name, self._ignored)
@@ -235,7 +235,8 @@ class NativeModel:
                     f"here and {new.get(field)!r} in the model given"
                 )
         probe = probe_tokens(self._described, config)
-        self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), probe)
+        with told_of_forks():
+            self.core.update(self.device, tensor_reader(described, tensors, self.name, {}, self.dtype), probe)
         self._probe = probe
 
     @classmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,32 @@ from kdtw_fast.loaders import read_json
 from kdtw_fast.packed import Source
 from kdtw_fast.special_tokens import with_tokens
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 # Last words of the names of tensors that the core packs; it reads others as they are.
 _PACKED = frozenset({"embedding", "head", "query", "key", "value", "output", "gate", "in", "out"})
+
+
+@contextmanager
+def told_of_forks() -> Iterator[None]:
+    """In a fork, a RuntimeError because weights are in use says that a thread of the parent may have them for ever."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _forked:
+            raise
+        raise RuntimeError(
+            f"{error}; this process is a fork, and what another thread decoded when it was forked never ends here: "
+            f"make a NativeModel in this process"
+        ) from None
 
 
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Source]]:

@@ -73,7 +73,6 @@ class Worker:
     def __init__(self, slots: int = 16):
         self.slots = check_int("slots", slots, 1, MOST_ROWS)
         self._shared = _Shared(self.slots)
-        self._process = os.getpid()
         # At exit, too: a thread that came back from the core later would find no interpreter.
         weakref.finalize(self, self._shared.end)
 
@@ -106,9 +105,10 @@ class Worker:
             options: for the ticket.
 
         Raises:
-            RuntimeError: the worker is closed, or belongs to the process that this one was forked from.
+            RuntimeError: the worker is closed, or belongs to the process that this one was forked from; or it has no
+                thread yet and the system starts none (the next row asks for one again).
         """
-        if os.getpid() != self._process:
+        if os.getpid() != self._shared.process:
             raise RuntimeError("a worker belongs to the process that made it, not to a fork of it; make one here")
         if streamer is not None and not callable(streamer):
             raise TypeError(f"streamer must be callable, got {type(streamer).__name__}")
@@ -229,6 +229,7 @@ class _Shared:
         self.closed = False
         self.running = self.queued = 0
         self.lines: dict[Hashable, _Line] = {}  # the one used last stands last
+        self.process = os.getpid()
         self.thread: threading.Thread | None = None
 
     @property
@@ -239,12 +240,19 @@ class _Shared:
         with self.changed:
             if self.closed:
                 raise RuntimeError("this worker is closed; make another one")
+            if self.thread is None:
+                thread = threading.Thread(target=self._work, daemon=True, name="kdtw_fast worker")
+                try:
+                    thread.start()
+                except RuntimeError as error:  # a limit of threads
+                    raise RuntimeError(
+                        f"this worker needs a thread of its own, and the system starts none ({error}); end other "
+                        f"threads, or call generate, which decodes in the thread that calls"
+                    ) from None
+                self.thread = thread
             self.arrived.append(job)
             self.news = True
             self.changed.notify()
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._work, daemon=True, name="kdtw_fast worker")
-                self.thread.start()
         self.bell.ring()
         job.ticket.add_done_callback(self._tell_if_cancelled)
 
@@ -261,6 +269,8 @@ class _Shared:
         self.bell.ring()
 
     def end(self) -> None:
+        if os.getpid() != self.process:  # a fork has no such thread, and one of the parent's may have had the lock
+            return
         with self.changed:  # what was handed in before is there for the thread to cancel
             self.closed = True
         self._tell()

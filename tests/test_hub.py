@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,12 @@ import pytest
 import torch
 from test_api import in_memory, letters, pair_of_letters
 from test_families import V, random_model
+from test_streaming import PutStreamer
 from typer.testing import CliRunner
 
-from kdtw_fast import NativeModel, load_pair
+from kdtw_fast import NativeModel, hub, load_pair
 from kdtw_fast.cli import app
-from kdtw_fast.hub import FOLDER, _packed, _sums_of
+from kdtw_fast.hub import FOLDER, _packed, _sums_of, generate
 from kdtw_fast.pairs import load_samples, pair_folder
 
 NATIVE = {"custom_generate": FOLDER, "trust_remote_code": True}
@@ -166,6 +170,42 @@ def test_what_is_not_done_is_said(given: dict[str, Any], error: type[Exception],
     model = random_model("t5", 5)
     with pytest.raises(error, match=said):
         model.generate(**({"inputs": torch.tensor([[5, 9, 7]])} | given), **NATIVE)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"num_beams": 4}, {"foo": 1}, {"typical_p": 0.5}, {"output_scores": True}, {"max_new_tokens": 3}),
+        *({"logits_processor": [lambda ids, scores: scores]}, {"assistant_model": "student"}, {"max_new_tokens": "x"}),
+    ],
+)
+def test_a_streamer_is_ended_once_whatever_is_asked(given: dict[str, Any]) -> None:
+    streamer = PutStreamer()
+    with nullcontext() if given == {"max_new_tokens": 3} else pytest.raises((TypeError, ValueError)):
+        generate(random_model("t5", 5), torch.tensor([[5, 9, 7]]), streamer=streamer, **given)
+    assert streamer.ended == 1
+
+
+def test_who_asks_for_a_format_gets_it_while_others_ask_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Racing(weakref.WeakKeyDictionary[Any, Any]):
+        def __setitem__(self, model: Any, value: Any) -> None:
+            super().__setitem__(model, value)
+            super().__setitem__(model, ("of another thread", other))  # which comes at once
+
+    model = random_model("t5", 5)
+    other = NativeModel.from_model(model, dtype="bf16")
+    monkeypatch.setattr(hub, "_packed", Racing())
+    assert hub._native(model, "model", "fp32").dtype == "fp32"
+
+
+def test_a_fork_while_another_thread_packs_does_not_hang() -> None:
+    model, ids = random_model("t5", 5), torch.tensor([[5, 9, 7]])
+    with hub._packing:
+        child = multiprocessing.get_context("fork").Process(target=generate, args=(model, ids))
+        child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 def test_an_exported_folder_is_ready_for_the_hub(tmp_path: Path) -> None:

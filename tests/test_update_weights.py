@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import re
 import threading
 from typing import Any
@@ -149,6 +150,35 @@ def test_threads_that_decode_while_weights_change() -> None:
     for thread in threads:
         thread.join(60)
     assert seen and all(tokens in known for tokens in seen)
+
+
+def test_a_fork_in_the_middle_of_a_decode_says_that_it_keeps_the_weights() -> None:
+    native, new = NativeT5.from_model(student(1)), student(2)
+    decoder = SingleModelDecoder(native)
+    begun, forked = threading.Event(), threading.Event()
+
+    def wait(*_: int) -> None:
+        begun.set()
+        forked.wait()
+
+    def in_a_fork() -> None:
+        with pytest.raises(RuntimeError, match=r"weights cannot change.* is a fork.*make a NativeModel in this"):
+            native.update_weights(new)
+        mine = NativeT5.from_model(student(1))
+        mine.update_weights(new)
+        assert logits(mine) == logits(NativeT5.from_model(new))
+
+    decoding = threading.Thread(target=decoder.generate, args=(ROWS,), kwargs={"streamer": wait})
+    decoding.start()
+    begun.wait()
+    child = multiprocessing.get_context("fork").Process(target=in_a_fork)
+    child.start()
+    forked.set()
+    decoding.join()
+    child.join(100)
+    child.kill()
+    assert child.exitcode == 0
+    native.update_weights(new)
 
 
 def test_packed_bytes_that_are_looked_at_stay() -> None:

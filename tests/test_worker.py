@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from factories import pack, slow_model
 from streaming import METHODS, assert_rows, make, nan_for, natives, ragged, row_of
 
 from kdtw_fast import SingleModelDecoder, SpeculativeDecoder, TrainingWheelsDecoder
+from kdtw_fast.decoders import submitting
 from kdtw_fast.options import ROW_OPTIONS
 from kdtw_fast.worker import Kind, Ticket, Worker, _Job, _Shared
 
@@ -290,6 +292,55 @@ def test_a_fork_is_told_to_make_its_own() -> None:
     with open(read) as told:
         assert "process that made it" in told.read()
     os.waitpid(child, 0)
+
+
+def test_a_worker_that_gets_no_thread_says_so_and_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    decoder = SingleModelDecoder(natives("cpu")[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        with pytest.raises(RuntimeError, match=r"needs a thread of its own, .*can't start new thread.*call generate"):
+            decoder.submit([5, 1])
+        assert decoder.worker.waiting == 0
+    expected = decoder.generate([[5, 1]]).output_ids
+    assert decoder.submit([5, 1]).result(60).output_ids == expected
+    decoder.worker.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        decoder.worker = Worker()
+        with pytest.raises(RuntimeError, match="starts none"):
+            decoder.submit([5, 1])
+        decoder.worker.close()
+
+
+def test_a_fork_while_another_thread_has_a_workers_locks_does_not_hang() -> None:
+    decoder = SingleModelDecoder(natives("cpu")[0])
+    decoder.submit([5, 1]).result(60)
+
+    def in_a_fork() -> None:
+        decoder.worker.close()
+        del decoder._worker
+        assert decoder.submit([5, 1]).result(60).output_ids == expected
+
+    expected = decoder.generate([[5, 1]]).output_ids
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:  # as threads that make a worker, and that hand something in, have them
+        with submitting._making, shared.changed:
+            held.set()
+            forked.wait()
+
+    shared = decoder.worker._shared
+    threading.Thread(target=hold).start()
+    held.wait()
+    child = multiprocessing.get_context("fork").Process(target=in_a_fork)
+    child.start()
+    forked.set()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
 
 
 def test_a_row_that_comes_while_the_worker_closes_is_cancelled() -> None:

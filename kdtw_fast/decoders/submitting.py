@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
@@ -16,6 +17,15 @@ from kdtw_fast.worker import Ticket, TokenStreamer, Worker
 
 _END = object()
 _making = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock, and there is no such thread in the child to let it go."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Submitting(ABC):

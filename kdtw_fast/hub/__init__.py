@@ -7,7 +7,9 @@ on decoders, as any program that uses them.
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 
 from kdtw_fast.decoder_options import DecoderKeywords
 from kdtw_fast.decoders import SingleModelDecoder, SpeculativeDecoder
+from kdtw_fast.decoders.interface import end
 from kdtw_fast.generation import given_options
 from kdtw_fast.model import NativeModel
 from kdtw_fast.special_tokens import FIELDS, said
@@ -38,6 +41,16 @@ _REFUSED = {
 _WORD, _WORDS = 8, 64  # bytes of an integer, and integers of a row, in which weights are summed up
 _SILENT = ("synced_gpus", "use_model_defaults", "use_cache", "tokenizer")
 _packed: weakref.WeakKeyDictionary[Any, tuple[Any, NativeModel]] = weakref.WeakKeyDictionary()
+_packing = threading.Lock()  # of _packed: who asks at once packs once
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held the lock, and there is no such thread in the child to let it go."""
+    global _packing
+    _packing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def generate(
@@ -77,6 +90,31 @@ def generate(
         TypeError: an argument that is none of generate's.
         ValueError: what the core does not do, by name (beams, processors in Python, scores).
     """
+    try:
+        decoder, call, native, as_output = _prepared(
+            model, inputs, generation_config, assistant_model, draft_length, num_threads, dtype, given
+        )
+    except BaseException:
+        end(streamer)
+        raise
+    ids = call.pop("ids")
+    out = decoder.generate(ids.cpu(), streamer=streamer, **call)  # which ends the streamer
+    return out if as_output else _sequences(out, ids.cpu(), native).to(ids.device)
+
+
+def _prepared(
+    model: Any,
+    inputs: torch.Tensor | None,
+    generation_config: Any,
+    assistant_model: Any,
+    draft_length: int,
+    num_threads: int | None,
+    dtype: str | None,
+    given: dict[str, Any],
+) -> tuple[Any, dict[str, Any], NativeModel, bool]:
+    """The decoder of a call of :func:`generate`, what it is to be called with, the model, and whether its output is
+    asked for as it is. Raises as documented there.
+    """
     for name, instead in _REFUSED.items():
         if given.pop(name, None) is not None:
             raise ValueError(f"{name} has no place in kdtw_fast's generate: {instead}")
@@ -110,12 +148,8 @@ def generate(
         student = _native(assistant_model, "student", dtype).with_tokens(tokens)
         decoder = SpeculativeDecoder(student, native, draft_length=draft_length, **shared)
     mask = given.get("attention_mask")
-    out = decoder.generate(
-        ids.cpu(), None if mask is None else mask.cpu(), streamer=streamer, forced_tokens=forced or (), **options
-    )
-    if config.return_dict_in_generate:
-        return out
-    return _sequences(out, ids.cpu(), native).to(ids.device)
+    options |= {"attention_mask": None if mask is None else mask.cpu(), "forced_tokens": forced or ()}
+    return decoder, options | {"ids": ids}, native, bool(config.return_dict_in_generate)
 
 
 def write_custom_generate(folder: Path) -> None:
@@ -136,9 +170,11 @@ def _native(model: Any, name: str, dtype: str | None) -> NativeModel:
     if wanted == "fp16" and device == "cpu":
         wanted = "fp32"  # which holds it; the CPU's core has no fp16
     state = (device, wanted, name, *((p.data_ptr(), p._version) for p in model.parameters()), _sums(model))
-    if model not in _packed or _packed[model][0] != state:
-        _packed[model] = state, NativeModel.from_model(model, name, wanted, device=device)
-    return _packed[model][1]
+    with _packing:
+        found = _packed.get(model)
+        if found is None or found[0] != state:
+            found = _packed[model] = state, NativeModel.from_model(model, name, wanted, device=device)
+        return found[1]
 
 
 def _sums(model: torch.nn.Module) -> list[int]:
