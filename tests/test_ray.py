@@ -484,11 +484,13 @@ def test_a_run_that_is_killed_goes_on_and_decodes_nothing_twice(nodes: Any, pair
 def test_a_wrong_line_ends_a_run_that_can_go_on_without_it(generate: Any, tmp_path: Path) -> None:
     write_lines(tmp_path, 30, b"enth\xe4lt\n" + b"doku\n" * 30)
     more = ["--ray", "auto", "--piece-rows", "5"]
-    result = generate("out", *more)
+    result = generate("out", *more, "--on-error", "raise")
     assert result.exit_code == 2 and result.stderr.startswith("kdtw: line 31 is not UTF-8 text"), result.stderr
     assert result.stderr.count("\n") == 1 and "the same command goes on from there" in result.stderr
-    result = generate("out", *more, "--on-error", "return")
-    assert result.exit_code == 0 and (tmp_path / "out").read_text().count("\n") == 61
+    for told, status in (([], 2), (["--on-error", "return"], 0)):
+        result = generate("out", *more, *told)
+        assert result.exit_code == status and (tmp_path / "out").read_text().count("\n") == 61
+        assert result.stderr.startswith("kdtw: line 31 is not UTF-8 text") and result.stderr.count("\n") == 1
 
 
 def test_a_piece_that_kills_its_process_again_and_again_is_named(
