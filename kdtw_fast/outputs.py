@@ -280,7 +280,4 @@ _BY_TEACHER = ("calls_by_teacher", "fraction_by_teacher")
 def _parts(result: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[int], list[int]]:
     """The core's arrays that are fields of an output, and finish codes and row numbers."""
     arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
-    none = arrays["lengths"] == 0
-    if none.any():  # the core divides by their lengths
-        arrays["teacher_fraction"][none] = arrays["fraction_by_teacher"][none] = 0.0
     return arrays, arrays.pop("finish").tolist(), arrays.pop("index").tolist()
