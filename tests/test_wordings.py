@@ -194,9 +194,9 @@ def test_settings_that_are_not_used_do_not_make_another_run(toy, tmp_path):
     [
         ("phase1", "budgets=[lihgt]", r'unknown budget \'lihgt\'; did you mean "light"'),
         ("phase2", "budgets=[no,light]", r"as YAML reads a bare no; put quotes around it: budgets=\['no'\]"),
-        ("phase1", "paraphrases=['hello: ']", r'either "{budget}" or "{percent}" exactly once, got \'hello: \''),
-        ("phase2", "paraphrases=['{budget}, {percent}: ']", r"exactly once, got '{budget}, {percent}: '"),
-        ("phase2", "paraphrases=['{percent} {percent}: ']", r"exactly once, got '{percent} {percent}: '"),
+        ("phase1", "paraphrases=['hello: ']", r"once and no other braces, got \'hello: \'"),
+        ("phase2", "paraphrases=['{budget}, {percent}: ']", r"and no other braces, got '{budget}, {percent}: '"),
+        ("phase2", "paraphrases=['{percent} {percent}: ']", r"and no other braces, got '{percent} {percent}: '"),
         ("student", "paraphrases=['{budget}: ','{budget}: ']", r"'{budget}: ' is there already"),
         ("phase1", f"paraphrases=['{STUDENT_PROMPT}']", r"is there already \(student_prompt is the first wording\)"),
         ("teacher", "paraphrases=['{budget}: ']", r"wordings of the student's prompt; set role=student"),
@@ -264,7 +264,7 @@ def test_any_wording_is_measured(toy, asking, capsys):
 @pytest.mark.parametrize(
     "given, words",
     [
-        (["--template", "hello"], "exactly once, got 'hello'"),
+        (["--template", "hello"], "exactly once and no other braces, got 'hello'"),
         (["--percent", "5"], 'percent=[5] are given, but no template holds "{percent}"'),
         (["--template", "{percent}: ", "--percent", "101"], "percent must be in 0..100, got 101"),
         (["--rows", "-1"], "--rows must be at least 0, got -1"),
