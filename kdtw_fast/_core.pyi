@@ -121,6 +121,7 @@ class Decoder:
         teachers: Sequence[Transformer] | None,
         method: MethodRules,
         special: SpecialTokens,
+        vocabulary: int = ...,
     ) -> None: ...
 
 class RowOptions:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Unpack
 
@@ -189,8 +188,6 @@ class AutoDecoder(AnyDecoder):
         check_padding(self.student, self.teachers, self._words)
         if options.tokenizer is not None:
             check_taus(options.tokenizer, self.student.tau_token_ids)
-        if isinstance(student, (str, Path)):
-            self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
         self.chooser = Chooser(candidates, acceptance, self.budget.fraction if self.budget else 0.0)
         self.model, self._asked = self.student, self.teachers
         self._generation_config = options.generation_config
@@ -336,9 +333,8 @@ class AutoDecoder(AnyDecoder):
             models = {"student": self.student, "teacher": teacher}
             settings = {"draft_length": draft_length} if method == SPECULATIVE else {}
             told = self._generation_config
-            made = make_decoder(method, models, self._given_tokenizer, self.num_threads, told, **settings)
+            made = make_decoder(method, models, self.tokenizer, self.num_threads, told, **settings)
             assert isinstance(made, Decoder)
-            made._words = lambda: self.tokenizer
             made._quality = self.quality
             self._decoders[key] = made
         return self._decoders[key]

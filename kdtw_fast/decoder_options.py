@@ -18,7 +18,8 @@ class DecoderOptions:
         tokenizer: needed to decode strings, loaded or as its folder (or GGUF file); None = the one in the folder that
             the student is or was loaded from, or in the folder "tokenizer" beside it. One that is given is taken for
             that of all models; otherwise those in the folders that student and teachers come from are compared, and
-            must mean the same.
+            must mean the same. It tells which rows of a vocabulary are padding, which are never picked; without any,
+            every row that all models have may be picked.
         num_threads: threads of its calls, at least 1; None = all the processor offers. Results do not depend on it.
         dtype: number format of the weights, "auto", "fp32", "fp16", "bf16" or "int8" (see :meth:`NativeT5.from_model`).
         device: "cpu", "cuda", "cuda:<index>" or "auto" (see :meth:`NativeT5.from_model`); None = where a NativeT5 is,

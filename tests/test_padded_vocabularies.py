@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from factories import grow_vocabulary, pack, random_pair
+from factories import SHAPES, grow_vocabulary, pack, random_pair, random_t5
+from test_auto import DRAFTING_PAYS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -49,9 +50,10 @@ def test_both_pick_from_the_common_rows(method: Any, temperature: float, larger:
     options = {"temperature": temperature, "max_new_tokens": 12, "seed": 7}
     for seed in range(4):
         student, teacher = random_pair("noisy", seed, ROWS)
-        expected = method(*pack(student, teacher, device)).generate(SOURCES, **options)
+        words = tokenizer(ROWS - 1)
+        expected = method(*pack(student, teacher, device), tokenizer=words).generate(SOURCES, **options)
         pair = (padded(student), teacher) if larger == "student" else (student, padded(teacher))
-        output = method(*pack(*pair, device), tokenizer=tokenizer(ROWS - 1)).generate(SOURCES, **options)
+        output = method(*pack(*pair, device), tokenizer=words).generate(SOURCES, **options)
         assert torch.equal(output.sequences, expected.sequences)
         assert torch.equal(output.owners, expected.owners)
         alone = SingleModelDecoder(NativeT5.from_model(pair[larger == "teacher"], device=device)).generate(
@@ -80,3 +82,49 @@ def far_tau(student: Any) -> Any:
     larger = grow_vocabulary(copy.deepcopy(student), 71)
     larger.config.tau_token_id = 70
     return larger
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("pair_of", [SpeculativeDecoder, AutoDecoder])
+def test_padding_is_picked_by_no_model_alone_either(pair_of: Any, temperature: float, device: str) -> None:
+    """What is lossless gives a padded teacher's own output, without padding where the tokenizer is known."""
+    options = {"temperature": temperature, "max_new_tokens": 12, "seed": 7}
+    for seed in range(4):
+        student, teacher = random_pair("noisy", seed, ROWS)
+        words = tokenizer(ROWS)
+        pair = pack(random_t5(SHAPES[0], ROWS, seed=seed), padded(teacher), device)
+        alone = SingleModelDecoder(pair[1], role="teacher", tokenizer=words).generate(SOURCES, **options)
+        plain = SingleModelDecoder(pack(student, teacher, device)[1], role="teacher").generate(SOURCES, **options)
+        assert torch.equal(alone.sequences, plain.sequences)
+        if not temperature:  # else the two draw different tokens of one distribution
+            both = pair_of(*pair, tokenizer=words)
+            assert torch.equal(both.generate(SOURCES, **options).sequences, alone.sequences)
+        unknown = SingleModelDecoder(pair[1], role="teacher").generate(SOURCES, **options)
+        assert int(unknown.sequences.max()) >= ROWS  # the test could fail
+        with pytest.raises(ValueError, match=rf"forced_tokens entry must be in 0\.\.{ROWS - 1}, got {ROWS}"):
+            SingleModelDecoder(pair[1], tokenizer=words).generate(SOURCES, forced_tokens=[ROWS])
+
+
+def test_padding_between_the_tokenizers_rows_and_tau_is_not_picked(device: str) -> None:
+    words, picked = tokenizer(ROWS - 10), set()
+    for seed in range(4):
+        student, teacher = random_pair("noisy", seed, ROWS)
+        assert student.config.tau_token_id > ROWS - 10
+        models = pack(student, teacher, device)
+        for decoder in (
+            TrainingWheelsDecoder(*models, tokenizer=words),
+            SpeculativeDecoder(*models, tokenizer=words),
+            SingleModelDecoder(models[0], tokenizer=words),
+        ):
+            out = decoder.generate(SOURCES, max_new_tokens=12, temperature=1.5)
+            picked |= set(out.sequences.flatten().tolist())
+    assert max(picked) < ROWS - 10
+
+
+@pytest.mark.parametrize("larger", ["student", "teacher"])
+def test_auto_tells_its_methods_the_tokenizer(larger: str) -> None:
+    student, teacher = random_pair("noisy", 2, ROWS)
+    pair = (padded(student), teacher) if larger == "student" else (student, padded(teacher))
+    for quality in ("teacher", "light", "student"):
+        decoder = AutoDecoder(*pair, quality=quality, tokenizer=tokenizer(ROWS - 1), costs=DRAFTING_PAYS)
+        assert int(decoder.generate(SOURCES, max_new_tokens=12).sequences.max()) < ROWS

@@ -16,7 +16,8 @@ namespace kdtw {
 struct SpecialTokens {
   int32_t start = 0;
   std::vector<int32_t> end;
-  std::vector<int32_t> tau;  // the student's <tau>, one for each teacher it may ask; empty: it has none
+  // The student's <tau>, one for each teacher it may ask; behind them ids that are never picked. Empty: it has none.
+  std::vector<int32_t> tau;
 
   bool is_end(int32_t token) const { return std::find(end.begin(), end.end(), token) != end.end(); }
 };
@@ -28,7 +29,7 @@ struct Decoder {
       teachers;  // n: none for methods of one model, several where <tau> chooses
   MethodRules method;
   SpecialTokens special;
-  int vocabulary;  // the rows that all models have: others than the student's <tau> are never picked
+  int vocabulary;  // the rows of tokens that all models have: others than the student's <tau> are never picked
   std::shared_ptr<Spare> spare = std::make_shared<Spare>();  // Lanes
 
   // Ids that the student picks from.

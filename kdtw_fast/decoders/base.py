@@ -14,7 +14,7 @@ from kdtw_fast import _core
 from kdtw_fast.decoder_options import DecoderOptions, PairKeywords, PairOptions
 from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
-from kdtw_fast.decoders.tokenizers import check_taus, words_of
+from kdtw_fast.decoders.tokenizers import check_taus, rows_of, words_of
 from kdtw_fast.generation import call_defaults, row_options
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.messages import Message, OptionName
@@ -37,7 +37,7 @@ class Decoder(AnyDecoder):
 
     Attributes:
         model: the model that writes: the student, or the one model of a decoder.
-        tokenizer: for strings, or None; a folder's own is read when it is first asked for.
+        tokenizer: for strings, or None. Rows of the vocabulary behind its last token are padding, and never picked.
         num_threads: threads of a call that does not say.
         teachers: the models that may be asked; several where the student's <tau> chooses, none of a student alone.
     """
@@ -59,8 +59,13 @@ class Decoder(AnyDecoder):
         self._role = role
         self.defaults = call_defaults((model, *asked), options.generation_config)
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
-        special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, model.tau_token_ids)
-        self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
+        taus = model.tau_token_ids
+        self._vocabulary = rows_of(self.tokenizer, (model, *asked))
+        # <tau>s may stand behind rows of padding, which are banned as a <tau> is that nobody is asked by.
+        taus = taus + [row for row in range(self._vocabulary, max(taus, default=0)) if row not in taus]
+        special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, taus)
+        teachers = [teacher.core for teacher in asked]
+        self._core = _core.Decoder(model.device, model.core, teachers, rules, special, self._vocabulary)
         # Of the row that was submitted before; what comes next is mostly like it.
         self._latest: tuple[Any, Kind] | None = None
         self._latest_shared: tuple[GenerateOptions, _core.RowOptions] | None = None
@@ -230,8 +235,7 @@ class Decoder(AnyDecoder):
         return [self._forced_token(token) for token in options.forced_tokens] or self.model.first_tokens
 
     def _forced_token(self, token: int) -> int:
-        vocabulary = min(model.vocab_size for model in (self.model, *self._asked))
-        check_int("forced_tokens entry", token, 0, vocabulary - 1)
+        check_int("forced_tokens entry", token, 0, self._vocabulary - 1)
         if token in self.model.eos_token_ids:
             raise ValueError(f"forced_tokens contains the end token {token}, after which there is nothing to decode")
         if token in self.model.tau_token_ids:
@@ -293,8 +297,6 @@ class TwoModelDecoder(Decoder):
         words = words_of(options.tokenizer, student, native.tau_token_ids, list(zip(names, teachers)))
         check_padding(native, loaded, words)
         super().__init__(native, loaded, rules, words, options)
-        if isinstance(student, (str, Path)):
-            self.tokenizer  # noqa: B018  (folders whose tokenizers differ are refused here)
 
 
 def load_teacher(model: ModelLike, name: str, dtype: Any, student: NativeT5, options: DecoderOptions) -> NativeT5:
@@ -348,7 +350,7 @@ def check_starts(student: NativeT5, teachers: Mapping[str, NativeT5]) -> None:
 def check_padding(student: NativeT5, teachers: Sequence[NativeT5], words: Callable[[], Any]) -> None:
     """Raises ValueError where rows that only some models have may be more than padding.
 
-    The rows that all have are decoded with; the student's <tau>s may stand behind them.
+    Of the rows that all have the tokenizer's are decoded with; the student's <tau>s may stand behind them.
     """
     taus = set(student.tau_token_ids)
     common = min(model.vocab_size for model in (student, *teachers))

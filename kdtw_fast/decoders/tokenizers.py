@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def folder_of(model: Any) -> Path | None:
 def words_of(
     given: Any, student: Any, taus: Sequence[int], teachers: Sequence[tuple[str, Any]] = ()
 ) -> Callable[[], Any]:
-    """A function that gives a decoder's tokenizer, or None where there is none; a folder's is read when it is called.
+    """A function that gives a decoder's tokenizer, or None where there is none; a folder's is read by its first call.
 
     Args:
         given: what the caller passed as ``tokenizer``, or None; whoever makes the decoder checks it. It is taken for
@@ -38,6 +39,7 @@ def words_of(
         return lambda: None
     found = check_alike(mine, [(name, place) for (name, _), place in zip(teachers, others) if place is not None])
 
+    @functools.cache
     def read() -> Any:
         words = load_tokenizer(mine) if found is None else found
         check_taus(words, taus)
@@ -62,3 +64,18 @@ def check_taus(tokenizer: Any, taus: Sequence[int]) -> None:
             f"token id {token_id} is <tau> in the student, but {token!r} in its tokenizer; make the student with "
             f"TrainingWheelsT5.from_t5(…, tokenizer_size=len(tokenizer)), which puts <tau> above the tokenizer's tokens"
         )
+
+
+def rows_of(tokenizer: Any, models: Sequence[NativeModel]) -> int:
+    """The rows from which models of one tokenizer pick tokens: those that all have, without what pads them.
+
+    Rows behind the tokenizer's last token pad a vocabulary; without a tokenizer, or with one that tells no vocabulary,
+    nothing is known of them. A model's own ends are never among them.
+    """
+    common = min(model.vocab_size for model in models)
+    used = [] if tokenizer is None or not hasattr(tokenizer, "get_vocab") else [*tokenizer.get_vocab().values()]
+    if not used:
+        return common
+    for model in models:
+        used += [*model.eos_token_ids, *model.first_tokens]
+    return min(common, 1 + max(used))
