@@ -183,7 +183,6 @@ class AutoDecoder(AnyDecoder):
         self.student = load(student, "student", options.dtype, options.device, options.cache, options.generation_config)
         loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.teachers = (loaded,)
-        self._given_tokenizer = options.tokenizer
         self._words = words_of(options.tokenizer, student, self.student.tau_token_ids, [("teacher", teacher)])
         check_padding(self.student, self.teachers, self._words)
         if options.tokenizer is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdtw_fast.extras import require
+from kdtw_fast.memory import memory_errors
 
 SUFFIX = ".gguf"
 
@@ -30,9 +31,10 @@ def read_gguf(path: Path, name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-        )
+        with memory_errors():
+            return AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+            )
     except MemoryError:
         raise
     except Exception as error:  # of any type: gguf's reader maps the file and believes it

@@ -17,6 +17,7 @@ from kdtw_fast.families import Tensors, describe
 from kdtw_fast.generation import module_generation, read_generation
 from kdtw_fast.gguf_file import is_gguf, read_gguf
 from kdtw_fast.loaders import local_folder
+from kdtw_fast.memory import memory_errors
 from kdtw_fast.messages import named, unpicklable
 from kdtw_fast.options import CACHE_DTYPES, check_dtype, check_int, tau_token_ids
 from kdtw_fast.packed import PackedFile, PackedWeights
@@ -30,7 +31,7 @@ class NativeModel:
     """A model whose weights are packed for the native core; decoders and threads may share it.
 
     Make one with :meth:`from_model` or :meth:`from_pretrained`; decoders also take Hugging Face models and
-    folders and do so themselves.
+    folders and do so themselves. MemoryError where the system gives no more memory.
 
     Attributes:
         name: what messages call it ("student", "teacher", …).
@@ -51,6 +52,7 @@ class NativeModel:
         core: the native object.
     """
 
+    @memory_errors()
     def __init__(
         self,
         config: Mapping[str, Any],
@@ -207,6 +209,7 @@ class NativeModel:
         made.folder = local_folder(model)
         return made
 
+    @memory_errors()
     def update_weights(self, model: torch.nn.Module) -> None:
         """Packs other weights of the same shape in the place of these, as training does after each step of its policy.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kdtw_fast.memory import memory_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SETUP = """
@@ -23,7 +25,9 @@ from factories import T5Shape, random_t5
 from kdtw_fast import NativeT5, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.families import describe
 from kdtw_fast.options import GenerateOptions
+from kdtw_fast.training.models import load_plain
 from kdtw_fast.weights import read_module, tensor_reader
+from transformers import T5ForConditionalGeneration
 
 # Wide enough that its products are shared between threads.
 SHAPE = T5Shape("limited", 64, 16, 4, 256, 1)
@@ -84,7 +88,12 @@ for dtype in ("fp32", "int8"):
         for result in outcomes(lambda: tokens(*call)):
             assert result == alone[name], (dtype, name)
         list(outcomes(lambda: call[0].generate(SOURCE, **long)))
+    folder = sys.argv[2] + "/" + dtype
+    MODELS[0].save_pretrained(folder)
     size = NativeT5.from_model(MODELS[0], dtype=dtype).num_bytes
+    assert set(outcomes(lambda: NativeT5.from_pretrained(folder, dtype=dtype).num_bytes)) <= {size}
+    torch_ = lambda: T5ForConditionalGeneration.from_pretrained(folder)  # imports what it wants before
+    torch_(), list(outcomes(lambda: load_plain(folder, "teacher.path")))
     assert set(outcomes(lambda: NativeT5.from_model(MODELS[0], dtype=dtype).num_bytes)) <= {size}
 print("whole")
 """
@@ -162,8 +171,26 @@ def test_without_another_thread_one_does_the_work() -> None:
 
 
 @pytest.mark.long
-def test_memory_that_is_refused_is_a_memory_error() -> None:
-    assert child(LITTLE_MEMORY) == "whole"
+def test_memory_that_is_refused_is_a_memory_error(tmp_path: Path) -> None:
+    assert child(LITTLE_MEMORY, str(tmp_path)).splitlines()[-1] == "whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (RuntimeError("unable to mmap 53 bytes from file <x>: Cannot allocate memory (12)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127]\nDefaultCPUAllocator: can't allocate memory"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (MemoryError("by the core"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_what_libraries_say_of_memory_is_a_memory_error(error: Exception, refused: bool) -> None:
+    with pytest.raises(MemoryError if refused else type(error)) as raised, memory_errors():
+        raise error
+    assert refused or raised.value is error
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.long

@@ -17,6 +17,7 @@ from kdtw_fast import loaders
 from kdtw_fast.extras import require
 from kdtw_fast.loaders import check_alike, find_tokenizer, local_folder
 from kdtw_fast.messages import Message
+from kdtw_fast.memory import memory_errors
 from kdtw_fast.model import NativeModel
 from kdtw_fast.modeling import TrainingWheels, cut_vocabulary, decoder_embedding, model_class, vocabulary_rows
 from kdtw_fast.special_tokens import FIELDS, with_tokens
@@ -160,6 +161,7 @@ def fit_together(tokenizer: Any, *models: PreTrainedModel, told: bool = False) -
             cut_vocabulary(model, rows)
 
 
+@memory_errors()
 def load_plain(path: str, name: str) -> PreTrainedModel:
     """A plain model in float32 (of a Training Wheels student, without beta); `name` is the setting that names it."""
     config = AutoConfig.from_pretrained(located(path, name), trust_remote_code=False)
