@@ -22,6 +22,7 @@ from kdtw_fast.budgets import STUDENT_PROMPT, TEACHER_PROMPT, fill_prompt
 from kdtw_fast.deprecation import warn_renamed
 from kdtw_fast.families import FAMILIES, unknown_kind
 from kdtw_fast.loaders import check_place, is_path
+from kdtw_fast.memory import memory_errors
 from kdtw_fast.options import check_int, tau_token_ids
 from kdtw_fast.weights import own_files
 
@@ -119,8 +120,9 @@ class TrainingWheels(_Model):
                     f"(TrainingWheelsT5.from_t5(model))"
                 )
         super().__init__(config, *args, **kwargs)
-        if isinstance(shared := getattr(self, "shared", None), nn.Module):
-            # One embedding even where a T5's config unties the head, which unties these too.
+        if isinstance(shared := getattr(self, "shared", None), nn.Module) and not config.tie_word_embeddings:
+            # One embedding even where a T5's config unties the head, which unties these too. Where it ties all, Hugging
+            # Face does, under whatever name a checkpoint has it.
             self.set_input_embeddings(shared)
         size = decoder_embedding(self).weight.shape[1]
         shape = (size,) if len(taus) == 1 else (len(taus), size)
@@ -152,11 +154,13 @@ class TrainingWheels(_Model):
                 beta.zero_()
 
     @classmethod
+    @memory_errors()
     def from_pretrained(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """As Hugging Face's; of this class itself, the student of the class that the config asks for.
 
         Raises:
             FileNotFoundError: there is no such folder, nor a model of that name on the hub; at once.
+            MemoryError: the system gives no more memory.
             ValueError: a family that is not known, a config without <tau>, or a checkpoint without weights that have no
                 default, naming them, or whose files lie outside of its folder.
         """

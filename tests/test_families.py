@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
+import resource
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import pytest
 import torch
 import transformers
 from factories import mostly_long
+from safetensors.torch import load_file, save_file
 
 from kdtw_fast import NativeModel, Owner, SingleModelDecoder, SpeculativeDecoder
 from kdtw_fast.selftest.agreement import Tally
@@ -406,3 +410,61 @@ def test_a_pair_may_mix_models_with_and_without_an_encoder(kinds: tuple[str, str
     assert drafted.output_ids == alone.output_ids
     before = [[0]] * 4 if kinds[0] == "t5" else rows
     assert [ids[: span.start] for ids, span in zip(drafted.sequences.tolist(), drafted.spans)] == before
+
+
+SIZES: list[tuple[str, dict[str, Any], str]] = [
+    ("marian", {"max_position_embeddings": 10**8}, "max_position_embeddings"),
+    ("m2m_100", {"max_position_embeddings": 10**8}, "max_position_embeddings"),
+    ("pegasus", {"d_model": 2**30, "encoder_attention_heads": 1, "decoder_attention_heads": 1}, "d_model"),
+    ("marian", {"d_model": 2**30, "encoder_attention_heads": 1, "decoder_attention_heads": 1}, "d_model"),
+    ("m2m_100", {"pad_token_id": 2**31 - 2}, "pad_token_id"),
+    ("llama", {"head_dim": 2**31 - 2}, "head_dim"),
+    ("gemma2", {"head_dim": 2**31 - 2}, "head_dim"),
+    *(
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": value}}, "rope_theta")
+        for value in (math.inf, True, "x", -1.0, 10**400)
+    ),
+    ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1e9}}, "partial_rotary_factor"),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "2"}}, "factor"),
+    ("smollm3", {"no_rope_layers": 5}, "no_rope_layers"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "field"), SIZES, ids=lambda value: str(value)[:60])
+def test_nothing_is_made_of_sizes_that_the_tensors_do_not_have(
+    kind: str, changes: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    random_model(kind, 4).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=field) as raised:
+        NativeModel.from_pretrained(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5gemma"])
+def test_a_classifiers_labels_are_not_counted_out(kind: str, tmp_path: Path) -> None:
+    random_model(kind, 4).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_labels": 3 * 10**6}))
+    started = time.process_time()
+    NativeModel.from_pretrained(tmp_path)
+    assert time.process_time() - started < 4  # 17 seconds before
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "marian", "llama", "gemma2"])
+def test_a_tied_embedding_may_be_stored_as_its_head(kind: str, tmp_path: Path) -> None:
+    model = next(m for m in (random_model(kind, seed) for seed in range(20)) if m.config.tie_word_embeddings)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (name,) = (key for key in tensors if key.endswith(("shared.weight", "embed_tokens.weight")))
+    tensors["lm_head.weight"] = tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    native, plain = NativeModel.from_pretrained(tmp_path), NativeModel.from_model(model)
+    assert (native.decode_logits([5, 6, 7], [4, 5]) == plain.decode_logits([5, 6, 7], [4, 5])).all()
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
+    with pytest.raises(ValueError, match=f"tensor '{name}' is missing"):
+        NativeModel.from_pretrained(tmp_path)

@@ -282,6 +282,20 @@ def test_a_checkpoint_without_its_embedding_says_so(kind: str, name: str, tmp_pa
         TrainingWheels.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart", "gemma2"])
+def test_a_tied_student_may_be_stored_by_its_head(kind: str, tmp_path: Path) -> None:
+    student = random_student(kind)
+    student.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (name,) = (key for key in tensors if key.endswith(("shared.weight", "embed_tokens.weight")))
+    tensors["lm_head.weight"] = tensors.pop(name)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = TrainingWheels.from_pretrained(tmp_path)
+    for one, other in zip(student.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert one[0] == other[0] and torch.equal(one[1], other[1])
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
 def test_a_plain_model_in_a_folder_says_what_to_do(tmp_path: Path) -> None:
     random_model("llama", 1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"config.tau_token_id is None.*from_model"):

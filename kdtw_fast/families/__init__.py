@@ -44,9 +44,9 @@ def describe(config: Mapping[str, Any], tensors: Tensors, name: str, ignored: It
         ValueError: no family is known for it, or a field or tensor is not what the family knows, naming it.
     """
     kind = config.get("model_type", "t5")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(unknown_kind(name, kind))
-    fields = Fields(config, name, len(tensors), ignored)
+    fields = Fields(config, name, tensors, ignored)
     model = FAMILIES[kind](fields, tensors)
     if "teacher_token_embedding" in tensors:
         shape = tensors["teacher_token_embedding"]().shape

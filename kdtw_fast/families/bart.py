@@ -15,7 +15,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
     fields = fields.completed()
     kind = fields.get("model_type")
     before = kind in ("mbart", "pegasus", "m2m_100")  # norms stand before the parts; else over them
-    size, vocabulary = fields.integer("d_model"), fields.integer("vocab_size")
+    size, vocabulary = fields.size("d_model"), fields.integer("vocab_size")
     scale = math.sqrt(size) if fields.flag("scale_embedding") else 1.0
     length = fields.integer("max_position_embeddings")
     model = Description({"vocabulary": vocabulary}, mark_scale=scale if kind in ("pegasus", "marian") else 1.0)
@@ -73,12 +73,13 @@ def positions(model: Description, fields: Fields, tensors: Tensors, stack: str, 
     elif f"{stored}.weight" in tensors:
         model.weight(f"{stack}.positions", stored)
     else:
+        fields.check_made("max_position_embeddings", length, size)
         module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
         prefix = {"pegasus": "Pegasus", "marian": "Marian", "m2m_100": "M2M100"}[str(kind)]
         sinusoids = getattr(module, f"{prefix}SinusoidalPositionalEmbedding")
         with torch.device("cpu"):
             if kind == "m2m_100":
-                first = fields.integer("pad_token_id", 1, 0) + 1
+                first = fields.integer("pad_token_id", 1, 0, length) + 1
                 model.parts[f"{stack}.positions"] = sinusoids.get_embedding(length + 2, size, first - 1).float()
             else:
                 model.parts[f"{stack}.positions"] = sinusoids(length, size).create_weight().float()

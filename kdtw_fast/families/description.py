@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +37,7 @@ _GENERAL = frozenset({
     "teacher_token_embedding", "tie_encoder_decoder", "tokenizer_class", "torch_dtype", "torchscript",
     "transformers_version", "unk_token_id", "cls_token_id", "mask_token_id", "use_cache",
 })
+_LABELS = frozenset({"num_labels", "id2label", "label2id"})  # of classifiers: transformers makes a name for each
 # How to decode, where old configs keep it: `kdtw_fast.generation` reads it.
 _GENERATION = frozenset({
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
@@ -56,7 +57,7 @@ class Fields:
     Args:
         config: the fields that were given.
         name: what messages call the model.
-        tensors: how many the checkpoint has.
+        tensors: the checkpoint's: sizes are held against them before anything is made of such a size.
         ignored: fields that the user says to ignore.
         prefix: of a config inside of another, in messages.
         values: where values are read from, with defaults for what was not given; None = ``config``.
@@ -66,7 +67,7 @@ class Fields:
         self,
         config: Mapping[str, Any],
         name: str,
-        tensors: int,
+        tensors: Tensors,
         ignored: Iterable[str] = (),
         prefix: str = "",
         values: Mapping[str, Any] | None = None,
@@ -93,12 +94,25 @@ class Fields:
 
     def layers(self, key: str, default: int | None = None) -> int:
         """A number of layers, at most that of the tensors: nothing is made for layers that cannot be there."""
-        return self.integer(key, default, 1, self._tensors)
+        return self.integer(key, default, 1, len(self._tensors))
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A number of rows or columns, or a part of one: at most the largest that a tensor has."""
+        shapes = (read().shape for read in self._tensors.values())
+        return self.integer(key, default, 1, max((side for shape in shapes for side in shape), default=1))
+
+    def check_made(self, key: str, rows: int, columns: int) -> None:
+        """ValueError for field ``key``, a table's rows, where it is more numbers than a million and than all tensors."""
+        if rows * columns > max(2**20, sum(read().numel() for read in self._tensors.values())):
+            raise ValueError(
+                f"{self.name}: config field {self._prefix}{key} is {rows}, a table of {rows * columns} numbers, which is "
+                f"more than all tensors of the checkpoint have"
+            )
 
     def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
         """A finite number greater than ``above``; without a default it must be there."""
         value = self._required(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be a number, got {value!r}")
         if value <= above:
             raise ValueError(f"{self.name}: config field {self._prefix}{key} must be above {above:g}, got {value}")
@@ -154,13 +168,13 @@ class Fields:
         """transformers' config of these fields."""
         from transformers import AutoConfig
 
-        fields = {
-            key: value for key, value in self._values.items() if key not in ("model_type", "transformers_version")
-        }
+        fields = _without(self._values, _LABELS | {"transformers_version"})
+        kind = fields.pop("model_type")
         try:
-            return AutoConfig.for_model(self._values["model_type"], **fields)
+            return AutoConfig.for_model(kind, **fields)
         except Exception as error:  # whatever its checks raise
-            raise ValueError(f"{self.name}: transformers does not take this config: {error}") from None
+            said = " ".join(str(error).split())  # it is told in several lines
+            raise ValueError(f"{self.name}: transformers does not take this config: {said}") from None
 
     def refuse_others(self, without_effect: Iterable[str] = ()) -> None:
         """ValueError naming a field that nobody has read and that may change the maths."""
@@ -177,6 +191,15 @@ class Fields:
         if value is None:
             raise ValueError(f"{self.name}: config field {self._prefix}{key} is missing")
         return value
+
+
+def _without(fields: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """The fields, and those of configs among them, without these."""
+    return {
+        key: _without(value, names) if isinstance(value, Mapping) else value
+        for key, value in fields.items()
+        if key not in names
+    }
 
 
 @dataclass(frozen=True)
@@ -219,13 +242,15 @@ class Description:
     ) -> None:
         """Names the embedding, stored under one or several of the names ``embedding``, and the head if it is another.
 
-        A tied head that was written out is no head of its own: one copy is enough.
+        A tied head that was written out is no head of its own: one copy is enough, under either name.
 
         Raises:
             ValueError: copies of the embedding differ, or the config speaks of a head that is not there.
         """
         names = [f"{each}.weight" for each in embedding]
-        found = [each for each in names if each in tensors] or names[:1]
+        tied, stored = fields.flag("tie_word_embeddings", tied_default), f"{head}.weight"
+        kept = [stored] if tied and stored in tensors else names[:1]  # where no embedding is
+        found = [each for each in names if each in tensors] or kept
         for copy in found[1:]:
             if not same_bytes(tensors[copy](), tensors[found[0]]()):
                 raise ValueError(
@@ -233,8 +258,6 @@ class Description:
                 )
         self.parts["embedding"] = Part(found[0])
         self.unused |= set(found[1:])
-        tied = fields.flag("tie_word_embeddings", tied_default)
-        stored = f"{head}.weight"
         own = stored in tensors and not (found[0] in tensors and same_bytes(tensors[stored](), tensors[found[0]]()))
         if not tied and stored not in tensors:
             raise ValueError(

@@ -63,7 +63,7 @@ def stack(model: Description, fields: Fields, name: str, stored: str) -> None:
         "model_size": size,
         "heads": heads,
         "key_heads": fields.integer("num_key_value_heads", heads),
-        "head_size": fields.integer("head_dim"),
+        "head_size": fields.size("head_dim"),
         "feed_forward": fields.integer("intermediate_size"),
         "function": fields.function("hidden_activation"),
         "gated": True,

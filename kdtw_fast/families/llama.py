@@ -23,7 +23,7 @@ def describe(fields: Fields, tensors: Tensors) -> Description:
         "model_size": size,
         "heads": heads,
         "key_heads": fields.integer("num_key_value_heads", heads),
-        "head_size": fields.integer("head_dim", max(size // heads, 1)),
+        "head_size": fields.size("head_dim", max(size // heads, 1)),
         "feed_forward": fields.integer("intermediate_size"),
         "function": fields.function("hidden_act"),
         "gated": True,
@@ -90,7 +90,7 @@ def windows(fields: Fields, layers: int) -> list[int]:
 def unrotated(model: Description, fields: Fields, layers: int) -> None:
     """SmolLM3 leaves some layers without rotary positions: their frequencies are zero."""
     rotated = fields.get("no_rope_layers", [])
-    if len(rotated) != layers:
+    if not isinstance(rotated, list) or len(rotated) != layers:
         raise ValueError(f"{fields.name}: config field no_rope_layers must have {layers} entries, got {rotated!r}")
     frequencies = model.parts["decoder.rotary.0"]
     assert isinstance(frequencies, torch.Tensor)
