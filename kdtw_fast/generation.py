@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from kdtw_fast.loaders import read_json
 from kdtw_fast.messages import Message, OptionName
-from kdtw_fast.options import MOST_TOKENS, GenerateOptions, check_int, nearest
+from kdtw_fast.options import MOST_TOKENS, GenerateOptions, check_int, is_sequence, nearest
 
 
 class Checkpoint(Protocol):
@@ -23,6 +23,8 @@ class Checkpoint(Protocol):
     name: str
     generation: dict[str, Any]
     tau_token_ids: list[int]
+    eos_token_ids: list[int]
+    vocab_size: int
 
     @property
     def has_encoder(self) -> bool:
@@ -99,7 +101,7 @@ class WholeLengths(GenerateOptions):
         """The options of the row ``label`` behind a prompt of so many tokens; ValueError where it leaves no room."""
         most, least = self.max_new_tokens, self.min_new_tokens
         if self.max_length is not None:
-            most = self.max_length - prompt
+            most = min(self.max_length - prompt, most)
             if self.least_yields and most > 0:
                 least = min(least, most)
             if most < max(1, least):
@@ -130,6 +132,15 @@ def options_of(defaults: Mapping[str, Any], keywords: Mapping[str, Any]) -> Gene
     if isinstance(most, int) and yields:
         said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a keyword goes before it
     return WholeLengths(**said, **whole, least_yields=yields) if whole or yields else GenerateOptions(**said)
+
+
+def bounded(options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
+    """The options where a checkpoint's max_length (in `call_defaults`), if there is one, holds as well as theirs."""
+    whole = defaults.get("max_length")
+    if whole is None:
+        return options
+    check_int("max_length", whole, 1, MOST_TOKENS)
+    return WholeLengths(**{**vars(options), "max_length": whole})
 
 
 def row_options(options: GenerateOptions, prompt: int, label: str, item: Any = None) -> GenerateOptions:
@@ -211,7 +222,13 @@ def given_options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any
     """What one model's fields are as options of a call."""
     said = {name: value for name, value in fields.items() if value is not None}
     for name, value in said.items():
-        if name in _SAME or name in _OTHERS or name in _WITHOUT_EFFECT:
+        if name in _SAME or name in _OTHERS:
+            try:
+                _check(name, value, model)
+            except (TypeError, ValueError) as error:
+                raise _refused(model, f"{name}={value!r}, but {error}", f"{name!r}: …") from None
+            continue
+        if name in _WITHOUT_EFFECT:
             continue
         neutral = _NEUTRAL.get(name)
         if value == neutral or not value:
@@ -236,18 +253,52 @@ def given_options(fields: Mapping[str, Any], model: Checkpoint) -> dict[str, Any
             options[length] = said[length]
     if "forced_eos_token_id" in said:
         end = said["forced_eos_token_id"]
-        if isinstance(end, (list, tuple)) and len(end) != 1:
-            raise _refused(
-                model, f"forced_eos_token_id={end!r}, and one end can be forced", f"'forced_eos_token_id': {end[:1]}"
-            )
         options["forced_eos_token_id"] = end[0] if isinstance(end, (list, tuple)) else end
     if said.get("stop_strings"):
         options["stop"] = said["stop_strings"]
     if said.get("sequence_bias"):
-        biases = said["sequence_bias"]
-        pairs = biases.items() if isinstance(biases, Mapping) else biases
-        options["logit_bias"] = {tuple(tokens): bias for tokens, bias in pairs}
+        options["logit_bias"] = _biases(said["sequence_bias"])
     return options
+
+
+def _check(name: str, value: Any, model: Checkpoint) -> None:
+    """TypeError or ValueError for what a field that is obeyed cannot be."""
+    ids: list[Any] = []
+    if name in ("max_new_tokens", "min_new_tokens", *LENGTHS):
+        least = 0 if name.startswith("min") else 2 if name == "max_length" and model.has_encoder else 1
+        if value != 0 or name == "max_new_tokens":  # 0 means that there is none
+            check_int(name, value, least, MOST_TOKENS)
+    elif name == "do_sample":
+        if not isinstance(value, bool):
+            raise TypeError("it must be true or false")
+    elif name == "forced_eos_token_id":
+        ids = [*value] if is_sequence(value) else [value]
+        if len(ids) != 1:
+            raise ValueError("one end can be forced")
+        if ids[0] not in model.eos_token_ids:
+            raise ValueError(f"that is no end token; the model's are {model.eos_token_ids}")
+    elif name == "sequence_bias":
+        GenerateOptions(logit_bias=_biases(value))
+        ids = [token for key in _biases(value) for token in key]
+    elif name == "stop_strings":
+        GenerateOptions(stop=value)
+    else:
+        GenerateOptions(**{name: value})
+        ids = [*value] if name.endswith("suppress_tokens") else []
+        if name == "bad_words_ids":
+            ids = [token for word in value for token in word]
+    for token in ids:
+        check_int(f"{name}'s id", token, 0, model.vocab_size - 1)
+
+
+def _biases(value: Any) -> dict[tuple[int, ...], Any]:
+    """What sequence_bias says, by tokens: a mapping, or as JSON has it a list of pairs."""
+    pairs = [*value.items()] if isinstance(value, Mapping) else value
+    if not is_sequence(pairs) or not all(is_sequence(pair) and len(pair) == 2 for pair in pairs):
+        raise TypeError("it must map lists of ids to numbers")
+    if not all(is_sequence(tokens) and all(type(token) is int for token in tokens) for tokens, _ in pairs):
+        raise TypeError("it must map lists of ids to numbers")
+    return {tuple(tokens): bias for tokens, bias in pairs}
 
 
 def _refused(model: Checkpoint, what: str, instead: str) -> ValueError:

@@ -17,6 +17,22 @@ def with_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dic
     return {**config, **{key: token for key, token in told.items() if overrules or config.get(key) is None}}
 
 
+def of_old_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The config of a model without a generation config, which old ones have their first token in as BART had it.
+
+    Raises ValueError, which begins with ``name``, where they do not say it in a way that is understood.
+    """
+    field = "force_bos_token_to_be_generated"
+    told = config.get(field)
+    if not isinstance(told, bool | None):
+        raise ValueError(f"{name}: config field {field} must be true or false, got {told!r}")
+    if not told:
+        return dict(config)
+    if config.get("bos_token_id") is None:
+        raise ValueError(f"{name}: config field {field} is true, but bos_token_id is missing; add it")
+    return {**config, "forced_bos_token_id": config["bos_token_id"]}
+
+
 def said(told: Any) -> dict[str, Any]:
     """What a decoder's ``generation_config`` says of tokens; None as a value for a field that is not to hold."""
     return {key: told[key] for key in FIELDS if key in told} if isinstance(told, Mapping) else {}

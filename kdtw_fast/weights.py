@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from kdtw_fast.equalising import Equaliser
 from kdtw_fast.families import Description, Part, Tensors
 from kdtw_fast.loaders import read_json
+from kdtw_fast.memory import memory_errors
 from kdtw_fast.packed import Source
-from kdtw_fast.special_tokens import with_tokens
+from kdtw_fast.special_tokens import of_old_config, with_tokens
 
 _forked = False
 
@@ -47,12 +48,14 @@ def told_of_forks() -> Iterator[None]:
         ) from None
 
 
+@memory_errors()
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[str, str], list[Source]]:
     """Config, tensors, the formats of matrices ("F32", "BF16", …) and the files of a folder with safetensors.
 
     Raises:
         FileNotFoundError: the config or a safetensors file is not there.
         ValueError: a file is corrupt, or a shard is none of the folder's files.
+        MemoryError: the system gives no memory to map one.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -61,8 +64,8 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], Tensors, dict[
     files = [Source.seen(folder / "config.json")]
     config = read_json(files[0].path, name)
     generation = folder / "generation_config.json"
-    if generation.is_file():
-        config = with_tokens(config, read_json(generation, name))
+    told = read_json(generation, name) if generation.is_file() else None
+    config = of_old_config(config, name) if told is None else with_tokens(config, told)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files.append(Source.seen(index))

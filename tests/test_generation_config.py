@@ -15,7 +15,7 @@ from factories import random_pair
 from test_cli import TinyPair, kdtw, pair  # noqa: F401
 from test_families import V, random_model
 from test_token_rules import as_transformers, random_rules
-from transformers import GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from kdtw_fast import (
     AutoDecoder,
@@ -270,6 +270,35 @@ def test_a_wrong_value_in_a_file_names_the_option() -> None:
         SingleModelDecoder(model).generate([[5, 1]])
 
 
+WRONG: list[tuple[str, Any]] = [
+    *(("suppress_tokens", value) for value in (5, ["a"], [V])),
+    *(("max_length", value) for value in ("20", -3, 2**21, [20])),
+    *(("min_length", value) for value in (2**21, "7")),
+    *(("sequence_bias", value) for value in ([5], [[["a"], 1.0]], [[[5], "x"]], "x", [[[V], 1.0]])),
+    *(("forced_eos_token_id", value) for value in ("x", [1, 2], 5)),
+    *(("bad_words_ids", value) for value in ([5], 5, [[]])),
+    *(("do_sample", value) for value in ("no", 1)),
+    *(("max_new_tokens", 0), ("stop_strings", 3), ("top_k", "9"), ("temperature", []), ("max_time", True)),
+]
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=str)
+def test_a_wrong_value_in_a_file_is_a_sentence_that_says_how_to_ignore_it(
+    field: str, value: Any, kind: str, tmp_path: Path
+) -> None:
+    random_model(kind, 0).save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError) as raised:
+        SingleModelDecoder(tmp_path)
+    said = str(raised.value)
+    assert said.startswith(f"model: its generation_config says {field}={value!r}, but ") and "\n" not in said
+    assert "pass generation_config='ignore'" in said and repr(field) in said
+    for instead in ("ignore", {field: None}):
+        assert SingleModelDecoder(tmp_path, generation_config=instead).generate([[5, 1]], max_new_tokens=2).output_ids
+
+
 # --- Pairs --------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +366,28 @@ def test_old_configs_hold_it_themselves(tmp_path: Path) -> None:
     path.write_text(json.dumps(config | {"num_beams": 4}))
     with pytest.raises(ValueError, match="num_beams=4"):
         SingleModelDecoder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart"])
+def test_the_first_token_that_an_old_config_forces_is_written(kind: str, tmp_path: Path) -> None:
+    random_model(kind, 4).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text()) | {"force_bos_token_to_be_generated": True, "bos_token_id": 33}
+    path.write_text(json.dumps(old))
+    decoder = SingleModelDecoder(tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    row = [5, 6, 7, 2]
+    mask = torch.ones(1, len(row), dtype=torch.long)
+    whole = model.generate(torch.tensor([row]), attention_mask=mask, max_new_tokens=6, do_sample=False)[0].tolist()
+    assert decoder.generate([row], max_new_tokens=6).sequences[0].tolist() == whole and whole[1] == 33
+    for change, said in (
+        ({"force_bos_token_to_be_generated": "yes"}, "must be true or false, got 'yes'"),
+        ({"bos_token_id": None}, "is true, but bos_token_id is missing"),
+    ):
+        path.write_text(json.dumps(old | change))
+        with pytest.raises(ValueError, match=f"model: config field force_bos_token_to_be_generated {said}"):
+            SingleModelDecoder(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["t5", "mbart"])

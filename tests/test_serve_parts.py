@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 from serving import NAME, shipped, texts
+from test_families import random_model
+from test_generation_config import told
 
 from kdtw_fast import NativeModel, Owner, load_pair
 from kdtw_fast.serve.app import _in_thread
@@ -113,3 +115,25 @@ def test_the_loop_is_woken_once_for_what_comes_together(monkeypatch: pytest.Monk
             assert len(calls) == step + 1
 
     asyncio.run(whole())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "most"),
+    [
+        ("t5", {"max_new_tokens": 7}, 7),
+        ("t5", {"max_length": 6}, 5),  # and the start token
+        ("llama", {"max_length": 12}, 9),  # and the prompt
+        ("llama", {"max_new_tokens": 99}, 20),
+        ("llama", {"max_length": 99}, 20),
+        ("t5", {}, 20),
+    ],
+)
+def test_a_request_that_says_no_length_gets_the_smaller_of_the_checkpoints_and_the_services(
+    kind: str, fields: dict[str, int], most: int
+) -> None:
+    model = NativeModel.from_model(told(random_model(kind, 4), **fields))
+    served = Served("tiny", {"student": model}, None, ServeOptions(max_new_tokens=20))
+    never = {"logit_bias": {"1": -1000.0}}
+    for own, length in (({}, most), ({"max_tokens": 2}, 2), ({"max_tokens": 15}, 15), ({"max_tokens": 20}, 20)):
+        asked = read_asked(never | own, ("prompt",), served.limits)
+        assert served.submit(asked, [5, 6, 7]).result(60).lengths.tolist() == [length]

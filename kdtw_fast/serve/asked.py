@@ -47,7 +47,7 @@ class Asked:
     Args:
         model: what it names, or None.
         method: what it names, or None.
-        item: the fields of an ``Item`` that it has, but for its source.
+        item: the fields of an ``Item`` that it has, but for its source; where it says no length, the service does.
         stream: whether tokens are wanted as they come.
         usage_at_end: whether a stream ends with its usage.
         timeout: seconds.
@@ -116,7 +116,6 @@ def read_asked(body: Mapping[str, Any], sources: tuple[str, ...], limits: ServeO
     except (TypeError, ValueError) as error:
         name = "timeout" if str(error).startswith("timeout") else "max_tokens"
         raise invalid(str(error), name) from None
-    item["max_new_tokens"] = asked
     timeout = min(timeout, limits.request_timeout)
     n, best_of = _counts(given, limits)
     told = _told(given, "messages" in sources)

@@ -8,6 +8,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from kdtw_fast.decoders import Decoder
+from kdtw_fast.generation import bounded
 from kdtw_fast.messages import Message
 from kdtw_fast.methods import METHODS, make_decoder
 from kdtw_fast.options import GenerateOptions, nearest
@@ -80,7 +81,7 @@ class Served:
             decoder.worker = self.worker
             self.decoders[one] = decoder
             for judged in (False, True):
-                self._options[decoder, judged] = decoder._parsed(
+                options = decoder._parsed(
                     {
                         "max_new_tokens": limits.max_new_tokens,
                         "max_source_length": limits.max_source_length,
@@ -88,6 +89,7 @@ class Served:
                         "top_logprobs": MOST_TOLD if judged else 0,  # of one number, so that rows share a session
                     }
                 )
+                self._options[decoder, judged] = bounded(options, decoder.defaults)
         first = max(self.decoders, key=_models_of, default=None)  # the first of those with most models
         if first is None or _models_of(first) < len(models):
             told = Message(f"{name}: no method decodes with {' and '.join(models)}")
@@ -174,8 +176,9 @@ class Served:
         if not decoder.teachers and (name := next((name for name in TEACHERS_OWN if name in item), None)):
             raise invalid(f"{name} is nothing to the method {self.method_of(asked)!r}, which has no teacher", name)
         options = self._options[decoder, asked.logprobs is not None or asked.best_of > asked.n]
-        if item["max_new_tokens"] == options.max_new_tokens:
-            del item["max_new_tokens"]  # an item without options of its own is checked sooner
+        own = decoder.defaults.get("max_new_tokens", options.max_new_tokens)
+        if "max_new_tokens" not in item and own < options.max_new_tokens:
+            item["max_new_tokens"] = own  # the checkpoint's
         try:
             return decoder._submit(item, 0, budget, streamer, options)
         except (TypeError, ValueError) as error:

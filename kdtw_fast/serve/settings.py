@@ -17,7 +17,8 @@ class ServeOptions:
     Args:
         batch_size: rows decoded together, 1 to 2^16; a request's texts are rows.
         max_queue: rows that may wait for a place, >= 0; what comes beyond them is answered 429.
-        max_new_tokens: longest output that a request may ask for, and gets where it does not say, 1 to 2^20.
+        max_new_tokens: longest output that a request may ask for, and gets where neither it nor the checkpoint's
+            generation_config asks for less, 1 to 2^20.
         max_source_length: longest source in tokens, its prompt included, 1 to 2^20.
         max_prompts: texts of one request, >= 1.
         max_body_bytes: largest body of a request, 1 to 2^30.
