@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,8 @@ from kdtw_fast.budgets import resolve_budgets
 from kdtw_fast.messages import Message, OptionName, named
 from kdtw_fast.model import NativeT5
 from kdtw_fast.options import LIMITS, ROW_OPTIONS, GenerateOptions, check_int, check_limit, nearest
+
+PIECE = 256  # texts that are tokenized in one call: milliseconds, and enough for all threads
 
 
 def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: GenerateOptions) -> list[list[int]]:
@@ -33,8 +35,8 @@ def token_rows(ids: Any, mask: Any, name: str, model: NativeT5, options: Generat
 def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions, padded: bool = True) -> list[int]:
     """Returns one row's tokens without padding (if ``padded``), cut and checked.
 
-    Padding stands at a source's end, or at a prompt's beginning. Where pad is an end token, too, a source's own end
-    stays, and a prompt, which may begin with it, is taken as it is.
+    Padding stands at a source's end, or at a prompt's beginning. Where pad is an end token, too, one stays as a
+    source's own end unless an end stands before it, and a prompt, which may begin with it, is taken as it is.
 
     Raises:
         ValueError: nothing is left, it is too long, or an id is not the model's; the message begins with ``label``.
@@ -42,8 +44,10 @@ def source(row: list[int], label: str, model: NativeT5, options: GenerateOptions
     if padded:
         start, end, ends = 0, len(row), model.pad_token_id in model.eos_token_ids
         if model.has_encoder or not ends:
-            while end > ends and row[end - 1] == model.pad_token_id and (not ends or row[end - 2] == row[end - 1]):
+            while end > 0 and row[end - 1] == model.pad_token_id:
                 end -= 1
+            if ends and end < len(row) and (end == 0 or row[end - 1] not in model.eos_token_ids):
+                end += 1
         while not model.has_encoder and not ends and start < end and row[start] == model.pad_token_id:
             start += 1
         row = row[start:end]
@@ -134,9 +138,17 @@ def encode_texts(tokenizer: Any, prompts: Sequence[str], texts: Sequence[Any]) -
     chats = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     for prompt, text in zip(prompts, texts):
         written.append(prompt + text if isinstance(text, str) else _in_template(tokenizer, prompt, text))
-    ids: list[list[int]] = tokenizer(written)["input_ids"]
+    ids = token_ids(tokenizer, written)
     for i in chats:  # the template has the special tokens
         ids[i] = tokenizer(written[i], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def token_ids(tokenize: Callable[[list[str]], Any], texts: Sequence[str]) -> list[list[int]]:
+    """What a tokenizer's call makes of texts, in pieces between which Ctrl-C is heard; Rust's code hears nothing."""
+    ids: list[list[int]] = []
+    for begin in range(0, len(texts), PIECE):
+        ids += tokenize(list(texts[begin : begin + PIECE]))["input_ids"]
     return ids
 
 

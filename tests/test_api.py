@@ -31,6 +31,7 @@ from kdtw_fast import (
     options,
 )
 from kdtw_fast.cli import app
+from kdtw_fast.inputs import source
 from kdtw_fast.keywords import entries
 from kdtw_fast.modeling import TrainingWheelsT5
 from kdtw_fast.pair_folders import load_models
@@ -213,6 +214,14 @@ def test_where_pad_is_the_end_a_sources_own_end_stays() -> None:
     assert written(padded) == written(rows)
     mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])  # explicit: it wins
     assert written(padded, mask) == written([rows[0][:2], rows[1]])
+    several = SingleModelDecoder(decoder.model, generation_config={"eos_token_id": [EOS, 17]})
+    options = decoder._parsed({})
+    for ids, left in (
+        ([5, 6, 17, EOS, EOS, EOS], [5, 6, 17]),  # its own end stands already: what follows pads
+        ([5, 6, EOS, EOS], [5, 6, EOS]),
+        ([5, EOS, 6, 17], [5, EOS, 6, 17]),
+    ):
+        assert source(ids, "row", several.model, options) == left
 
 
 def test_an_output_without_tokens_has_no_time_per_token() -> None:

@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SIMULATED
+from kdtw_fast.training.frames import Frame
 
 import kdtw_fast
 from bench.interrupts import WAITS, Interrupted
+from kdtw_fast.inputs import PIECE, encode_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,3 +118,30 @@ def phases() -> Iterator[Interrupted]:
 def test_every_phase_hears_it(phases: Interrupted, phase: str) -> None:
     for wait in WAITS[phase]:
         assert phases.seconds(phase, wait) < 2
+
+
+class Counting:
+    """A tokenizer that keeps how many texts a call had: nothing hears Ctrl-C inside of one."""
+
+    eos_token_id, pad_token_id = 1, 0
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, text: Any = None, text_target: Any = None, add_special_tokens: bool = True) -> Any:
+        texts = text if text_target is None else text_target
+        if isinstance(texts, str):
+            return {"input_ids": [ord(c) for c in texts] + [1] * add_special_tokens}
+        self.calls.append(len(texts))
+        return {"input_ids": [[ord(c) for c in text] + [1] * add_special_tokens for text in texts]}
+
+
+def test_many_texts_are_tokenized_in_pieces_between_which_it_is_heard() -> None:
+    tokenizer = Counting()
+    texts = [f"{i}" for i in range(3 * PIECE + 5)]
+    ids = [[ord(c) for c in text] for text in texts]
+    assert encode_texts(tokenizer, ["p"] * len(texts), texts) == [[ord("p"), *row, 1] for row in ids]
+    frame = Frame(tokenizer)
+    assert frame.sources(texts) == [tuple(row) for row in ids]
+    assert frame.targets(texts) == [(*row, 1) for row in ids]
+    assert tokenizer.calls == 3 * [PIECE, PIECE, PIECE, 5]

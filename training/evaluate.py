@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kdtw_fast.budgets import BUDGETS, Budget, fill_prompt, join_phrases, resolve_budgets, student_prompt
 from kdtw_fast.decoders import SingleModelDecoder, TrainingWheelsDecoder
+from kdtw_fast.inputs import token_ids
 from kdtw_fast.options import NO_LIMIT
 from kdtw_fast.owners_view import marked, spans
 
@@ -111,7 +112,7 @@ def longest_source(decoder: Any, examples: Sequence[Example], budget: str | list
     prompts = {model.teacher_prompt or "" for model in (decoder.model, *decoder.teachers)}
     if decoder.model.student_prompt is not None:
         prompts.add(student_prompt(budget, decoder.model.student_prompt))
-    ids = decoder.tokenizer([prompt + example.source for prompt in prompts for example in examples])["input_ids"]
+    ids = token_ids(decoder.tokenizer, [prompt + example.source for prompt in prompts for example in examples])
     return max(map(len, ids))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdtw_fast.inputs import token_ids
+
 from .batches import PLACE, Encoded, with_prompt
 from .debian import Example
 
@@ -70,14 +72,17 @@ class Frame:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return ids
 
+    def _plain(self, texts: list[str]) -> Any:
+        return self.tokenizer(texts, add_special_tokens=False)
+
     def sources(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of sources, with the place of the prompt in them where this frame needs it."""
         if not texts:
             return []
         if self.classic and not any(HERE in text for text in texts):
-            return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+            return [tuple(ids) for ids in token_ids(self._plain, texts)]
         parts = [tuple(text.split(HERE, 1)) if HERE in text else (None, text) for text in texts]
-        found = self.tokenizer([self.blank + rest for _, rest in parts], add_special_tokens=False)["input_ids"]
+        found = token_ids(self._plain, [self.blank + rest for _, rest in parts])
         starts = {first: self.before if first is None else self._bare(first) for first, _ in parts}
         return [(*starts[first], PLACE, *ids, *self.behind) for (first, _), ids in zip(parts, found)]
 
@@ -86,9 +91,9 @@ class Frame:
         if not texts:
             return []
         if self.encoder:  # some have pieces of their own, or a language's token, for outputs
-            found = self.tokenizer(text_target=list(texts))["input_ids"]
+            found = token_ids(lambda some: self.tokenizer(text_target=some), texts)
         else:
-            found = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            found = token_ids(self._plain, texts)
         if self.classic:
             return [tuple(ids) for ids in found]
         ends = [ids.index(self.eos) if self.eos in ids else len(ids) for ids in found]

@@ -13,6 +13,7 @@ from typing import Any
 
 from kdtw_fast.budgets import BUDGETS, wording_place
 from kdtw_fast.decoders import TrainingWheelsDecoder
+from kdtw_fast.inputs import token_ids
 from kdtw_fast.loaders import load_tokenizer
 from kdtw_fast.options import check_int
 
@@ -57,7 +58,7 @@ def measure_wordings(
     if len(decoder.teachers) != 1:
         raise ValueError(f"wordings are measured with one teacher, the decoder has {len(decoder.teachers)}")
     tokenizer, told = decoder.tokenizer, decoder.teachers[0].teacher_prompt or ""
-    teacher_ids = tokenizer([told + example.source for example in examples])["input_ids"]
+    teacher_ids = token_ids(tokenizer, [told + example.source for example in examples])
     for template, place in zip(templates, places, strict=True):
         if place == "{percent}":
             values = list(map(str, percent or (round(100 * budget.fraction) for budget in BUDGETS)))
@@ -67,7 +68,7 @@ def measure_wordings(
             values = list(phrases or asked)
         for value in values:
             prompt = template.replace(place, value)
-            ids = tokenizer([prompt + example.source for example in examples])["input_ids"]
+            ids = token_ids(tokenizer, [prompt + example.source for example in examples])
             pairs = zip(ids, teacher_ids, strict=True)
             items = ({"input_ids": own, "teacher_input_ids": theirs} for own, theirs in pairs)
             limit = max(map(len, [*ids, *teacher_ids]))
