@@ -278,8 +278,9 @@ def _check(name: str, value: Any, model: Checkpoint) -> None:
         if ids[0] not in model.eos_token_ids:
             raise ValueError(f"that is no end token; the model's are {model.eos_token_ids}")
     elif name == "sequence_bias":
-        GenerateOptions(logit_bias=_biases(value))
-        ids = [token for key in _biases(value) for token in key]
+        biases: dict[Any, Any] = _biases(value)
+        GenerateOptions(logit_bias=biases)
+        ids = [token for tokens in biases for token in tokens]
     elif name == "stop_strings":
         GenerateOptions(stop=value)
     else:

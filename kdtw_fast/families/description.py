@@ -102,11 +102,11 @@ class Fields:
         return self.integer(key, default, 1, max((side for shape in shapes for side in shape), default=1))
 
     def check_made(self, key: str, rows: int, columns: int) -> None:
-        """ValueError for field ``key``, a table's rows, where it is more numbers than a million and than all tensors."""
+        """ValueError for field ``key``, a table's rows, where that is more numbers than a million and all tensors."""
         if rows * columns > max(2**20, sum(read().numel() for read in self._tensors.values())):
             raise ValueError(
-                f"{self.name}: config field {self._prefix}{key} is {rows}, a table of {rows * columns} numbers, which is "
-                f"more than all tensors of the checkpoint have"
+                f"{self.name}: config field {self._prefix}{key} is {rows}, a table of {rows * columns} numbers, "
+                f"which is more than all tensors of the checkpoint have"
             )
 
     def number(self, key: str, default: float | None = None, above: float = 0.0) -> float:
