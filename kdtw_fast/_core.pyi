@@ -121,7 +121,6 @@ class Decoder:
         teachers: Sequence[Transformer] | None,
         method: MethodRules,
         special: SpecialTokens,
-        vocabulary: int = ...,
     ) -> None: ...
 
 class RowOptions:

@@ -234,7 +234,7 @@ void bind_decoders(py::module_& m) {
   py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
       .def(py::init([](const std::string& device, std::shared_ptr<Transformer> student,
                        const std::optional<std::vector<std::shared_ptr<Transformer>>>& teachers, MethodRules method,
-                       SpecialTokens special, int vocabulary) {
+                       SpecialTokens special) {
              require(!method.two_models || !method.teacher_alone, "a teacher alone is a method of one model");
              const size_t n = teachers ? teachers->size() : 0;
              const size_t told = std::clamp<size_t>(n, 1, std::max<size_t>(1, special.tau.size()));
@@ -245,11 +245,9 @@ void bind_decoders(py::module_& m) {
              decoder.vocabulary = decoder.student->config().vocabulary;
              for (const auto& teacher : decoder.teachers)
                decoder.vocabulary = std::min(decoder.vocabulary, teacher->config().vocabulary);
-             if (vocabulary > 0) decoder.vocabulary = std::min(decoder.vocabulary, vocabulary);
              return decoder;
            }),
-           py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"),
-           py::arg("vocabulary") = 0);
+           py::arg("device"), py::arg("student"), py::arg("teachers"), py::arg("method"), py::arg("special"));
 
   py::class_<RowOptions>(m, "RowOptions")
       .def(py::init([](int max_new_tokens, int min_new_tokens, Sampling student, Sampling teacher, uint64_t seed,

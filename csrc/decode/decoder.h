@@ -29,7 +29,7 @@ struct Decoder {
       teachers;  // n: none for methods of one model, several where <tau> chooses
   MethodRules method;
   SpecialTokens special;
-  int vocabulary;  // the rows of tokens that all models have: others than the student's <tau> are never picked
+  int vocabulary;  // the rows that all models have: others than the student's <tau> are never picked
   std::shared_ptr<Spare> spare = std::make_shared<Spare>();  // Lanes
 
   // Ids that the student picks from.

@@ -60,12 +60,12 @@ class Decoder(AnyDecoder):
         self.defaults = call_defaults((model, *asked), options.generation_config)
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         taus = model.tau_token_ids
-        self._vocabulary = rows_of(self.tokenizer, (model, *asked))
-        # <tau>s may stand behind rows of padding, which are banned as a <tau> is that nobody is asked by.
-        taus = taus + [row for row in range(self._vocabulary, max(taus, default=0)) if row not in taus]
-        special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, taus)
-        teachers = [teacher.core for teacher in asked]
-        self._core = _core.Decoder(model.device, model.core, teachers, rules, special, self._vocabulary)
+        self._vocabulary, common = rows_of(self.tokenizer, (model, *asked)), min(m.vocab_size for m in (model, *asked))
+        # Padding, also before a <tau> behind it, is banned as a <tau> is that asks nobody.
+        last = max([common - 1, *taus])
+        banned = taus + [row for row in range(self._vocabulary, last + 1) if row not in taus]
+        special = _core.SpecialTokens(starts[0] if starts else 0, model.eos_token_ids, banned)
+        self._core = _core.Decoder(model.device, model.core, [teacher.core for teacher in asked], rules, special)
         # Of the row that was submitted before; what comes next is mostly like it.
         self._latest: tuple[Any, Kind] | None = None
         self._latest_shared: tuple[GenerateOptions, _core.RowOptions] | None = None
