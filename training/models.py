@@ -16,8 +16,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from kdtw_fast import loaders
 from kdtw_fast.extras import require
 from kdtw_fast.loaders import check_alike, find_tokenizer, local_folder
-from kdtw_fast.messages import Message
 from kdtw_fast.memory import memory_errors
+from kdtw_fast.messages import Message
 from kdtw_fast.model import NativeModel
 from kdtw_fast.modeling import TrainingWheels, cut_vocabulary, decoder_embedding, model_class, vocabulary_rows
 from kdtw_fast.special_tokens import FIELDS, with_tokens
