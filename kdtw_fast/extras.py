@@ -7,7 +7,7 @@ from importlib.util import find_spec
 # task -> module that it imports -> package that brings it (in the extras of pyproject.toml)
 NEEDED = {
     "comparing": {"matplotlib": "matplotlib", "rouge_score": "rouge-score", "sacrebleu": "sacrebleu"},
-    "training": {"datasets": "datasets", "rouge_score": "rouge-score", "sacrebleu": "sacrebleu"},
+    "training": {"rouge_score": "rouge-score", "sacrebleu": "sacrebleu"},
     "reading data sets": {"datasets": "datasets"},
     "reading GGUF files": {"gguf": "gguf", "accelerate": "accelerate"},
     "serving": {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"},

@@ -14,6 +14,7 @@ from kdtw_fast.messages import Message, OptionName
 # The files of a folder that a model or its tokenizer may be made of.
 _ENDINGS = (".gguf", ".jinja", ".json", ".model", ".packed", ".safetensors", ".spm")
 _NAMES = ("merges.txt", "vocab.txt")
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 
 
 def check_target(option: str, target: Path, *sources: Path | int) -> None:
@@ -81,7 +82,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     Where a process was killed between the two renames, the next one puts the old folder back first.
     """
     target = target.resolve()
-    scratch, old = (target.with_name(f"{target.name}.{state}") for state in ("writing", "old"))
+    scratch, old = _beside(target, "writing"), _beside(target, "old")
     if old.exists() and not target.exists():
         os.replace(old, target)
     for folder in (scratch, old):
@@ -101,15 +102,23 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def putting_into(target: Path) -> Iterator[Path]:
-    """A folder, not made yet, whose files are moved into the target at the end, each as a whole; others there stay."""
+    """A folder, not made yet, whose files are moved into the target at the end, each as a whole; others there stay.
+
+    Where weights are among them, the weights that were there go: they would be read instead.
+    """
     target = target.resolve()
-    scratch = target.with_name(f"{target.name}.writing")
+    scratch = _beside(target, "writing")
     shutil.rmtree(scratch, ignore_errors=True)
     target.mkdir(parents=True, exist_ok=True)
     try:
         yield scratch
-        for file in sorted(scratch.iterdir()):
-            os.replace(file, target / file.name)
+        files = [file.relative_to(scratch) for file in sorted(scratch.rglob("*")) if not file.is_dir()]
+        for file in files:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(scratch / file, target / file)
+        stale = [file for pattern in _WEIGHTS for file in target.glob(pattern) if Path(file.name) not in files]
+        for file in stale if any(file.suffix == ".safetensors" for file in files) else ():
+            file.unlink()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -142,6 +151,11 @@ def alone_in(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+def _beside(target: Path, state: str) -> Path:
+    """A name beside a folder that nobody else gives to one."""
+    return target.with_name(f".{target.name}.{state}.kdtw")
 
 
 def _in_place(target: Path) -> bool:

@@ -183,9 +183,10 @@ def _damaged(folder: Path, place: Path, error: Exception) -> ValueError:
         return found
     files = [folder / name for name in _TOKENIZER_FILES] if folder == place else [place]
     at_fault = next((file for file in files if file.is_file()), place)
-    reason = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:400]
     return ValueError(
-        f"tokenizer: {at_fault} cannot be read ({type(error).__name__}: {reason}); save the tokenizer again"
+        f"tokenizer: {at_fault} cannot be read ({type(error).__name__}: {reason}); save the tokenizer again, or "
+        f"install what it needs"
     )
 
 
@@ -201,6 +202,14 @@ def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
             f"{folder} holds no tokenizer: none of {', '.join(sorted(names))} is there; save the model's there "
             f"(tokenizer.save_pretrained), or name the folder that has it"
         )
+
+
+def has_vocabulary(name: str) -> bool:
+    """Whether a repository of the hub whose tokenizer was loaded has one: transformers makes one up where none is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in _VOCABULARIES if file not in settings)
 
 
 def local_folder(model: Any) -> Path | None:

@@ -18,6 +18,8 @@ from kdtw_fast.outputs import GenerationOutput, Timings, one_by_one
 # Of _core.Session.add.
 RowArguments = tuple[int, _core.Ledger, list[int], list[list[int]], list[_core.Ledger], _core.RowOptions | None]
 
+MOST_UNDECODED = 16  # times in a row that blanks and errors are handed out before rows that run
+
 
 class Stream:
     """The outputs of one ``decoder.stream`` call: an iterator that decodes as it is asked.
@@ -68,6 +70,7 @@ class Stream:
         self._finished: dict[int, GenerationOutput] = {}  # in_order: those whose turn has not come
         self._ready: deque[GenerationOutput] = deque()
         self._turn = 0  # in_order: the index to be yielded next
+        self._undecoded = 0  # how often in a row rows that run have waited for what needs no decoding
         self._error: Exception | None = None
         self._in_use = threading.Lock()
         self._totals = (0, 0, Timings(0.0, 0.0, 0.0, 0.0))
@@ -135,8 +138,11 @@ class Stream:
         """Admits what there is room for, decodes until a row has finished, and makes ready what may be yielded."""
         assert self._session is not None
         self._admit()
-        if self._ready:  # what needs no decoding waits for none
+        # What needs no decoding waits for none, unless rows that run have waited for much of it.
+        if self._ready and (not self._running or self._undecoded < MOST_UNDECODED):
+            self._undecoded += 1
             return
+        self._undecoded = 0
         if not self._running:
             if self._inputs.ended:
                 self._shut()

@@ -241,15 +241,16 @@ class _Shared:
             if self.closed:
                 raise RuntimeError("this worker is closed; make another one")
             if self.thread is None:
-                thread = threading.Thread(target=self._work, daemon=True, name="kdtw_fast worker")
+                # Before it starts, which waits for it: Ctrl-C there leaves one that runs.
+                self.thread = threading.Thread(target=self._work, daemon=True, name="kdtw_fast worker")
                 try:
-                    thread.start()
+                    self.thread.start()
                 except RuntimeError as error:  # a limit of threads
+                    self.thread = None
                     raise RuntimeError(
                         f"this worker needs a thread of its own, and the system starts none ({error}); end other "
                         f"threads, or call generate, which decodes in the thread that calls"
                     ) from None
-                self.thread = thread
             self.arrived.append(job)
             self.news = True
             self.changed.notify()

@@ -140,14 +140,33 @@ def test_folders_are_replaced_when_they_are_whole(tmp_path: Path) -> None:
         (folder / "three").write_text("thr")
         raise OSError("full")
     assert os.listdir(tmp_path) == ["pair"] and os.listdir(target) == ["two"]
-    target.rename(tmp_path / "pair.old")  # killed between the two renames
+    target.rename(tmp_path / ".pair.old.kdtw")  # killed between the two renames
     with pytest.raises(OSError, match="full"), replacing_folder(target):
         raise OSError("full")
     assert os.listdir(tmp_path) == ["pair"] and os.listdir(target) == ["two"]
-    with putting_into(target) as folder:
-        folder.mkdir()
-        (folder / "three").write_text("three")
-    assert os.listdir(tmp_path) == ["pair"] and sorted(os.listdir(target)) == ["three", "two"]
+    (target / "more").mkdir()
+    (target / "more/one").write_text("one")
+    for text in ("three", "four"):
+        with putting_into(target) as folder:
+            (folder / "more").mkdir(parents=True)
+            (folder / "three").write_text(text)
+            (folder / "more/two").write_text(text)
+    assert os.listdir(tmp_path) == ["pair"] and sorted(os.listdir(target)) == ["more", "three", "two"]
+    assert (target / "three").read_text() == (target / "more/two").read_text() == "four"
+    assert (target / "more/one").read_text() == "one"
+
+
+def test_a_users_folders_beside_one_that_is_replaced_stay(tmp_path: Path) -> None:
+    names = ["pair.old", "pair.writing"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    for write in (replacing_folder, putting_into, replacing_folder):
+        with write(tmp_path / "pair") as folder:
+            folder.mkdir()
+            (folder / "new").write_text("new")
+        assert sorted(os.listdir(tmp_path)) == ["pair", *names] and os.listdir(tmp_path / "pair") == ["new"]
+    assert all((tmp_path / name / "mine").read_text() == "mine" for name in names)
 
 
 def test_what_is_written_as_a_whole_leaves_nothing_after_an_error(tmp_path: Path) -> None:

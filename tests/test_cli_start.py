@@ -18,53 +18,74 @@ from kdtw_fast.pairs import pair_folder
 HEAVY = ("torch", "transformers", "numpy", "kdtw_fast._core")
 PAIR = pair_folder()
 LIGHT = {
-    "help": ["--help"],
-    "version": ["--version"],
-    "help of a command": ["generate", "--help"],
-    "unknown command": ["generat"],
-    "unknown option": ["generate", "--metod", "bild", "x"],
-    "unknown method": ["generate", "--method", "speculativ", "x"],
-    "option of another method": ["generate", "--lenience", "1", "x"],
-    "folder that is not there": ["generate", "--student", "no-such", "--teacher", "no-other", "x"],
-    "bench help": ["bench", "--help"],
-    "bench of no rows": ["bench", "--rows", "0"],
-    "bench of a number format that is none": ["bench", "--dtype", "fp8"],
-    "pair that does not ship": ["compare", "nosuchpair"],
-    "data that are not there": ["compare", "--data", "nope.jsonl"],
-    "count out of range": ["compare", "--repetitions", "0"],
-    "unknown metric": ["compare", "--metric", "rouge3"],
-    "no recipe": ["train"],
-    "unknown recipe": ["train", "nope"],
-    "recipe file that is not there": ["train", "./nope.yaml"],
-    "list of recipes, a help": ["train", "--list"],
-    "new recipes without a teacher": ["train", "--new", "x"],
-    "report of nothing": ["report", "out/nope"],
-    "projection of nothing": ["project", "out/nope"],
-    "service of no folder": ["serve", "--student", "nope/x", "--teacher", "nope/y"],
-    "model that is not there": ["info", "nope"],
-    "unknown device": ["selftest", "--device", "nope"],
-    "setting out of range": ["generate", "--method", "speculative", "--draft-length", "0", "x"],
-    "tokenizer that is not there": [
-        *("generate", "--student", str(PAIR / "student"), "--teacher", str(PAIR / "teacher")),
-        *("--tokenizer", "nope", "x"),
-    ],
+    "help": (["--help"], "Usage: kdtw [OPTIONS] COMMAND"),
+    "version": (["--version"], "kdtw_fast "),
+    "help of a command": (["generate", "--help"], "Usage: kdtw generate"),
+    "unknown command": (["generat"], "No such command 'generat'. Did you mean 'generate'?"),
+    "unknown option": (["generate", "--metod", "bild", "x"], "No such option: --metod"),
+    "unknown method": (["generate", "--method", "speculativ", "x"], "did you mean 'speculative'?"),
+    "option of another method": (
+        ["generate", "--lenience", "1", "x"],
+        "--lenience belongs to speculative, not to training-wheels",
+    ),
+    "folder that is not there": (
+        ["generate", "--student", "no-such", "--teacher", "no-other", "x"],
+        "--student no-such is not a folder",
+    ),
+    "bench help": (["bench", "--help"], "Usage: kdtw bench"),
+    "bench of no rows": (["bench", "--rows", "0"], "--rows must be at least 1, got 0"),
+    "bench of a number format that is none": (["bench", "--dtype", "fp8"], "unknown --dtype 'fp8'"),
+    "pair that does not ship": (["compare", "nosuchpair"], "unknown pair 'nosuchpair'"),
+    "data that are not there": (["compare", "--data", "nope.jsonl"], "--data nope.jsonl is not a file"),
+    "count out of range": (["compare", "--repetitions", "0"], "--repetitions must be at least 1, got 0"),
+    "unknown metric": (["compare", "--metric", "rouge3"], "unknown metric 'rouge3'"),
+    "no recipe": (["train"], "name a recipe"),
+    "unknown recipe": (["train", "nope"], "unknown recipe 'nope'"),
+    "recipe file that is not there": (["train", "./nope.yaml"], "there is no recipe file ./nope.yaml"),
+    "list of recipes, a help": (["train", "--list"], "debian-de-en/phase1"),
+    "new recipes without a teacher": (["train", "--new", "x"], "--new needs --teacher and --data"),
+    "report of nothing": (["report", "out/nope"], "out/nope is not there"),
+    "projection of nothing": (["project", "out/nope"], "out/nope is not there"),
+    "service of no folder": (
+        ["serve", "--student", "nope/x", "--teacher", "nope/y"],
+        "--student nope/x is not a folder",
+    ),
+    "model that is not there": (["info", "nope"], "model nope is not a folder"),
+    "unknown device": (["selftest", "--device", "nope"], "unknown device 'nope'"),
+    "setting out of range": (
+        ["generate", "--method", "speculative", "--draft-length", "0", "x"],
+        "--draft-length must be at least 1, got 0",
+    ),
+    "tokenizer that is not there": (
+        [
+            *("generate", "--student", str(PAIR / "student"), "--teacher", str(PAIR / "teacher")),
+            *("--tokenizer", "nope", "x"),
+        ],
+        "no tokenizer in nope; name its folder with --tokenizer",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", LIGHT)
-def test_help_and_wrong_options_do_not_load_pytorch(case: str) -> None:
+def test_help_and_wrong_options_do_not_load_pytorch(case: str, tmp_path: Path) -> None:
+    arguments, said = LIGHT[case]
     code = f"""
 import sys
 from kdtw_fast.cli import main
-sys.argv = ["kdtw", *{LIGHT[case]!r}]
+sys.argv = ["kdtw", *{arguments!r}]
 try:
     main()
 finally:
     print("LOADED", sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    places = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": places}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "LOADED []", done.stderr
-    assert done.returncode == (0 if "help" in case or case == "version" else 2)
+    right = "help" in case or case == "version"
+    assert done.returncode == (0 if right else 2) and said in (done.stdout if right else done.stderr)
+    assert os.listdir(tmp_path) == []
 
 
 def test_version_is_said() -> None:
@@ -99,18 +120,17 @@ def test_without_pytorch_the_import_is_one_sentence() -> None:
     assert done.stderr.splitlines()[-1].startswith("ImportError: kdtw_fast needs PyTorch; install")
 
 
-_COMPARING = "rouge-score and sacrebleu; install with: pip install rouge-score sacrebleu"
-_TRAINING = "datasets, rouge-score and sacrebleu; install with: pip install datasets rouge-score sacrebleu"
+_SCORES = "rouge-score and sacrebleu; install with: pip install rouge-score sacrebleu"
 
 
 @pytest.mark.parametrize(
     ("command", "packages"),
     [
-        (["demo"], _COMPARING),
-        (["compare", "--quick"], _COMPARING),
-        (["report", "."], _COMPARING),
-        (["project", "."], _COMPARING),
-        (["train", "debian-de-en/gkd"], _TRAINING),
+        (["demo"], _SCORES),
+        (["compare", "--quick"], _SCORES),
+        (["report", "."], _SCORES),
+        (["project", "."], _SCORES),
+        (["train", "debian-de-en/gkd"], _SCORES),
         (["train", "--list"], None),
         (["train", "debian-de-en/gkd", "--settings"], None),
     ],

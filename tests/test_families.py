@@ -451,7 +451,7 @@ def test_a_classifiers_labels_are_not_counted_out(kind: str, tmp_path: Path) -> 
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_labels": 3 * 10**6}))
     started = time.process_time()
     NativeModel.from_pretrained(tmp_path)
-    assert time.process_time() - started < 4  # 17 seconds before
+    assert time.process_time() - started < 8  # 17 seconds before
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "marian", "llama", "gemma2"])

@@ -244,6 +244,17 @@ def test_a_damaged_gguf_has_no_tokenizer(length: int, tmp_path: Path) -> None:
         load_tokenizer(path)
 
 
+def test_a_long_reason_of_a_tokenizer_keeps_what_is_to_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ValueError("x" * 300 + " install sentencepiece" + "x" * 300)
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(
+        ValueError, match=r"install sentencepiecex*\); save the tokenizer again, or install what it needs$"
+    ):
+        load_tokenizer(tmp_path)
+
+
 # --- Code in folders -------------------------------------------------------------------------------------
 
 

@@ -56,12 +56,15 @@ def test_the_command_writes_a_model_that_loads_and_decodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random_t5(SHAPE, 100, 4).save_pretrained(tmp_path / "small")
+    random_t5(SHAPE, 100, 5).save_pretrained(tmp_path / "deep", max_shard_size="20KB")  # shards that would be read
+    assert (tmp_path / "deep/model.safetensors.index.json").is_file()
     arguments = ["grow", str(tmp_path / "small"), "--encoder-layers", "5", "--out", str(tmp_path / "deep")]
     monkeypatch.setattr(sys, "argv", arguments)
     grow.main()
     assert "parameters" in capsys.readouterr().out
     model = load_plain(str(tmp_path / "deep"), "model")
     assert model.config.num_layers == 5
+    assert [file.name for file in (tmp_path / "deep").glob("model*")] == ["model.safetensors"]
     decoder = SingleModelDecoder(str(tmp_path / "deep"), role="teacher")
     theirs = model.generate(torch.tensor([[5, 6, 7, 1]]), max_new_tokens=5, do_sample=False)
     ours = decoder.generate([[5, 6, 7, 1]], max_new_tokens=5).sequences

@@ -105,6 +105,24 @@ def test_a_student_of_other_words_is_refused(toy: Path, tmp_path: Path, examples
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_student_on_the_hub_may_have_no_tokenizer(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = toy / "tokenizer"
+    other = loaders.load_tokenizer(words)
+    other.add_tokens(["<one more>"])
+
+    def load(place: object) -> object:
+        if str(place) == "nobody/none":
+            raise OSError("no tokenizer")
+        return other if str(place) == "nobody/made-up" else load_tokenizer(str(place))
+
+    monkeypatch.setattr(new_recipes, "load_tokenizer", load)
+    for name in ("nobody/none", "nobody/made-up"):
+        new_recipes._check_same_words(name, str(words))
+    monkeypatch.setattr(new_recipes, "has_vocabulary", lambda name: True)
+    with pytest.raises(ValueError, match="must share a vocabulary"):
+        new_recipes._check_same_words("nobody/made-up", str(words))
+
+
 def test_without_a_student_one_is_trained_first(toy: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     made = kdtw("--new", mine, "--teacher", toy / "teacher/model", "--data", toy / "data", "--prompt", "shorten: ")

@@ -302,6 +302,8 @@ def written_as(kind, folder):
 def test_examples_come_from_every_layout(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     data = written_as(kind, tmp_path)
+    if kind == "jsonl":
+        monkeypatch.setitem(sys.modules, "datasets", None)  # it does without
     expected = [(row.source, row.target) for row in toy_examples(7)]
     assert [(row.source, row.target) for row in read_examples(data, "train")] == expected
     some = [(row.source, row.target) for row in read_examples(data, "train", seed=1, limit=3)]

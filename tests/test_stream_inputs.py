@@ -366,6 +366,15 @@ def test_texts_that_cannot_be_tokenized_are_told_from_those_beside_them() -> Non
     assert [out.texts is not None for out in outputs] == [True, False, True, True, False]
 
 
+@pytest.mark.parametrize("nothing", ["", None], ids=["blank", "wrong"])
+def test_rows_that_run_do_not_wait_for_all_that_needs_no_decoding(nothing: Any) -> None:
+    decoder = make(SingleModelDecoder, {}, natives("cpu"), tokenizer=Tokenizer())
+    items = ["one", *[nothing] * 300]
+    outputs = list(decoder.stream(items, batch_size=4, on_error="return", max_new_tokens=4))
+    order = [out.index for out in outputs]
+    assert sorted(order) == list(range(301)) and 0 < order.index(0) <= 17 * 3
+
+
 def test_a_row_at_fault_that_is_returned_names_its_item(device: str) -> None:
     native, rows = nan_for(9, device)
     decoder = SingleModelDecoder(native)

@@ -71,6 +71,17 @@ def test_a_student_keeps_its_tau_behind_the_common_rows(toy):
         fit_together(tokenizer, asking, grown(teacher, -1))
 
 
+def test_models_of_another_tokenizer_are_called_by_the_names_given(toy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
+    models = [T5ForConditionalGeneration.from_pretrained(toy / f"{role}/model") for role in ROLES]
+    tokenizer.save_pretrained(tmp_path / "mine")
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    models[0].name_or_path, models[1].name_or_path = str(tmp_path / "mine"), str(tmp_path / "other")
+    with pytest.raises(ValueError, match="draft student and teacher must share a vocabulary"):
+        fit_together(tokenizer, *models, names=["draft student", "teacher"])
+
+
 def test_models_of_another_tokenizer_are_refused(toy):
     tokenizer = AutoTokenizer.from_pretrained(toy / "tokenizer")
     teacher = T5ForConditionalGeneration.from_pretrained(toy / "teacher/model")

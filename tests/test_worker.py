@@ -315,6 +315,27 @@ def test_a_worker_that_gets_no_thread_says_so_and_asks_again(monkeypatch: pytest
         decoder.worker.close()
 
 
+def test_ctrl_c_while_the_thread_starts_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    decoder = SingleModelDecoder(natives("cpu")[0])
+    expected = decoder.generate([[5, 1]]).output_ids
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.submit([5, 1])
+        assert decoder.worker.waiting == 0
+        assert decoder.submit([5, 1]).result(60).output_ids == expected
+    decoder.worker.close()
+    (thread,) = started
+    assert not thread.is_alive()
+
+
 def test_a_fork_while_another_thread_has_a_workers_locks_does_not_hang() -> None:
     decoder = SingleModelDecoder(natives("cpu")[0])
     decoder.submit([5, 1]).result(60)

@@ -139,8 +139,9 @@ def export(
     models = {"teacher": teacher, "student": student}
     if draft_student is not None:
         models["gkd"] = load_plain(str(draft_student), "--draft-student").eval()
-        fit_together(tokenizer, models["gkd"], teacher)
-    fit_together(tokenizer, student, *(model for role, model in models.items() if role != "student"))
+        fit_together(tokenizer, models["gkd"], teacher, names=["draft student", "teacher"])
+    others = (model for role, model in models.items() if role != "student")
+    fit_together(tokenizer, student, *others, names=["student", "teacher", "draft student"])
     test = read_jsonl(data / "test.jsonl")
     numbers: dict = {"sentences": len(test), "float32": measure(models, tokenizer, test)}
     for model in models.values():

@@ -118,20 +118,24 @@ def special_tokens(model: PreTrainedModel) -> tuple[int, int, int]:
     return start, ends[0], pad
 
 
-def fit_together(tokenizer: Any, *models: PreTrainedModel, told: bool = False) -> None:
+def fit_together(
+    tokenizer: Any, *models: PreTrainedModel, told: bool = False, names: Sequence[str] | None = None
+) -> None:
     """Make models of one tokenizer a pair: rows that pad the vocabularies of some, but not of all, are cut off.
 
     The student comes first. Its <tau>s may stand in the rows behind those that are left. Raises ValueError where they
     stand farther off, where a vocabulary is smaller than the tokenizer's, where the tokenizer's EOS does not end a
     model's outputs, and where the tokenizers in the models' folders differ; not so where the user has `told` which
-    tokenizer is that of all of them.
+    tokenizer is that of all of them. `names` are what errors call the models.
     """
     if not told:
         own, *others = [None if (place := local_folder(model)) is None else find_tokenizer(place) for model in models]
-        names = ["teacher"] if len(others) == 1 else [f"teacher {k}" for k in range(1, 1 + len(others))]
+        if names is None:
+            names = ["student", *([f"teacher {k}" for k in range(1, len(models))] if len(others) > 1 else ["teacher"])]
         if own is not None:
             remedy = Message("set tokenizer to that of both, if only the files differ")
-            check_alike(own, [(n, place) for n, place in zip(names, others) if place is not None], remedy=remedy)
+            theirs = [(name, place) for name, place in zip(names[1:], others) if place is not None]
+            check_alike(own, theirs, names[0], remedy)
     kinds = {bool(model.config.is_encoder_decoder) for model in models}
     if len(kinds) > 1:
         raise ValueError("a pair is trained whose models both have an encoder, or both none; choose such a pair")

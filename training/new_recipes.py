@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from kdtw_fast.extras import require
 from kdtw_fast.files import write_whole
-from kdtw_fast.loaders import check_same, find_tokenizer, jsonl_lines, load_tokenizer
+from kdtw_fast.loaders import check_same, find_tokenizer, has_vocabulary, jsonl_lines, load_tokenizer
 
 from .batches import keyed_generator
 from .debian import Example
@@ -315,9 +315,18 @@ def _absolute(place: str) -> str:
 
 def _check_same_words(student: str, tokenizer: str) -> None:
     """ValueError where the student has a tokenizer, and it means other tokens than the teacher's."""
-    own = find_tokenizer(Path(student)) if Path(student).is_dir() else student
-    if own is not None and str(own) != tokenizer:
-        check_same(load_tokenizer(own), load_tokenizer(tokenizer), "teacher")
+    here = Path(student).is_dir()
+    own = find_tokenizer(Path(student)) if here else student
+    if own is None or str(own) == tokenizer:
+        return
+    try:
+        words = load_tokenizer(own)
+    except OSError:
+        if here:
+            raise
+        return
+    if here or has_vocabulary(student):
+        check_same(words, load_tokenizer(tokenizer), "teacher")
 
 
 def _tokenizer_place(teacher: str) -> str:

@@ -138,19 +138,19 @@ def compare(
     if figures_only:
         _present(folder, metric)
         return
+    files: Sequence[Path | None] = data or [None] * len(names)
+    drafts: Sequence[Path | None] = draft_student or [None] * len(names)
+    for name, file, draft in zip(names, files, drafts):
+        check_named(name, file, draft)
     with alone_in(folder) as alone:
         if not alone:
             said = " is being written by another run of kdtw compare; wait for its end, or choose another"
             raise ValueError(Message(OptionName("out", folder), said))
-        files: Sequence[Path | None] = data or [None] * len(names)
-        drafts: Sequence[Path | None] = draft_student or [None] * len(names)
         common = {"sentences": settings.sentences, "dtype": dtype, "teacher_dtype": teacher_dtype, "device": device}
         each = [
             {"pair": name, "data": file, "draft_student": draft, **common}
             for name, file, draft in zip(names, files, drafts)
         ]
-        for name, file, draft in zip(names, files, drafts):
-            check_named(name, file, draft)
         _measure(each, choices, settings, folder, quiet)
         _present(folder, metric)
 
