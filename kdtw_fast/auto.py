@@ -183,6 +183,7 @@ class AutoDecoder(AnyDecoder):
         self.student = load(student, "student", options.dtype, options.device, options.cache, options.generation_config)
         loaded = load_teacher(teacher, "teacher", options.teacher_dtype, self.student, options)
         self.teachers = (loaded,)
+        self._given_tokenizer = options.tokenizer
         self._words = words_of(options.tokenizer, student, self.student.tau_token_ids, [("teacher", teacher)])
         check_padding(self.student, self.teachers, self._words)
         if options.tokenizer is not None:
@@ -332,7 +333,7 @@ class AutoDecoder(AnyDecoder):
             models = {"student": self.student, "teacher": teacher}
             settings = {"draft_length": draft_length} if method == SPECULATIVE else {}
             told = self._generation_config
-            made = make_decoder(method, models, self.tokenizer, self.num_threads, told, **settings)
+            made = make_decoder(method, models, self._given_tokenizer, self.num_threads, told, **settings)
             assert isinstance(made, Decoder)
             made._quality = self.quality
             self._decoders[key] = made

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Of torch's allocator; of the system's own words for ENOMEM, which torch, safetensors and Python hand on; of Rust's.
-_SAID = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "os error 12", "memory allocation of")
+_SAID = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "(os error 12)",
+    "memory allocation of",
+)
 
 
 @contextmanager

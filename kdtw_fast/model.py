@@ -36,6 +36,7 @@ class NativeModel:
     Attributes:
         name: what messages call it ("student", "teacher", …).
         folder: where it was loaded from, or the model that it was made of; None where that is no folder here.
+        from_folder: whether these weights are that folder's; a model in memory may have been changed since.
         device: where the weights are and decodes run, "cpu" or "cuda:<index>".
         dtype: number format of the packed matrices, "fp32", "fp16" (CUDA only), "bf16" or "int8".
         kept_bf16: matrices that are bf16 though ``dtype`` is int8, which would lose too much in them: by the core's
@@ -67,6 +68,7 @@ class NativeModel:
     ):
         self.name = name
         self.folder: Path | None = None
+        self.from_folder = False
         self.generation = dict(generation or {})
         self.device = check_device(device)
         self._ignored = frozenset(ignore_config_fields)
@@ -279,7 +281,7 @@ class NativeModel:
             if cache is not None and cache is not False:
                 raise ValueError(f"{name}: cache={cache!r} is for folders, and {folder} is a GGUF file; leave it out")
             made = cls.from_model(read_gguf(folder, name), name, dtype, cache_dtype, ignore_config_fields, device)
-            made.folder = folder
+            made.folder, made.from_folder = folder, True
             return made
         config, tensors, formats, files = read_folder(folder, name)
         check_dtype(dtype)
@@ -294,7 +296,7 @@ class NativeModel:
             packed = PackedFile(path, files, way)
         generation = read_generation(folder, config, name)
         made = cls(config, tensors, name, ignore_config_fields, dtype, cache_dtype, packed, device, generation)
-        made.folder = folder
+        made.folder, made.from_folder = folder, True
         return made
 
     def __reduce__(self) -> Any:

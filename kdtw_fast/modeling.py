@@ -178,7 +178,8 @@ class TrainingWheels(_Model):
     def _loaded(cls, place: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """A student of this class from a place that was checked."""
         wants_info = kwargs.pop("output_loading_info", False)
-        own_files(os.path.join(place, kwargs.get("subfolder") or ""), "student")
+        if place is not None:  # None: config and state_dict are given
+            own_files(os.path.join(place, kwargs.get("subfolder") or ""), "student")
         loaded: Any = super().from_pretrained(place, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing = {name for name in info["missing_keys"] if name != BETA}

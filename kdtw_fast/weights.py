@@ -102,8 +102,12 @@ def own_files(place: str | os.PathLike[str], name: str) -> str | os.PathLike[str
     """
     folder = Path(place)
     if folder.is_dir():
-        for index in sorted(folder.glob("*.index.json")):
-            shards_of(folder, index, name)
+        for kind in ("model.safetensors", "pytorch_model.bin"):  # transformers reads the first that is there
+            if (folder / kind).exists():
+                break
+            if (index := folder / f"{kind}.index.json").exists():
+                shards_of(folder, index, name)
+                break
         files = [file.name for kind in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)]
         _check_inside(folder, sorted(files), f"{folder} has", name)
     return place
@@ -126,8 +130,7 @@ def _check_inside(folder: Path, files: Sequence[str], origin: str, name: str) ->
     """Raises FileNotFoundError or ValueError for what is no file of the folder; errors name it by its `origin`."""
     # Hugging Face's cache keeps a snapshot's files as links into the folder "blobs" beside "snapshots".
     homes = [folder.resolve()]
-    if homes[0].parent.name == "snapshots":
-        homes.append(homes[0].parent.parent / "blobs")
+    homes += [up.parent / "blobs" for up in homes[0].parents if up.name == "snapshots"]
     for file in files:
         label = f"{name}: {origin} {file!r}"
         try:

@@ -101,10 +101,10 @@ def done(compare, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The tiny pair in the place of a shipped one."""
-    monkeypatch.setattr("kdtw_fast.comparison.contenders.pair_names", lambda: ["tiny"])
-    monkeypatch.setattr("kdtw_fast.comparison.contenders.pair_folder", lambda name: folder)
+    monkeypatch.setattr("kdtw_fast.comparison.named.pair_names", lambda: ["tiny"])
+    monkeypatch.setattr("kdtw_fast.comparison.named.pair_folder", lambda name: folder)
     samples = [Sample(**row, package="") for row in SENTENCES]
-    monkeypatch.setattr("kdtw_fast.comparison.contenders.load_samples", lambda name: samples)
+    monkeypatch.setattr("kdtw_fast.comparison.named.load_samples", lambda name: samples)
     return "tiny"
 
 

@@ -426,6 +426,12 @@ SIZES: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1e9}}, "partial_rotary_factor"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "2"}}, "factor"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [1.0]}},
+        "rope_type is",
+    ),
+    ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e-9}}, "turns positions by more than 64"),
     ("smollm3", {"no_rope_layers": 5}, "no_rope_layers"),
 ]
 

@@ -201,18 +201,43 @@ def test_hugging_faces_loaders_stay_in_the_folder(loader: str, way: str, tmp_pat
         assert "outside" in message(folder)
 
 
-def test_hugging_faces_loaders_read_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("within", ["", "student"])
+def test_hugging_faces_loaders_read_the_hubs_cache(sharded: Path, within: str, tmp_path: Path) -> None:
     for whole in (False, True):
-        snapshot, blobs = tmp_path / f"models--{whole}/snapshots/little", tmp_path / f"models--{whole}/blobs"
+        snapshot, blobs = tmp_path / f"models--{whole}/snapshots/little" / within, tmp_path / f"models--{whole}/blobs"
         snapshot.mkdir(parents=True)
         blobs.mkdir()
         if whole:
             random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(tmp_path / "whole")
         for number, file in enumerate(sorted((tmp_path / "whole" if whole else sharded).iterdir())):
             (blobs / str(number)).write_bytes(file.read_bytes())
-            (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+            (snapshot / file.name).symlink_to(blobs / str(number))
         assert load_plain(str(snapshot), "little").config.vocab_size == VOCAB
         assert NativeT5.from_pretrained(snapshot).vocab_size == VOCAB
+
+
+def test_an_index_that_nobody_opens_is_not_looked_into(tmp_path: Path) -> None:
+    random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(tmp_path)
+    index = json.dumps({"weight_map": {"shared.weight": "pytorch_model-00001-of-00002.bin"}})
+    (tmp_path / "pytorch_model.bin.index.json").write_text(index)
+    assert load_plain(str(tmp_path), "little").config.vocab_size == VOCAB
+
+
+def test_a_student_of_a_config_and_tensors_has_no_folder() -> None:
+    student = random_student("t5")
+    again = type(student).from_pretrained(None, config=student.config, state_dict=student.state_dict())
+    assert again.tau_token_ids == student.tau_token_ids
+
+
+def test_token_ids_need_no_tokenizer_that_can_be_read(tmp_path: Path) -> None:
+    random_t5(SHAPES[2], VOCAB, seed=4).save_pretrained(tmp_path)
+    for part in (pair_folder() / "tokenizer").iterdir():
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("[")
+    decoder = SingleModelDecoder(NativeT5.from_pretrained(tmp_path))
+    assert decoder.generate([[5, 6, 1]], max_new_tokens=3).lengths[0] <= 3
+    with pytest.raises(ValueError, match="tokenizer"):
+        decoder("text")
 
 
 # --- Tokenizers that are damaged -------------------------------------------------------------------------------

@@ -183,6 +183,7 @@ def test_memory_that_is_refused_is_a_memory_error(tmp_path: Path) -> None:
         (OSError(12, "Cannot allocate memory"), True),
         (MemoryError("by the core"), True),
         (RuntimeError("shapes differ"), False),
+        (OSError("Disk quota exceeded (os error 122)"), False),
         (ValueError("no"), False),
     ],
 )

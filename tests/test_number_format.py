@@ -45,11 +45,10 @@ def test_a_run_killed_as_it_writes_its_recipe_leaves_the_one_that_is_there(tmp_p
     settings = RunSettings(out=str(tmp_path), bf16=True)
     _Records(tmp_path, {"bf16": True}, settings, 0, 0).__exit__()
 
-    def killed(path, text, **options):
-        path.open("w").close()
+    def killed(path, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pathlib.Path.write_text", killed)
+    monkeypatch.setattr("pathlib.Path.replace", killed)  # all is written, beside it
     with pytest.raises(KeyboardInterrupt):
         _Records(tmp_path, {"bf16": True}, settings, 0, 0)
     assert number_format.decided(RunSettings(out=str(tmp_path), bf16="auto")).bf16 is True

@@ -71,7 +71,9 @@ def test_owners_print_as_names_and_are_a_tensor_otherwise() -> None:
 def test_show_prints_rows_with_their_owners(capsys: pytest.CaptureFixture[str]) -> None:
     shipped()([GERMAN, "Ein Spiel"], budget="light").show()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("  8 %           It provides functions for all major [operations] on this structures.")
+    assert lines[0].endswith(
+        "  8 % used               It provides functions for all major [operations] on this structures."
+    )
     assert len(lines) == 3 and "[teacher]" in lines[2]
     for out in shipped().stream(["", GERMAN], budget="no"):
         out.show()

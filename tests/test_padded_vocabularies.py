@@ -11,6 +11,7 @@ from factories import SHAPES, grow_vocabulary, pack, random_pair, random_t5
 from test_auto import DRAFTING_PAYS
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from kdtw_fast import AutoDecoder, NativeT5
 from kdtw_fast.decoders import (
@@ -119,6 +120,20 @@ def test_padding_between_the_tokenizers_rows_and_tau_is_not_picked(device: str) 
             out = decoder.generate(SOURCES, max_new_tokens=12, temperature=1.5)
             picked |= set(out.sequences.flatten().tolist())
     assert max(picked) < ROWS - 10
+
+
+def test_tokens_added_to_a_model_in_memory_are_its_own(tmp_path: Any) -> None:
+    """The folder that it came from says nothing of them."""
+    model = random_t5(SHAPES[2], 20, seed=3)
+    model.save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(20), eos_token="t1", pad_token="t0").save_pretrained(tmp_path)
+    again = padded(type(model).from_pretrained(tmp_path))
+    ids = [[5, 6, 1]]
+    known = SingleModelDecoder(NativeT5.from_pretrained(tmp_path)).generate(ids, max_new_tokens=8)
+    there = SingleModelDecoder(again).generate(ids, max_new_tokens=8).sequences.tolist()
+    theirs = again.generate(torch.tensor(ids), max_new_tokens=8, do_sample=False, num_beams=1).tolist()
+    assert max(known.sequences[0]) < 20 <= max(there[0])
+    assert there[0] == theirs[0][: len(there[0])]
 
 
 @pytest.mark.parametrize("larger", ["student", "teacher"])

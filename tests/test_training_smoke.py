@@ -350,6 +350,8 @@ def test_models_with_several_ends_train(name, ends, toy, tmp_path, monkeypatch):
         f"{role}__path": with_several_ends(toy / role / "model", tmp_path / role, ends)
         for role in ("student", "teacher")
     }
+    if name.endswith("-teachers"):
+        places["teachers"] = f"[{{path: {places['teacher__path']}}}]"
     small = {"steps": 2, "max_new_tokens": 8} | ({"tasks": 4} if name.startswith("phase2") else {})
     recipe = toy_recipe(toy, f"debian-de-en/{name}", out=tmp_path / "run", **places, **small)
     assert recipes.train(recipe, quiet=True).step == 2

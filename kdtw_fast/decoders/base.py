@@ -14,7 +14,7 @@ from kdtw_fast import _core
 from kdtw_fast.decoder_options import DecoderOptions, PairKeywords, PairOptions
 from kdtw_fast.decoders.interface import AnyDecoder, end, is_text_streamer
 from kdtw_fast.decoders.reading import Row
-from kdtw_fast.decoders.tokenizers import check_taus, rows_of, words_of
+from kdtw_fast.decoders.tokenizers import check_taus, rows_of, words_of, words_of_folders
 from kdtw_fast.generation import call_defaults, row_options
 from kdtw_fast.inputs import Item, row_keys
 from kdtw_fast.messages import Message, OptionName
@@ -60,7 +60,9 @@ class Decoder(AnyDecoder):
         self.defaults = call_defaults((model, *asked), options.generation_config)
         starts = [one.decoder_start_token_id for one in (model, *asked) if one.has_encoder]
         taus = model.tau_token_ids
-        self._vocabulary, common = rows_of(self.tokenizer, (model, *asked)), min(m.vocab_size for m in (model, *asked))
+        models = (model, *asked)
+        known = self._words if options.tokenizer is not None else words_of_folders(self._words, models)
+        self._vocabulary, common = rows_of(known(), models), min(each.vocab_size for each in models)
         # Padding, also before a <tau> behind it, is banned as a <tau> is that asks nobody.
         last = max([common - 1, *taus])
         banned = taus + [row for row in range(self._vocabulary, last + 1) if row not in taus]

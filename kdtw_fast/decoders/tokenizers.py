@@ -48,6 +48,24 @@ def words_of(
     return read
 
 
+def words_of_folders(words: Callable[[], Any], models: Sequence[NativeModel]) -> Callable[[], Any]:
+    """`words`, where they lie beside weights that were read from the same folder and can be read; else None's.
+
+    A model in memory may have more tokens by now than the folder that it came from. Who gives token ids needs no
+    tokenizer; texts are told of one that cannot be read.
+    """
+
+    def read() -> Any:
+        if not all(model.from_folder for model in models):
+            return None
+        try:
+            return words()
+        except (ImportError, OSError, ValueError):
+            return None
+
+    return read
+
+
 def tokenizer_place(model: Any) -> Path | None:
     """Where the tokenizer of a model is whose folder is known; None where there is none."""
     folder = folder_of(model)

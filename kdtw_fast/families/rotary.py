@@ -12,7 +12,8 @@ from kdtw_fast.families.description import Description, Fields
 
 # Scalings whose frequencies do not depend on how long a text is.
 _FIXED = ("default", "linear", "llama3", "yarn")
-_WORDS = ("rope_type", "type", "truncate")  # of a scaling that are no numbers
+_NUMBERS = ["rope_theta", "factor", "attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"]
+_NUMBERS += ["original_max_position_embeddings", "partial_rotary_factor", "mscale", "mscale_all_dim"]
 
 
 def rotary(model: Description, fields: Fields, stack: str, kinds: Sequence[str] = ()) -> None:
@@ -33,12 +34,12 @@ def rotary(model: Description, fields: Fields, stack: str, kinds: Sequence[str] 
     parameters = config.rope_parameters
     for each in parameters.values() if kinds else [parameters]:
         kind = each.get("rope_type", "default") if isinstance(each, Mapping) else each
-        if isinstance(each, Mapping):
-            for key, value in each.items():
-                _check(fields.name, key, value)
         if kind not in _FIXED:
             known = ", ".join(f"'{each}'" for each in _FIXED)
             raise ValueError(f"{fields.name}: config field rope_type is {kind!r}; the core knows {known}")
+        if isinstance(each, Mapping):
+            for key, value in each.items():
+                _check(fields.name, key, value)
     module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
     (name,) = [each for each in vars(module) if each.endswith("RotaryEmbedding")]
     with torch.device("cpu"):
@@ -50,7 +51,10 @@ def rotary(model: Description, fields: Fields, stack: str, kinds: Sequence[str] 
             ) from None
     prefixes = [f"{kind}_" for kind in kinds] or [""]
     for i, prefix in enumerate(prefixes):
-        model.parts[f"{stack}.rotary.{i}"] = getattr(embedding, f"{prefix}inv_freq").float()
+        turns = getattr(embedding, f"{prefix}inv_freq").float()
+        if not bool((turns <= 64).all()):  # the core's angles have 30 bits before the point
+            raise ValueError(f"{fields.name}: {parameters!r} turns positions by more than 64 radians each")
+        model.parts[f"{stack}.rotary.{i}"] = turns
     frequencies = model.parts[f"{stack}.rotary.0"]
     assert isinstance(frequencies, torch.Tensor)
     scales = [float(getattr(embedding, f"{prefix}attention_scaling")) for prefix in prefixes]
@@ -59,7 +63,7 @@ def rotary(model: Description, fields: Fields, stack: str, kinds: Sequence[str] 
 
 def _check(model: str, key: str, value: object) -> None:
     """ValueError for what a number of rotary positions cannot be."""
-    if key in _WORDS or value is None:
+    if key not in _NUMBERS or value is None:
         return
     most = 1.0 if key == "partial_rotary_factor" else sys.float_info.max
     if key.startswith("mscale") and value in (0, 0.0) and not isinstance(value, bool):  # which says nothing
