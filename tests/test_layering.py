@@ -84,8 +84,8 @@ def test_simd_files_define_nothing_shared(level: str) -> None:
 
 # A module may import those of its own layer and of the layers before it; a package stands for all that is in it.
 LAYERS = {
-    "foundations": "_core budgets decoder_options deprecation extras files gguf_file keywords loaders machine memory messages "
-    "options owner random tables visible",
+    "foundations": "_core budgets decoder_options deprecation extras files gguf_file keywords loaders machine memory "
+    "messages options owner random tables visible",
     "models": "equalising families generation model modeling packed pair_folders pairs probing random_pairs roofline "
     "shapes special_tokens torch_allocator weights",
     "inputs and outputs": "costs feeds inputs outputs owners_tensor owners_view stops streams token_rules worker",
