@@ -2,8 +2,11 @@
 // refuses memory.
 #pragma once
 
+#include <pthread.h>
+
 #include <memory>
 #include <mutex>
+#include <new>
 #include <set>
 #include <utility>
 #include <vector>
@@ -25,19 +28,20 @@ class Spare {
 
   // Drops what was there before.
   void put(std::shared_ptr<void> kept) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(all().mutex);
     kept_.swap(kept);  // what was there goes when the lock has gone
   }
   // Empty where nothing is there.
   std::shared_ptr<void> take() {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(all().mutex);
     return std::exchange(kept_, nullptr);
   }
   // Drops what all spares have, in the calling thread.
   static void drop_all() {
-    std::vector<std::shared_ptr<void>> dropped;  // goes when the lock has gone
+    std::vector<std::shared_ptr<void>> dropped;  // goes when the lock has gone, also where there is no memory for it
     const std::lock_guard lock(all().mutex);
-    for (Spare* const spare : all().spares) dropped.push_back(spare->take());
+    dropped.reserve(all().spares.size());
+    for (Spare* const spare : all().spares) dropped.push_back(std::exchange(spare->kept_, nullptr));
   }
 
  private:
@@ -45,13 +49,18 @@ class Spare {
     std::mutex mutex;
     std::set<Spare*> spares;
   };
-  // Never destroyed: spares may outlive what is static.
+  // Never destroyed: spares may outlive what is static. A fork waits for who has the mutex, as the child could not.
   static All& all() {
-    static All* const all = new All;
+    static All* const all = [] {
+      auto* const made = new All;
+      if (pthread_atfork([] { Spare::all().mutex.lock(); }, [] { Spare::all().mutex.unlock(); },
+                         [] { Spare::all().mutex.unlock(); }) != 0)
+        throw std::bad_alloc();
+      return made;
+    }();
     return *all;
   }
 
-  std::mutex mutex_;
   std::shared_ptr<void> kept_;
 };
 
