@@ -76,12 +76,13 @@ class Recording(Trial):
         super().same(actual, *arguments)
 
 
-EXACT = ("embedding", "rounding", "norm", "gather", "product")  # the others call exp
+EXACT = ("embedding", "rounding", "norm", "gather", "product")  # the others call exp,
+INEXACT = ("norm and", "products with biases")  # as these do
 
 
 @needs_nvcc
 @pytest.mark.gpu_proof
-@pytest.mark.parametrize("name", [n for n in cases.CASES if n.startswith(EXACT) and not n.startswith("norm and")])
+@pytest.mark.parametrize("name", [n for n in cases.CASES if n.startswith(EXACT) and not n.startswith(INEXACT)])
 def test_source_and_ptx_give_the_same_bits(name: str, source: SimulatedDevice, translated: SimulatedDevice) -> None:
     results = []
     for device in (source, translated):
