@@ -86,6 +86,16 @@ def test_sizes_whose_product_has_no_64_bits_are_refused(sizes: dict[str, int], n
         _core.Transformer(spec | {"name": "model", "decoder": decoder}, "cpu", lambda key, *_: arrays.get(key))
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 65.0])
+def test_frequencies_that_turn_too_far_are_refused(value: float) -> None:
+    """Their angles were cast to an integer that cannot hold them."""
+    spec, arrays = tensors_of(random_pair_member("llama", 43, 16, 1))
+    (name,) = (key for key in arrays if key.startswith("decoder.rotary."))
+    wrong = arrays | {name: arrays[name] * 0 + value}
+    with pytest.raises(ValueError, match=f"tensor '{name}' must have frequencies of at most 64"):
+        _core.Transformer(spec | {"name": "model"}, "cpu", lambda key, *_: wrong.get(key))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
 def test_exponents_of_what_is_not_finite(value: float) -> None:
     """The generic kernels cast an infinite power of two to an integer."""

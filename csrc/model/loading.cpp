@@ -166,7 +166,12 @@ class Transformer::Loader {
     to.embedding_norm = norm(prefix + ".embedding_norm", M);
     if (stack_config.positions > 0) to.positions = required(prefix + ".positions", stack_config.positions, M);
     for (int kind = 0; kind < stack_config.rotary_kinds(); ++kind) {
-      to.frequencies[kind] = required(concat(prefix, ".rotary.", kind), stack_config.rotary_pairs);
+      const std::string name = concat(prefix, ".rotary.", kind);
+      if (const auto tensor = tensors_(name, stack_config.rotary_pairs, 0)) {
+        const bool small = std::ranges::all_of(tensor->values, [](float f) { return std::fabs(f) <= 64.0f; });
+        require(small, config_.name, ": tensor '", name, "' must have frequencies of at most 64");  // see core/rotary.h
+      }
+      to.frequencies[kind] = required(name, stack_config.rotary_pairs);
       to.rotary[kind] = {to.frequencies[kind].data, stack_config.rotary_pairs, stack_config.rotary_scales[kind]};
     }
     for (int i = 0; i < stack_config.layers; ++i) {
