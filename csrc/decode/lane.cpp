@@ -95,7 +95,10 @@ void Lane::draft(std::span<const Row> rows, std::span<DraftRow> drafts, const Dr
   for (DraftRow& draft : drafts) {
     draft.source_length = state_.source_length[draft.row];
     draft.offset = state_.offset[draft.row];
-    for (int& read = read_[draft.row]; read <= draft.position; ++read) put(rows[draft.row], draft.row, read);
+    int& read = read_[draft.row];
+    // Read already where the student had no token left behind drafts that now all stand: it is asked once more.
+    read = std::min(read, draft.position);
+    for (; read <= draft.position; ++read) put(rows[draft.row], draft.row, read);
     wanted_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
   }
   const PassTokens unread = model_.list(state_, tokens_, wanted_, lists_);

@@ -167,11 +167,12 @@ class Transformer::Loader {
     if (stack_config.positions > 0) to.positions = required(prefix + ".positions", stack_config.positions, M);
     for (int kind = 0; kind < stack_config.rotary_kinds(); ++kind) {
       const std::string name = concat(prefix, ".rotary.", kind);
-      if (const auto tensor = tensors_(name, stack_config.rotary_pairs, 0)) {
-        const bool small = std::ranges::all_of(tensor->values, [](float f) { return std::fabs(f) <= 64.0f; });
-        require(small, config_.name, ": tensor '", name, "' must have frequencies of at most 64");  // see core/rotary.h
-      }
-      to.frequencies[kind] = required(name, stack_config.rotary_pairs);
+      const auto tensor = tensors_(name, stack_config.rotary_pairs, 0);
+      require(tensor.has_value(), config_.name, ": tensor '", name, "' is missing");
+      const bool small = std::ranges::all_of(tensor->values, [](float f) { return std::fabs(f) <= 64.0f; });
+      require(small, config_.name, ": tensor '", name, "' must have frequencies of at most 64");  // see core/rotary.h
+      to.frequencies[kind] = operations_.allocate(tensor->values.size());
+      operations_.upload(to.frequencies[kind], tensor->values);
       to.rotary[kind] = {to.frequencies[kind].data, stack_config.rotary_pairs, stack_config.rotary_scales[kind]};
     }
     for (int i = 0; i < stack_config.layers; ++i) {

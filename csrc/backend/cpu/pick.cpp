@@ -348,15 +348,16 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   PickResult result;
   result.finite = all.finite;
   if (!result.finite) return result;
-  if (all.best == kBanned && request.check != Check::kScore) {
+  const bool none_left = all.best == kBanned;
+  if (none_left && request.check != Check::kScore) {
     result.finite = 0, result.id = kNoneLeft;
     return result;
   }
   const bool has_draft = request.draft >= 0 && request.draft < vocabulary;
   const float raw_draft = has_draft ? chunks[request.draft / kVocabularyChunk].draft : kBanned;
   const float draft = has_draft ? edited_in(request)(request.draft, raw_draft) : kBanned;
-  if (request.want_confidence) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
-  if (request.want_entropy) result.entropy = static_cast<float>(all.entropy);
+  if (request.want_confidence && !none_left) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
+  if (request.want_entropy && !none_left) result.entropy = static_cast<float>(all.entropy);
 
   result.id = all.id;
   float chosen = all.raw;  // the raw logit of what is picked
