@@ -356,7 +356,8 @@ PickResult decide(const Kernels& kernels, const PickRequest& request, int vocabu
   const bool has_draft = request.draft >= 0 && request.draft < vocabulary;
   const float raw_draft = has_draft ? chunks[request.draft / kVocabularyChunk].draft : kBanned;
   const float draft = has_draft ? edited_in(request)(request.draft, raw_draft) : kBanned;
-  if (request.want_confidence && !none_left) result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
+  if (request.want_confidence && !none_left)
+    result.confidence = static_cast<float>(std::exp(all.best - all.log_allowed));
   if (request.want_entropy && !none_left) result.entropy = static_cast<float>(all.entropy);
 
   result.id = all.id;
