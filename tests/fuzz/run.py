@@ -23,7 +23,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "fuzz"
-# Targets, and how many inputs are tried of each without --minutes: about five minutes of processor time in all, and the
+# Targets, and how many inputs are tried of each without --minutes: about four minutes of processor time in all, and the
 # same inputs each time.
 RUNS = {"model": 350_000, "decode": 90_000, "pick": 350_000, "boundary": 30_000}
 FLAGS = ["-std=c++20", "-O2", "-gline-tables-only", "-fno-omit-frame-pointer", "-ffp-contract=off", "-w"]
